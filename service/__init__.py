@@ -1,0 +1,1 @@
+"""The learning server: engine, storage, metrics, RPC, client and command line."""

@@ -1,0 +1,117 @@
+"""How a server is set up: `ServerConfig`, with every limit and the reason for its value."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.errors import InvalidRequest
+
+MESSAGE_BYTES_MAX = 4 << 20
+"""gRPC's own default, which clients in other languages have too; a million values a chunk."""
+
+STREAM_ID_BYTES_MAX = 256
+"""A name, not a payload: a million streams' names then stay below 256 MB."""
+
+CHUNK_STEPS_MAX = 16_384
+"""With k1 = 1 a chunk is answered with as many update reports, 60 bytes each: 1 MB."""
+
+ANSWER_VALUES_MAX = 700_000
+"""Predictions in one answer: 2.8 MB, so that with its update reports it stays below
+MESSAGE_BYTES_MAX, the most that a client of gRPC reads by default."""
+
+PAGE_SIZE_DEFAULT = 100
+PAGE_SIZE_MAX = 1000
+"""A page of models is then at most 300 KB."""
+
+INPUT_NAME_BYTES_MAX = 256
+"""A column's title; 4096 of them still fit one message."""
+
+READ_AHEAD_BYTES = 1 << 20
+"""What HTTP/2 takes from a call that the server does not read: bounds a waiting client's share of
+memory, and is wide enough for a fast one (flow control is not probed for a wider window)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one server holds at most. All bounds are inclusive."""
+
+    models: int = 1000
+    """Models; each has an asyncio task and, of the default size, half a megabyte."""
+    streams: int = 100_000
+    """Streams of one model; 4 KB each at the default size is 400 MB."""
+    parameters: int = 50_000_000
+    """Of one model. 200 MB a copy in float32, and there are five: parameters, gradient, two of
+    Adam's moments, snapshot."""
+    queue_chunks: int = 1024
+    """Chunks that wait for one model: 8 MB at 8 KB a chunk. When it is full the client waits."""
+    queue_bytes: int = 32 << 20
+    """The same in bytes, for large chunks: eight of the largest."""
+    call_answers: int = 1024
+    """Chunks of one Learn call that are not answered yet or whose answer is not yet sent: a client
+    that does not read its answers is not read from."""
+    call_bytes: int = 16 << 20
+    """The same in bytes of predictions, which a horizon of 64 makes 64 times as long as inputs."""
+    run_chunks: int = 256
+    """Chunks that the trainer takes at once. Bounds the time between two snapshots."""
+    run_steps: int = 16_384
+    """The same in steps, for long chunks: about 0.1 s at the default size, as is one chunk of
+    CHUNK_STEPS_MAX."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything a server needs to know.
+
+    Raises:
+        InvalidRequest: a field is out of its bounds; the error names it.
+    """
+
+    address: str = "127.0.0.1:50051"
+    """Where gRPC listens, host:port. Port 0: a free one. There is no authentication: listen on
+    loopback unless something in front of the server does that."""
+    metrics_address: str | None = "127.0.0.1:9464"
+    """Where Prometheus scrapes /metrics, host:port. Port 0: a free one. None: nowhere."""
+    data: Path | None = None
+    """Folder of the checkpoints. None: nothing is stored, and a stop forgets every model."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Threads that learn, shared by all models: as many as cores, for kernels run without the
+    interpreter's lock."""
+    checkpoint_ticks: int = 10_000
+    """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
+    checkpoint_seconds: float = 10.0
+    """What a killed server forgets is at most what was learned in this time."""
+    grace_seconds: float = 20.0
+    """What a stop waits for clients that do not read their answers; Kubernetes kills after 30."""
+    limits: Limits = field(default_factory=Limits)
+    """What the server holds at most."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a look at the machine."""
+        split_address("address", self.address)
+        if self.metrics_address is not None:
+            split_address("metrics_address", self.metrics_address)
+        for name in ("threads", "checkpoint_ticks"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InvalidRequest.of(name, value, "at least 1")
+        for name in ("checkpoint_seconds", "grace_seconds"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise InvalidRequest.of(name, value, "a finite number > 0")
+
+
+def split_address(field_name: str, address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 host stands in brackets.
+
+    Raises:
+        InvalidRequest: it is not an address; the error names `field_name`.
+    """
+    host, colon, port = address.rpartition(":")
+    bound = "host:port, with a port from 0 to 65535"
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise InvalidRequest.of(field_name, address or "empty", bound)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InvalidRequest.of(field_name, address, bound + " and an IPv6 host in brackets")
+    return host.strip("[]"), int(port)
