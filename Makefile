@@ -1,0 +1,82 @@
+# One target for each habit. All of them make their own virtual environment first; nothing needs root.
+#
+#   make run      the demo: a server, a real series streamed to it, what it learned
+#   make test     every test                        (ARGS="-k name" passes options on)
+#   make check    lint, format, types, imports, protos
+#   make bench    speed, against what it is compared to
+#   make protos   generates the Python code of protos/ again
+#
+# PYTHON=/path/to/python3 chooses the interpreter, VENV=folder where the environment stands.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+PYTHON_CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tools that protoc and the tests start are the environment's own.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+# Modules are compiled when they are first imported, which is sooner than all of them at once.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
+protoc = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+
+.PHONY: help run test check bench protos clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: $(RUNTIME)
+	@$(BIN)/bptt demo $(ARGS)
+
+test: $(DEV)
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(RUNTIME)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+check: $(DEV)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "check: these are not formatted: run $(BIN)/ruff format" >&2; $(BIN)/ruff format --check . >&2; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@rm -rf build/protos && mkdir -p build/protos
+	@$(call protoc,build/protos)
+	@diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ build/protos/protos protos \
+		|| { echo "check: the code in protos/ is not what its .proto files give: run make protos" >&2; exit 1; }
+	@echo "check: lint, format, types, imports and protos are as they should be"
+
+protos: $(DEV)
+	@$(call protoc,.)
+
+clean:
+	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Only what running needs. After `make test` it is there already.
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV), with the tools for development ..."
+	@$(PIP_INSTALL) --editable '.[dev,plots]'
+	@touch $(RUNTIME) $@
+
+$(BIN)/python:
+	@found=; for python in $(PYTHON_CANDIDATES); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "Python 3.11 or newer is needed, and none was found as any of: $(PYTHON_CANDIDATES)" >&2; \
+		for python in $(PYTHON_CANDIDATES); do "$$python" --version 2>/dev/null | sed "s|^|  $$python is |" >&2; done; \
+		echo "Name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	if ! "$$found" -m venv $(VENV); then \
+		rm -rf $(VENV); echo "$$found can make no virtual environment (on Debian and Ubuntu its package is python3-venv)" >&2; exit 1; \
+	fi
