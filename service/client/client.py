@@ -1,0 +1,206 @@
+"""The client: one connection to a server, as an asynchronous context manager."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc
+from service.client import convert
+from service.client.errors import from_rpc_error, ServerUnreachable
+from service.client.session import LearnSession
+from service.client.types import Model, ModelSpec, Prediction, Stream
+
+CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
+CALL_SECONDS = 60.0  # the first model ever compiles its kernels, which takes longest
+RECONNECT_MILLISECONDS = 200  # between attempts, so that a server that comes up is found at once
+MESSAGE_BYTES_MAX = 64 << 20  # an answer: predictions of a chunk of 4 MB, 16 steps ahead
+PAGE_SIZE = 1000  # the most that the server gives at once
+
+
+class Client:
+    """A connection to a server.
+
+    ```python
+    async with Client.connect("127.0.0.1:50051") as client:
+        await client.create_model("sea", {"input_size": 1})
+        async with client.learn("sea") as session:
+            await session.send("buoy", [[4.9], [4.8], [4.8]])
+        prediction = await client.predict("sea", "buoy")
+    ```
+
+    Every call raises a `ServiceError`: see `service.errors`.
+    """
+
+    def __init__(self, address: str, *, wait_seconds: float = 0.0) -> None:
+        """See `connect`."""
+        self.address = address
+        self._wait_seconds = wait_seconds
+        self._channel: Any = None
+        self._learner: Any = None
+        self._models: Any = None
+
+    @classmethod
+    def connect(cls, address: str, *, wait_seconds: float = 0.0) -> Self:
+        """A client of the server at `address`, connected when its block is entered.
+
+        Args:
+            address: host and port.
+            wait_seconds: how long to wait for a server that is not there yet.
+        """
+        return cls(address, wait_seconds=wait_seconds)
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ServerUnreachable: nobody answers at the address.
+        """
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.min_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", -1),  # the server says what is too long
+        ]
+        if _is_loopback(self.address):
+            options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine
+        self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        try:
+            await self._connected()
+        except BaseException:
+            await self._channel.close()
+            raise
+        self._learner = bptt_pb2_grpc.LearnerServiceStub(self._channel)
+        self._models = bptt_pb2_grpc.ModelServiceStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def _connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        failing_until = loop.time() + self._wait_seconds
+        deadline = loop.time() + max(self._wait_seconds, CONNECT_SECONDS)
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            remaining = (failing_until if failed else deadline) - loop.time()
+            if remaining <= 0:
+                raise ServerUnreachable(f"no server answers at {self.address}")
+            try:
+                await asyncio.wait_for(self._channel.wait_for_state_change(state), remaining)
+            except TimeoutError:
+                raise ServerUnreachable(f"no server answers at {self.address}") from None
+
+    async def _ask(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.address) from None
+
+    async def create_model(
+        self, model_id: str, spec: ModelSpec | Mapping[str, Any] | pb.ModelSpec
+    ) -> Model:
+        """Create a model.
+
+        Raises:
+            InvalidRequest: a value is out of its bounds.
+            AlreadyExists: a model of that name exists.
+        """
+        message = spec if isinstance(spec, pb.ModelSpec) else convert.spec_to_proto(spec)
+        request = pb.CreateModelRequest(model_id=model_id, spec=message)
+        return convert.model_from_proto((await self._ask(self._models.CreateModel, request)).model)
+
+    async def get_model(self, model_id: str) -> Model:
+        """A model. Raises NotFound."""
+        request = pb.GetModelRequest(model_id=model_id)
+        return convert.model_from_proto((await self._ask(self._models.GetModel, request)).model)
+
+    async def list_models(self) -> list[Model]:
+        """All models, by name."""
+        pages = self._pages(self._models.ListModels, pb.ListModelsRequest(page_size=PAGE_SIZE))
+        return [convert.model_from_proto(item) async for page in pages for item in page.models]
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete a model and all its streams. Raises NotFound."""
+        await self._ask(self._models.DeleteModel, pb.DeleteModelRequest(model_id=model_id))
+
+    def learn(self, model_id: str, *, predictions: bool = True) -> LearnSession:
+        """A session that feeds a model: `async with client.learn(model_id) as session`.
+
+        Args:
+            model_id: the model.
+            predictions: ask for the prediction made before each step was learned.
+        """
+        return LearnSession(self._learner, self.address, model_id, predictions=predictions)
+
+    async def predict(
+        self, model_id: str, stream_id: str = "", inputs: ArrayLike | None = None
+    ) -> Prediction:
+        """Predict, and change nothing.
+
+        Args:
+            model_id: the model.
+            stream_id: predict from this stream's live state; empty: from a zero state.
+            inputs: (T, input_size) steps to read after that state, without learning them. A
+                forecast may leave them out.
+
+        Raises:
+            NotFound: no such model or stream.
+            InvalidRequest: a value is out of its bounds.
+        """
+        request = pb.PredictRequest(model_id=model_id, stream_id=stream_id)
+        if inputs is not None:
+            steps = convert.float32("inputs", inputs)
+            request.MergeFromString(convert.packed(pb.PredictRequest, "inputs", steps))
+        return convert.prediction_from_proto(await self._ask(self._learner.Predict, request))
+
+    async def get_stream(self, model_id: str, stream_id: str) -> Stream:
+        """A stream. Raises NotFound."""
+        request = pb.GetStreamRequest(model_id=model_id, stream_id=stream_id)
+        return convert.stream_from_proto((await self._ask(self._learner.GetStream, request)).stream)
+
+    async def list_streams(self, model_id: str) -> list[Stream]:
+        """All streams of a model, by name. Raises NotFound."""
+        request = pb.ListStreamsRequest(model_id=model_id, page_size=PAGE_SIZE)
+        pages = self._pages(self._learner.ListStreams, request)
+        return [convert.stream_from_proto(item) async for page in pages for item in page.streams]
+
+    async def reset_stream(self, model_id: str, stream_id: str) -> Stream:
+        """Forget a stream's recurrent state and unfinished window. Raises NotFound."""
+        request = pb.ResetStreamRequest(model_id=model_id, stream_id=stream_id)
+        answer = await self._ask(self._learner.ResetStream, request)
+        return convert.stream_from_proto(answer.stream)
+
+    async def delete_stream(self, model_id: str, stream_id: str) -> None:
+        """Forget a stream altogether; what was learned from it stays. Raises NotFound."""
+        request = pb.DeleteStreamRequest(model_id=model_id, stream_id=stream_id)
+        await self._ask(self._learner.DeleteStream, request)
+
+    async def _pages(self, method: Any, request: Any) -> AsyncIterator[Any]:
+        while True:
+            page = await self._ask(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")

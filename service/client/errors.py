@@ -1,0 +1,68 @@
+"""From a gRPC status to the service's own errors.
+
+The client raises the classes of `service.errors`, and one of its own:
+
+ServiceError
+└── Unavailable
+    └── ServerUnreachable   nobody answers at the address, or the connection broke
+"""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from service.errors import from_status, ServiceError, Unavailable, Violation
+
+_DESCRIPTION = re.compile(r"is (?P<value>.*), but must be (?P<bound>.*)", re.DOTALL)
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_STATUS_KEY = "grpc-status-details-bin"
+
+
+class ServerUnreachable(Unavailable):
+    """Nobody answers at the address, or the connection broke. Names the address."""
+
+    reason = "unreachable"
+
+
+def code_name(number: int) -> str:
+    """The name of a google.rpc.Code."""
+    return _NAMES.get(number, "UNKNOWN")
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
+    """The error of a call that ended with a status other than OK."""
+    code = error.code().name
+    text = error.details() or code
+    status = _status(error)
+    if status is None and code == "UNAVAILABLE" and "stopping" not in text:
+        return ServerUnreachable(f"no server answers at {address} ({text})")
+    if status is None and code == "DEADLINE_EXCEEDED":
+        return ServerUnreachable(f"the server at {address} did not answer in time")
+    return from_status(code, text, _violations(status))
+
+
+def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """What the server itself said; None where gRPC made the status up."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _STATUS_KEY:
+            return status_pb2.Status.FromString(value)
+    return None
+
+
+def _violations(status: status_pb2.Status | None) -> tuple[Violation, ...]:
+    found = []
+    for detail in status.details if status is not None else ():
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(bad_request):
+            found += [_violation(item) for item in bad_request.field_violations]
+    return tuple(found)
+
+
+def _violation(item: error_details_pb2.BadRequest.FieldViolation) -> Violation:
+    match = _DESCRIPTION.search(item.description)
+    if match is None:
+        return Violation(item.field, "", item.description)
+    return Violation(item.field, match["value"], match["bound"])

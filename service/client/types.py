@@ -1,0 +1,149 @@
+"""What the client takes and gives: plain values and NumPy arrays, never protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ServiceError
+
+Float32Array = NDArray[np.float32]
+
+
+class ModelSpec(TypedDict, total=False):
+    """What a model is. What is left out takes the server's default; only input_size is required.
+
+    Meaning, bound and default of each field: `ModelSpec` in protos/bptt/v1/bptt.proto.
+    """
+
+    task: Literal["forecast", "regression"]
+    input_size: int
+    output_size: int
+    horizon: int
+    target_columns: Sequence[int]
+    cell: Literal["rnn_tanh", "rnn_relu"]
+    hidden_size: int
+    layers: int
+    loss: Literal["squared_error", "huber"]
+    reduction: Literal["mean", "sum"]
+    k1: int
+    k2: int
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: float
+    clip: Literal["none", "value", "norm"]
+    clip_threshold: float
+    scaling: bool
+    max_batch_streams: int
+    input_names: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as it stands on the server."""
+
+    model_id: str
+    spec: ModelSpec
+    """All fields filled in."""
+    parameters: int
+    steps: int
+    updates: int
+    clipped_updates: int
+    skipped_updates: int
+    streams: int
+    skill_ratio: float
+    """Prequential error over that of the naive forecast; NaN before the first target."""
+    loss: float
+    """Of the last update; NaN before the first."""
+    gradient_norm: float
+    """Of the last update, before clipping; NaN before the first."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps ahead in a prediction; 1 for regression."""
+        return self.spec.get("horizon", 1)
+
+    @property
+    def targets(self) -> int:
+        """Values in a prediction for one step."""
+        if self.spec.get("task") == "regression":
+            return self.spec["output_size"]
+        return len(self.spec.get("target_columns", ())) or self.spec["input_size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream as it stands on the server."""
+
+    stream_id: str
+    next_step: int
+    """The number that the stream's next step will have."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a snapshot of a model predicts."""
+
+    values: Float32Array
+    """(T, horizon, targets), in the user's units; one row where no inputs were given."""
+    next_step: int
+    """Number of the step after the state that was used."""
+    update: int
+    """Updates the snapshot had seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """One update of a model: one optimizer step."""
+
+    update: int
+    """Counts from 1 in the life of the model."""
+    steps: int
+    """New steps in the update, over all its streams."""
+    streams: int
+    """Windows in the update."""
+    loss: float
+    gradient_norm: float
+    """L2 norm of the gradient before clipping."""
+    clipped_gradient_norm: float
+    clipped: bool
+    skipped: bool
+    """The loss or the gradient was not finite: nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """A chunk was learned."""
+
+    stream_id: str
+    first_step: int
+    """Number of the first step that was new; the predictions begin with it."""
+    next_step: int
+    """All steps before this one are learned or held for the next window."""
+    predictions: Float32Array | None
+    """(T, horizon, targets), in the user's units, each made before its target was learned. None
+    where the session leaves predictions out."""
+    updates: tuple[UpdateReport, ...]
+    """The updates this chunk took part in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A chunk was refused. Nothing of it was learned; the session goes on."""
+
+    chunk_index: int
+    """Place of the chunk in the session, from 0."""
+    stream_id: str
+    first_step: int | None
+    """As it was sent."""
+    expected_step: int
+    """The step the stream expects next."""
+    error: ServiceError
+    """Why; mostly an `InvalidRequest` or an `OutOfOrder`."""
+
+
+Answer = Learned | Refused
