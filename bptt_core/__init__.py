@@ -1,0 +1,24 @@
+"""Recurrent networks that learn from streams: truncated back-propagation through time, and nothing but numerics.
+
+No clock, file, thread, log or network: a learner is a function of what it was fed.
+"""
+
+from bptt_core import errors
+from bptt_core.learner import FeedResult, Learner
+from bptt_core.snapshot import Snapshot, StreamView
+from bptt_core.specs import ModelSpec
+from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
+
+__all__ = [
+    "Chunk",
+    "ChunkResult",
+    "FeedResult",
+    "Figures",
+    "Learner",
+    "ModelSpec",
+    "Snapshot",
+    "StreamView",
+    "TickResult",
+    "UpdateReport",
+    "errors",
+]

@@ -1,0 +1,104 @@
+"""What comes from outside is checked here, whole, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core import state as state_arrays
+from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, OrderError, ShapeError
+from bptt_core.specs import ModelSpec
+from bptt_core.ticks import Chunk
+
+Array = NDArray[Any]
+
+
+def tick(
+    spec: ModelSpec, chunks: Sequence[Chunk], next_step: Callable[[str], int]
+) -> list[tuple[Array, Array | None]]:
+    """Inputs (T, D) and targets (T, target_width) of each chunk in float64."""
+    if not chunks:
+        raise InvalidArgument("tick", "empty", "at least one chunk")
+    if len({chunk.stream_id for chunk in chunks}) != len(chunks):
+        raise InvalidArgument("tick", "two chunks of one stream", "at most one chunk a stream")
+    result = []
+    for chunk in chunks:
+        x = _numbers("inputs", chunk.inputs, (None, spec.input_size))
+        y = _targets(spec, chunk.targets, (len(x),))
+        expected = next_step(chunk.stream_id)
+        if chunk.first_step != expected:
+            raise OrderError(chunk.stream_id, chunk.first_step, expected)
+        result.append((x, y))
+    return result
+
+
+def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array | None]:
+    """Inputs (T, B, D) and targets (T, B, target_width) in float64."""
+    x = _numbers("x", x, (None, None, spec.input_size))
+    return x, _targets(spec, target, x.shape[:2])
+
+
+def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int) -> ModelSpec:
+    """The spec of a saved state whose arrays all fit it."""
+    if metadata.get("format") != version:
+        raise InvalidArgument("format", metadata.get("format"), f"{version}")
+    spec = ModelSpec.from_dict(metadata["spec"])
+    names = metadata.get("streams")
+    if not isinstance(names, list):
+        raise InvalidArgument("streams", names, "a list of names")
+    expected = {f"model.{k}": v for k, v in state_arrays.new_model(spec)._asdict().items()}
+    streams = state_arrays.new_streams(spec, len(names))
+    expected |= {f"streams.{k}": v for k, v in streams._asdict().items()}
+    for name, like in expected.items():
+        if name not in arrays:
+            raise InvalidArgument(name, "missing", "an array")
+        array = arrays[name]
+        if array.shape != like.shape:
+            raise ShapeError(name, f"of shape {array.shape}", f"of shape {like.shape}")
+        if array.dtype != like.dtype:
+            raise DtypeError(name, str(array.dtype), str(like.dtype))
+    return spec
+
+
+def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int, ...]) -> Array | None:
+    """Targets (*steps, target_width) in float64, or None for a forecast."""
+    if spec.task == "forecast":
+        if target is not None:
+            raise InvalidArgument("targets", "given", "left out for task forecast")
+        return None
+    if target is None:
+        raise InvalidArgument("targets", "left out", f"given for task {spec.task}")
+    if spec.task == "regression":
+        return _numbers("targets", target, (*steps, spec.outputs))
+    ids = np.asarray(target)
+    if ids.dtype.kind not in "iu":
+        raise DtypeError("targets", f"of dtype {ids.dtype}", "whole numbers, class ids")
+    if ids.shape != steps:
+        raise ShapeError("targets", f"of shape {ids.shape}", f"of shape {steps}")
+    if ids.size and not (ids.min() >= 0 and ids.max() < spec.outputs):
+        wrong = ids[(ids < 0) | (ids >= spec.outputs)][0]
+        raise InvalidArgument("targets", int(wrong), f"class ids from 0 to {spec.outputs - 1}")
+    return ids[..., np.newaxis].astype(np.float64)
+
+
+def _numbers(field: str, values: Array, shape: tuple[int | None, ...]) -> Array:
+    """Values in float64 of a shape, where None is any length of at least 1."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+        raise DtypeError(field, f"of dtype {array.dtype}", "float32 or float64")
+    fits = array.ndim == len(shape) and all(
+        have >= 1 if want is None else have == want
+        for have, want in zip(array.shape, shape, strict=False)
+    )
+    if not fits:
+        wanted = ", ".join("1 or more" if want is None else str(want) for want in shape)
+        raise ShapeError(field, f"of shape {array.shape}", f"of shape ({wanted})")
+    array = np.ascontiguousarray(array, np.float64)
+    if not np.isfinite(array).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        where = "".join(f"[{i}]" for i in place)
+        raise NonFiniteError(f"{field}{where}", str(array[place]), "a finite number")
+    return array

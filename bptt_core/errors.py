@@ -1,0 +1,74 @@
+"""Everything that `bptt_core` raises on purpose.
+
+BpttError
+├── InvalidArgument     an argument's value is out of its bounds; nothing was changed
+│   ├── ShapeError      an array's shape does not match
+│   ├── DtypeError      an array's element type is not one that is read
+│   └── NonFiniteError  NaN or infinity where a number must be
+├── OrderError          a chunk does not begin with its stream's next step
+└── UnknownStream       no stream of that name
+"""
+
+from __future__ import annotations
+
+
+class BpttError(Exception):
+    """Root of this library's own errors."""
+
+
+class InvalidArgument(BpttError, ValueError):
+    """A value is out of its bounds. Nothing was changed.
+
+    Attributes:
+        field: name of the argument.
+        value: what it was, as text.
+        bound: what it must be, as text.
+    """
+
+    def __init__(self, field: str, value: object, bound: str) -> None:
+        self.field = field
+        self.value = value if isinstance(value, str) else repr(value)
+        self.bound = bound
+        super().__init__(f"{field} is {self.value}, but must be {bound}")
+
+
+class ShapeError(InvalidArgument):
+    """An array's shape does not match what it is used with."""
+
+
+class DtypeError(InvalidArgument):
+    """An array's element type is not one that is read."""
+
+
+class NonFiniteError(InvalidArgument):
+    """A number is NaN or infinite where it must not be."""
+
+
+class OrderError(BpttError):
+    """A chunk does not begin with its stream's next step.
+
+    Attributes:
+        stream_id: the stream.
+        first_step: where the chunk begins.
+        next_step: the step that was expected.
+    """
+
+    def __init__(self, stream_id: str, first_step: int, next_step: int) -> None:
+        self.stream_id = stream_id
+        self.first_step = first_step
+        self.next_step = next_step
+        super().__init__(
+            f"first_step of stream {stream_id!r} is {first_step}, but must be {next_step}"
+        )
+
+
+class UnknownStream(BpttError, KeyError):
+    """No stream of that name."""
+
+    def __init__(self, stream_id: str) -> None:
+        self.stream_id = stream_id
+        super().__init__(f"stream_id is {stream_id!r}, but no such stream is known")
+
+    def __str__(self) -> str:
+        """The message itself; KeyError would quote it."""
+        return str(self.args[0])

@@ -1,0 +1,353 @@
+"""The learner: a model and its streams behind one transition, `apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core import checks, params, scaling
+from bptt_core.backends import BackendName, make
+from bptt_core.errors import UnknownStream
+from bptt_core.snapshot import finish, Snapshot, StreamView
+from bptt_core.specs import ModelSpec
+from bptt_core.state import (
+    BASELINE_LOSS,
+    CLIPPED,
+    CLIPPED_GRADIENT_NORM,
+    GRADIENT_NORM,
+    LOSS,
+    new_model,
+    NEXT_STEP,
+    SEQUENCE_STEP,
+    SKIPPED,
+    STEPS,
+    StreamTable,
+    UPDATES,
+)
+from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
+from bptt_core.windows import Lanes
+
+Array = NDArray[Any]
+
+STATE_FORMAT = 1  # of what `Learner.state` gives
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeedResult:
+    """What became of steps fed side by side."""
+
+    updates: tuple[UpdateReport, ...]
+    predictions: Array | None
+    """(T, B, O) in the user's units."""
+
+
+class Learner:
+    """Learns from streams with truncated BPTT. One thread at a time; usable without any server.
+
+    >>> import numpy as np
+    >>> from bptt_core import Learner, ModelSpec
+    >>> learner = Learner(ModelSpec(input_size=1, hidden_size=8), backend="reference")
+    >>> wave = np.sin(np.arange(60) / 5).reshape(60, 1, 1)
+    >>> result = learner.feed(wave)
+    >>> len(result.updates), result.predictions.shape
+    (14, (60, 1, 1))
+    """
+
+    def __init__(self, spec: ModelSpec, *, backend: BackendName = "compiled") -> None:
+        self.spec = spec
+        self._backend = make(spec, backend)
+        self._model = new_model(spec)
+        self._table = StreamTable(spec)
+
+    # ------------------------------------------------------------------ learning
+
+    def apply(self, tick: Sequence[Chunk], *, predictions: bool = True) -> TickResult:
+        """The one transition: learn a tick.
+
+        Args:
+            tick: at most one chunk a stream; the order counts.
+            predictions: False saves a third of the work, and leaves the figures of merit as they are.
+
+        Raises:
+            InvalidArgument: a chunk's shape, type or value; its subclasses say which.
+            OrderError: a chunk does not begin with its stream's next step.
+        Nothing is changed where an error is raised.
+        """
+        checked = checks.tick(self.spec, tick, self._next_step_or_zero)
+        for chunk in tick:
+            self._table.open(chunk.stream_id)
+        lengths = [len(x) for x, _ in checked]
+        rows = np.array([self._table.rows[chunk.stream_id] for chunk in tick], np.int64)
+        ends = np.array([chunk.end_of_sequence for chunk in tick], bool)
+        xs = [x for x, _ in checked]
+        ys = [y for _, y in checked]
+        first = self._table.arrays.counters[rows, NEXT_STEP].tolist()
+        made, updates, members = self._advance(rows, xs, ys, ends, predictions)
+        results = [
+            ChunkResult(
+                chunk.stream_id,
+                first[lane],
+                first[lane] + lengths[lane],
+                made[lane],
+                tuple(updates[report] for report, member in members if member == lane)
+                if len(tick) > 1
+                else updates,
+            )
+            for lane, chunk in enumerate(tick)
+        ]
+        return TickResult(tuple(results), updates)
+
+    def feed(
+        self,
+        x: Array,
+        target: Array | None = None,
+        *,
+        predictions: bool = True,
+        end_of_sequence: bool = False,
+    ) -> FeedResult:
+        """Learn B sequences side by side: streams named "0" to "B-1".
+
+        Args:
+            x: (T, B, D) inputs.
+            target: (T, B, O), or (T, B) class ids, or None for a forecast.
+            predictions: False saves a third of the work, and leaves the figures of merit as they are.
+            end_of_sequence: learn the unfinished windows, then reset the states.
+
+        Raises:
+            InvalidArgument: shape, type or value; nothing was changed.
+        """
+        x, target = checks.feed(self.spec, x, target)
+        rows = np.array([self._table.open(str(lane)) for lane in range(x.shape[1])], np.int64)
+        xs = [x[:, lane] for lane in range(x.shape[1])]
+        ys = [None if target is None else target[:, lane] for lane in range(x.shape[1])]
+        ends = np.full(len(xs), end_of_sequence)
+        made, updates, _ = self._advance(rows, xs, ys, ends, predictions)
+        side_by_side = None
+        if predictions:
+            side_by_side = np.stack([each for each in made if each is not None], axis=1)
+        return FeedResult(updates, side_by_side)
+
+    def _advance(
+        self,
+        rows: Array,
+        xs: list[Array],
+        ys: list[Array | None],
+        ends: Array,
+        predictions: bool,
+    ) -> tuple[list[Array | None], tuple[UpdateReport, ...], list[list[int]]]:
+        """Scale, run, score: the same way for `apply` and `feed`."""
+        spec, model, arrays = self.spec, self._model, self._table.arrays
+        prepared = [
+            self._backend.prepare(model, arrays, int(row), x, y)
+            for row, x, y in zip(rows, xs, ys, strict=True)
+        ]
+        lanes = _side_by_side(spec, rows, ends, prepared)
+        T, B = lanes.features.shape[:2]
+        outputs = np.empty((T, B, spec.outputs), spec.dtype) if predictions else None
+        begins = arrays.counters[rows, SEQUENCE_STEP].tolist()
+        reports, members = self._backend.advance(model, arrays, lanes, outputs)
+        made: list[Array | None] = [None] * B
+        if outputs is not None:
+            for lane, (x, y, steps) in enumerate(zip(xs, ys, prepared, strict=True)):
+                mine = finish(spec, outputs[: len(x), lane], steps.base, steps.unit)
+                truth = x if y is None else y
+                row, first = int(rows[lane]), begins[lane]
+                self._backend.score(model, arrays, row, first, mine, steps.base, truth)
+                made[lane] = mine
+        return made, tuple(map(_report, reports.tolist())), members.tolist()
+
+    # ------------------------------------------------------------------ streams
+
+    def stream_ids(self) -> list[str]:
+        """All streams, sorted."""
+        return sorted(self._table.rows)
+
+    def next_step(self, stream_id: str) -> int:
+        """The number the stream's next step will have.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        return int(self._table.arrays.counters[self._row(stream_id), NEXT_STEP])
+
+    def reset_stream(self, stream_id: str) -> None:
+        """Forget a stream's state and unfinished window; its steps go on counting.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        self._table.reset(self._row(stream_id))
+
+    def delete_stream(self, stream_id: str) -> None:
+        """Forget a stream. What the model learned from it stays.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        self._row(stream_id)
+        self._table.delete(stream_id)
+
+    def _row(self, stream_id: str) -> int:
+        if stream_id not in self._table.rows:
+            raise UnknownStream(stream_id)
+        return self._table.rows[stream_id]
+
+    def _next_step_or_zero(self, stream_id: str) -> int:
+        row = self._table.rows.get(stream_id)
+        return 0 if row is None else int(self._table.arrays.counters[row, NEXT_STEP])
+
+    # ------------------------------------------------------------------ looking
+
+    @property
+    def parameter_count(self) -> int:
+        """P."""
+        return self._model.parameters.size
+
+    @property
+    def figures(self) -> Figures:
+        """How the model is doing."""
+        counters, last = self._model.counters.tolist(), self._model.last.tolist()
+        norm = float(np.sqrt(np.dot(self._model.parameters, self._model.parameters)))
+        return Figures(
+            steps=counters[STEPS],
+            updates=counters[UPDATES],
+            clipped_updates=counters[CLIPPED],
+            skipped_updates=counters[SKIPPED],
+            loss=last[LOSS],
+            baseline_loss=last[BASELINE_LOSS],
+            gradient_norm=last[GRADIENT_NORM],
+            clipped_gradient_norm=last[CLIPPED_GRADIENT_NORM],
+            skill_ratio=scaling.skill_ratio(self._model),
+            parameter_norm=norm,
+            learning_rate=float(self._model.rates[0]),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """An immutable copy of what predictions need."""
+        moments = np.empty((0, 0), self.spec.dtype)
+        copies = (array.copy() for array in self._model._replace(moments=moments))
+        model = type(self._model)(*map(_frozen, copies))
+        return Snapshot(self.spec, self._backend, model, int(model.counters[UPDATES]))
+
+    def stream_view(self, stream_id: str) -> StreamView:
+        """An immutable copy of one stream's live state.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        row, arrays = self._row(stream_id), self._table.arrays
+        next_step, sequence_step = arrays.counters[row, :2].tolist()
+        if self.spec.task == "forecast":
+            last = arrays.recent[row, (sequence_step - 1) % self.spec.horizon].copy()
+        else:
+            last = np.zeros(self.spec.input_size)
+        return StreamView(
+            next_step, sequence_step, _frozen(arrays.live_state[row].copy()), _frozen(last)
+        )
+
+    def carried_state(self, stream_id: str) -> Array:
+        """(L, parts, H): the recurrent state after the stream's last step; part 0 is h, part 1 an LSTM's c.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        return self.stream_view(stream_id).state
+
+    def parameters(self) -> dict[str, Array]:
+        """Copies of all parameters under PyTorch's names."""
+        copy = self._model.parameters.copy()
+        return params.views(self.spec, copy)
+
+    def load_parameters(self, source: Mapping[str, Array]) -> None:
+        """Replace all parameters, given under PyTorch's names.
+
+        Raises:
+            InvalidArgument: a name or an array does not fit; nothing was changed.
+        """
+        params.load(self.spec, self._model.parameters, source)
+
+    # ------------------------------------------------------------------ keeping
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Everything the learner remembers, as arrays and as values for JSON."""
+        names, streams = self._table.compact()
+        arrays = {f"model.{name}": array.copy() for name, array in self._model._asdict().items()}
+        arrays |= {f"streams.{name}": array for name, array in streams.items()}
+        metadata = {"format": STATE_FORMAT, "spec": self.spec.to_dict(), "streams": names}
+        return arrays, metadata
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: Mapping[str, Array],
+        metadata: Mapping[str, Any],
+        *,
+        backend: BackendName = "compiled",
+    ) -> Self:
+        """The learner whose `state` this is.
+
+        Raises:
+            InvalidArgument: something is missing, or does not fit the spec.
+        """
+        spec = checks.state(arrays, metadata, STATE_FORMAT)
+        learner = cls(spec, backend=backend)
+        for name, array in learner._model._asdict().items():
+            array[...] = arrays[f"model.{name}"]
+        streams = {name: arrays[f"streams.{name}"] for name in learner._table.arrays._fields}
+        learner._table.restore(list(metadata["streams"]), streams)
+        return learner
+
+    def warm_up(self) -> None:
+        """Compile or load all kernels that this spec will use: seconds the first time, then less."""
+        twin = type(self)(self.spec, backend="reference")
+        twin._backend = self._backend
+        steps = self.spec.k1 + self.spec.delay
+        x = np.zeros((steps, 1, self.spec.input_size))
+        target = None
+        if self.spec.task == "classification":
+            target = np.zeros((steps, 1), np.int64)
+        elif self.spec.task == "regression":
+            target = np.zeros((steps, 1, self.spec.outputs))
+        twin.feed(x, target)
+        twin.snapshot().predict(None, x[:, 0])
+
+
+def _side_by_side(
+    spec: ModelSpec, rows: Array, ends: Array, prepared: list[scaling.Prepared]
+) -> Lanes:
+    """Lanes padded to the longest."""
+    lengths = np.array([len(each.features) for each in prepared], np.int64)
+    T, B = int(lengths.max()), len(prepared)
+    if B == 1:
+        features, targets = prepared[0].features[:, None], prepared[0].targets[:, None]
+        return Lanes(rows, lengths, ends, features, targets)
+    features = np.zeros((T, B, spec.features), spec.dtype)
+    targets = np.zeros((T, B, spec.target_width), spec.dtype)
+    for lane, each in enumerate(prepared):
+        features[: lengths[lane], lane] = each.features
+        targets[: lengths[lane], lane] = each.targets
+    return Lanes(rows, lengths, ends, features, targets)
+
+
+def _report(row: list[float]) -> UpdateReport:
+    update, steps, streams, loss, baseline, norm, clipped_norm, skipped = row
+    return UpdateReport(
+        int(update),
+        int(steps) * int(streams),
+        int(streams),
+        loss,
+        baseline,
+        norm,
+        clipped_norm,
+        clipped_norm < norm,
+        skipped != 0,
+    )
+
+
+def _frozen(array: Array) -> Array:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,119 @@
+"""Parameters: one flat vector, seen through named views with PyTorch's names and layout.
+
+Clip, norm, optimizer, snapshot and checkpoint are each one pass over the one vector. The order is PyTorch's
+own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih_l`, `rnn.bias_hh_l`, then `head.weight`, `head.bias`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, ShapeError
+from bptt_core.specs import ModelSpec
+
+Array = NDArray[Any]
+Views = dict[str, Array]
+
+
+class Layer(NamedTuple):
+    """Views of one recurrent layer, in the letters of its equations. G: 1 (RNN), 3 (GRU), 4 (LSTM)."""
+
+    U: Array
+    """(G·H, D) input to hidden; a deeper layer's D is H."""
+    W: Array
+    """(G·H, H) hidden to hidden."""
+    b: Array
+    """(G·H,) PyTorch's `bias_ih`. A textbook's b is the sum of the two."""
+    b_hidden: Array
+    """(G·H,) PyTorch's `bias_hh`; in a GRU it acts inside the reset gate."""
+
+
+def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the order of the flat vector."""
+    rows = spec.gates * spec.hidden_size
+    result: dict[str, tuple[int, ...]] = {}
+    for layer in range(spec.layers):
+        inputs = spec.features if layer == 0 else spec.hidden_size
+        result[f"rnn.weight_ih_l{layer}"] = (rows, inputs)
+        result[f"rnn.weight_hh_l{layer}"] = (rows, spec.hidden_size)
+        result[f"rnn.bias_ih_l{layer}"] = (rows,)
+        result[f"rnn.bias_hh_l{layer}"] = (rows,)
+    result["head.weight"] = (spec.outputs, spec.hidden_size)
+    result["head.bias"] = (spec.outputs,)
+    return result
+
+
+def count(spec: ModelSpec) -> int:
+    """P, the length of the flat vector."""
+    return sum(int(np.prod(shape)) for shape in shapes(spec).values())
+
+
+def views(spec: ModelSpec, vector: Array) -> Views:
+    """Named views into a flat vector (P,): writing to one writes to the vector."""
+    result: Views = {}
+    start = 0
+    for name, shape in shapes(spec).items():
+        stop = start + int(np.prod(shape))
+        result[name] = vector[start:stop].reshape(shape)
+        start = stop
+    if start != vector.size:
+        raise ShapeError("vector", str(vector.shape), f"({start},)")
+    return result
+
+
+def layer(named: Views, index: int) -> Layer:
+    """Views of one layer in the letters of its equations."""
+    return Layer(
+        named[f"rnn.weight_ih_l{index}"],
+        named[f"rnn.weight_hh_l{index}"],
+        named[f"rnn.bias_ih_l{index}"],
+        named[f"rnn.bias_hh_l{index}"],
+    )
+
+
+def initialise(spec: ModelSpec) -> Array:
+    """A fresh flat vector (P,): PyTorch's uniform(-1/√H, 1/√H), from the spec's seed.
+
+    A forecast's head starts at zero: its first answers then repeat the last value, the naive forecast, and
+    learning only has to do better than that.
+    """
+    vector: Array = np.empty(count(spec), dtype=spec.dtype)
+    bound = spec.hidden_size**-0.5
+    random = np.random.Generator(np.random.PCG64(spec.seed))
+    vector[:] = random.uniform(-bound, bound, vector.size)
+    if spec.task == "forecast":
+        named = views(spec, vector)
+        named["head.weight"][:] = 0
+        named["head.bias"][:] = 0
+    return vector
+
+
+def load(spec: ModelSpec, vector: Array, source: Mapping[str, Array]) -> None:
+    """Copy arrays under PyTorch's names into a flat vector (P,), all or nothing.
+
+    Raises:
+        InvalidArgument: a name is missing or unknown.
+        ShapeError: an array has another shape than the spec says.
+        DtypeError: an array is not of floating point.
+        NonFiniteError: an array holds NaN or infinity.
+    """
+    expected = shapes(spec)
+    for name in source:
+        if name not in expected:
+            raise InvalidArgument(name, "given", "one of " + ", ".join(expected))
+    for name, shape in expected.items():
+        if name not in source:
+            raise InvalidArgument(name, "missing", f"an array of shape {shape}")
+        array = np.asarray(source[name])
+        if array.dtype.kind != "f":
+            raise DtypeError(name, str(array.dtype), "float32 or float64")
+        if array.shape != shape:
+            raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
+        if not np.isfinite(array).all():
+            raise NonFiniteError(name, "not finite", "finite numbers")
+    for name, view in views(spec, vector).items():
+        view[:] = source[name]

@@ -1,0 +1,118 @@
+"""Predictions from immutable copies: they meet no trainer and change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.backends import Backend
+from bptt_core.errors import InvalidArgument
+from bptt_core.scaling import deviation, forecast_columns
+from bptt_core.specs import ModelSpec
+from bptt_core.state import Model
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamView:
+    """A copy of one stream's live state."""
+
+    next_step: int
+    sequence_step: int
+    """Steps since the sequence began; at 0 there is nothing to forecast from."""
+    state: Array
+    """(L, parts, H), not writeable."""
+    last_input: Array
+    """(D,) float64 the newest step of a forecast, in the user's units."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A copy of all that predictions need of a model."""
+
+    spec: ModelSpec
+    backend: Backend
+    model: Model
+    """Its arrays are not writeable; moments are left out."""
+    update: int
+    """Updates it has seen."""
+
+    def predict(self, view: StreamView | None, inputs: Array | None = None) -> Array:
+        """Predict from a stream's live state, or from zero, after reading further steps if there are any.
+
+        Args:
+            view: the stream; None begins at a zero state.
+            inputs: (T, D) steps to read first, not learned. A forecast may leave them out.
+
+        Returns:
+            (T, O) float64 in the user's units, one row a step of `inputs`, or one row without them.
+
+        Raises:
+            InvalidArgument: there is nothing to predict from.
+        """
+        spec = self.spec
+        if inputs is None or len(inputs) == 0:
+            if spec.task != "forecast":
+                raise InvalidArgument("inputs", "left out", f"given for task {spec.task}")
+            if view is None or view.sequence_step == 0:
+                raise InvalidArgument(
+                    "inputs", "left out", "given for a stream whose sequence has no step yet"
+                )
+            output = self._head(view.state[-1, 0])[np.newaxis]
+            return finish(spec, output, *self._user_scale(view.last_input[np.newaxis]))
+        if view is None:
+            shape = (spec.layers, spec.state_parts, spec.hidden_size)
+            view = StreamView(0, 0, np.zeros(shape, spec.dtype), np.zeros(spec.input_size))
+        x = np.asarray(inputs, np.float64)
+        features = np.empty((len(x), spec.features), spec.dtype)
+        D = spec.input_size
+        level, spread, change_unit = np.zeros(D), np.ones(D), np.ones(D)
+        if spec.scaling:
+            level = self.model.input_mean
+            spread = deviation(self.model.input_count[0], self.model.input_m2)
+        features[:, :D] = (x - level) / spread
+        if spec.task == "forecast":
+            if spec.scaling:
+                change_unit = deviation(self.model.target_count[0], self.model.target_m2[0])
+            before = view.last_input if view.sequence_step else x[0]
+            features[:, D:] = np.diff(x, axis=0, prepend=before[np.newaxis]) / change_unit
+        outputs = self.backend.forward(self.model.parameters, features, view.state)
+        return finish(spec, outputs, *self._user_scale(x))
+
+    def _head(self, h: Array) -> Array:
+        spec = self.spec
+        weight = self.model.parameters[-spec.outputs * (spec.hidden_size + 1) : -spec.outputs]
+        bias = self.model.parameters[-spec.outputs :]
+        return np.asarray(weight.reshape(spec.outputs, spec.hidden_size) @ h + bias)
+
+    def _user_scale(self, x: Array) -> tuple[Array, Array]:
+        """Base and unit (T, O) of predictions made after inputs x (T, D)."""
+        spec, model = self.spec, self.model
+        base, unit = np.zeros((len(x), spec.outputs)), np.ones((len(x), spec.outputs))
+        if spec.task == "forecast":
+            columns = forecast_columns(spec)
+            base[:] = np.tile(x[:, columns], spec.horizon)
+            if spec.scaling:
+                spreads = [
+                    deviation(model.target_count[j], model.target_m2[j])[columns]
+                    for j in range(spec.horizon)
+                ]
+                unit[:] = np.concatenate(spreads)
+        elif spec.scaling and spec.task == "regression" and spec.loss != "bernoulli":
+            base[:] = model.target_mean[0]
+            unit[:] = deviation(model.target_count[0], model.target_m2[0])
+        return base, unit
+
+
+def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
+    """Raw outputs (T, O) in the user's terms: units for real targets, probabilities for the others."""
+    if spec.loss == "cross_entropy":
+        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
+        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    if spec.loss == "bernoulli":
+        return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
+    return np.asarray(base + unit * outputs)

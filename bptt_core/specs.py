@@ -1,0 +1,226 @@
+"""What a model is: `ModelSpec`, checked once, when it is made.
+
+Names of choices are lower-case strings, the same in code, command line, checkpoints and metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, get_args, Literal, Self
+
+from bptt_core.errors import InvalidArgument
+
+Task = Literal["forecast", "regression", "classification"]
+Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
+Loss = Literal["squared_error", "huber", "cross_entropy", "bernoulli"]
+Reduction = Literal["mean", "sum"]
+OptimizerName = Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
+Clip = Literal["none", "value", "norm"]
+Dtype = Literal["float32", "float64"]
+
+INPUT_SIZE_MAX = 4096  # a step of 16 KB in float32, the message size at which the wire is busy
+OUTPUT_SIZE_MAX = 4096  # the same, for targets times horizon
+HIDDEN_SIZE_MAX = 4096  # W alone is 64 MB in float32; an update then takes about a second
+LAYERS_MAX = 8
+WINDOW_MAX = 4096  # k2: a window of 512 units then holds 8 MB of states
+HORIZON_MAX = 64
+BATCH_STREAMS_MAX = 1024
+SEED_MAX = 2**63 - 1
+
+DEFAULT_LOSS: dict[Task, Loss] = {
+    "forecast": "huber",
+    "regression": "squared_error",
+    "classification": "cross_entropy",
+}
+LOSSES_OF_TASK: dict[Task, tuple[Loss, ...]] = {
+    "forecast": ("squared_error", "huber"),
+    "regression": ("squared_error", "huber", "bernoulli"),
+    "classification": ("cross_entropy",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """The network, what it is trained for, and how. Immutable, and valid once it exists.
+
+    Raises:
+        InvalidArgument: a field is out of its bounds; the error names it.
+    """
+
+    input_size: int
+    """D, values a step, 1 to INPUT_SIZE_MAX."""
+    task: Task = "forecast"
+    """What the targets are."""
+    output_size: int | None = None
+    """Values a target, or classes. Required for regression and classification; left out for
+    forecasts, whose outputs are horizon times target columns."""
+    horizon: int = 1
+    """Forecast: the number of steps ahead, each with outputs of its own; 1 to HORIZON_MAX."""
+    target_columns: tuple[int, ...] = ()
+    """Forecast: the inputs that are forecast, by index; empty means all."""
+    cell: Cell = "rnn_tanh"
+    """The recurrent cell."""
+    hidden_size: int = 64
+    """H, units a layer, 1 to HIDDEN_SIZE_MAX."""
+    layers: int = 1
+    """L, stacked layers, 1 to LAYERS_MAX."""
+    loss: Loss | None = None
+    """None: what suits the task, `DEFAULT_LOSS`. Always filled in once the spec exists."""
+    reduction: Reduction = "mean"
+    """Mean over an update's new steps and streams, or the textbook's sum."""
+    k1: int = 4
+    """New steps between two updates, 1 to k2."""
+    k2: int = 32
+    """Steps over which the gradient reaches back, k1 to WINDOW_MAX."""
+    optimizer: OptimizerName = "adam"
+    """The update rule, with PyTorch's formulas and defaults."""
+    learning_rate: float = 0.001
+    """Step size, > 0."""
+    weight_decay: float | None = None
+    """Added to the gradient (AdamW: decoupled), >= 0. None: PyTorch's default, 0.01 for AdamW and
+    0 for all others. Always filled in once the spec exists."""
+    clip: Clip = "norm"
+    """How a gradient is clipped before the optimizer sees it."""
+    clip_threshold: float = 1.0
+    """The bound of the clip, > 0, in the gradient's unit."""
+    scaling: bool = True
+    """Standardise inputs and targets with running statistics of the steps so far."""
+    max_batch_streams: int = 64
+    """Windows in one update, 1 to BATCH_STREAMS_MAX."""
+    dtype: Dtype = "float32"
+    """Of parameters, states and arithmetic."""
+    seed: int = 0
+    """Where the initial parameters come from, 0 to SEED_MAX."""
+
+    def __post_init__(self) -> None:
+        """Check every field and fill in what depends on others."""
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices and not (field == "loss" and value is None):
+                raise InvalidArgument(field, value, "one of " + ", ".join(choices))
+        if self.loss is None:
+            object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", 0.01 if self.optimizer == "adamw" else 0.0)
+        _check_int("input_size", self.input_size, 1, INPUT_SIZE_MAX)
+        _check_int("hidden_size", self.hidden_size, 1, HIDDEN_SIZE_MAX)
+        _check_int("layers", self.layers, 1, LAYERS_MAX)
+        _check_int("horizon", self.horizon, 1, HORIZON_MAX)
+        _check_int("k1", self.k1, 1, WINDOW_MAX)
+        _check_int("k2", self.k2, 1, WINDOW_MAX)
+        if self.k2 < self.k1:
+            raise InvalidArgument("k2", self.k2, f"at least k1, which is {self.k1}")
+        _check_int("max_batch_streams", self.max_batch_streams, 1, BATCH_STREAMS_MAX)
+        _check_int("seed", self.seed, 0, SEED_MAX)
+        _check_float("learning_rate", self.learning_rate, positive=True)
+        _check_float("clip_threshold", self.clip_threshold, positive=True)
+        _check_float("weight_decay", self.weight_decay, positive=False)
+        if self.loss not in LOSSES_OF_TASK[self.task]:
+            choices = ", ".join(LOSSES_OF_TASK[self.task])
+            raise InvalidArgument("loss", self.loss, f"one of {choices} for task {self.task}")
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        if self.task != "forecast":
+            if self.horizon != 1:
+                raise InvalidArgument("horizon", self.horizon, f"left out for task {self.task}")
+            if self.target_columns:
+                bound = f"left out for task {self.task}"
+                raise InvalidArgument("target_columns", self.target_columns, bound)
+            if self.output_size is None:
+                bound = f"1 to {OUTPUT_SIZE_MAX}, and is required for task {self.task}"
+                raise InvalidArgument("output_size", "left out", bound)
+            _check_int("output_size", self.output_size, 1, OUTPUT_SIZE_MAX)
+            return
+        object.__setattr__(self, "target_columns", tuple(self.target_columns))
+        for column in self.target_columns:
+            _check_int("target_columns", column, 0, self.input_size - 1)
+        if len(set(self.target_columns)) != len(self.target_columns):
+            raise InvalidArgument("target_columns", self.target_columns, "free of repetition")
+        outputs = self.horizon * self.target_count
+        if self.output_size not in (None, outputs):
+            bound = f"left out, or horizon times target columns, which is {outputs}"
+            raise InvalidArgument("output_size", self.output_size, bound)
+        _check_int("output_size", outputs, 1, OUTPUT_SIZE_MAX)
+
+    @property
+    def target_count(self) -> int:
+        """Values a target: columns that are forecast, or `output_size`."""
+        if self.task == "forecast":
+            return len(self.target_columns) or self.input_size
+        assert self.output_size is not None
+        return self.output_size
+
+    @property
+    def outputs(self) -> int:
+        """O, outputs of the network: horizon times target_count."""
+        return self.horizon * self.target_count
+
+    @property
+    def features(self) -> int:
+        """Inputs of the network: a forecast's are each variable's level and last change."""
+        return 2 * self.input_size if self.task == "forecast" else self.input_size
+
+    @property
+    def delay(self) -> int:
+        """Steps between an input and the arrival of the last of its targets."""
+        return self.horizon if self.task == "forecast" else 0
+
+    @property
+    def target_width(self) -> int:
+        """Columns of a target row: O, or 1 for a class id."""
+        return 1 if self.task == "classification" else self.outputs
+
+    @property
+    def gates(self) -> int:
+        """Blocks of H rows in a layer's weights: RNN 1, GRU 3, LSTM 4."""
+        return {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}[self.cell]
+
+    @property
+    def state_parts(self) -> int:
+        """Arrays in the carried state: h, and for LSTM c."""
+        return 2 if self.cell == "lstm" else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `ModelSpec.from_dict` gives the same spec back."""
+        return dataclasses.asdict(self) | {"target_columns": list(self.target_columns)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The spec of `to_dict`'s values.
+
+        Raises:
+            InvalidArgument: a name that no field has, or a value out of its bounds.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InvalidArgument(name, values[name], "left out: no such field")
+        values = values | {"target_columns": tuple(values.get("target_columns", ()))}
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task": get_args(Task),
+    "cell": get_args(Cell),
+    "loss": get_args(Loss),
+    "reduction": get_args(Reduction),
+    "optimizer": get_args(OptimizerName),
+    "clip": get_args(Clip),
+    "dtype": get_args(Dtype),
+}
+
+
+def _check_int(field: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidArgument(field, value, f"a whole number from {low} to {high}")
+
+
+def _check_float(field: str, value: Any, *, positive: bool) -> None:
+    bound = "a finite number > 0" if positive else "a finite number >= 0"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidArgument(field, value, bound)
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise InvalidArgument(field, value, bound)

@@ -1,0 +1,92 @@
+"""What goes into a learner and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Consecutive steps of one stream."""
+
+    stream_id: str
+    """The stream; opened at step 0 if it is not known."""
+    first_step: int
+    """Number of the first step; must be the stream's next."""
+    inputs: Array
+    """(T, D) float32 or float64."""
+    targets: Array | None = None
+    """Regression: (T, O) floats. Classification: (T,) class ids. Forecast: None."""
+    end_of_sequence: bool = False
+    """Learn the unfinished window after these steps, then reset the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """One update: one optimizer step from a window, or from a batch of windows."""
+
+    update: int
+    """Counts from 1 in the life of the model."""
+    steps: int
+    """New steps over all its streams."""
+    streams: int
+    """Windows in the update."""
+    loss: float
+    """Of the new steps, before the update."""
+    baseline_loss: float
+    """The same loss of the naive forecast."""
+    gradient_norm: float
+    """L2 norm before clipping."""
+    clipped_gradient_norm: float
+    """L2 norm after clipping."""
+    clipped: bool
+    """The clip changed the gradient."""
+    skipped: bool
+    """Loss or gradient was not finite: no parameter was changed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkResult:
+    """What became of one chunk."""
+
+    stream_id: str
+    first_step: int
+    next_step: int
+    """The stream's next step after the chunk."""
+    predictions: Array | None
+    """(T, O) in the user's units (class probabilities for classification), each made before its target was learned."""
+    updates: tuple[UpdateReport, ...]
+    """Those the chunk's stream took part in."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TickResult:
+    """What became of a tick."""
+
+    chunks: tuple[ChunkResult, ...]
+    """In the order of the tick."""
+    updates: tuple[UpdateReport, ...]
+    """All of them, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How a model is doing. Floats are NaN before the first update."""
+
+    steps: int
+    updates: int
+    clipped_updates: int
+    skipped_updates: int
+    loss: float
+    baseline_loss: float
+    gradient_norm: float
+    clipped_gradient_norm: float
+    skill_ratio: float
+    """Prequential absolute error over that of the naive forecast, fading over the last 1,000 or so steps."""
+    parameter_norm: float
+    learning_rate: float

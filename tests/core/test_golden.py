@@ -1,0 +1,79 @@
+"""PyTorch's answers, through the same public learner that the server uses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Learner, ModelSpec
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+LOSSES = {"mse": "squared_error"}
+
+
+def spec_of(config: dict[str, Any], dtype: str) -> ModelSpec:
+    return ModelSpec(
+        task="classification" if config["loss"] == "cross_entropy" else "regression",
+        input_size=config["input_size"],
+        output_size=config["output_size"],
+        cell=config["cell"],
+        hidden_size=config["hidden_size"],
+        layers=config["layers"],
+        loss=LOSSES.get(config["loss"], config["loss"]),
+        reduction=config["reduction"],
+        k1=config["k1"],
+        k2=config["k2"],
+        optimizer=config["optimizer"],
+        learning_rate=config["learning_rate"],
+        clip=config["clip"],
+        clip_threshold=config["clip_value"],
+        scaling=False,
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+
+
+def group(data: Any, prefix: str) -> dict[str, Any]:
+    return {k.split("/", 1)[1]: data[k] for k in data if k.startswith(prefix + "/")}
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
+    """Relative to the largest element: single elements near zero carry no digits of their own."""
+    scale = np.abs(expected).max() + 1e-30
+    np.testing.assert_allclose(
+        actual / scale, expected / scale, rtol=0, atol=tolerance, err_msg=what
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden(path: Path, dtype: str, tolerance: float, backend: Any) -> None:
+    data = np.load(path)
+    config = json.loads(str(data["config"]))
+    learner = Learner(spec_of(config, dtype), backend=backend)
+    learner.load_parameters(group(data, "param0"))
+    x, target, k1 = data["x"], data["target"], config["k1"]
+    for window in range(config["windows"]):
+        new = slice(window * k1, (window + 1) * k1)
+        result = learner.feed(x[new], target[new])
+        assert len(result.updates) == 1
+        report = result.updates[0]
+        assert_close(report.loss, data["loss"][window], tolerance, "loss")
+        assert_close(report.gradient_norm, data["grad_norm"][window], tolerance, "norm")
+        assert_close(
+            report.clipped_gradient_norm, data["clipped_norm"][window], tolerance, "clipped"
+        )
+        if window == 0:
+            for name, expected in group(data, "param1").items():
+                assert_close(learner.parameters()[name], expected, tolerance, name)
+        if config["k1"] == config["k2"] and config["loss"] not in ("bernoulli", "cross_entropy"):
+            assert_close(result.predictions, data["output"][new], tolerance, "output")
+    for name, expected in group(data, "param_end").items():
+        assert_close(learner.parameters()[name], expected, tolerance, name)
+    for part, name in enumerate(["h", "c"][: learner.spec.state_parts]):
+        states = [learner.carried_state(str(b))[:, part] for b in range(config["batch"])]
+        assert_close(np.stack(states, axis=1), data[f"state_end/{name}"], tolerance, name)
