@@ -1,0 +1,27 @@
+# The service in an image: `docker compose up` builds it and starts Prometheus beside it.
+FROM python:3.13-slim AS build
+WORKDIR /source
+RUN python -m venv /opt/bptt
+COPY constraints.txt ./
+# Dependencies have a layer of their own, so that a change of the code does not install them again.
+COPY pyproject.toml README.md LICENSE ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    && /opt/bptt/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY bptt_core bptt_core
+COPY protos protos
+COPY service service
+RUN /opt/bptt/bin/pip install --no-cache-dir --no-deps .
+
+FROM python:3.13-slim
+RUN useradd --system --create-home bptt && install -d -o bptt -g bptt /data /var/cache/bptt
+COPY --from=build /opt/bptt /opt/bptt
+COPY deploy/healthcheck.py /opt/bptt/healthcheck.py
+# Compiled kernels depend on the processor, so they are kept where the service itself can write.
+ENV PATH=/opt/bptt/bin:$PATH NUMBA_CACHE_DIR=/var/cache/bptt PYTHONUNBUFFERED=1
+USER bptt
+VOLUME /data
+EXPOSE 50051 9464
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/bptt/healthcheck.py", "127.0.0.1:50051"]
+ENTRYPOINT ["bptt"]
+# 0.0.0.0 is the container's own network; who may reach it from outside is decided where ports are published.
+CMD ["serve", "--address", "0.0.0.0:50051", "--metrics-address", "0.0.0.0:9464", "--data", "/data"]

@@ -1,0 +1,31 @@
+"""Asks a server for its health over gRPC; exit status 0 says that it serves.
+
+    python healthcheck.py 127.0.0.1:50051
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+DEADLINE_SECONDS = 3.0  # below the five seconds that the image gives the whole check
+
+
+def main(address: str) -> int:
+    """Ask once; say on standard error what is wrong."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_SECONDS)
+        except grpc.RpcError as error:
+            sys.stderr.write(f"{address}: {error}\n")
+            return 1
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    sys.stderr.write(f"{address}: {status}\n")
+    return 0 if status == "SERVING" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
