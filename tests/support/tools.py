@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -22,3 +23,10 @@ def program(name: str) -> str:
     if os.environ.get("BPTT_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{name} is not installed, and BPTT_REQUIRE_TOOLS=1 asks for it")
     pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus)")
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now, for programs that cannot choose one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

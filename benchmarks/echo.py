@@ -1,0 +1,76 @@
+"""The rival of the service's benchmark: a server that does all that gRPC asks, and learns nothing.
+
+It parses every chunk and answers with as many values, and as many update reports, as the service
+would. Nothing that speaks gRPC in Python can be much faster, so what the service reaches of it is
+the share that learning leaves.
+
+    python -m benchmarks.echo K1 INPUT_SIZE
+
+prints its address and serves until its standard input is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc
+
+
+class EchoServicer(bptt_pb2_grpc.LearnerServiceServicer):
+    """Answers a Learn call at once."""
+
+    def __init__(self, k1: int, input_size: int) -> None:
+        """As the benchmarked model's spec says."""
+        self._k1 = k1
+        self._input_size = input_size
+
+    async def Learn(  # noqa: D102 - the method's name and words are the .proto file's
+        self, request_iterator: AsyncIterator[pb.LearnRequest], context: Any
+    ) -> AsyncIterator[pb.LearnResponse]:
+        step = update = 0
+        async for request in request_iterator:
+            kind = request.WhichOneof("message")
+            if kind == "open":
+                yield pb.LearnResponse(opened=pb.LearnOpened())
+            elif kind == "close":
+                yield pb.LearnResponse(closed=pb.LearnClosed())
+            else:
+                chunk = request.chunk
+                answer = pb.ChunkLearned(
+                    stream_id=chunk.stream_id, first_step=step, predictions=chunk.inputs
+                )
+                step += len(chunk.inputs) // self._input_size
+                answer.next_step = step
+                while update < step // self._k1:
+                    update += 1
+                    answer.updates.add(
+                        update=update,
+                        steps=self._k1,
+                        streams=1,
+                        loss=0.5,
+                        gradient_norm=2.0,
+                        clipped_gradient_norm=1.0,
+                        clipped=True,
+                    )
+                yield pb.LearnResponse(learned=answer)
+
+
+async def main(k1: int, input_size: int) -> None:
+    """Serve on a free port of loopback until standard input ends."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    bptt_pb2_grpc.add_LearnerServiceServicer_to_server(EchoServicer(k1, input_size), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop(1.0)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

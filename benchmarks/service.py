@@ -1,0 +1,149 @@
+"""Learned steps a second over loopback, against a server that only echoes (benchmarks/echo.py).
+
+The service and the echo run in processes of their own, one after the other in turns, so that a
+machine that slows down slows both. The load is the same bytes for both: requests are encoded before
+the clock starts, and of an answer only its kind is looked at, so that the client is not what is
+measured. The clock runs from the first chunk to the last chunk's answer, which the service gives
+once it has learned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from benchmarks.server import service_address
+from protos.bptt.v1 import bptt_pb2 as pb
+from service.client import Client
+
+INPUT_SIZE = 8
+HIDDEN_SIZE = 64
+K = 32
+CHUNK_STEPS = (1, 64, 512)
+ROUNDS = 5  # of each server, in turns; the median is of these
+RUN_SECONDS = 1.0  # one run: long against a start, and the whole is over in a minute
+TRIAL_CHUNKS = 512  # to warm up and to find out how many chunks fill RUN_SECONDS
+UNANSWERED_MAX = 256  # chunks on their way, as the client library keeps them
+DISTINCT_CHUNKS = 64  # a cycle of them: more would only be more memory
+
+LEARN = "/bptt.v1.LearnerService/Learn"
+LEARNED_TAG = b"\x12"  # LearnResponse.learned: field 2, length-delimited
+MODEL = "benchmark"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One row: steps a second of each run."""
+
+    chunk_steps: int
+    service: list[float]
+    echo: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """The service's share of the echo, by medians."""
+        return statistics.median(self.service) / statistics.median(self.echo)
+
+
+def encoded_chunks(steps: int, stream_id: str) -> list[bytes]:
+    """Chunks of a random walk, as they go over the wire."""
+    generator = np.random.default_rng(steps)
+    walk = generator.standard_normal((DISTINCT_CHUNKS * steps, INPUT_SIZE)).cumsum(axis=0)
+    return [
+        pb.LearnRequest(
+            chunk=pb.Chunk(stream_id=stream_id, inputs=part.ravel().astype(np.float32))
+        ).SerializeToString()
+        for part in np.split(walk, DISTINCT_CHUNKS)
+    ]
+
+
+async def stream(address: str, chunks: list[bytes], count: int) -> float:
+    """Send `count` chunks in one Learn call; the seconds until all of them are learned."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream(LEARN)()
+        opened = pb.LearnRequest(open=pb.OpenLearn(model_id=MODEL))
+        await call.write(opened.SerializeToString())
+        await call.read()
+        room = asyncio.Semaphore(UNANSWERED_MAX)
+
+        async def send() -> None:
+            for place in range(count):
+                await room.acquire()
+                await call.write(chunks[place % len(chunks)])
+
+        started = time.perf_counter()
+        sender = asyncio.create_task(send())
+        for _ in range(count):
+            answer = await call.read()
+            if answer is grpc.aio.EOF or not answer.startswith(LEARNED_TAG):
+                raise RuntimeError(f"the server at {address} answered {answer!r}, {call.details()}")
+            room.release()
+        seconds = time.perf_counter() - started
+        await sender
+        await call.write(pb.LearnRequest(close=pb.CloseLearn()).SerializeToString())
+        await call.done_writing()
+        await call.read()
+        return seconds
+
+
+async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> Measured:
+    """Both servers in turns."""
+    rates: dict[str, list[float]] = {service: [], echo: []}
+    counts: dict[str, int] = {}
+    for place in range(-1, ROUNDS):
+        for address, measured in rates.items():
+            chunks = encoded_chunks(chunk_steps, f"{chunk_steps}-{place}")
+            count = counts.get(address, TRIAL_CHUNKS)
+            taken = await stream(address, chunks, count)
+            if place < 0:
+                counts[address] = max(DISTINCT_CHUNKS, int(count * seconds / taken))
+            else:
+                measured.append(count * chunk_steps / taken)
+    return Measured(chunk_steps, rates[service], rates[echo])
+
+
+@contextlib.contextmanager
+def echo_address() -> Iterator[str]:
+    """An echo server in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.echo", str(K), str(INPUT_SIZE)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+
+
+async def run(seconds: float = RUN_SECONDS) -> None:
+    """Measure and print."""
+    with service_address() as service, echo_address() as echo:
+        async with Client.connect(service) as client:
+            spec = {"input_size": INPUT_SIZE, "hidden_size": HIDDEN_SIZE, "k1": K, "k2": K}
+            await client.create_model(MODEL, spec)
+        print(f"service over loopback: D={INPUT_SIZE}, H={HIDDEN_SIZE}, k1=k2={K}, one stream,")
+        print(f"predictions in every answer; median (least to most) of {ROUNDS} runs in turns")
+        print(f"{'chunk':>6} {'service, steps/s':>30} {'echo, steps/s':>30} {'ratio':>8}")
+        for chunk_steps in CHUNK_STEPS:
+            row = await measure(service, echo, chunk_steps, seconds)
+            print(
+                f"{chunk_steps:>6} {_spread(row.service):>30} {_spread(row.echo):>30} "
+                f"{row.ratio:>8.0%}",
+                flush=True,
+            )
+
+
+def _spread(rates: list[float]) -> str:
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
