@@ -19,10 +19,9 @@ from typing import Any
 import grpc
 
 from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc
 
 
-class EchoServicer(bptt_pb2_grpc.LearnerServiceServicer):
+class Echo:
     """Answers a Learn call at once."""
 
     def __init__(self, k1: int, input_size: int) -> None:
@@ -30,11 +29,12 @@ class EchoServicer(bptt_pb2_grpc.LearnerServiceServicer):
         self._k1 = k1
         self._input_size = input_size
 
-    async def Learn(  # noqa: D102 - the method's name and words are the .proto file's
-        self, request_iterator: AsyncIterator[pb.LearnRequest], context: Any
+    async def learn(
+        self, requests: AsyncIterator[pb.LearnRequest], context: Any
     ) -> AsyncIterator[pb.LearnResponse]:
+        """The call: opened, one answer a chunk, closed."""
         step = update = 0
-        async for request in request_iterator:
+        async for request in requests:
             kind = request.WhichOneof("message")
             if kind == "open":
                 yield pb.LearnResponse(opened=pb.LearnOpened())
@@ -64,7 +64,13 @@ class EchoServicer(bptt_pb2_grpc.LearnerServiceServicer):
 async def main(k1: int, input_size: int) -> None:
     """Serve on a free port of loopback until standard input ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    bptt_pb2_grpc.add_LearnerServiceServicer_to_server(EchoServicer(k1, input_size), server)
+    learn = grpc.stream_stream_rpc_method_handler(
+        Echo(k1, input_size).learn,
+        request_deserializer=pb.LearnRequest.FromString,
+        response_serializer=pb.LearnResponse.SerializeToString,
+    )
+    handler = grpc.method_handlers_generic_handler("bptt.v1.LearnerService", {"Learn": learn})
+    server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)

@@ -10,19 +10,15 @@ once it has learned.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 
-from benchmarks.server import service_address
+from benchmarks.processes import service_address, started
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client import Client
 
@@ -112,24 +108,9 @@ async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> 
     return Measured(chunk_steps, rates[service], rates[echo])
 
 
-@contextlib.contextmanager
-def echo_address() -> Iterator[str]:
-    """An echo server in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.echo", str(K), str(INPUT_SIZE)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()
-
-
 async def run(seconds: float = RUN_SECONDS) -> None:
     """Measure and print."""
-    with service_address() as service, echo_address() as echo:
+    with service_address() as service, started("benchmarks.echo", str(K), str(INPUT_SIZE)) as echo:
         async with Client.connect(service) as client:
             spec = {"input_size": INPUT_SIZE, "hidden_size": HIDDEN_SIZE, "k1": K, "k2": K}
             await client.create_model(MODEL, spec)

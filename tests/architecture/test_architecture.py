@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import grpc
 import pytest
@@ -18,6 +19,8 @@ import service
 from bptt_core import errors as core_errors
 from service import errors
 from tests.support.tools import program
+
+Error = TypeVar("Error", bound=Exception)
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +33,7 @@ def modules() -> Iterator[ModuleType]:
                 yield importlib.import_module(found.name)
 
 
-def subclasses(root: type) -> Iterator[type]:
+def subclasses(root: type[Error]) -> Iterator[type[Error]]:
     yield root
     for child in root.__subclasses__():
         yield from subclasses(child)
