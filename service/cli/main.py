@@ -1,0 +1,68 @@
+"""The group of commands, and the one place where an error becomes a line and an exit status.
+
+Exit status: 0 done, 1 an error, 2 a wrong option, 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+
+import click
+
+from service.cli.console import say_error
+from service.cli.csvfile import InputError
+from service.cli.demo import demo
+from service.cli.learn import learn
+from service.cli.models import models
+from service.cli.predict import predict
+from service.cli.serve import serve
+from service.errors import ServiceError
+
+INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with `bptt demo`. Every command has a --help of its own, with an example.",
+)
+@click.version_option(metadata.version("bptt"), prog_name="bptt")
+def bptt() -> None:
+    """Learn from sequences while they stream in, and predict each step before it is learned."""
+
+
+for command in (serve, learn, predict, models, demo):
+    bptt.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its status; never with a traceback for a known error."""
+    # gRPC's core would log refused connections on standard error beside our own message.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return bptt.main(prog_name="bptt", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        say_error(error.format_message() + where)
+        return error.exit_code
+    except click.ClickException as error:
+        say_error(error.format_message())
+        return error.exit_code
+    except (ServiceError, InputError) as error:
+        say_error(str(error))
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        say_error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,176 @@
+"""What a run of `learn` or `demo` has to say: gathered as answers come, shown as it goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from service.cli.console import number, print_json
+from service.cli.score import Errors, ForecastScore, RegressionScore
+from service.client import Learned
+
+NORMS_MAX = 100_000  # gradient norms kept for the median: the last 400,000 steps with k1 = 4
+JSON_SECONDS = 1.0  # between two lines of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run in figures."""
+
+    steps: int
+    seconds: float
+    updates: int
+    clipped_updates: int
+    skipped_updates: int
+    loss: float
+    gradient_norm: float
+    median_gradient_norm: float
+    whole: Errors
+    second_half: Errors
+
+    @property
+    def steps_per_second(self) -> float:
+        """Learned and acknowledged."""
+        return self.steps / self.seconds if self.seconds else float("nan")
+
+    @property
+    def clipped_share(self) -> float:
+        """Of the updates; NaN before the first."""
+        return self.clipped_updates / self.updates if self.updates else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, for machines."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": self.steps_per_second,
+            "updates": self.updates,
+            "clipped_updates": self.clipped_updates,
+            "skipped_updates": self.skipped_updates,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "median_gradient_norm": self.median_gradient_norm,
+            "whole": _errors_to_json(self.whole),
+            "second_half": _errors_to_json(self.second_half),
+        }
+
+
+def _errors_to_json(errors: Errors) -> dict[str, Any]:
+    return {
+        "steps": errors.steps,
+        "error": errors.error,
+        "naive_error": errors.naive_error,
+        "error_ratio": errors.ratio,
+    }
+
+
+class Report:
+    """Gathers answers; `summary` at any time."""
+
+    def __init__(self, score: ForecastScore | RegressionScore) -> None:
+        """Nothing was learned yet; the clock starts."""
+        self.score = score
+        self.steps = 0
+        self._updates = self._clipped = self._skipped = 0
+        self._loss = self._norm = float("nan")
+        self._norms: deque[float] = deque(maxlen=NORMS_MAX)
+        self._started = time.perf_counter()
+
+    def add(self, answer: Learned) -> None:
+        """Count what one answer reports."""
+        self.steps += answer.next_step - answer.first_step
+        for update in answer.updates:
+            self._updates += 1
+            self._clipped += update.clipped
+            self._skipped += update.skipped
+            self._loss = update.loss
+            self._norm = update.gradient_norm
+            self._norms.append(update.gradient_norm)
+
+    def summary(self) -> Summary:
+        """The run so far."""
+        return Summary(
+            steps=self.steps,
+            seconds=time.perf_counter() - self._started,
+            updates=self._updates,
+            clipped_updates=self._clipped,
+            skipped_updates=self._skipped,
+            loss=self._loss,
+            gradient_norm=self._norm,
+            median_gradient_norm=statistics.median(self._norms) if self._norms else float("nan"),
+            whole=self.score.errors(),
+            second_half=self.score.errors(second_half=True),
+        )
+
+    def line(self) -> str:
+        """The run so far, in a few words."""
+        errors = self.score.errors()
+        return (
+            f"{self.steps:,} steps · error {number(errors.ratio)}× naive "
+            f"· loss {number(self._loss)} · gradient {number(self._norm)}"
+        )
+
+
+class Display:
+    """Shows a report as it grows: a bar in a terminal, lines of JSON, or nothing."""
+
+    def __init__(self, console: Console, *, title: str, total: int | None, as_json: bool) -> None:
+        """Show nothing yet.
+
+        Args:
+            console: where the bar goes; one that is no terminal gets none.
+            title: what is going on.
+            total: what `update` counts up to; None if nobody knows.
+            as_json: write lines of JSON on standard output instead.
+        """
+        self._as_json = as_json
+        self._said = time.perf_counter()
+        bar = BarColumn(bar_width=24) if total else SpinnerColumn("line")
+        self._progress = Progress(
+            TextColumn(title),
+            bar,
+            TextColumn("{task.fields[line]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal or as_json,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=total, line="")
+
+    def __enter__(self) -> Display:
+        """Begin."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def update(self, report: Report, done: int) -> None:
+        """Show the report; `done` of the total."""
+        now = time.perf_counter()
+        interval = JSON_SECONDS if self._as_json else 0.1
+        if now - self._said < interval:
+            return
+        self._said = now
+        if self._as_json:
+            print_json({"event": "progress", **_progress_to_json(report.summary())})
+        else:
+            self._progress.update(self._task, completed=done, line=report.line())
+
+
+def _progress_to_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "steps": summary.steps,
+        "updates": summary.updates,
+        "loss": summary.loss,
+        "gradient_norm": summary.gradient_norm,
+        "error": summary.whole.error,
+        "error_ratio": summary.whole.ratio,
+    }

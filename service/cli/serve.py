@@ -1,0 +1,90 @@
+"""`bptt serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.cli.console import DEFAULT_ADDRESS, json_option, print_json, progress_output
+
+EXAMPLE = """\b
+Example:
+  bptt serve --data ./models
+"""
+
+
+@click.command(epilog=EXAMPLE)
+@click.option(
+    "--address",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where gRPC listens; port 0 takes a free one. There is no authentication: stay on "
+    "loopback unless something in front of the server does that.",
+)
+@click.option(
+    "--metrics-address",
+    default="127.0.0.1:9464",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where Prometheus finds /metrics; port 0 takes a free one.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which models are kept. Left out: nothing is kept when the server stops.",
+)
+@click.option("--until-input-ends", is_flag=True, hidden=True)
+@json_option("one document with the addresses once the server is ready")
+def serve(
+    address: str, metrics_address: str, data: Path | None, until_input_ends: bool, as_json: bool
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM."""
+    from service.app import serve as run  # the server's libraries take a second to import
+    from service.config import ServerConfig
+
+    config = ServerConfig(address=address, metrics_address=metrics_address, data=data)
+    console = progress_output(quiet=as_json)
+
+    def on_ready(server: Any) -> None:
+        if as_json:
+            print_json(
+                {
+                    "address": server.address,
+                    "metrics_address": server.metrics_address,
+                    "data": str(data) if data else None,
+                    "pid": os.getpid(),
+                }
+            )
+        console.print(f"gRPC on {server.address}", soft_wrap=True)
+        console.print(f"metrics on http://{server.metrics_address}/metrics", soft_wrap=True)
+        kept = f"models are kept in {data}" if data else "nothing is kept when the server stops"
+        console.print(f"{kept}; Ctrl-C stops it", soft_wrap=True)
+
+    async def until_stopped() -> None:
+        stop = asyncio.Event()
+        if until_input_ends:
+            _stop_at_end_of_input(stop)
+        await run(config, on_ready=on_ready, stop=stop)
+
+    asyncio.run(until_stopped())
+
+
+def _stop_at_end_of_input(stop: asyncio.Event) -> None:
+    """Stop when standard input ends: a parent that dies, however, takes its server with it."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        source = io.FileIO(0, closefd=False)  # unbuffered: holds no lock when the program exits
+        while source.read(1024):
+            pass
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, name="input", daemon=True).start()
