@@ -1,4 +1,4 @@
-"""Everything that the service raises on purpose, and the gRPC status that each error is answered with.
+"""Everything that the service raises on purpose, and the gRPC status each error is answered with.
 
 ServiceError             INTERNAL             root; also any status that has no class of its own
 ├── InvalidRequest       INVALID_ARGUMENT     a field's value is out of its bounds
@@ -18,9 +18,9 @@ ServiceError             INTERNAL             root; also any status that has no 
 │       └── AddressInUse                      it is taken
 └── DataDamaged          DATA_LOSS            what is stored cannot be read back
 
-A gap is OUT_OF_RANGE and not INVALID_ARGUMENT: the same chunk is right once the steps before it have
-come. Nothing here knows gRPC; codes are the names of its status codes, so that the client raises
-the very same classes.
+A gap is OUT_OF_RANGE and not INVALID_ARGUMENT: the same chunk is right once the steps before it
+have come. Nothing here knows gRPC; codes are the names of its status codes, so that the client
+raises the very same classes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class InvalidRequest(ServiceError):
     reason = "invalid"
 
     @classmethod
-    def of(cls, field: str, value: object, bound: str, *, reason: str = "invalid") -> InvalidRequest:
+    def of(
+        cls, field: str, value: object, bound: str, *, reason: str = "invalid"
+    ) -> InvalidRequest:
         """The error of one field; all three of its parts appear in the message."""
         violation = Violation(field, shorten(value), bound)
         error = cls(f"{field} {violation.description}", (violation,))
@@ -102,7 +104,8 @@ class UnknownModel(NotFound):
     @classmethod
     def of(cls, model_id: str) -> UnknownModel:
         """The error for this name."""
-        violation = Violation("model_id", shorten(repr(model_id)), "the name of a model that exists")
+        bound = "the name of a model that exists"
+        violation = Violation("model_id", shorten(repr(model_id)), bound)
         return cls(f"model_id {violation.description}", (violation,))
 
 
@@ -207,7 +210,8 @@ class CannotListen(Unavailable):
     def of(cls, field: str, address: str, why: str) -> CannotListen:
         """The error for the address in the configuration's field `field`."""
         violation = Violation(field, shorten(address), "an address to listen on")
-        return cls(f"{field} is {shorten(address)}, which cannot be listened on: {why}", (violation,))
+        text = f"{field} is {shorten(address)}, which cannot be listened on: {why}"
+        return cls(text, (violation,))
 
 
 class AddressInUse(CannotListen):
@@ -270,4 +274,3 @@ _CORE_REASONS: dict[type[core.BpttError], str] = {
     core.DtypeError: "invalid",
     core.NonFiniteError: "not_finite",
 }
-

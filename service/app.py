@@ -1,0 +1,153 @@
+"""The one place that wires everything: `serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from service.config import ServerConfig
+from service.durability import FolderStore, Store
+from service.engine.registry import Registry
+from service.errors import StorageFailed
+from service.observability.http import MetricsEndpoint
+from service.observability.metrics import Metrics
+from service.rpc.server import RpcServer
+from service.rpc.servicers import LearnerService, ModelService
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """Where a server that is up can be reached."""
+
+    address: str
+    """host:port of gRPC, with the real port."""
+    metrics_address: str | None
+    """host:port of /metrics, with the real port; None where there is none."""
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Log to standard error, one line an event, for people."""
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(message)s"
+    )
+
+
+async def serve(
+    config: ServerConfig,
+    *,
+    on_ready: Callable[[RunningServer], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a server until it is told to stop, then stop cleanly.
+
+    A clean stop: health says NOT_SERVING, open Learn calls are read no further, what was accepted
+    is learned, answered and saved, and the calls are told. All within `config.grace_seconds`.
+
+    Args:
+        config: how it is set up.
+        on_ready: called once requests are answered.
+        stop: set to stop the server. None: SIGTERM and Ctrl-C stop it; a second one kills it.
+
+    Raises:
+        AddressInUse: a port is taken.
+        CannotListen: an address cannot be listened on.
+        StaleWriter: another server uses the data folder.
+        StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
+        DataDamaged: a checkpoint cannot be read back.
+    """
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        store = stack.enter_context(_store(config))
+        learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
+        predict_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "predict"))
+        registry = Registry(config, learn_pool, store, metrics)
+        learner = LearnerService(registry, config.limits, predict_pool)
+        metrics_address = None
+        if config.metrics_address is not None:
+            endpoint = MetricsEndpoint(config.metrics_address, metrics)
+            stack.callback(endpoint.close)
+            metrics_address = endpoint.address
+        await registry.recover()
+        rpc = RpcServer(learner, ModelService(registry), metrics)
+        asked = stop if stop is not None else stack.enter_context(_signals())
+        async with _stopping(config, registry, learner, rpc):
+            await rpc.start(config.address)
+            log.info(
+                "listening on %s; metrics on %s; data in %s",
+                rpc.address,
+                f"http://{metrics_address}/metrics" if metrics_address else "no port",
+                config.data or "memory only",
+            )
+            if on_ready is not None:
+                on_ready(RunningServer(rpc.address, metrics_address))
+            await asked.wait()
+
+
+@contextlib.contextmanager
+def _store(config: ServerConfig) -> Iterator[Store | None]:
+    if config.data is None:
+        yield None
+        return
+    store = FolderStore(config.data)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextlib.asynccontextmanager
+async def _stopping(
+    config: ServerConfig, registry: Registry, learner: LearnerService, rpc: RpcServer
+) -> AsyncIterator[None]:
+    """Whatever ends the body, stop cleanly afterwards."""
+    try:
+        yield
+    finally:
+        start = time.perf_counter()
+        log.info("stopping")
+        registry.begin_stop()
+        await rpc.not_serving()
+        failures = await registry.stop(config.grace_seconds)
+        left = config.grace_seconds - (time.perf_counter() - start)
+        await learner.finish_calls(max(left, 0.0))
+        await rpc.stop()
+        log.info("stopped after %.1f s", time.perf_counter() - start)
+    if failures:
+        raise StorageFailed("; ".join(failure.message for failure in failures))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and Ctrl-C set. The second of them does what it does by default."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+    def ask() -> None:
+        restore()
+        asked.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield asked
+    finally:
+        if not asked.is_set():
+            restore()

@@ -1,0 +1,215 @@
+"""What the service speaks of, free of gRPC, Prometheus and files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt_core import ChunkResult, Figures, ModelSpec, UpdateReport
+from service.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
+from service.errors import InvalidRequest, ServiceError, shorten
+
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+_MODEL_ID_BOUND = (
+    "1 to 63 of the characters a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+)
+
+
+def check_model_id(model_id: str) -> str:
+    """The name itself, which is safe as a folder's name and in a log line.
+
+    Raises:
+        InvalidRequest: it is not a model's name.
+    """
+    if not _MODEL_ID.fullmatch(model_id):
+        raise InvalidRequest.of("model_id", shorten(repr(model_id)), _MODEL_ID_BOUND)
+    return model_id
+
+
+def check_stream_id(stream_id: str) -> str:
+    """The name itself.
+
+    Raises:
+        InvalidRequest: it has no bytes, or more than STREAM_ID_BYTES_MAX.
+    """
+    size = len(stream_id.encode())
+    if not 1 <= size <= STREAM_ID_BYTES_MAX:
+        bound = f"1 to {STREAM_ID_BYTES_MAX} bytes long"
+        value = f"{shorten(repr(stream_id))}, {size} bytes"
+        raise InvalidRequest.of("stream_id", value, bound, reason="stream_id")
+    return stream_id
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefinition:
+    """A model as its user asked for it.
+
+    Raises:
+        InvalidRequest: the name or the input names are not what they must be.
+    """
+
+    model_id: str
+    spec: ModelSpec
+    input_names: tuple[str, ...] = ()
+    """Names of the inputs, for people: none, or as many as `input_size`."""
+
+    def __post_init__(self) -> None:
+        """Check what the spec itself does not know."""
+        check_model_id(self.model_id)
+        if self.input_names and len(self.input_names) != self.spec.input_size:
+            bound = f"none, or as many as input_size, which is {self.spec.input_size}"
+            raise InvalidRequest.of("spec.input_names", f"{len(self.input_names)} names", bound)
+        for name in self.input_names:
+            if not 1 <= len(name.encode()) <= INPUT_NAME_BYTES_MAX:
+                bound = f"1 to {INPUT_NAME_BYTES_MAX} bytes long"
+                raise InvalidRequest.of("spec.input_names", repr(name), bound)
+
+    def check_size(self, limits: Limits) -> None:
+        """Refuse a network that the server could not hold, before any of it is made.
+
+        Raises:
+            InvalidRequest: it has more parameters than the limit.
+        """
+        count = parameter_count(self.spec)
+        if count > limits.parameters:
+            spec = self.spec
+            value = f"{spec.hidden_size} with {spec.layers} layers, {count} parameters"
+            bound = f"small enough for at most {limits.parameters} parameters, the server's limit"
+            raise InvalidRequest.of("spec.hidden_size", value, bound)
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    """About how many parameters a network of this spec has: its weights and one bias a unit."""
+    hidden, features = spec.hidden_size, spec.features
+    layers = sum(
+        spec.gates * hidden * ((features if layer == 0 else hidden) + hidden + 1)
+        for layer in range(spec.layers)
+    )
+    return layers + spec.outputs * (hidden + 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IncomingChunk:
+    """A chunk that is well-formed, but has no place in its stream yet."""
+
+    stream_id: str
+    first_step: int | None
+    """None: at the stream's end."""
+    inputs: FloatArray
+    """(T, D), T >= 1."""
+    targets: FloatArray | None
+    """(T, O) for regression."""
+    end_of_sequence: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refused:
+    """The answer to a chunk that was not learned. Nothing was changed."""
+
+    stream_id: str
+    first_step: int | None
+    error: ServiceError
+    expected_step: int
+    chunk_index: int
+
+
+Answer = ChunkResult | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model as it is now."""
+
+    definition: ModelDefinition
+    parameters: int
+    streams: int
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunReport:
+    """What the trainer did in one go: one or more ticks, then a new snapshot."""
+
+    ticks: Sequence[TickReport]
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TickReport:
+    """One tick that was applied."""
+
+    streams: int
+    steps: int
+    updates: Sequence[UpdateReport]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is read when somebody looks, not when it changes."""
+
+    streams: int
+    queue_chunks: int
+    snapshot_age_steps: int
+    """Steps accepted that the snapshot does not hold yet."""
+
+
+class ModelSink(Protocol):
+    """Where one model reports to. Called on the event loop; must not block."""
+
+    def run(self, report: RunReport) -> None:
+        """The trainer did something."""
+
+    def refused(self, reason: str) -> None:
+        """A chunk was refused; `reason` is one of the errors' few words."""
+
+    def duplicate(self, steps: int) -> None:
+        """Steps came that had been accepted before."""
+
+    def predicted(self, seconds: float) -> None:
+        """A prediction was answered."""
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint was written."""
+
+
+class ReportSink(Protocol):
+    """Where the engine reports to."""
+
+    def open_model(
+        self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
+    ) -> ModelSink:
+        """A model is there from now on. `gauges` may be called from any thread."""
+
+    def close_model(self, model_id: str) -> None:
+        """The model is gone, and so is everything reported of it."""
+
+
+class MethodSink(Protocol):
+    """Where the calls of one RPC method are counted. Called on the event loop."""
+
+    def started(self) -> None:
+        """A call came in."""
+
+    def received(self) -> None:
+        """One message came in."""
+
+    def sent(self) -> None:
+        """One message went out."""
+
+    def handled(self, code: str, seconds: float) -> None:
+        """A call ended with this status code, by name, after so long."""
+
+
+class CallSink(Protocol):
+    """Where calls are counted."""
+
+    def method(self, kind: str, service: str, method: str) -> MethodSink:
+        """The counters of one method; `kind` is gRPC's: unary, server_stream, and so on."""

@@ -1,0 +1,38 @@
+"""From the store back to a learner that goes on where it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bptt_core import Learner
+from bptt_core.errors import BpttError
+from service.domain import ModelDefinition
+from service.durability import Store
+from service.errors import DataDamaged, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """A model as its newest checkpoint has it."""
+
+    definition: ModelDefinition
+    learner: Learner
+    ticks: int
+
+
+def recover(store: Store, model_id: str) -> Recovered:
+    """Read back a model's newest checkpoint, and make its learner ready. Takes time: use a thread.
+
+    Raises:
+        DataDamaged: it cannot be read back, or is of another version.
+    """
+    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1])
+    try:
+        learner = Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
+        names = tuple(checkpoint.metadata["input_names"])
+        definition = ModelDefinition(model_id, learner.spec, names)
+    except (BpttError, InvalidRequest, KeyError, TypeError) as error:
+        which = f"the checkpoint of model {model_id} after {checkpoint.ticks} ticks"
+        raise DataDamaged(f"{which} does not fit: {error}") from error
+    learner.warm_up()
+    return Recovered(definition, learner, checkpoint.ticks)

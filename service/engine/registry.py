@@ -1,0 +1,234 @@
+"""All models of a server: made, found, deleted, brought back, and in the end stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from bptt_core import Learner, ModelSpec
+from service.config import ServerConfig
+from service.domain import ModelDefinition, ReportSink
+from service.durability import Store
+from service.engine.recovery import recover
+from service.engine.trainer import make_checkpoint, Trainer
+from service.errors import LimitReached, ModelExists, ServerStopping, ServiceError, UnknownModel
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Registry:
+    """The models of one server. Lives on the event loop.
+
+    Args:
+        config: limits, and how often models are saved.
+        executor: where models learn.
+        store: where they are kept, already open; None: nowhere.
+        sink: where they report to.
+        make_learner: how a learner is made.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        executor: Executor,
+        store: Store | None,
+        sink: ReportSink,
+        make_learner: Callable[[ModelSpec], Learner] = Learner,
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._store = store
+        self._sink = sink
+        self._make_learner = make_learner
+        self._models: dict[str, Trainer] = {}
+        self._making: set[str] = set()
+        self._deleting: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    # ------------------------------------------------------------------ looking
+
+    def get(self, model_id: str) -> Trainer:
+        """The model of this name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        trainer = self._models.get(model_id)
+        if trainer is None:
+            raise UnknownModel.of(model_id)
+        return trainer
+
+    def page(self, after: str, size: int) -> tuple[list[Trainer], str]:
+        """Models by name, and the name after which the next page begins; "" on the last."""
+        names, following = page(self._models, after, size)
+        return [self._models[name] for name in names], following
+
+    # ------------------------------------------------------------------ changing
+
+    async def create(self, definition: ModelDefinition) -> Trainer:
+        """Make a model, and save it before it is known to anybody.
+
+        Once begun it is finished, even if who asked for it hangs up.
+
+        Raises:
+            ServiceError: it exists, is too large, one too many, or could not be saved.
+        """
+        self.check_running()
+        definition.check_size(self._config.limits)
+        model_id = definition.model_id
+        if model_id in self._deleting:
+            await asyncio.wait([self._deleting[model_id]])
+        if model_id in self._models or model_id in self._making:
+            raise ModelExists.of(model_id)
+        if len(self._models) + len(self._making) >= self._config.limits.models:
+            raise LimitReached.of("models", self._config.limits.models)
+        self._making.add(model_id)
+        return await self._to_its_end(self._make(definition))
+
+    async def _make(self, definition: ModelDefinition) -> Trainer:
+        def in_thread() -> Learner:
+            learner = self._make_learner(definition.spec)
+            learner.warm_up()  # compiles the kernels, if this machine has not yet
+            if self._store is not None:
+                self._store.save(make_checkpoint(definition, learner, ticks=0))
+            return learner
+
+        try:
+            loop = asyncio.get_running_loop()
+            learner = await loop.run_in_executor(self._executor, in_thread)
+            trainer = self._start(definition, learner, ticks=0)
+        finally:
+            self._making.discard(definition.model_id)
+        spec = definition.spec
+        log.info(
+            "model %s created: %s, %s, %d inputs, %d outputs, %d layers of %d, %d parameters",
+            definition.model_id,
+            spec.task,
+            spec.cell,
+            spec.input_size,
+            spec.outputs,
+            spec.layers,
+            spec.hidden_size,
+            trainer.parameters,
+        )
+        return trainer
+
+    def _start(self, definition: ModelDefinition, learner: Learner, ticks: int) -> Trainer:
+        trainer = Trainer(
+            definition,
+            learner,
+            executor=self._executor,
+            store=self._store,
+            sink=self._sink,
+            config=self._config,
+            ticks=ticks,
+        )
+        trainer.start()
+        self._models[definition.model_id] = trainer
+        return trainer
+
+    async def delete(self, model_id: str) -> None:
+        """Forget a model, after what it has accepted is learned and answered.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            StorageFailed: it is gone, but its checkpoints could not be deleted.
+        """
+        self.check_running()
+        trainer = self.get(model_id)
+        del self._models[model_id]
+        task = asyncio.ensure_future(self._delete(trainer))
+        self._deleting[model_id] = task
+        await self._to_its_end(task)
+
+    async def _delete(self, trainer: Trainer) -> None:
+        model_id = trainer.definition.model_id
+        try:
+            await trainer.stop(refusal=UnknownModel.of(model_id), save=False)
+            if self._store is not None:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._executor, self._store.delete, model_id)
+        finally:
+            self._sink.close_model(model_id)
+            del self._deleting[model_id]
+        log.info("model %s deleted after %d ticks", model_id, trainer.ticks)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+        """Await work that goes on when whoever waits for it is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    # ------------------------------------------------------------------ life
+
+    async def recover(self) -> None:
+        """Bring back every model of the store.
+
+        Raises:
+            ServiceError: one cannot be read back; it names the file.
+        """
+        if self._store is None:
+            return
+        loop = asyncio.get_running_loop()
+        for model_id in await loop.run_in_executor(None, self._store.models):
+            found = await loop.run_in_executor(self._executor, recover, self._store, model_id)
+            trainer = self._start(found.definition, found.learner, found.ticks)
+            log.info(
+                "model %s recovered: %d steps, %d updates, %d streams",
+                model_id,
+                trainer.figures.steps,
+                trainer.figures.updates,
+                len(trainer.views),
+            )
+
+    def check_running(self) -> None:
+        """Refuse what would begin now.
+
+        Raises:
+            ServerStopping: the server is stopping.
+        """
+        if self._stopping:
+            raise ServerStopping
+
+    def begin_stop(self) -> None:
+        """From now on nothing is created or deleted. What is accepted is still learned."""
+        self._stopping = True
+
+    async def stop(self, grace: float) -> list[ServiceError]:
+        """Finish what was accepted within `grace` seconds, save every model.
+
+        Returns:
+            Why models could not be saved.
+        """
+        self._stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        stops = [
+            trainer.stop(refusal=ServerStopping(), save=True, grace=grace)
+            for trainer in self._models.values()
+        ]
+        results = await asyncio.gather(*stops, return_exceptions=True)
+        failures = []
+        for trainer, result in zip(self._models.values(), results, strict=True):
+            if isinstance(result, ServiceError):
+                log.error("model %s not saved: %s", trainer.definition.model_id, result.message)
+                failures.append(result)
+            elif isinstance(result, BaseException):
+                raise result
+        return failures
+
+
+def page(names: Iterable[str], after: str, size: int) -> tuple[list[str], str]:
+    """The first `size` names behind `after` in order, and the last of them if more follow."""
+    found = heapq.nsmallest(size + 1, (name for name in names if name > after))
+    if len(found) > size:
+        return found[:size], found[size - 1]
+    return found, ""

@@ -1,0 +1,99 @@
+"""What a trainer's thread does: apply rounds to the learner, and copy what others may see.
+
+Everything here is a function of the learner and the rounds; the event loop publishes the outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bptt_core import ChunkResult, Learner, Snapshot, StreamView
+from bptt_core.errors import BpttError, UnknownStream
+from service.domain import RunReport, TickReport
+from service.engine.batcher import QueuedChunk, Round, StreamCommand
+from service.errors import from_core, ServiceError
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What a run did, for the event loop to publish."""
+
+    answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
+    commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    views: dict[str, StreamView | None] = field(default_factory=dict)
+    """Of the streams that were touched. None: the stream is gone."""
+    ticks: list[TickReport] = field(default_factory=list)
+    snapshot: Snapshot | None = None
+    report: RunReport | None = None
+    failure: Exception | None = None
+
+
+def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
+    """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome."""
+    outcome = Outcome()
+    try:
+        for each in rounds:
+            _apply(learner, each.chunks, outcome)
+            for duplicate in each.duplicates:
+                step = _next_step(learner, duplicate.stream_id)
+                result = ChunkResult(duplicate.stream_id, step, step, None, ())
+                outcome.answers.append((duplicate, result))
+            for command in each.commands:
+                _execute(learner, command, outcome)
+        outcome.views = {each: _view(learner, each) for each in outcome.touched}
+        outcome.report = RunReport(outcome.ticks, learner.figures)
+        outcome.snapshot = learner.snapshot()
+    except Exception as error:  # noqa: BLE001 - the learner is then in no known state
+        outcome.failure = error
+    return outcome
+
+
+def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
+    if not chunks:
+        return
+    start = time.perf_counter()
+    try:
+        result = learner.apply([each.chunk for each in chunks])
+    except BpttError as error:
+        if len(chunks) == 1:
+            outcome.answers.append((chunks[0], from_core(error)))
+            return
+        for each in chunks:  # nothing was changed: one bad chunk does not take others with it
+            _apply(learner, [each], outcome)
+        return
+    seconds = time.perf_counter() - start
+    outcome.answers += zip(chunks, result.chunks, strict=True)
+    outcome.touched.update(each.stream_id for each in chunks)
+    steps = sum(each.steps for each in chunks)
+    outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+
+
+def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:
+    stream_id = command.stream_id
+    try:
+        if command.action == "delete":
+            learner.delete_stream(stream_id)
+        else:
+            learner.reset_stream(stream_id)
+    except BpttError as error:
+        outcome.commands.append((command, from_core(error)))
+        return
+    outcome.touched.add(stream_id)
+    outcome.commands.append((command, _next_step(learner, stream_id)))
+
+
+def _next_step(learner: Learner, stream_id: str) -> int:
+    try:
+        return learner.next_step(stream_id)
+    except UnknownStream:
+        return 0
+
+
+def _view(learner: Learner, stream_id: str) -> StreamView | None:
+    try:
+        return learner.stream_view(stream_id)
+    except UnknownStream:
+        return None

@@ -1,0 +1,297 @@
+"""Prometheus metrics: what the engine and the RPC layer report, turned into series when scraped.
+
+What is reported is added to plain counters; Prometheus's types are made only when somebody looks.
+So a report costs little on the event loop, a histogram takes all updates of a run in one pass over
+an array, and the series of a deleted model are gone with it.
+
+A gauge and a histogram cannot share a name. Gauges have the plain one and show the last update;
+the histograms of all updates are called `bptt_update_…`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from bptt_core import Figures
+from service.domain import Gauges, RunReport
+
+LOSS_BOUNDS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
+NORM_BOUNDS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 1e6)
+SECONDS_BOUNDS = (
+    *(2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
+CALL_BOUNDS = (*SECONDS_BOUNDS, 60.0, 600.0, 3600.0)  # a Learn call may be open for hours
+STREAMS_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+class Histogram:
+    """Counts between bounds, filled from arrays."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = np.asarray(bounds)
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._sum = 0.0
+        self._labels = [*(repr(float(bound)) for bound in bounds), "+Inf"]
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count a value, `count` times over."""
+        self._counts[int(self._bounds.searchsorted(value))] += count
+        self._sum += value * count
+
+    def observe_all(self, values: npt.NDArray[np.float64]) -> None:
+        """Count each value; one that is not finite goes beyond the last bound and into no sum."""
+        finite = np.isfinite(values)
+        places = np.where(finite, self._bounds.searchsorted(values), len(self._bounds))
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._sum += float(values.sum(where=finite))
+
+    def read(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative counts by upper bound, and the sum."""
+        counts = self._counts.cumsum().tolist()
+        return list(zip(self._labels, counts, strict=True)), self._sum
+
+
+class ModelMetrics:
+    """What one model has reported."""
+
+    def __init__(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
+        self.figures = figures
+        self.gauges = gauges
+        self.steps = self.updates = self.clipped = self.duplicates = 0
+        self.skipped: dict[str, int] = {"not_finite": 0}
+        self.rejected: dict[str, int] = {}
+        self.loss = Histogram(LOSS_BOUNDS)
+        self.gradient_norm = Histogram(NORM_BOUNDS)
+        self.clipped_gradient_norm = Histogram(NORM_BOUNDS)
+        self.tick_streams = Histogram(STREAMS_BOUNDS)
+        self.update_seconds = Histogram(SECONDS_BOUNDS)
+        self.predict_seconds = Histogram(SECONDS_BOUNDS)
+        self.checkpoint_seconds = Histogram(SECONDS_BOUNDS)
+
+    def run(self, report: RunReport) -> None:
+        """See `ModelSink`."""
+        self.figures = report.figures
+        rows = []
+        for tick in report.ticks:
+            self.steps += tick.steps
+            self.tick_streams.observe(tick.streams)
+            if tick.updates:
+                count = len(tick.updates)
+                self.update_seconds.observe(tick.seconds / count, count)
+                rows += [
+                    (each.loss, each.gradient_norm, each.clipped_gradient_norm)
+                    for each in tick.updates
+                ]
+                self.clipped += sum(each.clipped for each in tick.updates)
+                self.skipped["not_finite"] += sum(each.skipped for each in tick.updates)
+        if rows:
+            self.updates += len(rows)
+            losses, norms, clipped_norms = np.array(rows).T
+            self.loss.observe_all(losses)
+            self.gradient_norm.observe_all(norms)
+            self.clipped_gradient_norm.observe_all(clipped_norms)
+
+    def refused(self, reason: str) -> None:
+        """See `ModelSink`."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def duplicate(self, steps: int) -> None:
+        """See `ModelSink`."""
+        self.duplicates += steps
+
+    def predicted(self, seconds: float) -> None:
+        """See `ModelSink`."""
+        self.predict_seconds.observe(seconds)
+
+    def saved(self, seconds: float) -> None:
+        """See `ModelSink`."""
+        self.checkpoint_seconds.observe(seconds)
+
+
+class MethodMetrics:
+    """The calls of one method."""
+
+    def __init__(self) -> None:
+        self.counts = {"started": 0, "received": 0, "sent": 0}
+        self.codes: dict[str, int] = {}
+        self.seconds = Histogram(CALL_BOUNDS)
+
+    def started(self) -> None:
+        """See `MethodSink`."""
+        self.counts["started"] += 1
+
+    def received(self) -> None:
+        """See `MethodSink`."""
+        self.counts["received"] += 1
+
+    def sent(self) -> None:
+        """See `MethodSink`."""
+        self.counts["sent"] += 1
+
+    def handled(self, code: str, seconds: float) -> None:
+        """See `MethodSink`."""
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.seconds.observe(seconds)
+
+
+class Metrics:
+    """All metrics of one server; a `ReportSink`, a `CallSink`, and a collector for Prometheus.
+
+    Attributes:
+        registry: holds these metrics and no others.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._models: dict[str, ModelMetrics] = {}
+        self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
+        self._lock = threading.Lock()  # of the two tables; a scrape comes from another thread
+        self.registry.register(self)
+
+    def open_model(
+        self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
+    ) -> ModelMetrics:
+        """See `ReportSink`."""
+        with self._lock:
+            model = self._models[model_id] = ModelMetrics(figures, gauges)
+        return model
+
+    def close_model(self, model_id: str) -> None:
+        """See `ReportSink`."""
+        with self._lock:
+            del self._models[model_id]
+
+    def method(self, kind: str, service: str, method: str) -> MethodMetrics:
+        """See `CallSink`."""
+        with self._lock:
+            return self._methods.setdefault((kind, service, method), MethodMetrics())
+
+    def collect(self) -> Iterator[Metric]:
+        """All series as of now, for prometheus_client."""
+        with self._lock:
+            models = list(self._models.items())
+            methods = list(self._methods.items())
+        yield from _model_families(models)
+        yield from _method_families(methods)
+
+
+# What a model's series mean. The table in the README says the same.
+
+_FIGURES = {
+    "loss": "Loss of the last update, before it was made",
+    "baseline_loss": "Loss of the naive forecast, which repeats the last value or the mean",
+    "gradient_norm": "L2 norm of the last update's gradient before clipping",
+    "clipped_gradient_norm": "L2 norm of the last update's gradient after clipping",
+    "skill_ratio": "Prequential absolute error over that of the naive forecast; below 1 is better",
+    "parameter_norm": "L2 norm of all parameters",
+    "learning_rate": "Step size of the optimizer",
+}
+_GAUGES = {
+    "streams": "Streams the model knows",
+    "queue_chunks": "Chunks that wait to be learned",
+    "snapshot_age_steps": "Steps accepted that predictions do not know of yet",
+}
+_COUNTERS = {
+    "steps": "Steps learned or held for the next window",
+    "updates": "Optimizer steps, those that were skipped included",
+    "clipped_updates": "Updates whose gradient was clipped",
+    "duplicate_steps": "Steps that came again and were trimmed away",
+}
+_HISTOGRAMS = {
+    "update_loss": ("loss", "Loss of every update, before it was made"),
+    "update_gradient_norm": ("gradient_norm", "L2 norm of every update's gradient before clipping"),
+    "update_clipped_gradient_norm": (
+        "clipped_gradient_norm",
+        "L2 norm of every update's gradient after clipping",
+    ),
+    "tick_streams": ("tick_streams", "Streams that were learned from together"),
+    "update_seconds": ("update_seconds", "Time of an update: its tick's, shared evenly"),
+    "predict_seconds": ("predict_seconds", "Time of a prediction, from request to answer"),
+    "checkpoint_seconds": ("checkpoint_seconds", "Time of a checkpoint, until it is durable"),
+}
+
+
+def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metric]:
+    models = list(models)
+    looked = [(name, dataclasses.asdict(each.gauges())) for name, each in models]
+    for figure, meaning in _FIGURES.items():
+        gauge = GaugeMetricFamily(f"bptt_{figure}", meaning, labels=["model"])
+        for name, each in models:
+            gauge.add_metric([name], getattr(each.figures, figure))
+        yield gauge
+    for key, meaning in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"bptt_{key}", meaning, labels=["model"])
+        for name, values in looked:
+            gauge.add_metric([name], values[key])
+        yield gauge
+    for key, meaning in _COUNTERS.items():
+        counter = CounterMetricFamily(f"bptt_{key}", meaning, labels=["model"])
+        attribute = {"clipped_updates": "clipped", "duplicate_steps": "duplicates"}.get(key, key)
+        for name, each in models:
+            counter.add_metric([name], getattr(each, attribute))
+        yield counter
+    for key, (attribute, meaning) in _HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(f"bptt_{key}", meaning, labels=["model"])
+        for name, each in models:
+            histogram.add_metric([name], *getattr(each, attribute).read())
+        yield histogram
+    yield _by_reason(
+        "bptt_skipped_updates",
+        "Updates that changed nothing, by why: loss or gradient not finite",
+        [(name, each.skipped) for name, each in models],
+    )
+    yield _by_reason(
+        "bptt_rejected_chunks",
+        "Chunks that were refused, by what was wrong",
+        [(name, each.rejected) for name, each in models],
+    )
+
+
+def _by_reason(
+    family: str, meaning: str, counts: Iterable[tuple[str, dict[str, int]]]
+) -> CounterMetricFamily:
+    counter = CounterMetricFamily(family, meaning, labels=["model", "reason"])
+    for name, reasons in counts:
+        for reason, count in list(reasons.items()):
+            counter.add_metric([name, reason], count)
+    return counter
+
+
+_METHOD_LABELS = ["grpc_type", "grpc_service", "grpc_method"]
+_METHOD_COUNTERS = {
+    "started": ("grpc_server_started", "Calls that came in"),
+    "received": ("grpc_server_msg_received", "Messages that came in"),
+    "sent": ("grpc_server_msg_sent", "Messages that went out"),
+}
+
+
+def _method_families(
+    methods: Iterable[tuple[tuple[str, str, str], MethodMetrics]],
+) -> Iterator[Metric]:
+    methods = list(methods)
+    for key, (family, meaning) in _METHOD_COUNTERS.items():
+        counter = CounterMetricFamily(family, meaning, labels=_METHOD_LABELS)
+        for labels, each in methods:
+            counter.add_metric(labels, each.counts[key])
+        yield counter
+    handled = CounterMetricFamily(
+        "grpc_server_handled", "Calls that ended, by status", labels=[*_METHOD_LABELS, "grpc_code"]
+    )
+    handling = HistogramMetricFamily(
+        "grpc_server_handling_seconds", "Time from a call's start to its end", labels=_METHOD_LABELS
+    )
+    for labels, each in methods:
+        for code, count in list(each.codes.items()):
+            handled.add_metric([*labels, code], count)
+        handling.add_metric(labels, *each.seconds.read())
+    yield handled
+    yield handling

@@ -1,0 +1,1 @@
+"""gRPC: the only place, beside the client, that knows it."""

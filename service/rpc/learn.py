@@ -1,0 +1,132 @@
+"""One Learn call: a task that reads chunks, and the handler itself, which writes the answers.
+
+Rules:
+- Chunks are accepted in the order in which they come, and answered in that order.
+- What is refused is answered and changes nothing; the call goes on.
+- Only `close` means that all was sent. The end of the client's messages without it, or a lost
+  connection, does not: what was accepted is learned, and the call does not end well.
+- Nothing is read while the model's queue or this call's outbox is full, so the client waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from service.config import Limits, STREAM_ID_BYTES_MAX
+from service.domain import Refused
+from service.engine.outbox import Outbox, Ticket
+from service.engine.trainer import Trainer
+from service.errors import InvalidRequest, ServerStopping, ServiceError
+from service.rpc import convert
+
+Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
+
+_VALUE_BYTES = 4
+
+
+class LearnCall:
+    """One open call."""
+
+    def __init__(
+        self, trainer: Trainer, context: Context, opening: pb.OpenLearn, limits: Limits
+    ) -> None:
+        self._trainer = trainer
+        self._context = context
+        self._predictions = not opening.omit_predictions
+        self._definition = trainer.definition
+        self._outbox = Outbox(limits.call_answers, limits.call_bytes)
+        self._reader: asyncio.Task[None] | None = None
+        self._server_stopping = False
+
+    async def run(self) -> None:
+        """Serve the call to its end.
+
+        Raises:
+            ServiceError: the call ends with this status, after all answers.
+        """
+        listeners = self._trainer.listeners
+        listeners.add(self._model_stops)
+        try:
+            opened = pb.LearnOpened(model=convert.model_to_proto(self._trainer.state))
+            await self._context.write(pb.LearnResponse(opened=opened))
+            if not self._outbox.ended:
+                self._reader = asyncio.create_task(self._read(), name="learn call")
+            while (answer := await self._outbox.next()) is not None:
+                response = convert.answer_to_proto(answer, predictions=self._predictions)
+                await self._context.write(response)
+            closed = pb.LearnClosed(server_stopping=self._server_stopping)
+            await self._context.write(pb.LearnResponse(closed=closed))
+        finally:
+            listeners.discard(self._model_stops)
+            if self._reader is not None:
+                self._reader.cancel()
+
+    def _model_stops(self, why: ServiceError) -> None:
+        """Read no more, answer what was accepted, and tell the client."""
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._outbox.ended:  # all was sent already: nothing is left for later
+            return
+        self._server_stopping = isinstance(why, ServerStopping)
+        self._outbox.end(None if self._server_stopping else why)
+
+    # ------------------------------------------------------------------ reading
+
+    async def _read(self) -> None:
+        try:
+            await self._read_chunks()
+        except ServiceError as error:
+            self._outbox.end(error)
+        except Exception as error:  # noqa: BLE001 - told to the handler, which knows what to do
+            self._outbox.end(error)
+
+    async def _read_chunks(self) -> None:
+        while True:
+            message: Any = await self._context.read()
+            if message is grpc.aio.EOF:
+                raise InvalidRequest.of("message", "none", "close, the last message of the call")
+            kind = message.WhichOneof("message")
+            if kind == "close":
+                self._outbox.end()
+                await self._nothing_follows()
+                return
+            if kind != "chunk":
+                raise InvalidRequest.of("message", kind or "empty", "chunk or close after open")
+            await self._chunk(message.chunk)
+
+    async def _nothing_follows(self) -> None:
+        message: Any = await self._context.read()
+        if message is not grpc.aio.EOF:
+            kind = message.WhichOneof("message") or "empty"
+            raise InvalidRequest.of("message", kind, "none, because close was the last")
+
+    async def _chunk(self, message: pb.Chunk) -> None:
+        """Wait for room, then take a place in the outbox and in the stream in one go."""
+        if self._outbox.full:
+            await self._outbox.room()
+        trainer = self._trainer
+        try:
+            incoming = convert.chunk_from_proto(message, self._definition)
+            if trainer.full:
+                await trainer.room()
+        except ServiceError as error:
+            self._refuse(message, error, self._outbox.ticket(0))
+            return
+        weight = len(incoming.inputs) * self._definition.spec.outputs * _VALUE_BYTES
+        ticket = self._outbox.ticket(weight)
+        try:
+            trainer.accept(incoming, ticket)
+        except ServiceError as error:
+            self._refuse(message, error, ticket)
+
+    def _refuse(self, message: pb.Chunk, error: ServiceError, ticket: Ticket) -> None:
+        trainer, stream_id = self._trainer, message.stream_id
+        trainer.sink.refused(error.reason)
+        first_step = message.first_step if message.HasField("first_step") else None
+        expected = trainer.expected_step(stream_id)
+        told = stream_id[:STREAM_ID_BYTES_MAX]
+        ticket.fill(Refused(told, first_step, error, expected, ticket.index))

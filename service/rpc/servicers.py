@@ -1,0 +1,183 @@
+"""The two services: each method reads its request, asks the engine, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+from bptt_core.errors import BpttError
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
+from service.config import Limits
+from service.domain import check_model_id, check_stream_id
+from service.engine.batcher import StreamCommand
+from service.engine.registry import page, Registry
+from service.engine.trainer import Trainer
+from service.errors import from_core, InvalidRequest, UnknownStream
+from service.rpc import convert
+from service.rpc.learn import Context, LearnCall
+
+INLINE_PREDICT_STEPS = 16
+"""Steps that are predicted on the event loop; about 0.1 ms at the default size, what a thread would
+cost. More of them, or a larger network, go to the pool."""
+
+INLINE_PREDICT_PARAMETERS = 500_000
+
+_AnyContext = grpc.aio.ServicerContext[Any, Any]
+
+
+class LearnerService(pb_grpc.LearnerServiceServicer):
+    """Learns from streams and answers predictions.
+
+    Args:
+        registry: the models.
+        limits: of one call.
+        executor: where long predictions are made; not where models learn.
+    """
+
+    def __init__(self, registry: Registry, limits: Limits, executor: Executor) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._executor = executor
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def Learn(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Learn chunks in the order in which they arrive."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            self._registry.check_running()
+            opening = await self._opening(context)
+            self._registry.check_running()
+            trainer = self._model(opening.model_id)
+            await LearnCall(trainer, context, opening, self._limits).run()
+        finally:
+            self._calls.discard(task)
+
+    async def _opening(self, context: Context) -> pb.OpenLearn:
+        message: Any = await context.read()
+        kind = "none" if message is grpc.aio.EOF else message.WhichOneof("message") or "empty"
+        if kind != "open":
+            raise InvalidRequest.of("message", kind, "open, the first message of the call")
+        opening: pb.OpenLearn = message.open
+        return opening
+
+    async def finish_calls(self, grace: float) -> None:
+        """Wait for the open Learn calls to end, but no longer than `grace` seconds."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace)
+
+    async def Predict(self, request: pb.PredictRequest, context: _AnyContext) -> pb.PredictResponse:
+        """Predict from a snapshot; meets the trainer nowhere."""
+        start = time.perf_counter()
+        trainer = self._model(request.model_id)
+        snapshot, view = trainer.snapshot, None
+        if request.stream_id:
+            view = trainer.views.get(check_stream_id(request.stream_id))
+            if view is None:
+                raise UnknownStream.of(request.stream_id)
+        inputs = convert.predict_inputs(request, trainer.definition)
+        small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
+        try:
+            if inputs is None or (small and len(inputs) <= INLINE_PREDICT_STEPS):
+                rows = snapshot.predict(view, inputs)
+            else:
+                loop = asyncio.get_running_loop()
+                rows = await loop.run_in_executor(self._executor, snapshot.predict, view, inputs)
+        except BpttError as error:
+            raise from_core(error) from error
+        trainer.sink.predicted(time.perf_counter() - start)
+        next_step = (0 if view is None else view.next_step) + (0 if inputs is None else len(inputs))
+        spec = trainer.definition.spec
+        return convert.prediction_to_proto(np.asarray(rows), spec, next_step, snapshot.update)
+
+    async def GetStream(
+        self, request: pb.GetStreamRequest, context: _AnyContext
+    ) -> pb.GetStreamResponse:
+        """A stream, as of the snapshot."""
+        trainer = self._model(request.model_id)
+        stream_id = check_stream_id(request.stream_id)
+        view = trainer.views.get(stream_id)
+        if view is None:
+            raise UnknownStream.of(stream_id)
+        return pb.GetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=view.next_step))
+
+    async def ListStreams(
+        self, request: pb.ListStreamsRequest, context: _AnyContext
+    ) -> pb.ListStreamsResponse:
+        """The streams of a model by name, as of the snapshot."""
+        views = self._model(request.model_id).views
+        after, size = convert.page_from_proto(request.page_size, request.page_token)
+        names, following = page(views, after, size)
+        streams = [pb.Stream(stream_id=name, next_step=views[name].next_step) for name in names]
+        return pb.ListStreamsResponse(streams=streams, next_page_token=following)
+
+    async def ResetStream(
+        self, request: pb.ResetStreamRequest, context: _AnyContext
+    ) -> pb.ResetStreamResponse:
+        """Forget a stream's state, after what was accepted of it is learned."""
+        self._registry.check_running()
+        trainer = self._model(request.model_id)
+        stream_id = check_stream_id(request.stream_id)
+        done = asyncio.get_running_loop().create_future()
+        next_step = await trainer.command(StreamCommand(stream_id, "reset", done))
+        return pb.ResetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=next_step))
+
+    async def DeleteStream(
+        self, request: pb.DeleteStreamRequest, context: _AnyContext
+    ) -> pb.DeleteStreamResponse:
+        """Forget a stream, after what was accepted of it is learned."""
+        self._registry.check_running()
+        trainer = self._model(request.model_id)
+        stream_id = check_stream_id(request.stream_id)
+        done = asyncio.get_running_loop().create_future()
+        await trainer.command(StreamCommand(stream_id, "delete", done))
+        return pb.DeleteStreamResponse()
+
+    def _model(self, model_id: str) -> Trainer:
+        return self._registry.get(check_model_id(model_id))
+
+
+class ModelService(pb_grpc.ModelServiceServicer):
+    """Creates, shows and deletes models."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def CreateModel(
+        self, request: pb.CreateModelRequest, context: _AnyContext
+    ) -> pb.CreateModelResponse:
+        """Make a model."""
+        check_model_id(request.model_id)
+        definition = convert.definition_from_proto(request.model_id, request.spec)
+        trainer = await self._registry.create(definition)
+        return pb.CreateModelResponse(model=convert.model_to_proto(trainer.state))
+
+    async def GetModel(
+        self, request: pb.GetModelRequest, context: _AnyContext
+    ) -> pb.GetModelResponse:
+        """A model, as of its snapshot."""
+        trainer = self._registry.get(check_model_id(request.model_id))
+        return pb.GetModelResponse(model=convert.model_to_proto(trainer.state))
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: _AnyContext
+    ) -> pb.ListModelsResponse:
+        """All models by name."""
+        after, size = convert.page_from_proto(request.page_size, request.page_token)
+        trainers, following = self._registry.page(after, size)
+        models = [convert.model_to_proto(each.state) for each in trainers]
+        return pb.ListModelsResponse(models=models, next_page_token=following)
+
+    async def DeleteModel(
+        self, request: pb.DeleteModelRequest, context: _AnyContext
+    ) -> pb.DeleteModelResponse:
+        """Forget a model, after what it accepted is learned."""
+        await self._registry.delete(check_model_id(request.model_id))
+        return pb.DeleteModelResponse()
