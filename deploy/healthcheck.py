@@ -1,6 +1,6 @@
 """Asks a server for its health over gRPC; exit status 0 says that it serves.
 
-    python healthcheck.py 127.0.0.1:50051
+Run as `python healthcheck.py 127.0.0.1:50051`.
 """
 
 from __future__ import annotations
