@@ -7,10 +7,11 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from google.protobuf.json_format import Parse
 
+from protos.bptt.v1 import bptt_pb2 as pb
 from tests.support.server import Served
 from tests.support.tools import program
 
@@ -29,15 +30,15 @@ def session() -> str:
     return str(found[0])
 
 
-def answers(text: str) -> list[dict[str, Any]]:
+def answers(text: str) -> list[str]:
     """The JSON objects in what grpcurl printed, one after the other."""
     decoder = json.JSONDecoder()
     found = []
-    place = text.find("{")
-    while place >= 0:
-        answer, end = decoder.raw_decode(text, place)
-        found.append(answer)
-        place = text.find("{", end)
+    start = text.find("{")
+    while start >= 0:
+        _, end = decoder.raw_decode(text, start)
+        found.append(text[start:end])
+        start = text.find("{", end)
     return found
 
 
@@ -57,20 +58,21 @@ def test_readme_session_creates_learns_and_predicts(served: Served) -> None:
     assert "bptt.v1.LearnerService" in typed.stdout
     assert "bptt.v1.ModelService" in typed.stdout
 
-    created, *during, predicted = answers(typed.stdout)
-    spec = created["model"]["spec"]
-    assert spec["inputSize"] == 1
-    assert spec["optimizer"] == "OPTIMIZER_ADAM", "what was left out is filled in"
+    first, *during, last = answers(typed.stdout)
+    spec = Parse(first, pb.CreateModelResponse()).model.spec
+    assert spec.input_size == 1
+    assert spec.optimizer == pb.OPTIMIZER_ADAM, "what was left out is filled in"
 
-    learned = [answer["learned"] for answer in during if "learned" in answer]
-    chunks = script.count('"chunk"')
-    assert list(during[0]) == ["opened"]
-    assert list(during[-1]) == ["closed"]
-    assert len(learned) == chunks == len(during) - 2
-    assert int(learned[-1]["nextStep"]) == sum(len(part["predictions"]) for part in learned)
-    reports = [report for part in learned for report in part.get("updates", [])]
+    opened, *middle, closed = (Parse(answer, pb.LearnResponse()) for answer in during)
+    assert opened.WhichOneof("message") == "opened"
+    assert closed.WhichOneof("message") == "closed"
+    learned = [answer.learned for answer in middle if answer.WhichOneof("message") == "learned"]
+    assert len(learned) == len(middle) == script.count('"chunk"')
+    assert learned[-1].next_step == sum(len(answer.predictions) for answer in learned)
+    reports = [report for answer in learned for report in answer.updates]
     assert reports
-    assert all(report["gradientNorm"] > 0 for report in reports)
+    assert all(report.gradient_norm > 0 for report in reports)
 
-    assert predicted["nextStep"] == learned[-1]["nextStep"]
-    assert len(predicted["predictions"]) == 1
+    predicted = Parse(last, pb.PredictResponse())
+    assert predicted.next_step == learned[-1].next_step
+    assert len(predicted.predictions) == 1
