@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -105,8 +104,6 @@ class ServerChild:
         try:
             if self._process is not None and self._process.returncode is None:
                 self._process.stdin.close()
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(signal.SIGTERM)
                 try:
                     await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
                 except (TimeoutError, asyncio.CancelledError):

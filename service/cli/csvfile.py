@@ -14,7 +14,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast, IO
+from typing import cast, IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,14 @@ class CsvTable:
         self._on_wait: Callable[[], None] = lambda: None
         self._records: Iterator[Record] = iter(())
         self._header: list[str] = []
+
+    def __enter__(self) -> Self:
+        """The table itself; leaving the block closes its file."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file; standard input stays open."""
+        self._raw.close()
 
     def sample(self) -> Sample:
         """Read the header and as many rows as it takes to know what each column is.

@@ -8,7 +8,6 @@ import math
 import signal
 from collections.abc import AsyncIterator
 from importlib import resources
-from typing import Any
 
 import click
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from service.cli.child import ChildFailed, ServerChild
 from service.cli.console import json_option, number, output, print_json, progress_output
@@ -101,7 +101,7 @@ class _Demo:
             )
             return
         self._out.print(_table(model, summary))
-        self._out.print(_chart(values[-SHOWN:, 0], forecast, self._out.is_terminal), markup=False)
+        self._out.print(_chart(values[-SHOWN:, 0], forecast))
         if not self._keep:
             self._out.print(
                 "\nNext: `bptt serve` in one terminal, "
@@ -111,8 +111,7 @@ class _Demo:
 
     async def _learn(self, client: Client, model: Model, values: NDArray[np.float32]) -> Summary:
         report = Report(ForecastScore([0]))
-        title = f"learning {len(values):,} sea temperatures"
-        display = Display(self._console, title=title, total=len(values), as_json=False)
+        display = Display(self._console, total=len(values), as_json=False)
         async with client.learn(model.model_id) as session:
             feed = Feed(
                 session,
@@ -147,10 +146,10 @@ class _Demo:
 
 def _series() -> NDArray[np.float32]:
     with resources.as_file(resources.files("service") / "data" / SERIES) as path:
-        table = CsvTable(str(path))
-        columns = [table.sample().index("column", COLUMN)]
         found: list[Batch] = []
-        table.read(columns, CHUNK_STEPS, found.append)
+        with CsvTable(str(path)) as table:
+            columns = [table.sample().index("column", COLUMN)]
+            table.read(columns, CHUNK_STEPS, found.append)
     return np.concatenate([batch.values for batch in found])
 
 
@@ -172,11 +171,10 @@ def _table(model: Model, summary: Summary) -> Table:
     table.add_row("steps", f"{summary.steps:,}", "each predicted before it was learned")
     table.add_row("steps a second", f"{summary.steps_per_second:,.0f}", "over gRPC, answered")
     for name, errors in (("error, whole series", whole), ("error, second half", half)):
-        error, naive = float(errors.error[0]), float(errors.naive_error[0])
         table.add_row(
             name,
-            f"{error:.4f} °C",
-            f"{errors.ratio:.3f} of the {naive:.4f} °C of repeating the last value",
+            f"{float(errors.error[0]):.4f} °C",
+            f"{errors.ratio:.3f} × that of repeating the last value",
         )
     table.add_row("updates clipped", _percent(summary.clipped_share), f"of {summary.updates:,}")
     table.add_row("median gradient norm", number(summary.median_gradient_norm), "before clipping")
@@ -187,15 +185,13 @@ def _percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{share:.1%}"
 
 
-def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32], coloured: bool) -> Any:
+def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32]) -> Text:
     """The last values and the forecast, drawn in characters."""
-    import plotext
-    from rich.text import Text
+    import plotext  # only the demo draws
 
     figure = plotext.figure
     figure.clear()
-    figure.theme("default" if coloured else "colorless")
-    figure.canvas("default")
+    figure.theme("colorless")
     figure.plot_size(CHART_WIDTH, CHART_HEIGHT)
     figure.title("the last day (line) and the forecast for the next six hours (*), °C")
     line = figure.signal(list(range(1 - len(past), 1)), past.tolist(), marker="braille")
@@ -203,5 +199,10 @@ def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32], coloured: b
     figure.draw(line)
     figure.draw(figure.signal(list(range(1, len(forecast) + 1)), forecast.tolist(), marker="*"))
     figure.label("half hours from now")
-    text = Text.from_ansi(str(figure.build()))
-    return text if coloured else "\n".join(row.rstrip() for row in text.plain.splitlines())
+    ticks = list(range(-len(past), len(forecast) + 1, len(forecast)))
+    figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
+    plain = Text.from_ansi(str(figure.build())).plain
+    text = Text("\n".join(row.rstrip() for row in plain.splitlines()))
+    text.highlight_regex("[\u2800-\u28ff]+", "cyan")  # the line is drawn in braille
+    text.highlight_regex(r"\*+", "bold green")
+    return text

@@ -157,19 +157,23 @@ class _Job:
     async def run(self) -> bool:
         """Do it; True if Ctrl-C ended it."""
         self.console = progress_output(quiet=self.as_json)
-        table = CsvTable(self.file)
-        async with Client.connect(self.address) as client:
-            try:
-                model = await client.get_model(self.model_id)
-            except NotFound:
-                model = None
-            sample = await in_thread(table.sample)
-            inputs, targets = self._choose(sample, model)
-            if model is None:
-                model = await self._create(client, inputs, targets)
-            else:
-                self._check(model, inputs, targets)
-            return await self._learn(client, table, model, sample, inputs + targets)
+        with CsvTable(self.file) as table:
+            async with Client.connect(self.address) as client:
+                return await self._run(client, table)
+
+    async def _run(self, client: Client, table: CsvTable) -> bool:
+        model: Model | None
+        try:
+            model = await client.get_model(self.model_id)
+        except NotFound:
+            model = None
+        sample = await in_thread(table.sample)
+        inputs, targets = self._choose(sample, model)
+        if model is None:
+            model = await self._create(client, inputs, targets)
+        else:
+            self._check(model, inputs, targets)
+        return await self._learn(client, table, model, sample, inputs + targets)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -254,8 +258,7 @@ class _Job:
         rows = max(1, min(CHUNK_STEPS, CHUNK_VALUES // width))
         indices = [sample.index("--columns", name) for name in columns]
         report = Report(_score(model))
-        title = f"learning {self.stream_id}"
-        display = Display(self.console, title=title, total=table.size, as_json=self.as_json)
+        display = Display(self.console, total=table.size, as_json=self.as_json)
         stop = asyncio.Event()
         async with client.learn(self.model_id) as session:
             feed = Feed(

@@ -112,7 +112,7 @@ class Report:
         """The run so far, in a few words."""
         errors = self.score.errors()
         return (
-            f"{self.steps:,} steps · error {number(errors.ratio)}× naive "
+            f"{self.steps:,} steps · error ×{number(errors.ratio)} "
             f"· loss {number(self._loss)} · gradient {number(self._norm)}"
         )
 
@@ -120,28 +120,30 @@ class Report:
 class Display:
     """Shows a report as it grows: a bar in a terminal, lines of JSON, or nothing."""
 
-    def __init__(self, console: Console, *, title: str, total: int | None, as_json: bool) -> None:
+    def __init__(self, console: Console, *, total: int | None, as_json: bool) -> None:
         """Show nothing yet.
 
         Args:
             console: where the bar goes; one that is no terminal gets none.
-            title: what is going on.
             total: what `update` counts up to; None if nobody knows.
             as_json: write lines of JSON on standard output instead.
         """
         self._as_json = as_json
         self._said = time.perf_counter()
-        bar = BarColumn(bar_width=24) if total else SpinnerColumn("line")
+        self._last: tuple[Report, int] | None = None
+        bar = (
+            BarColumn(bar_width=12, complete_style="cyan", finished_style="green")
+            if total
+            else SpinnerColumn("line")
+        )
         self._progress = Progress(
-            TextColumn(title),
             bar,
             TextColumn("{task.fields[line]}"),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal or as_json,
-            transient=True,
         )
-        self._task = self._progress.add_task(title, total=total, line="")
+        self._task = self._progress.add_task("learning", total=total, line="")
 
     def __enter__(self) -> Display:
         """Begin."""
@@ -149,11 +151,15 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
+        """Leave the bar as it stands at the end."""
+        if self._last is not None:
+            report, done = self._last
+            self._progress.update(self._task, completed=done, line=report.line())
         self._progress.stop()
 
     def update(self, report: Report, done: int) -> None:
         """Show the report; `done` of the total."""
+        self._last = report, done
         now = time.perf_counter()
         interval = JSON_SECONDS if self._as_json else 0.1
         if now - self._said < interval:

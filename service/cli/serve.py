@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,16 @@ def serve(
         console.print(f"{kept}; Ctrl-C stops it", soft_wrap=True)
 
     async def until_stopped() -> None:
-        stop = asyncio.Event()
-        if until_input_ends:
-            _stop_at_end_of_input(stop)
+        stop = _end_of_input() if until_input_ends else None  # None: a signal stops it
         await run(config, on_ready=on_ready, stop=stop)
 
     asyncio.run(until_stopped())
 
 
-def _stop_at_end_of_input(stop: asyncio.Event) -> None:
-    """Stop when standard input ends: a parent that dies, however, takes its server with it."""
+def _end_of_input() -> asyncio.Event:
+    """Set when standard input ends or a signal comes: a parent's end is its server's, however."""
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
 
     def wait() -> None:
         source = io.FileIO(0, closefd=False)  # unbuffered: holds no lock when the program exits
@@ -87,4 +87,7 @@ def _stop_at_end_of_input(stop: asyncio.Event) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     threading.Thread(target=wait, name="input", daemon=True).start()
+    return stop
