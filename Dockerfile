@@ -19,6 +19,8 @@ COPY deploy/healthcheck.py /opt/bptt/healthcheck.py
 # Compiled kernels depend on the processor, so they are kept where the service itself can write.
 ENV PATH=/opt/bptt/bin:$PATH NUMBA_CACHE_DIR=/var/cache/bptt PYTHONUNBUFFERED=1
 USER bptt
+# Compiled once here, or the first model would wait for it; a processor of another type compiles anew.
+RUN python -c "from bptt_core import Learner, ModelSpec; Learner(ModelSpec(input_size=1)).warm_up()"
 VOLUME /data
 EXPOSE 50051 9464
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/bptt/healthcheck.py", "127.0.0.1:50051"]
