@@ -349,5 +349,7 @@ def _report(row: list[float]) -> UpdateReport:
 
 
 def _frozen(array: Array) -> Array:
-    array.flags.writeable = False
-    return array
+    """A read-only view of a fresh copy."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,5 +1,5 @@
-"""The compiled backend."""
+"""The compiled backend: Numba lives here and nowhere else."""
 
-from bptt_core.backends import Reference as Compiled
+from bptt_core.kernels.backend import Compiled
 
 __all__ = ["Compiled"]

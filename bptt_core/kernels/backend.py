@@ -1,0 +1,122 @@
+"""The compiled backend: keeps the kernels' buffers, and calls them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels import cells, scaling, windows
+from bptt_core.kernels import sizes as kernel_sizes
+from bptt_core.scaling import Prepared
+from bptt_core.specs import ModelSpec
+from bptt_core.state import SEQUENCE_STEP, Model, Streams
+from bptt_core.windows import REPORT_COLUMNS, Advanced, Lanes
+
+Array = NDArray[Any]
+
+
+class Compiled:
+    """What runs: Numba, without the GIL. As `Backend`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._cell = cells.tag(spec)
+        self._sizes = kernel_sizes.sizes(spec)
+        self._columns = kernel_sizes.columns(spec)
+        self._work: kernel_sizes.Work | None = None
+        self._streams = 0
+        self._nobody_asks = np.empty((0, 0, spec.outputs), spec.dtype)
+        # A prediction may run while the trainer does, and in several threads at once: each has buffers of its own.
+        self._predicting = threading.local()
+
+    def prepare(
+        self, model: Model, streams: Streams, row: int, x: Array, y: Array | None
+    ) -> Prepared:
+        """As `scaling.prepare`."""
+        spec, T = self._spec, len(x)
+        x = np.ascontiguousarray(x)
+        features = np.empty((T, spec.features), spec.dtype)
+        targets = np.empty((T, spec.target_width), spec.dtype)
+        base, unit = np.empty((2, T, spec.outputs))
+        if y is None:
+            begin = int(streams.counters[row, SEQUENCE_STEP])
+            scaling.prepare_forecast(
+                self._sizes, self._columns, model, streams.recent[row], begin, x,
+                features, targets, base, unit,
+            )  # fmt: skip
+        else:
+            y = np.ascontiguousarray(y)
+            scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
+            scaling.prepare_steps(
+                spec.scaling, scale_targets, model, x, y, features, targets, base, unit
+            )
+        return Prepared(features, targets, base, unit)
+
+    def score(
+        self,
+        model: Model,
+        streams: Streams,
+        row: int,
+        first: int,
+        predictions: Array,
+        base: Array,
+        truth: Array,
+    ) -> None:
+        """As `scaling.score`."""
+        truth = np.ascontiguousarray(truth)
+        if self._spec.task == "forecast":
+            held = streams.forecasts[row]
+            scaling.score_forecast(self._columns, model, held, first, predictions, base, truth)
+        elif self._spec.task == "regression":
+            scaling.score_regression(model, predictions, base, truth)
+
+    def advance(
+        self, model: Model, streams: Streams, lanes: Lanes, outputs: Array | None
+    ) -> Advanced:
+        """As `windows.advance`."""
+        B = len(lanes.rows)
+        # Each lane takes part in at most one update every k1 steps, and one more at its end.
+        most = int((lanes.lengths // self._spec.k1 + 2).sum())
+        reports = np.empty((most, REPORT_COLUMNS))
+        members = np.empty((most, 2), np.int64)
+        done = np.zeros(2, np.int64)
+        lists = np.empty((5, B), np.int64)
+        asked = self._nobody_asks if outputs is None else outputs
+        windows.advance(
+            self._cell, self._sizes, model, streams, lanes, asked, self._room(B), lists,
+            reports, members, done,
+        )  # fmt: skip
+        return Advanced(reports[: done[0]], members[: done[1]])
+
+    def forward(self, parameters: Array, features: Array, state: Array) -> Array:
+        """As `Backend.forward`."""
+        mine = self._predicting
+        T = len(features)
+        if getattr(mine, "steps", 0) < T:
+            mine.work, mine.steps = kernel_sizes.work(self._spec, T, 1), T
+        outputs: Array = windows.forward_stream(
+            self._cell, self._sizes, _owner(parameters), features, _owner(state), mine.work
+        )
+        return outputs.copy()
+
+    def _room(self, streams: int) -> kernel_sizes.Work:
+        """Buffers for so many streams side by side; updates take at most max_batch_streams of them."""
+        if self._work is None or streams > self._streams:
+            spec = self._spec
+            batch = min(streams, spec.max_batch_streams)
+            work = kernel_sizes.work(spec, max(spec.k2, spec.delay), batch)
+            wide = kernel_sizes.work(spec, 1, streams)  # a live step takes all lanes
+            pairs = zip(work, wide, strict=True)
+            self._work = type(work)(*(a if a.size >= b.size else b for a, b in pairs))
+            self._streams = streams
+        return self._work
+
+
+def _owner(array: Array) -> Array:
+    """The array behind a read-only view: Numba would compile all kernels once more for read-only ones."""
+    if array.flags.writeable or not isinstance(array.base, np.ndarray):
+        return array
+    return array.base

@@ -1,0 +1,47 @@
+"""How kernels are compiled: without the GIL, kept on disk, and never stale.
+
+Numba looks only at the file of a function to see whether its compiled form is still good, not at the files of what it
+calls. So the cache's folder carries a digest of all kernels' sources: a change anywhere compiles anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Sums may be reordered and multiplications fused, or nothing would vectorise. NaN and infinity keep their meaning: they
+# are looked for.
+FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or the user's cache."""
+    digest = hashlib.sha256(sys.version.encode() + numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    root = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bptt")
+    return Path(root) / f"kernels-{digest.hexdigest()[:16]}"
+
+
+_FOLDER = str(cache_folder())
+
+
+def compiled(function: Function) -> Function:
+    """Compile on first use and keep it; Numba's own settings stay as the host process has them."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _FOLDER
+    try:
+        return numba.njit(  # type: ignore[no-any-return]
+            nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,204 @@
+"""Loss, clip and optimizer: the twins of `bptt_core.losses`, `clipping` and `optimizers`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.clipping import NORM_EPSILON
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import fill
+from bptt_core.kernels.sizes import (
+    ADAGRAD,
+    ADAMW,
+    BERNOULLI,
+    CLIP_NONE,
+    CLIP_NORM,
+    CROSS_ENTROPY,
+    HUBER,
+    MOMENTUM,
+    RMSPROP,
+    SGD,
+    SQUARED_ERROR,
+    Sizes,
+)
+from bptt_core.losses import HUBER_DELTA
+from bptt_core.optimizers import (
+    ADAGRAD_EPSILON,
+    ADAM_BETA_1,
+    ADAM_BETA_2,
+    EPSILON,
+    RMSPROP_ALPHA,
+)
+from bptt_core.optimizers import MOMENTUM as MOMENTUM_FACTOR
+
+Array = NDArray[Any]
+
+
+@compiled
+def element_loss(loss: int, s: float, y: float) -> float:
+    """Loss of one real output s and target y."""
+    if loss == SQUARED_ERROR:
+        return 0.5 * (s - y) * (s - y)
+    if loss == HUBER:
+        e = abs(s - y)
+        return 0.5 * e * e if e <= HUBER_DELTA else HUBER_DELTA * (e - 0.5 * HUBER_DELTA)
+    return max(s, 0.0) + math.log1p(math.exp(-abs(s))) - y * s
+
+
+@compiled
+def element_slope(loss: int, s: float, y: float) -> float:
+    """∂loss/∂s of one real output s and target y."""
+    if loss == SQUARED_ERROR:
+        return s - y
+    if loss == HUBER:
+        e = s - y
+        return HUBER_DELTA if e > HUBER_DELTA else (-HUBER_DELTA if e < -HUBER_DELTA else e)
+    return 0.5 * (math.tanh(0.5 * s) + 1) - y
+
+
+@compiled
+def cross_entropy(output: Array, wanted: int) -> float:
+    """Loss of one row of logits (O,), which is overwritten with its slope."""
+    highest = float(output[0])
+    for i in range(output.size):
+        highest = max(highest, float(output[i]))
+    total = 0.0
+    for i in range(output.size):
+        total += math.exp(output[i] - highest)
+    loss = math.log(total) + highest - output[wanted]
+    for i in range(output.size):
+        output[i] = math.exp(output[i] - highest) / total
+    output[wanted] -= 1
+    return loss
+
+
+@compiled
+def losses_and_slopes(sizes: Sizes, output: Array, target: Array) -> tuple[float, float, int]:
+    """Sum of the losses, sum of the naive forecast's, and the number of rows with a target.
+
+    Args:
+        sizes: which loss, and whether a mean is asked for: then all three and the slopes are scaled to it.
+        output: (n, O) raw outputs; overwritten with ∂L/∂output.
+        target: (n, width); NaN where missing.
+    """
+    loss = baseline = 0.0
+    count = 0
+    for r in range(output.shape[0]):
+        row, y = output[r], target[r]
+        if sizes.loss == CROSS_ENTROPY:
+            if math.isnan(y[0]):
+                fill(row, 0.0)
+                continue
+            count += 1
+            baseline += math.log(row.size)
+            loss += cross_entropy(row, int(y[0]))
+            continue
+        present = False
+        for i in range(row.size):
+            if math.isnan(y[i]):
+                row[i] = 0
+                continue
+            present = True
+            s, want = float(row[i]), float(y[i])
+            loss += element_loss(sizes.loss, s, want)
+            baseline += element_loss(sizes.loss, 0.0, want)
+            row[i] = element_slope(sizes.loss, s, want)
+        count += present
+    if count and not sizes.sum_steps:
+        factor = 1.0 / count
+        loss *= factor
+        baseline *= factor
+        slopes = output.reshape(output.size)
+        scale = output.dtype.type(factor)
+        for i in range(slopes.size):
+            slopes[i] *= scale
+    return loss, baseline, count
+
+
+@compiled
+def global_norm(gradient: Array) -> float:
+    """L2 norm (P,), summed in float64."""
+    total = 0.0
+    for i in range(gradient.size):
+        g = np.float64(gradient[i])
+        total += g * g
+    return math.sqrt(total)
+
+
+@compiled
+def clip(sizes: Sizes, gradient: Array, norm: float) -> float:
+    """Clip in place as the spec says; the norm after it."""
+    if sizes.clip == CLIP_NONE:
+        return norm
+    if sizes.clip == CLIP_NORM:
+        scale = sizes.clip_threshold / (norm + NORM_EPSILON)
+        if scale < 1.0:
+            factor = gradient.dtype.type(scale)
+            for i in range(gradient.size):
+                gradient[i] *= factor
+        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not clipped.
+        return global_norm(gradient) if norm > sizes.clip_threshold else norm
+    bound = gradient.dtype.type(sizes.clip_threshold)
+    for i in range(gradient.size):
+        g = gradient[i]
+        gradient[i] = bound if g > bound else (-bound if g < -bound else g)
+    return global_norm(gradient)
+
+
+@compiled
+def optimizer_step(
+    sizes: Sizes,
+    parameters: Array,
+    gradient: Array,
+    moments: Array,
+    update: int,
+    learning_rate: float,
+) -> None:
+    """One update in place; as `bptt_core.optimizers.step`."""
+    number = parameters.dtype.type
+    rate, decay = number(learning_rate), number(sizes.weight_decay)
+    n = parameters.size
+    if sizes.optimizer == ADAMW:
+        shrink = number(1 - learning_rate * sizes.weight_decay)
+        for i in range(n):
+            parameters[i] *= shrink
+    elif sizes.weight_decay != 0.0:
+        for i in range(n):
+            gradient[i] += decay * parameters[i]
+    if sizes.optimizer == SGD:
+        for i in range(n):
+            parameters[i] -= rate * gradient[i]
+    elif sizes.optimizer == MOMENTUM:
+        v = moments[0]
+        keep = number(MOMENTUM_FACTOR) if update > 1 else number(0)
+        for i in range(n):
+            v[i] = keep * v[i] + gradient[i]
+            parameters[i] -= rate * v[i]
+    elif sizes.optimizer == RMSPROP:
+        s = moments[0]
+        keep, take, tiny = number(RMSPROP_ALPHA), number(1 - RMSPROP_ALPHA), number(EPSILON)
+        for i in range(n):
+            s[i] = keep * s[i] + take * gradient[i] * gradient[i]
+            parameters[i] -= rate * gradient[i] / (np.sqrt(s[i]) + tiny)
+    elif sizes.optimizer == ADAGRAD:
+        s = moments[0]
+        tiny = number(ADAGRAD_EPSILON)
+        for i in range(n):
+            s[i] += gradient[i] * gradient[i]
+            parameters[i] -= rate * gradient[i] / (np.sqrt(s[i]) + tiny)
+    else:
+        m, v = moments[0], moments[1]
+        keep_1, take_1 = number(ADAM_BETA_1), number(1 - ADAM_BETA_1)
+        keep_2, take_2 = number(ADAM_BETA_2), number(1 - ADAM_BETA_2)
+        m_scale = number(learning_rate / (1 - ADAM_BETA_1**update))
+        v_scale = number(1 / math.sqrt(1 - ADAM_BETA_2**update))
+        tiny = number(EPSILON)
+        for i in range(n):
+            g = gradient[i]
+            m[i] = keep_1 * m[i] + take_1 * g
+            v[i] = keep_2 * v[i] + take_2 * g * g
+            parameters[i] -= m_scale * m[i] / (np.sqrt(v[i]) * v_scale + tiny)

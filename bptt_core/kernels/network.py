@@ -1,0 +1,155 @@
+"""The whole network over a window, forward and backward: the twin of `bptt_core.network`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels.cells import CellTag, cell_backward, cell_forward
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import BLAS_ROWS, add_matrix_vector, column_sums, copy, fill
+from bptt_core.kernels.sizes import Sizes, Work
+
+Array = NDArray[Any]
+
+
+@compiled
+def project(rows: Array, matrix: Array, bias: Array, out: Array) -> None:
+    """out (n, m) = bias + rows (n, k) · matrix (m, k)ᵀ."""
+    n, m = out.shape
+    if n < BLAS_ROWS:
+        for r in range(n):
+            copy(bias, out[r])
+            add_matrix_vector(matrix, rows[r], out[r])
+        return
+    np.dot(rows, matrix.T, out)
+    for r in range(n):
+        row = out[r]
+        for i in range(m):
+            row[i] += bias[i]
+
+
+@compiled
+def layer_size(sizes: Sizes, layer: int) -> int:
+    """Parameters of one layer."""
+    GH = sizes.G * sizes.H
+    inputs = sizes.F if layer == 0 else sizes.H
+    return GH * (inputs + sizes.H + 2)
+
+
+@compiled
+def layer_states(sizes: Sizes, T: int, B: int, work: Work, layer: int) -> Array:
+    """(parts, T + 1, B, H) states of a layer."""
+    n = sizes.parts * (T + 1) * B * sizes.H
+    return work.states[layer * n : (layer + 1) * n].reshape(sizes.parts, T + 1, B, sizes.H)
+
+
+@compiled
+def network_forward(cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, work: Work) -> None:
+    """Unfold all layers over `work.inputs` (T, B, F), from row 0 of each layer's states."""
+    H, GH = sizes.H, sizes.G * sizes.H
+    rows = T * B
+    x = work.inputs[: rows * sizes.F].reshape(rows, sizes.F)
+    tape_size, extra_size = rows * GH, (T + 3) * B * H
+    scratch = work.scratch[: B * GH].reshape(B, GH)
+    bias = work.gradient[:GH]  # free until the backward pass
+    start = 0
+    for layer in range(sizes.L):
+        inputs = x.shape[1]
+        U = parameters[start : start + GH * inputs].reshape(GH, inputs)
+        W_at = start + GH * inputs
+        W = parameters[W_at : W_at + GH * H].reshape(GH, H)
+        b_at = W_at + GH * H
+        b = parameters[b_at : b_at + GH]
+        b_hidden = parameters[b_at + GH : b_at + 2 * GH]
+        for i in range(GH):
+            bias[i] = b[i] if sizes.bias_apart else b[i] + b_hidden[i]
+        states = layer_states(sizes, T, B, work, layer)
+        tape = work.tape[layer * tape_size : (layer + 1) * tape_size]
+        extra = work.extra[layer * extra_size : (layer + 1) * extra_size]
+        project(x, U, bias, tape.reshape(rows, GH))
+        cell_forward(
+            cell,
+            W,
+            b_hidden,
+            states,
+            tape.reshape(T, B, GH),
+            extra.reshape(T + 3, B, H),
+            scratch,
+        )
+        x = states[0, 1:].reshape(rows, H)
+        start += layer_size(sizes, layer)
+
+
+@compiled
+def head_forward(sizes: Sizes, parameters: Array, T: int, B: int, first: int, work: Work) -> Array:
+    """Outputs (T - first, B, O) of the steps from `first` on."""
+    H, O = sizes.H, sizes.O
+    n = (T - first) * B
+    states = layer_states(sizes, T, B, work, sizes.L - 1)
+    h = states[0, first + 1 :].reshape(n, H)
+    V_at = sizes.P - O * (H + 1)
+    V = parameters[V_at : V_at + O * H].reshape(O, H)
+    output = work.output[: n * O].reshape(n, O)
+    project(h, V, parameters[sizes.P - O :], output)
+    return output.reshape(T - first, B, O)
+
+
+@compiled
+def network_backward(
+    cell: CellTag,
+    sizes: Sizes,
+    parameters: Array,
+    T: int,
+    B: int,
+    first: int,
+    d_output: Array,
+    work: Work,
+) -> None:
+    """Fill `work.gradient` from ∂L/∂output (T - first, B, O) of the steps from `first` on."""
+    H, GH, O = sizes.H, sizes.G * sizes.H, sizes.O
+    rows, n = T * B, (T - first) * B
+    gradient = work.gradient
+    V_at = sizes.P - O * (H + 1)
+    V = parameters[V_at : V_at + O * H].reshape(O, H)
+    top = layer_states(sizes, T, B, work, sizes.L - 1)
+    d_rows = d_output.reshape(n, O)
+    np.dot(d_rows.T, top[0, first + 1 :].reshape(n, H), gradient[V_at : V_at + O * H].reshape(O, H))
+    column_sums(d_rows, gradient[sizes.P - O :])
+    dh_flat = work.dh[: rows * H]
+    fill(dh_flat[: first * B * H], 0.0)
+    np.dot(d_rows, V, dh_flat[first * B * H :].reshape(n, H))
+
+    tape_size, extra_size = rows * GH, (T + 3) * B * H
+    scratch = work.scratch[: B * H].reshape(B, H)
+    da = work.da[: rows * GH].reshape(T, B, GH)
+    dw = work.dw[: rows * GH].reshape(T, B, GH) if sizes.bias_apart else da
+    stop = V_at
+    for layer in range(sizes.L - 1, -1, -1):
+        start = stop - layer_size(sizes, layer)
+        inputs = sizes.F if layer == 0 else H
+        W_at = start + GH * inputs
+        b_at = W_at + GH * H
+        U = parameters[start:W_at].reshape(GH, inputs)
+        W = parameters[W_at:b_at].reshape(GH, H)
+        states = layer_states(sizes, T, B, work, layer)
+        tape = work.tape[layer * tape_size : (layer + 1) * tape_size].reshape(T, B, GH)
+        extra = work.extra[layer * extra_size : (layer + 1) * extra_size].reshape(T + 3, B, H)
+        cell_backward(cell, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw, scratch)
+        if layer == 0:
+            x = work.inputs[: rows * inputs].reshape(rows, inputs)
+        else:
+            x = layer_states(sizes, T, B, work, layer - 1)[0, 1:].reshape(rows, H)
+        da_rows, dw_rows = da.reshape(rows, GH), dw.reshape(rows, GH)
+        np.dot(da_rows.T, x, gradient[start:W_at].reshape(GH, inputs))
+        np.dot(dw_rows.T, states[0, :T].reshape(rows, H), gradient[W_at:b_at].reshape(GH, H))
+        column_sums(da_rows, gradient[b_at : b_at + GH])
+        if sizes.bias_apart:
+            column_sums(dw_rows, gradient[b_at + GH : stop])
+        else:
+            copy(gradient[b_at : b_at + GH], gradient[b_at + GH : stop])
+        if layer > 0:
+            np.dot(da_rows, U, dh_flat.reshape(rows, H))
+        stop = start

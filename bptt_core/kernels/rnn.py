@@ -1,0 +1,86 @@
+"""The vanilla cell over a window: the twin of `bptt_core.cells.rnn`.
+
+Products that do not wait for another step (with U, and all weight gradients) are one matrix product over the whole window; only those with W run step
+by step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import (
+    add_rows_times,
+    add_rows_times_transpose,
+    tanh_into,
+)
+
+Array = NDArray[Any]
+
+
+class RnnCell(NamedTuple):
+    """Chooses these kernels by its type."""
+
+    relu: bool
+
+
+@compiled
+def rnn_activate(cell: RnnCell, a: Array, h: Array) -> None:
+    """h = g(a), 1-D."""
+    if cell.relu:
+        zero = a.dtype.type(0)
+        for i in range(a.size):
+            h[i] = zero if a[i] < zero else a[i]  # NaN stays NaN
+    else:
+        tanh_into(a, h)
+
+
+@compiled
+def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Array) -> None:
+    """Unfold over a window.
+
+    Args:
+        cell: which g.
+        W: (H, H).
+        states: (1, T + 1, B, H); row 0 is given, the others are filled.
+        tape: (T, B, H) U x_t + b with both biases on entry, a_t on return.
+        scratch: (B, H).
+    """
+    T, B, H = tape.shape
+    for t in range(T):
+        add_rows_times_transpose(states[0, t], W, scratch, tape[t])
+        rnn_activate(cell, tape[t].reshape(B * H), states[0, t + 1].reshape(B * H))
+
+
+@compiled
+def rnn_backward(
+    cell: RnnCell, W: Array, states: Array, dh: Array, da: Array, scratch: Array
+) -> None:
+    """Go back through a window.
+
+    Args:
+        cell: which g.
+        W: (H, H).
+        states: (1, T + 1, B, H) of the forward pass; they tell the slope of g.
+        dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
+        da: (T, B, H) filled with ∂L/∂a_t.
+        scratch: (B, H).
+    """
+    T, B, H = da.shape
+    one = da.dtype.type(1)
+    zero = da.dtype.type(0)
+    for t in range(T - 1, -1, -1):
+        h = states[0, t + 1].reshape(B * H)
+        g = dh[t].reshape(B * H)
+        a = da[t].reshape(B * H)
+        if cell.relu:
+            for i in range(B * H):
+                a[i] = g[i] if h[i] > zero else zero
+        else:
+            for i in range(B * H):
+                a[i] = (one - h[i] * h[i]) * g[i]
+        if t > 0:
+            add_rows_times(da[t], W, scratch, dh[t - 1])

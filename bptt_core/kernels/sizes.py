@@ -1,0 +1,150 @@
+"""What kernels are told of a spec, as numbers, and the buffers they work in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core import params, scaling
+from bptt_core.specs import ModelSpec
+
+Array = NDArray[Any]
+
+SQUARED_ERROR, HUBER, CROSS_ENTROPY, BERNOULLI = range(4)
+SGD, MOMENTUM, RMSPROP, ADAGRAD, ADAM, ADAMW = range(6)
+CLIP_NONE, CLIP_VALUE, CLIP_NORM = range(3)
+
+_LOSS = {
+    "squared_error": SQUARED_ERROR,
+    "huber": HUBER,
+    "cross_entropy": CROSS_ENTROPY,
+    "bernoulli": BERNOULLI,
+}
+_OPTIMIZER = {
+    "sgd": SGD,
+    "momentum": MOMENTUM,
+    "rmsprop": RMSPROP,
+    "adagrad": ADAGRAD,
+    "adam": ADAM,
+    "adamw": ADAMW,
+}
+_CLIP = {"none": CLIP_NONE, "value": CLIP_VALUE, "norm": CLIP_NORM}
+
+
+class Sizes(NamedTuple):
+    """A spec in numbers."""
+
+    L: int
+    H: int
+    G: int
+    """Blocks of H rows in a layer's weights."""
+    parts: int
+    """Arrays in the carried state."""
+    F: int
+    """Features."""
+    O: int  # noqa: E741
+    """Outputs."""
+    width: int
+    """Columns of a target row."""
+    P: int
+    """Parameters."""
+    k1: int
+    k2: int
+    delay: int
+    horizon: int
+    max_batch: int
+    loss: int
+    optimizer: int
+    clip: int
+    sum_steps: bool
+    """reduction="sum"."""
+    scaled: bool
+    bias_apart: bool
+    """A GRU's hidden bias acts inside the reset gate."""
+    clip_threshold: float
+    weight_decay: float
+
+
+class Work(NamedTuple):
+    """Flat buffers, cut to shape inside the kernels; overwritten by every window. T rows, B streams at most."""
+
+    inputs: Array
+    """(T, B, F)"""
+    states: Array
+    """(L, parts, T + 1, B, H)"""
+    tape: Array
+    """(L, T, B, G·H)"""
+    extra: Array
+    """(L, T + 3, B, H)"""
+    output: Array
+    """(T, B, O)"""
+    target: Array
+    """(T, B, width)"""
+    dh: Array
+    """(T, B, H)"""
+    da: Array
+    """(T, B, G·H)"""
+    dw: Array
+    """(T, B, G·H) for GRU, else empty."""
+    scratch: Array
+    """(B, G·H)"""
+    gradient: Array
+    """(P,)"""
+
+
+def sizes(spec: ModelSpec) -> Sizes:
+    """A spec in numbers."""
+    assert spec.loss is not None
+    assert spec.weight_decay is not None
+    return Sizes(
+        L=spec.layers,
+        H=spec.hidden_size,
+        G=spec.gates,
+        parts=spec.state_parts,
+        F=spec.features,
+        O=spec.outputs,
+        width=spec.target_width,
+        P=params.count(spec),
+        k1=spec.k1,
+        k2=spec.k2,
+        delay=spec.delay,
+        horizon=spec.horizon,
+        max_batch=spec.max_batch_streams,
+        loss=_LOSS[spec.loss],
+        optimizer=_OPTIMIZER[spec.optimizer],
+        clip=_CLIP[spec.clip],
+        sum_steps=spec.reduction == "sum",
+        scaled=spec.scaling,
+        bias_apart=spec.cell == "gru",
+        clip_threshold=float(spec.clip_threshold),
+        weight_decay=float(spec.weight_decay),
+    )
+
+
+def work(spec: ModelSpec, steps: int, streams: int) -> Work:
+    """Buffers for windows of so many steps and streams."""
+    rows, H, GH = steps * streams, spec.hidden_size, spec.gates * spec.hidden_size
+
+    def room(*shape: int) -> Array:
+        return np.zeros(int(np.prod(shape)), spec.dtype)
+
+    return Work(
+        inputs=room(rows, spec.features),
+        states=room(spec.layers, spec.state_parts, steps + 1, streams, H),
+        tape=room(spec.layers, rows, GH),
+        extra=room(spec.layers, steps + 3, streams, H),
+        output=room(rows, spec.outputs),
+        target=room(rows, spec.target_width),
+        dh=room(rows, H),
+        da=room(rows, GH),
+        dw=room(rows, GH) if spec.cell == "gru" else room(0),
+        scratch=room(streams, GH),
+        gradient=room(params.count(spec)),
+    )
+
+
+def columns(spec: ModelSpec) -> Array:
+    """(targets,) int64 indices of the inputs that are forecast."""
+    return scaling.forecast_columns(spec)

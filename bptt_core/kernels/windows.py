@@ -1,0 +1,355 @@
+"""Windows and updates over streams: the twin of `bptt_core.windows`, one call a tick, without the GIL.
+
+Numba compiles a function once more for every literal number it is called with, so counts that are handed on begin as `np.int64(0)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.learning import clip, global_norm, losses_and_slopes, optimizer_step
+from bptt_core.kernels.network import (
+    head_forward,
+    layer_states,
+    network_backward,
+    network_forward,
+)
+from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.state import (
+    CLIPPED,
+    NEXT_STEP,
+    READY,
+    ROWS,
+    SEQUENCE_STEP,
+    SKIPPED,
+    STEPS,
+    UPDATES,
+    Model,
+    Streams,
+)
+from bptt_core.windows import Lanes
+
+Array = NDArray[Any]
+
+
+@compiled
+def forget(sizes: Sizes, state: Array) -> None:
+    """A stream's state (L, parts, H) = 0."""
+    fill(state.reshape(sizes.L * sizes.parts * sizes.H), 0.0)
+
+
+@compiled
+def load_states(
+    sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: Work
+) -> None:
+    """Row 0 of all layers' states (for T steps) from streams' states (S, L, parts, H)."""
+    for layer in range(sizes.L):
+        states = layer_states(sizes, T, B, work, layer)
+        for part in range(sizes.parts):
+            for b in range(B):
+                copy(source[rows[b], layer, part], states[part, 0, b])
+
+
+@compiled
+def store_states(
+    sizes: Sizes, into: Array, rows: Array, T: int, B: int, step: int, work: Work
+) -> None:
+    """States after `step` of T steps, into streams' states; one that is not finite begins again at zero."""
+    for b in range(B):
+        finite = True
+        for layer in range(sizes.L):
+            states = layer_states(sizes, T, B, work, layer)
+            for part in range(sizes.parts):
+                source = states[part, step, b]
+                total = source.dtype.type(0)
+                for i in range(sizes.H):
+                    total += source[i] * source.dtype.type(0)  # NaN if any is not finite
+                finite = finite and total == 0
+                copy(source, into[rows[b], layer, part])
+        if not finite:
+            forget(sizes, into[rows[b]])
+
+
+@compiled
+def live_step(
+    cell: CellTag,
+    sizes: Sizes,
+    parameters: Array,
+    streams: Streams,
+    rows: Array,
+    lanes: Array,
+    B: int,
+    t: int,
+    features: Array,
+    outputs: Array,
+    work: Work,
+) -> None:
+    """Read one step on every stream's live state, without learning."""
+    T = np.int64(1)
+    x = work.inputs[: B * sizes.F].reshape(B, sizes.F)
+    for b in range(B):
+        copy(features[t, lanes[b]], x[b])
+    load_states(sizes, streams.live_state, rows, T, B, work)
+    network_forward(cell, sizes, parameters, T, B, work)
+    output = head_forward(sizes, parameters, T, B, T - 1, work)
+    for b in range(B):
+        copy(output[0, b], outputs[t, lanes[b]])
+    for layer in range(sizes.L):
+        states = layer_states(sizes, T, B, work, layer)
+        for part in range(sizes.parts):
+            for b in range(B):
+                copy(states[part, 1, b], streams.live_state[rows[b], layer, part])
+
+
+@compiled
+def learn(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    T: int,
+    B: int,
+    new: int,
+    work: Work,
+    report: Array,
+) -> bool:
+    """Loss, gradient, clip and optimizer step from a window that was unfolded; False where there is no target."""
+    rows = new * B
+    output = head_forward(sizes, model.parameters, T, B, T - new, work)
+    target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
+    loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
+    if count == 0:
+        return False
+    network_backward(cell, sizes, model.parameters, T, B, T - new, output, work)
+    model.counters[UPDATES] += 1
+    norm = clipped_norm = global_norm(work.gradient)
+    skipped = not (math.isfinite(loss) and math.isfinite(norm))
+    if skipped:
+        model.counters[SKIPPED] += 1
+    else:
+        clipped_norm = clip(sizes, work.gradient, norm)
+        if clipped_norm < norm:
+            model.counters[CLIPPED] += 1
+        update = model.counters[UPDATES] - model.counters[SKIPPED]
+        optimizer_step(
+            sizes, model.parameters, work.gradient, model.moments, update, model.rates[0]
+        )
+        model.last[0], model.last[1] = loss, baseline
+        model.last[2], model.last[3] = norm, clipped_norm
+    report[0], report[1], report[2] = model.counters[UPDATES], new, B
+    report[3], report[4], report[5] = loss, baseline, norm
+    report[6], report[7] = clipped_norm, 1.0 if skipped else 0.0
+    return True
+
+
+@compiled
+def update(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    rows: Array,
+    B: int,
+    pending: int,
+    work: Work,
+    report: Array,
+) -> bool:
+    """One update from the windows of B streams, all of one length; False where there is no target."""
+    held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
+    T = held - pending
+    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
+    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
+    for b in range(B):
+        for t in range(T):
+            copy(streams.inputs[rows[b], t], x[t, b])
+        for t in range(new):
+            copy(streams.targets[rows[b], t], y[t, b])
+    load_states(sizes, streams.start_state, rows, T, B, work)
+    network_forward(cell, sizes, model.parameters, T, B, work)
+
+    next_start = max(0, T + sizes.k1 - sizes.k2)
+    store_states(sizes, streams.start_state, rows, T, B, next_start, work)
+    store_states(sizes, streams.live_state, rows, T, B, T, work)
+    learned = learn(cell, sizes, model, T, B, new, work, report)
+    if pending > 0:
+        late = work.inputs[: pending * B * sizes.F].reshape(pending, B, sizes.F)
+        for b in range(B):
+            for t in range(pending):
+                copy(streams.inputs[rows[b], T + t], late[t, b])
+        load_states(sizes, streams.live_state, rows, pending, B, work)
+        network_forward(cell, sizes, model.parameters, pending, B, work)
+        store_states(sizes, streams.live_state, rows, pending, B, pending, work)
+    for b in range(B):
+        row = streams.inputs[rows[b]]
+        for t in range(next_start, held):
+            copy(row[t], row[t - next_start])
+        streams.counters[rows[b], ROWS] = held - next_start
+        streams.counters[rows[b], READY] = 0
+    return learned
+
+
+@compiled
+def update_groups(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    rows: Array,
+    full: Array,
+    n: int,
+    pending: int,
+    work: Work,
+    group: Array,
+    group_rows: Array,
+    reports: Array,
+    members: Array,
+    done: Array,
+) -> None:
+    """One update for each group of alike windows among the first n lanes of `full`, which is used up."""
+    while n > 0:
+        first = rows[full[0]]
+        held, new = streams.counters[first, ROWS], streams.counters[first, READY]
+        B = rest = np.int64(0)
+        for k in range(n):
+            lane = full[k]
+            row = rows[lane]
+            alike = streams.counters[row, ROWS] == held and streams.counters[row, READY] == new
+            if alike and B < sizes.max_batch:
+                group[B] = lane
+                group_rows[B] = row
+                B += 1
+            else:
+                full[rest] = lane
+                rest += 1
+        n = rest
+        if update(
+            cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]
+        ):
+            for b in range(B):
+                members[done[1], 0] = done[0]
+                members[done[1], 1] = group[b]
+                done[1] += 1
+            done[0] += 1
+
+
+@compiled
+def advance(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    lanes: Lanes,
+    outputs: Array,
+    work: Work,
+    lists: Array,
+    reports: Array,
+    members: Array,
+    done: Array,
+) -> None:
+    """Run lanes of prepared steps through the model; as `bptt_core.windows.advance`.
+
+    Args:
+        cell, sizes, work: of the spec.
+        model, streams: changed.
+        lanes: the steps.
+        outputs: (T, B, O), filled; (0, 0, O) where nobody asks.
+        lists: (5, B) int64 scratch.
+        reports: (n, REPORT_COLUMNS), filled from the first row on.
+        members: (m, 2), filled from the first row on.
+        done: (2,) int64 zeros: how many rows of both were filled.
+    """
+    T, B = lanes.features.shape[:2]
+    active, active_rows, full = lists[0], lists[1], lists[2]
+    group, group_rows = lists[3], lists[4]
+    late = sizes.delay > 0
+    for t in range(T):
+        n = np.int64(0)
+        for b in range(B):
+            if lanes.lengths[b] > t:
+                active[n] = b
+                active_rows[n] = lanes.rows[b]
+                n += 1
+        for turn in range(2):
+            # A late target is there before its step's successor is read, any other one after its own step.
+            if turn == (0 if late else 1):
+                ready = np.int64(0)
+                for k in range(n):
+                    row = active_rows[k]
+                    if not late or streams.counters[row, SEQUENCE_STEP] >= sizes.delay:
+                        at = streams.counters[row, READY]
+                        copy(lanes.targets[t, active[k]], streams.targets[row, at])
+                        streams.counters[row, READY] = at + 1
+                        if at + 1 == sizes.k1:
+                            full[ready] = active[k]
+                            ready += 1
+                pending = max(0, sizes.delay - 1)
+                update_groups(
+                    cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                    group, group_rows, reports, members, done,
+                )  # fmt: skip
+            if turn == 0:
+                for k in range(n):
+                    row = active_rows[k]
+                    at = streams.counters[row, ROWS]
+                    copy(lanes.features[t, active[k]], streams.inputs[row, at])
+                    streams.counters[row, ROWS] = at + 1
+                if outputs.shape[0] > 0:
+                    live_step(
+                        cell, sizes, model.parameters, streams, active_rows, active, n, t,
+                        lanes.features, outputs, work,
+                    )  # fmt: skip
+                for k in range(n):
+                    streams.counters[active_rows[k], NEXT_STEP] += 1
+                    if late:
+                        streams.counters[active_rows[k], SEQUENCE_STEP] += 1
+            elif not late:
+                for k in range(n):
+                    streams.counters[active_rows[k], SEQUENCE_STEP] += 1
+        model.counters[STEPS] += n
+        ending = rest = np.int64(0)
+        for k in range(n):
+            lane = active[k]
+            if lanes.ends[lane] and lanes.lengths[lane] == t + 1:
+                active[ending] = lane
+                ending += 1
+                if streams.counters[lanes.rows[lane], READY] > 0:
+                    full[rest] = lane
+                    rest += 1
+        update_groups(
+            cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay, work,
+            group, group_rows, reports, members, done,
+        )  # fmt: skip
+        for k in range(ending):
+            row = lanes.rows[active[k]]
+            streams.counters[row, SEQUENCE_STEP] = 0
+            streams.counters[row, ROWS] = 0
+            streams.counters[row, READY] = 0
+            forget(sizes, streams.start_state[row])
+            forget(sizes, streams.live_state[row])
+
+
+@compiled
+def forward_stream(
+    cell: CellTag,
+    sizes: Sizes,
+    parameters: Array,
+    features: Array,
+    state: Array,
+    work: Work,
+) -> Array:
+    """Outputs (T, O) of one stream's features (T, F) from a state (L, parts, H), which is not changed."""
+    T = features.shape[0]
+    B = np.int64(1)
+    copy(features.reshape(features.size), work.inputs)
+    for layer in range(sizes.L):
+        states = layer_states(sizes, T, B, work, layer)
+        for part in range(sizes.parts):
+            copy(state[layer, part], states[part, 0, 0])
+    network_forward(cell, sizes, parameters, T, B, work)
+    return head_forward(sizes, parameters, T, B, T - T, work).reshape(T, sizes.O)
