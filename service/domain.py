@@ -42,7 +42,7 @@ def check_stream_id(stream_id: str) -> str:
     size = len(stream_id.encode())
     if not 1 <= size <= STREAM_ID_BYTES_MAX:
         bound = f"1 to {STREAM_ID_BYTES_MAX} bytes long"
-        value = f"{shorten(repr(stream_id))}, {size} bytes"
+        value = f"{size} bytes: {stream_id!r}"
         raise InvalidRequest.of("stream_id", value, bound, reason="stream_id")
     return stream_id
 

@@ -25,6 +25,9 @@ T = TypeVar("T")
 class Registry:
     """The models of one server. Lives on the event loop.
 
+    Attributes:
+        making: names of the models that are being made.
+
     Args:
         config: limits, and how often models are saved.
         executor: where models learn.
@@ -47,7 +50,7 @@ class Registry:
         self._sink = sink
         self._make_learner = make_learner
         self._models: dict[str, Trainer] = {}
-        self._making: set[str] = set()
+        self.making: set[str] = set()
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -85,11 +88,11 @@ class Registry:
         model_id = definition.model_id
         if model_id in self._deleting:
             await asyncio.wait([self._deleting[model_id]])
-        if model_id in self._models or model_id in self._making:
+        if model_id in self._models or model_id in self.making:
             raise ModelExists.of(model_id)
-        if len(self._models) + len(self._making) >= self._config.limits.models:
+        if len(self._models) + len(self.making) >= self._config.limits.models:
             raise LimitReached.of("models", self._config.limits.models)
-        self._making.add(model_id)
+        self.making.add(model_id)
         return await self._to_its_end(self._make(definition))
 
     async def _make(self, definition: ModelDefinition) -> Trainer:
@@ -105,7 +108,7 @@ class Registry:
             learner = await loop.run_in_executor(self._executor, in_thread)
             trainer = self._start(definition, learner, ticks=0)
         finally:
-            self._making.discard(definition.model_id)
+            self.making.discard(definition.model_id)
         spec = definition.spec
         log.info(
             "model %s created: %s, %s, %d inputs, %d outputs, %d layers of %d, %d parameters",

@@ -68,6 +68,11 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         opening: pb.OpenLearn = message.open
         return opening
 
+    @property
+    def open_calls(self) -> int:
+        """Learn calls that have not ended."""
+        return len(self._calls)
+
     async def finish_calls(self, grace: float) -> None:
         """Wait for the open Learn calls to end, but no longer than `grace` seconds."""
         if self._calls:

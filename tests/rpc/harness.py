@@ -1,0 +1,192 @@
+"""A real server on loopback in the test's own event loop, whose trainers the test can hold back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from bptt_core import Learner, ModelSpec
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
+from service.config import Limits, ServerConfig
+from service.engine.registry import Registry
+from service.observability.metrics import Metrics
+from service.rpc.server import RpcServer
+from service.rpc.servicers import LearnerService, ModelService
+
+
+class Gate(ThreadPoolExecutor):
+    """A pool whose jobs wait while it is closed: a trainer that is busy for as long as needed."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self._open = threading.Event()
+        self._open.set()
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def submit(  # type: ignore[override]
+        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
+    ) -> Future[Any]:
+        def waiting() -> Any:
+            assert self._open.wait(60)
+            return function(*arguments, **named)
+
+        return super().submit(waiting)
+
+
+class Harness:
+    """The server's parts, and stubs of a client."""
+
+    def __init__(self, registry: Registry, learner: LearnerService, rpc: RpcServer) -> None:
+        self.registry = registry
+        self.learner = learner
+        self.rpc = rpc
+        self.gate = Gate()
+        self.metrics = Metrics()
+        self.channel = grpc.aio.insecure_channel(rpc.address)
+        self.models: Any = pb_grpc.ModelServiceStub(self.channel)
+        self.streams: Any = pb_grpc.LearnerServiceStub(self.channel)
+
+    async def create(self, model_id: str = "m", **spec: Any) -> pb.Model:
+        request = pb.CreateModelRequest(model_id=model_id, spec=small(**spec))
+        response: pb.CreateModelResponse = await self.models.CreateModel(request)
+        return response.model
+
+    async def model(self, model_id: str = "m") -> pb.Model:
+        response: pb.GetModelResponse = await self.models.GetModel(
+            pb.GetModelRequest(model_id=model_id)
+        )
+        return response.model
+
+    async def next_step(self, stream_id: str, model_id: str = "m") -> int:
+        request = pb.GetStreamRequest(model_id=model_id, stream_id=stream_id)
+        return int((await self.streams.GetStream(request)).stream.next_step)
+
+    async def predict(self, stream_id: str, model_id: str = "m") -> list[float]:
+        request = pb.PredictRequest(model_id=model_id, stream_id=stream_id)
+        return list((await self.streams.Predict(request)).predictions)
+
+    async def learn(self, model_id: str = "m", *, omit_predictions: bool = False) -> Call:
+        call = Call(self.streams.Learn())
+        opening = pb.OpenLearn(model_id=model_id, omit_predictions=omit_predictions)
+        await call.raw.write(pb.LearnRequest(open=opening))
+        answer = await call.read()
+        assert answer.WhichOneof("message") == "opened", answer
+        return call
+
+
+class Call:
+    """An open Learn call."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    async def send(self, stream_id: str, inputs: Any, **fields: Any) -> None:
+        values = np.asarray(inputs, np.float32).ravel().tolist()
+        chunk = pb.Chunk(stream_id=stream_id, inputs=values, **fields)
+        await self.raw.write(pb.LearnRequest(chunk=chunk))
+
+    async def read(self) -> Any:
+        return await self.raw.read()
+
+    async def learned(self) -> pb.ChunkLearned:
+        answer = await self.read()
+        assert answer.WhichOneof("message") == "learned", answer
+        learned: pb.ChunkLearned = answer.learned
+        return learned
+
+    async def refused(self) -> pb.ChunkRefused:
+        answer = await self.read()
+        assert answer.WhichOneof("message") == "refused", answer
+        refused: pb.ChunkRefused = answer.refused
+        return refused
+
+    async def close(self) -> pb.LearnClosed:
+        await self.raw.write(pb.LearnRequest(close=pb.CloseLearn()))
+        answer = await self.read()
+        assert answer.WhichOneof("message") == "closed", answer
+        assert await self.read() is grpc.aio.EOF
+        assert await self.raw.code() == grpc.StatusCode.OK
+        closed: pb.LearnClosed = answer.closed
+        return closed
+
+
+@contextlib.asynccontextmanager
+async def harness(
+    limits: Limits | None = None,
+    make_learner: Callable[[ModelSpec], Learner] = Learner,
+) -> AsyncIterator[Harness]:
+    """A server that is up, and that is stopped cleanly at the end."""
+    config = ServerConfig(address="127.0.0.1:0", limits=limits or Limits(), threads=2)
+    metrics, gate = Metrics(), Gate()
+    registry = Registry(config, gate, None, metrics, make_learner)
+    with ThreadPoolExecutor(1) as predict_pool:
+        learner = LearnerService(registry, config.limits, predict_pool)
+        rpc = RpcServer(learner, ModelService(registry), metrics)
+        await rpc.start(config.address)
+        server = Harness(registry, learner, rpc)
+        server.gate, server.metrics = gate, metrics
+        try:
+            yield server
+        finally:
+            gate.open()
+            registry.begin_stop()
+            await registry.stop(10.0)
+            await learner.finish_calls(10.0)
+            await server.channel.close()
+            await rpc.stop()
+            gate.shutdown()
+
+
+def small(**fields: Any) -> pb.ModelSpec:
+    """A spec of two inputs and a network that costs next to nothing."""
+    values: dict[str, Any] = {"input_size": 2, "hidden_size": 4, "k1": 2, "k2": 4}
+    return pb.ModelSpec(**(values | fields))
+
+
+def wave(steps: int, first: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Two inputs that a network can learn."""
+    t = np.arange(first, first + steps)[:, None]
+    return np.sin(t / np.array([5.0, 9.0])).astype(np.float32)
+
+
+async def failure(awaitable: Any) -> grpc.aio.AioRpcError:
+    """The error with which a call ends."""
+    try:
+        await awaitable
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call did not fail")
+
+
+def violations(error: grpc.aio.AioRpcError) -> Sequence[tuple[str, str]]:
+    """Field and description of each `google.rpc.BadRequest` violation of an error."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    assert status.message == error.details()
+    found = []
+    for detail in status.details:
+        bad_request = error_details_pb2.BadRequest()
+        assert detail.Unpack(bad_request)
+        found += [(each.field, each.description) for each in bad_request.field_violations]
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until something holds; the test's time-out is the bound."""
+    while not condition():
+        await asyncio.sleep(0)

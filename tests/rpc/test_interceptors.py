@@ -1,0 +1,134 @@
+"""Around calls: defects, counting, health, reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from bptt_core import Learner, ModelSpec, TickResult
+from protos.bptt.v1 import bptt_pb2 as pb
+from tests.rpc.harness import failure, Harness, harness, small, violations, wave
+
+
+def _broken(spec: ModelSpec) -> Learner:
+    raise RuntimeError("a secret of the machine")
+
+
+async def test_an_unexpected_exception_is_internal_without_its_text_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with harness(make_learner=_broken) as server:
+        request = pb.CreateModelRequest(model_id="m", spec=small())
+        error = await failure(server.models.CreateModel(request))
+        assert error.code() == grpc.StatusCode.INTERNAL
+        assert error.details() == "internal error"
+        assert not violations(error)
+        assert "secret" not in str(error.trailing_metadata())
+        error = await failure(server.models.GetModel(pb.GetModelRequest(model_id="m")))
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+    errors = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "secret" in caplog.text
+
+
+class _BreaksAtSecondTick(Learner):
+    """A learner that fails in a way that nobody foresaw."""
+
+    def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
+        if self.figures.steps >= 4:
+            raise MemoryError("a secret of the machine")
+        return super().apply(tick, predictions=predictions)
+
+
+async def test_a_model_that_breaks_stops_learning_and_goes_on_predicting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with harness(make_learner=_BreaksAtSecondTick) as server:
+        await server.create("m")
+        call = await server.learn()
+        await call.send("s", wave(4))
+        await call.learned()
+        before = await server.predict("s")
+        for _ in range(2):
+            await call.send("s", wave(4, 4), first_step=4)
+            refused = await call.refused()
+            assert refused.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+            assert "stopped learning" in refused.message
+            assert "secret" not in refused.message
+        assert await server.predict("s") == before
+        assert await server.next_step("s") == 4
+        reset = server.streams.ResetStream(pb.ResetStreamRequest(model_id="m", stream_id="s"))
+        assert (await failure(reset)).code() == grpc.StatusCode.FAILED_PRECONDITION
+        await call.close()
+        await server.create("n")
+    assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) == 1
+
+
+def _samples(server: Harness, family: str) -> dict[tuple[str, ...], float]:
+    families = {each.name: each for each in server.metrics.registry.collect()}
+    return {
+        tuple(label for key, label in sorted(each.labels.items()) if key != "le"): each.value
+        for each in families[family].samples
+        if each.name.endswith(("_total", "_count"))
+    }
+
+
+async def test_calls_and_messages_are_counted(server: Harness) -> None:
+    await server.create()
+    call = await server.learn()
+    for first in (0, 4, 9):
+        await call.send("s", wave(4), first_step=first)
+        await call.read()
+    await call.close()
+    await failure(server.models.GetModel(pb.GetModelRequest(model_id="x")))
+    await failure(server.channel.unary_unary("/bptt.v1.ModelService/Nothing")(b""))
+    learn = ("Learn", "bptt.v1.LearnerService", "bidi_stream")
+    get = ("GetModel", "bptt.v1.ModelService", "unary")
+    assert _samples(server, "grpc_server_started")[learn] == 1
+    assert _samples(server, "grpc_server_msg_received")[learn] == 5
+    assert _samples(server, "grpc_server_msg_sent")[learn] == 5
+    handled = _samples(server, "grpc_server_handled")
+    assert handled["OK", *learn] == 1
+    assert handled["NOT_FOUND", *get] == 1
+    assert _samples(server, "grpc_server_msg_sent")[get] == 0
+    assert _samples(server, "grpc_server_handling_seconds")[learn] == 1
+    assert not [labels for labels in handled if "Nothing" in labels]
+
+
+async def test_a_call_that_its_client_cancels_is_counted_as_cancelled(server: Harness) -> None:
+    await server.create()
+    call = await server.learn()
+    call.raw.cancel()
+    while not _samples(server, "grpc_server_handled").get(
+        ("CANCELLED", "Learn", "bptt.v1.LearnerService", "bidi_stream")
+    ):
+        await asyncio.sleep(0)
+
+
+async def test_health_is_answered_and_watched(server: Harness) -> None:
+    health: Any = health_pb2_grpc.HealthStub(server.channel)
+    for service in ("", "bptt.v1.LearnerService", "bptt.v1.ModelService"):
+        request = health_pb2.HealthCheckRequest(service=service)
+        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    error = await failure(health.Check(health_pb2.HealthCheckRequest(service="x")))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    await server.rpc.not_serving()
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_the_api_is_told_by_reflection(server: Harness) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    call = stub.ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    names = {each.name for each in (await call.read()).list_services_response.service}
+    assert {"bptt.v1.LearnerService", "bptt.v1.ModelService", "grpc.health.v1.Health"} <= names
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF

@@ -1,0 +1,111 @@
+"""What a model's series say, scraped over HTTP."""
+
+from __future__ import annotations
+
+import math
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from service.errors import AddressInUse, CannotListen, InvalidRequest
+from service.observability.http import MetricsEndpoint
+from tests.rpc.harness import Harness, wave
+
+
+def _scrape(server: Harness) -> dict[str, dict[str, float]]:
+    """Value by series name, by model."""
+    endpoint = MetricsEndpoint("127.0.0.1:0", server.metrics)
+    try:
+        with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as response:
+            text = response.read().decode()
+    finally:
+        endpoint.close()
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            if "model" in sample.labels and "le" not in sample.labels:
+                found.setdefault(sample.name, {})[sample.labels["model"]] = sample.value
+    return found
+
+
+async def test_the_series_say_what_the_updates_said(server: Harness) -> None:
+    await server.create("a")
+    await server.create("b")
+    call = await server.learn("a")
+    updates: list[pb.UpdateReport] = []
+    for first in range(0, 80, 8):
+        await call.send("s", wave(8, first))
+        updates += (await call.learned()).updates
+    await call.close()
+    await server.predict("s", "a")
+    series = _scrape(server)
+    last = updates[-1]
+    assert series["bptt_loss"]["a"] == last.loss
+    assert series["bptt_gradient_norm"]["a"] == last.gradient_norm
+    assert series["bptt_clipped_gradient_norm"]["a"] == last.clipped_gradient_norm
+    assert series["bptt_steps_total"] == {"a": 80, "b": 0}
+    assert series["bptt_updates_total"]["a"] == len(updates)
+    assert series["bptt_clipped_updates_total"]["a"] == sum(each.clipped for each in updates)
+    assert series["bptt_skipped_updates_total"]["a"] == 0
+    assert series["bptt_update_loss_count"]["a"] == len(updates)
+    total = sum(each.loss for each in updates)
+    assert series["bptt_update_loss_sum"]["a"] == pytest.approx(total, rel=1e-12)
+    total = sum(each.gradient_norm for each in updates)
+    assert series["bptt_update_gradient_norm_sum"]["a"] == pytest.approx(total, rel=1e-12)
+    assert series["bptt_update_clipped_gradient_norm_count"]["a"] == len(updates)
+    assert series["bptt_update_seconds_count"]["a"] == len(updates)
+    assert series["bptt_predict_seconds_count"] == {"a": 1, "b": 0}
+    assert series["bptt_tick_streams_sum"]["a"] == 10
+    assert series["bptt_streams"] == {"a": 1, "b": 0}
+    assert series["bptt_queue_chunks"]["a"] == 0
+    assert series["bptt_snapshot_age_steps"]["a"] == 0
+    assert series["bptt_learning_rate"]["a"] == 0.001
+    assert series["bptt_parameter_norm"]["a"] > 0
+    assert series["bptt_skill_ratio"]["a"] == (await server.model("a")).skill_ratio
+    assert series["bptt_baseline_loss"]["a"] > 0
+    assert math.isnan(series["bptt_loss"]["b"])
+
+
+async def test_a_deleted_models_series_go_away(server: Harness) -> None:
+    await server.create("a")
+    await server.create("b")
+    await server.models.DeleteModel(pb.DeleteModelRequest(model_id="a"))
+    series = _scrape(server)
+    assert series
+    assert {model for values in series.values() for model in values} == {"b"}
+
+
+async def test_what_waits_is_shown(server: Harness) -> None:
+    await server.create()
+    call = await server.learn()
+    server.gate.close()
+    trainer = server.registry.get("m")
+    await call.send("s", wave(4))
+    while trainer.expected_step("s") < 4:
+        await server.model()
+    for _ in range(3):
+        await call.send("s", wave(4))
+    while trainer.expected_step("s") < 16:
+        await server.model()
+    series = _scrape(server)
+    assert series["bptt_queue_chunks"]["m"] == 3
+    assert series["bptt_snapshot_age_steps"]["m"] == 16
+    server.gate.open()
+    for _ in range(4):
+        await call.learned()
+    await call.close()
+
+
+async def test_a_taken_port_is_named(server: Harness) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AddressInUse, match=address):
+            MetricsEndpoint(address, server.metrics)
+    with pytest.raises(CannotListen, match=r"metrics_address is 192\.0\.2\.1:1"):
+        MetricsEndpoint("192.0.2.1:1", server.metrics)
+    with pytest.raises(InvalidRequest, match="metrics_address is 9464, but must be host:port"):
+        MetricsEndpoint("9464", server.metrics)
