@@ -1,5 +1,13 @@
 """The command line: `bptt serve`, `learn`, `predict`, `models`, `demo`."""
 
-from service.cli.main import bptt, main
+import os
+import sys
 
-__all__ = ["bptt", "main"]
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    # gRPC reads this when it is loaded. It would log what is wrong beside our own message.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from service.cli.main import run
+
+    sys.exit(run())

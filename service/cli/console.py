@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+WIDE = 200  # columns where there is no terminal: nothing is cut or wrapped for a file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,12 +41,14 @@ def json_option(what: str) -> Callable[[Command], Command]:
 
 def output() -> Console:
     """The console on standard output; plain text where that is not a terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    wide = None if sys.stdout.isatty() else WIDE
+    return Console(highlight=False, width=wide)
 
 
 def progress_output(*, quiet: bool = False) -> Console:
     """The console on standard error; `quiet`: one that prints nothing."""
-    return Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=not sys.stderr.isatty())
+    wide = None if sys.stderr.isatty() else WIDE
+    return Console(stderr=True, highlight=False, quiet=quiet, width=wide)
 
 
 def say_error(message: str) -> None:

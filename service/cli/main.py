@@ -14,13 +14,12 @@ import click
 from service.cli.console import say_error
 from service.cli.csvfile import InputError
 from service.cli.demo import demo
+from service.cli.job import INTERRUPTED
 from service.cli.learn import learn
 from service.cli.models import models
 from service.cli.predict import predict
 from service.cli.serve import serve
 from service.errors import ServiceError
-
-INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
 
 
 @click.group(
@@ -36,14 +35,8 @@ for command in (serve, learn, predict, models, demo):
     bptt.add_command(command)
 
 
-def main() -> None:
-    """Run the command line and exit with its status; never with a traceback for a known error."""
-    # gRPC's core would log refused connections on standard error beside our own message.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    sys.exit(_run())
-
-
-def _run() -> int:
+def run() -> int:
+    """The exit status; what is known to go wrong gives a line, never a traceback."""
     try:
         return bptt.main(prog_name="bptt", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:

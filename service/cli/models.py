@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 import click
-from rich import box
 from rich.table import Table
 
 from service.cli.console import address_option, json_option, number, output, print_json
@@ -38,27 +38,26 @@ async def _list(address: str) -> list[Model]:
 
 
 def _table(found: list[Model]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
-    table.add_column("task")
-    table.add_column("network")
-    for title in ("streams", "steps", "updates", "clipped", "error ratio", "loss", "gradient"):
-        table.add_column(title, justify="right")
+    table.add_column("task", no_wrap=True)
+    table.add_column("network", no_wrap=True)
+    for title in ("streams", "steps", "clipped", "error", "loss", "gradient"):
+        table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
-        clipped = model.clipped_updates / model.updates if model.updates else float("nan")
+        clipped = model.clipped_updates / model.updates if model.updates else math.nan
         table.add_row(
             model.model_id,
             f"{spec['task']} {model.horizon}" if spec["task"] == "forecast" else spec["task"],
             f"{spec['cell']} {spec['input_size']}→{spec['hidden_size']}",
             f"{model.streams:,}",
             f"{model.steps:,}",
-            f"{model.updates:,}",
-            "–" if not model.updates else f"{clipped:.0%}",
-            number(model.skill_ratio),
+            "–" if math.isnan(clipped) else f"{clipped:.0%}",
+            "–" if math.isnan(model.skill_ratio) else f"{model.skill_ratio:.3f}",
             number(model.loss),
             number(model.gradient_norm),
         )
-    table.caption = "error ratio: error over that of the naive forecast; below 1 is better than it"
+    table.caption = "error: over that of the naive forecast, recent steps; below 1 is better"
     table.caption_justify = "left"
     return table

@@ -91,14 +91,13 @@ def _table(model: Model, prediction: Prediction, names: list[str]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     rows = len(prediction.values)
+    first = prediction.next_step
     if is_forecast:
         # Only the last row looks ahead of all that was read.
-        first = prediction.next_step
         for ahead, values in enumerate(prediction.values[-1]):
             table.add_row(f"{first + ahead:,}", *(number(float(value)) for value in values))
     else:
-        first = prediction.next_step
         for row, values in enumerate(prediction.values[:, 0, :]):
-            table.add_row(f"{first + row:,}", *(number(float(value)) for value in values))
+            table.add_row(f"{first - rows + row:,}", *(number(float(value)) for value in values))
     table.caption = f"after {rows} more step(s) read" if is_forecast and rows > 1 else None
     return table
