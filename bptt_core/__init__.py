@@ -1,6 +1,7 @@
-"""Recurrent networks that learn from streams: truncated back-propagation through time, and nothing but numerics.
+"""Recurrent networks that learn from streams by truncated back-propagation through time.
 
-No clock, file, thread, log or network: a learner is a function of what it was fed.
+Numerics and nothing else. No clock, file, thread, log or network: a learner is a function of what
+it was fed.
 """
 
 from bptt_core import errors

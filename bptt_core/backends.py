@@ -1,6 +1,7 @@
 """The one interface behind which the arithmetic is done, and its two implementations.
 
-`reference` is NumPy, a line an equation; `compiled` is Numba, what runs. Both change the same arrays in the same order.
+`reference` is NumPy, a line an equation; `compiled` is Numba, what runs. Both change the same
+arrays in the same order.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Backend(Protocol):
         ...
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
-        """Outputs (T, O) of one stream's features (T, F) from a state (L, parts, H), which is not changed. Thread-safe."""
+        """Outputs (T, O) of one stream's features (T, F) from a state; thread-safe."""
         ...
 
 

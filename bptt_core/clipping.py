@@ -33,8 +33,9 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> float:
         NonFiniteError: the norm is NaN or infinite; `gradient` is untouched.
 
     Source:
-        Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural networks", algorithm 1; the
-        scale max_norm / (norm + 1e-6), at most 1, is `torch.nn.utils.clip_grad_norm_`'s.
+        Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural
+        networks", algorithm 1; the scale max_norm / (norm + 1e-6), at most 1, is
+        `torch.nn.utils.clip_grad_norm_`'s.
     """
     norm = global_norm(gradient)
     if not np.isfinite(norm):

@@ -70,7 +70,8 @@ class Learner:
 
         Args:
             tick: at most one chunk a stream; the order counts.
-            predictions: False saves a third of the work, and leaves the figures of merit as they are.
+            predictions: False saves a third of the work, and leaves the figures of merit as they
+                are.
 
         Raises:
             InvalidArgument: a chunk's shape, type or value; its subclasses say which.
@@ -114,7 +115,8 @@ class Learner:
         Args:
             x: (T, B, D) inputs.
             target: (T, B, O), or (T, B) class ids, or None for a forecast.
-            predictions: False saves a third of the work, and leaves the figures of merit as they are.
+            predictions: False saves a third of the work, and leaves the figures of merit as they
+                are.
             end_of_sequence: learn the unfinished windows, then reset the states.
 
         Raises:
@@ -250,7 +252,7 @@ class Learner:
         )
 
     def carried_state(self, stream_id: str) -> Array:
-        """(L, parts, H): the recurrent state after the stream's last step; part 0 is h, part 1 an LSTM's c.
+        """The state after the stream's last step, (L, parts, H); part 0 is h, part 1 an LSTM's c.
 
         Raises:
             UnknownStream: there is none of that name.
@@ -302,12 +304,12 @@ class Learner:
         return learner
 
     def warm_up(self) -> None:
-        """Compile or load all kernels that this spec will use: seconds the first time, then less."""
+        """Compile or load all kernels that this spec will use: seconds, the first time."""
         twin = type(self)(self.spec, backend="reference")
         twin._backend = self._backend
         steps = self.spec.k1 + self.spec.delay
         x = np.zeros((steps, 1, self.spec.input_size))
-        target = None
+        target: Array | None = None
         if self.spec.task == "classification":
             target = np.zeros((steps, 1), np.int64)
         elif self.spec.task == "regression":

@@ -1,7 +1,7 @@
 """Losses a step, their gradients, and the baseline's loss; the reference.
 
-A loss is summed over outputs. Targets are (T, B, O), for cross-entropy one column of class ids. A target that is NaN is
-missing: it has no loss and no gradient.
+A loss is summed over outputs. Targets are (T, B, O), for cross-entropy one column of class ids. A
+target that is NaN is missing: it has no loss and no gradient.
 """
 
 from __future__ import annotations

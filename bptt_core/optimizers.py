@@ -1,7 +1,7 @@
 """Update rules with PyTorch's formulas and defaults; the reference.
 
-Each takes the parameters θ (P,), their gradient g (P,) and up to two moments (2, P), and changes θ and the moments in place.
-`update` counts from 1.
+Each takes the parameters θ (P,), their gradient g (P,) and up to two moments (2, P), and changes θ
+and the moments in place. `update` counts from 1.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def step(
         weight_decay: λ >= 0; decoupled for AdamW, added to the gradient for all others.
 
     Source:
-        torch.optim's documentation of each rule; Kingma and Ba (2015) for Adam, Loshchilov and Hutter (2019) for AdamW,
-        Duchi, Hazan and Singer (2011) for Adagrad, Hinton's lecture 6e for RMSprop.
+        torch.optim's documentation of each rule; Kingma and Ba (2015) for Adam, Loshchilov and
+        Hutter (2019) for AdamW, Duchi, Hazan and Singer (2011) for Adagrad, Hinton's lecture 6e for
+        RMSprop.
     """
     θ, g, η, λ = parameters, gradient, learning_rate, weight_decay
     if name == "adamw":

@@ -1,7 +1,9 @@
 """Parameters: one flat vector, seen through named views with PyTorch's names and layout.
 
-Clip, norm, optimizer, snapshot and checkpoint are each one pass over the one vector. The order is PyTorch's
-own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih_l`, `rnn.bias_hh_l`, then `head.weight`, `head.bias`.
+Clip, norm, optimizer, snapshot and checkpoint are each one pass over the one vector. The order is
+PyTorch's own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih_l`,
+`rnn.bias_hh_l`, then
+    `head.weight`, `head.bias`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Views = dict[str, Array]
 
 
 class Layer(NamedTuple):
-    """Views of one recurrent layer, in the letters of its equations. G: 1 (RNN), 3 (GRU), 4 (LSTM)."""
+    """Views of one recurrent layer, in its equations' letters. G: 1 (RNN), 3 (GRU), 4 (LSTM)."""
 
     U: Array
     """(G·H, D) input to hidden; a deeper layer's D is H."""
@@ -78,8 +80,8 @@ def layer(named: Views, index: int) -> Layer:
 def initialise(spec: ModelSpec) -> Array:
     """A fresh flat vector (P,): PyTorch's uniform(-1/√H, 1/√H), from the spec's seed.
 
-    A forecast's head starts at zero: its first answers then repeat the last value, the naive forecast, and
-    learning only has to do better than that.
+    A forecast's head starts at zero: its first answers then repeat the last value, the naive
+    forecast, and learning only has to do better than that.
     """
     vector: Array = np.empty(count(spec), dtype=spec.dtype)
     bound = spec.hidden_size**-0.5

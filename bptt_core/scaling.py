@@ -1,10 +1,12 @@
 """Online scaling and the figures of merit, step by step; the reference.
 
-`prepare` turns steps in the user's units into features and targets of the network, `score` compares earlier predictions with what came.
-Statistics at a step are those of this step and all before it (Welford), never of a later one.
+`prepare` turns steps in the user's units into features and targets of the network, `score` compares
+earlier predictions with what came. Statistics at a step are those of this step and all before it
+(Welford), never of a later one.
 
-A forecast means change: the network is fed each variable's standardised level and standardised last change, and predicts the change j steps
-ahead in units of the running standard deviation of such changes. A prediction in the user's units is `base + unit * output`.
+A forecast means change: the network is fed each variable's standardised level and standardised last
+change, and predicts the change j steps ahead in units of the running standard deviation of such
+changes. A prediction in the user's units is `base + unit * output`.
 
 Source: Welford (1962), "Note on a method for calculating corrected sums of squares and products".
 """
@@ -30,7 +32,8 @@ class Prepared(NamedTuple):
     features: Array
     """(T, F) of the spec's dtype."""
     targets: Array
-    """(T, target_width): those that are complete with this step (for a forecast, of the step `horizon` before); NaN where none."""
+    """(T, target_width): those that are complete with this step (for a forecast, of the step
+    `horizon` before); NaN where none."""
     base: Array
     """(T, O) float64: what a prediction made at this step starts from; the naive forecast."""
     unit: Array
@@ -185,6 +188,6 @@ def _fade(model: Model, outputs: slice, error: Array, naive_error: Array) -> Non
 
 
 def skill_ratio(model: Model) -> float:
-    """Prequential absolute error over that of the naive forecast, mean over outputs; NaN before there is one."""
+    """Prequential absolute error over the naive forecast's, mean over outputs; NaN if none yet."""
     known = model.naive_error > 0
     return float(np.mean(model.error[known] / model.naive_error[known])) if known.any() else np.nan

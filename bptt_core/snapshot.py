@@ -42,7 +42,7 @@ class Snapshot:
     """Updates it has seen."""
 
     def predict(self, view: StreamView | None, inputs: Array | None = None) -> Array:
-        """Predict from a stream's live state, or from zero, after reading further steps if there are any.
+        """Predict from a stream's live state, or from zero, after reading further steps if any.
 
         Args:
             view: the stream; None begins at a zero state.
@@ -109,7 +109,7 @@ class Snapshot:
 
 
 def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
-    """Raw outputs (T, O) in the user's terms: units for real targets, probabilities for the others."""
+    """Raw outputs (T, O) in the user's units; probabilities where targets are classes."""
     if spec.loss == "cross_entropy":
         shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
         return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))

@@ -96,10 +96,10 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Check every field and fill in what depends on others."""
-        for field, choices in _CHOICES.items():
+        for field, allowed in _CHOICES.items():
             value = getattr(self, field)
-            if value not in choices and not (field == "loss" and value is None):
-                raise InvalidArgument(field, value, "one of " + ", ".join(choices))
+            if value not in allowed and not (field == "loss" and value is None):
+                raise InvalidArgument(field, value, "one of " + ", ".join(allowed))
         if self.loss is None:
             object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
         if self.weight_decay is None:

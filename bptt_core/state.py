@@ -1,7 +1,7 @@
-"""All that a learner remembers, in arrays: parameters, optimizer, scaler, counters, figures of merit, streams.
+"""All that a learner remembers, in arrays: parameters, optimizer, scaler, counters, streams.
 
-A stream's buffers are rows of shared arrays, not objects of their own: an idle stream costs a few kilobytes, and saving a
-model is saving its arrays.
+A stream's buffers are rows of shared arrays, not objects of their own: an idle stream costs a few
+kilobytes, and saving a model is saving its arrays.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ Array = NDArray[Any]
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
 
 NEXT_STEP, SEQUENCE_STEP, ROWS, READY = range(4)
-"""Columns of `Streams.counters`: the next step's number; steps since the sequence began; steps held since the window's
-start; steps whose targets are complete but not learned yet."""
+"""Columns of `Streams.counters`.
+
+The next step's number; steps since the sequence began; steps held since the window's start; steps
+whose targets are complete but not learned yet.
+"""
 
 UPDATES, STEPS, CLIPPED, SKIPPED = range(4)
 """Columns of `Model.counters`."""
@@ -37,7 +40,8 @@ class Streams(NamedTuple):
     inputs: Array
     """(S, R, F) features since the window's start."""
     targets: Array
-    """(S, k1, O) scaled targets of the READY last steps; one column for class ids; NaN is missing."""
+    """(S, k1, O) scaled targets of the READY last steps; one column for class ids; NaN is
+    missing."""
     start_state: Array
     """(S, L, parts, H) the carried state before the window's first step."""
     live_state: Array
@@ -45,7 +49,8 @@ class Streams(NamedTuple):
     recent: Array
     """(S, h, D) float64: the last h inputs in the user's units; step m stands in row m mod h."""
     forecasts: Array
-    """(S, h, O + targets) float64: the last h forecasts in the user's units, and the values they started from."""
+    """(S, h, O + targets) float64: the last h forecasts in the user's units, and the values they
+    started from."""
 
 
 class Model(NamedTuple):
@@ -149,7 +154,7 @@ class StreamTable:
         self.arrays.live_state[row] = 0
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
-        """Names in the order of their rows, and each array's rows in use: what a checkpoint holds."""
+        """Names in the order of their rows, and the rows in use: what a checkpoint holds."""
         names = sorted(self.rows, key=self.rows.__getitem__)
         rows = [self.rows[name] for name in names]
         arrays = self.arrays._asdict()

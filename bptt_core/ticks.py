@@ -59,7 +59,8 @@ class ChunkResult:
     next_step: int
     """The stream's next step after the chunk."""
     predictions: Array | None
-    """(T, O) in the user's units (class probabilities for classification), each made before its target was learned."""
+    """(T, O) in the user's units (class probabilities for classification), each made before its
+    target was learned."""
     updates: tuple[UpdateReport, ...]
     """Those the chunk's stream took part in."""
 
@@ -87,6 +88,7 @@ class Figures:
     gradient_norm: float
     clipped_gradient_norm: float
     skill_ratio: float
-    """Prequential absolute error over that of the naive forecast, fading over the last 1,000 or so steps."""
+    """Prequential absolute error over that of the naive forecast, fading over the last 1,000 or so
+    steps."""
     parameter_norm: float
     learning_rate: float

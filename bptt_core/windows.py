@@ -1,11 +1,12 @@
 """Truncated BPTT(k1, k2) over streams: when windows are full, what an update is; the reference.
 
-Every k1 new steps with complete targets, a window of the last k2 steps (fewer at the start of a sequence) is recomputed with today's
-parameters from the state stored before its first step. The loss counts its new steps only; the gradient reaches back through all. The
-states inside the window are stored anew, and the state after its last step is carried on across the update.
+Every k1 new steps with complete targets, a window of the last k2 steps (fewer at the start of a
+sequence) is recomputed with today's parameters from the state stored before its first step. The
+loss counts its new steps only; the gradient reaches back through all. The states inside the window
+are stored anew, and the state after its last step is carried on across the update.
 
-A forecast's targets are complete `delay` steps late, so its windows end before the newest step; the steps after the window are
-then run again from the window's last state.
+A forecast's targets are complete `delay` steps late, so its windows end before the newest step; the
+steps after the window are then run again from the window's last state.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (T, B, O), filled with the raw output of every step before it is learned; None where nobody asks.
+        outputs: (T, B, O), filled with the raw output of every step before it is learned; None
+            where nobody asks.
     """
     log = Log()
     late = spec.delay > 0
@@ -125,7 +127,7 @@ def _live_step(
     state = np.moveaxis(streams.live_state[rows], 0, 2)
     tape = network.forward(spec, named, features[np.newaxis], state)
     streams.live_state[rows] = np.moveaxis(tape.state_after(1), 2, 0)
-    return tape.output[0]
+    return np.asarray(tape.output[0])
 
 
 def _update_full(
@@ -210,7 +212,7 @@ def update(
 
 
 def _finite(state: Array) -> Array:
-    """The carried state (L, parts, B, H) as (B, L, parts, H); a stream whose state is not finite begins again at zero."""
+    """A carried state (L, parts, B, H) as (B, L, parts, H); what is not finite begins at zero."""
     broken = ~np.isfinite(state).all(axis=(0, 1, 3))
     state[:, :, broken] = 0
     return np.moveaxis(state, 2, 0)
@@ -220,7 +222,8 @@ def _learn(
     spec: ModelSpec, model: Model, named: params.Views, tape: network.NetworkTape, target: Array
 ) -> tuple[float, ...]:
     """Loss, gradient, clip and optimizer step; the report's row."""
-    assert spec.loss is not None and spec.weight_decay is not None
+    assert spec.loss is not None
+    assert spec.weight_decay is not None
     new, streams = target.shape[:2]
     output = tape.output[len(tape.output) - new :]
     factor = 1.0 if spec.reduction == "sum" else 1.0 / losses.target_count(target)
@@ -259,7 +262,8 @@ def _clip(spec: ModelSpec, gradient: Array, norm: float) -> float:
         return norm
     if spec.clip == "norm":
         clipping.clip_by_global_norm(gradient, spec.clip_threshold)
-        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not clipped.
+        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
+        # clipped.
         return clipping.global_norm(gradient) if norm > spec.clip_threshold else norm
     clipping.clip_by_value(gradient, spec.clip_threshold)
     return clipping.global_norm(gradient)

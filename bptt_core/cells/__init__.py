@@ -1,9 +1,9 @@
 """The recurrent cells, as equations: the reference that the compiled kernels are held to.
 
-A cell is a module of two functions. `forward(layer, x, state)` unfolds it over a window and returns a tape, whose `h` and
-`state` are its outputs and carried states; `backward(layer, gradient, tape, dh)` goes back through it, adds the gradients
-of the shared weights up over time, and returns the gradient of its inputs. The carried state is always a tuple of arrays: (h,), or (h, c)
-for LSTM.
+A cell is a module of two functions. `forward(layer, x, state)` unfolds it over a window and returns
+a tape, whose `h` and `state` are its outputs and carried states; `backward(layer, gradient, tape,
+dh)` goes back through it, adds the gradients of the shared weights up over time, and returns the
+gradient of its inputs. The carried state is always a tuple of arrays: (h,), or (h, c) for LSTM.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gated recurrent unit in PyTorch's form, where the reset gate acts after the recurrent product.
+"""The gated recurrent unit in PyTorch's form: the reset gate acts after the recurrent product.
 
 r_t = σ(U_r x_t + b_r + W_r h_{t-1} + b'_r)             reset gate
 z_t = σ(U_z x_t + b_z + W_z h_{t-1} + b'_z)             update gate
@@ -6,10 +6,11 @@ q_t = W_n h_{t-1} + b'_n
 n_t = tanh(U_n x_t + b_n + r_t ⊙ q_t)                   candidate
 h_t = (1 - z_t) ⊙ n_t + z_t ⊙ h_{t-1}
 
-The three blocks of H rows stand in this order in U (3H, D), W (3H, H) and both biases (b, and b' = `b_hidden`). Where z_t is near 1 the state, and with
-it the gradient, passes unchanged.
+The three blocks of H rows stand in this order in U (3H, D), W (3H, H) and both biases (b, and b' =
+`b_hidden`). Where z_t is near 1 the state, and with it the gradient, passes unchanged.
 
-Source: Cho et al. (2014), whose form resets h_{t-1} before the product; this variant is PyTorch's and cuDNN's.
+Source: Cho et al. (2014), whose form resets h_{t-1} before the product; this variant is PyTorch's
+    and cuDNN's.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ o_t = σ(U_o x_t + W_o h_{t-1} + b_o)      output gate
 c_t = f_t ⊙ c_{t-1} + i_t ⊙ g_t
 h_t = o_t ⊙ tanh(c_t)
 
-The four blocks of H rows stand in this order in U (4H, D), W (4H, H) and both biases. From c_t back to c_{t-1} the gradient only passes
-f_t: where the forget gate is open, it neither vanishes nor explodes.
+The four blocks of H rows stand in this order in U (4H, D), W (4H, H) and both biases. From c_t back
+to c_{t-1} the gradient only passes f_t: where the forget gate is open, it neither vanishes nor
+explodes.
 
 Source: Hochreiter and Schmidhuber (1997); the forget gate is Gers, Schmidhuber and Cummins (2000).
 """

@@ -1,6 +1,7 @@
 """The vanilla recurrent network, h_t = g(U x_t + W h_{t-1} + b), with g = tanh or ReLU.
 
-Shapes: x_t (B, D), h_t and a_t (B, H), U (H, D), W (H, H). Rows of a batch stand first, so U x_t is written x_t Uᵀ.
+Shapes: x_t (B, D), h_t and a_t (B, H), U (H, D), W (H, H). Rows of a batch stand first, so U x_t is
+    written x_t Uᵀ.
 """
 
 from __future__ import annotations

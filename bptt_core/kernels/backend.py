@@ -12,8 +12,8 @@ from bptt_core.kernels import cells, scaling, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.scaling import Prepared
 from bptt_core.specs import ModelSpec
-from bptt_core.state import SEQUENCE_STEP, Model, Streams
-from bptt_core.windows import REPORT_COLUMNS, Advanced, Lanes
+from bptt_core.state import Model, SEQUENCE_STEP, Streams
+from bptt_core.windows import Advanced, Lanes, REPORT_COLUMNS
 
 Array = NDArray[Any]
 
@@ -29,7 +29,8 @@ class Compiled:
         self._work: kernel_sizes.Work | None = None
         self._streams = 0
         self._nobody_asks = np.empty((0, 0, spec.outputs), spec.dtype)
-        # A prediction may run while the trainer does, and in several threads at once: each has buffers of its own.
+        # A prediction may run while the trainer does, and in several threads at once: each has
+        # buffers of its own.
         self._predicting = threading.local()
 
     def prepare(
@@ -103,7 +104,7 @@ class Compiled:
         return outputs.copy()
 
     def _room(self, streams: int) -> kernel_sizes.Work:
-        """Buffers for so many streams side by side; updates take at most max_batch_streams of them."""
+        """Buffers for so many streams side by side; an update takes max_batch_streams at most."""
         if self._work is None or streams > self._streams:
             spec = self._spec
             batch = min(streams, spec.max_batch_streams)
@@ -116,7 +117,7 @@ class Compiled:
 
 
 def _owner(array: Array) -> Array:
-    """The array behind a read-only view: Numba would compile all kernels once more for read-only ones."""
+    """The array behind a read-only view: Numba would compile all again for read-only ones."""
     if array.flags.writeable or not isinstance(array.base, np.ndarray):
         return array
     return array.base

@@ -1,4 +1,7 @@
-"""One interface over the cells' kernels, chosen by type when a caller is compiled: who uses an RNN never compiles an LSTM."""
+"""One interface over the cells' kernels, chosen by type when a caller is compiled.
+
+Who uses an RNN never compiles an LSTM.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from typing import Any
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from bptt_core.kernels.gru import GruCell, gru_backward, gru_forward
-from bptt_core.kernels.lstm import LstmCell, lstm_backward, lstm_forward
-from bptt_core.kernels.rnn import RnnCell, rnn_backward, rnn_forward
+from bptt_core.kernels.gru import gru_backward, gru_forward, GruCell
+from bptt_core.kernels.lstm import lstm_backward, lstm_forward, LstmCell
+from bptt_core.kernels.rnn import rnn_backward, rnn_forward, RnnCell
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
@@ -64,7 +67,8 @@ def cell_backward(
         extra: (T + 3, B, H) of the forward pass; the last rows are overwritten.
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, G·H) filled with the gradient at U x_t + b.
-        dw: (T, B, G·H) filled with the gradient at W h_{t-1} + b'; the same array as `da` but for GRU.
+        dw: (T, B, G·H) filled with the gradient at W h_{t-1} + b'; the same array as `da` but for
+            GRU.
         scratch: (B, H).
     """
     raise TypeError("runs compiled only")

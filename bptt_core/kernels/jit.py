@@ -1,7 +1,8 @@
 """How kernels are compiled: without the GIL, kept on disk, and never stale.
 
-Numba looks only at the file of a function to see whether its compiled form is still good, not at the files of what it
-calls. So the cache's folder carries a digest of all kernels' sources: a change anywhere compiles anew.
+Numba looks only at the file of a function to see whether its compiled form is still good, not at
+the files of what it calls. So the cache's folder carries a digest of all kernels' sources: a change
+anywhere compiles anew.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Sums may be reordered and multiplications fused, or nothing would vectorise. NaN and infinity keep their meaning: they
-# are looked for.
+# Sums may be reordered and multiplications fused, or nothing would vectorise. NaN and infinity keep
+# their meaning: they are looked for.
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
@@ -45,3 +47,9 @@ def compiled(function: Function) -> Function:
         )(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+@compiled
+def whole(n: int) -> int:
+    """The number n, typed as any other: a literal would have its callee compiled once more."""
+    return np.int64(n)  # type: ignore[return-value]

@@ -14,7 +14,6 @@ from bptt_core.kernels.linear import fill
 from bptt_core.kernels.sizes import (
     ADAGRAD,
     ADAMW,
-    BERNOULLI,
     CLIP_NONE,
     CLIP_NORM,
     CROSS_ENTROPY,
@@ -22,8 +21,8 @@ from bptt_core.kernels.sizes import (
     MOMENTUM,
     RMSPROP,
     SGD,
-    SQUARED_ERROR,
     Sizes,
+    SQUARED_ERROR,
 )
 from bptt_core.losses import HUBER_DELTA
 from bptt_core.optimizers import (
@@ -73,7 +72,7 @@ def cross_entropy(output: Array, wanted: int) -> float:
     for i in range(output.size):
         output[i] = math.exp(output[i] - highest) / total
     output[wanted] -= 1
-    return loss
+    return float(loss)
 
 
 @compiled
@@ -81,7 +80,8 @@ def losses_and_slopes(sizes: Sizes, output: Array, target: Array) -> tuple[float
     """Sum of the losses, sum of the naive forecast's, and the number of rows with a target.
 
     Args:
-        sizes: which loss, and whether a mean is asked for: then all three and the slopes are scaled to it.
+        sizes: which loss, and whether a mean is asked for: then all three and the slopes are scaled
+            to it.
         output: (n, O) raw outputs; overwritten with ∂L/∂output.
         target: (n, width); NaN where missing.
     """
@@ -140,7 +140,8 @@ def clip(sizes: Sizes, gradient: Array, norm: float) -> float:
             factor = gradient.dtype.type(scale)
             for i in range(gradient.size):
                 gradient[i] *= factor
-        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not clipped.
+        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
+        # clipped.
         return global_norm(gradient) if norm > sizes.clip_threshold else norm
     bound = gradient.dtype.type(sizes.clip_threshold)
     for i in range(gradient.size):

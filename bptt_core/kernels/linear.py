@@ -1,6 +1,7 @@
-"""Products of small vectors and matrices, and the elementwise functions, written so that they vectorise.
+"""Products of small vectors and matrices, and elementwise functions, so that they vectorise.
 
-A product with a batch of rows goes to BLAS; a single row does not, because the call would cost as much as the product.
+A product with a batch of rows goes to BLAS; a single row does not, because the call would cost as
+much as the product.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ Array = NDArray[Any]
 
 BLAS_ROWS = 4  # from this many rows a BLAS product beats row by row (measured at H = 64)
 
-# tanh(x) ≈ x P(x²) / Q(x²) on [-7.9, 7.9], beyond which float32's tanh is 1 to its last digits: the coefficients of
-# Eigen's and XLA's float32 tanh, within 3 units in the last place.
+# tanh(x) ≈ x P(x²) / Q(x²) on [-7.9, 7.9], beyond which float32's tanh is 1 to its last digits: the
+# coefficients of Eigen's and XLA's float32 tanh, within 3 units in the last place.
 TANH_BOUND = np.float32(7.90531110763549805)
 A1 = np.float32(4.89352455891786e-03)
 A3 = np.float32(6.37261928875436e-04)
@@ -34,14 +35,14 @@ B6 = np.float32(1.19825839466702e-06)
 
 @compiled
 def copy(source: Array, out: Array) -> None:
-    """out = source, both 1-D: a loop compiles in a tenth of a slice assignment's time."""
+    """Copy source to out, both 1-D: a loop compiles in a tenth of a slice assignment's time."""
     for i in range(out.size):
         out[i] = source[i]
 
 
 @compiled
 def fill(out: Array, value: float) -> None:
-    """out = value, 1-D."""
+    """Fill out, 1-D."""
     number = out.dtype.type(value)
     for i in range(out.size):
         out[i] = number
@@ -49,7 +50,7 @@ def fill(out: Array, value: float) -> None:
 
 @compiled
 def tanh_into(a: Array, out: Array) -> None:
-    """out = tanh(a), element by element, 1-D. NaN stays NaN."""
+    """Fill out with tanh(a), element by element, 1-D. NaN stays NaN."""
     if a.itemsize == 8:
         for i in range(a.size):
             out[i] = np.tanh(a[i])
@@ -66,7 +67,7 @@ def tanh_into(a: Array, out: Array) -> None:
 
 @compiled
 def sigmoid_in_place(a: Array) -> None:
-    """a = σ(a) = (tanh(a / 2) + 1) / 2, element by element, 1-D."""
+    """Replace a by σ(a) = (tanh(a / 2) + 1) / 2, element by element, 1-D."""
     half = a.dtype.type(0.5)
     for i in range(a.size):
         a[i] *= half
@@ -77,7 +78,10 @@ def sigmoid_in_place(a: Array) -> None:
 
 @compiled
 def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
-    """out (m,) += v (n,) · matrix (n, m): eight rows at once, so that `out` is read and written once for all of them."""
+    """Add v (n,) · matrix (n, m) to out (m,).
+
+    Eight rows at once: `out` is then read and written once for all of them.
+    """
     n, m = matrix.shape
     j = 0
     while j + 8 <= n:
@@ -100,7 +104,7 @@ def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
 
 @compiled
 def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
-    """out (n,) += matrix (n, m) · v (m,): four rows at once."""
+    """Add matrix (n, m) · v (m,) to out (n,), four rows at once."""
     n, m = matrix.shape
     i = 0
     while i + 4 <= n:
@@ -127,7 +131,7 @@ def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
 
 @compiled
 def add_rows_times_transpose(rows: Array, matrix: Array, scratch: Array, out: Array) -> None:
-    """out (B, n) += rows (B, m) · matrix (n, m)ᵀ; scratch (B, n)."""
+    """Add rows (B, m) · matrix (n, m)ᵀ to out (B, n); scratch (B, n)."""
     if rows.shape[0] < BLAS_ROWS:
         for b in range(rows.shape[0]):
             add_matrix_vector(matrix, rows[b], out[b])
@@ -138,7 +142,7 @@ def add_rows_times_transpose(rows: Array, matrix: Array, scratch: Array, out: Ar
 
 @compiled
 def add_rows_times(rows: Array, matrix: Array, scratch: Array, out: Array) -> None:
-    """out (B, m) += rows (B, n) · matrix (n, m); scratch (B, m)."""
+    """Add rows (B, n) · matrix (n, m) to out (B, m); scratch (B, m)."""
     if rows.shape[0] < BLAS_ROWS:
         for b in range(rows.shape[0]):
             add_vector_matrix(rows[b], matrix, out[b])
@@ -149,14 +153,14 @@ def add_rows_times(rows: Array, matrix: Array, scratch: Array, out: Array) -> No
 
 @compiled
 def add_flat(source: Array, out: Array) -> None:
-    """out += source, both 1-D."""
+    """Add source to out, both 1-D."""
     for i in range(out.size):
         out[i] += source[i]
 
 
 @compiled
 def column_sums(rows: Array, out: Array) -> None:
-    """out (m,) = sum of rows (n, m)."""
+    """Fill out (m,) with the sum of rows (n, m)."""
     fill(out, 0.0)
     for r in range(rows.shape[0]):
         row = rows[r]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.cells import CellTag, cell_backward, cell_forward
+from bptt_core.kernels.cells import cell_backward, cell_forward, CellTag
 from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import BLAS_ROWS, add_matrix_vector, column_sums, copy, fill
+from bptt_core.kernels.linear import add_matrix_vector, BLAS_ROWS, column_sums, copy, fill
 from bptt_core.kernels.sizes import Sizes, Work
 
 Array = NDArray[Any]
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 @compiled
 def project(rows: Array, matrix: Array, bias: Array, out: Array) -> None:
-    """out (n, m) = bias + rows (n, k) · matrix (m, k)ᵀ."""
+    """Fill out (n, m) with bias + rows (n, k) · matrix (m, k)ᵀ."""
     n, m = out.shape
     if n < BLAS_ROWS:
         for r in range(n):
@@ -47,7 +47,9 @@ def layer_states(sizes: Sizes, T: int, B: int, work: Work, layer: int) -> Array:
 
 
 @compiled
-def network_forward(cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, work: Work) -> None:
+def network_forward(
+    cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, work: Work
+) -> None:
     """Unfold all layers over `work.inputs` (T, B, F), from row 0 of each layer's states."""
     H, GH = sizes.H, sizes.G * sizes.H
     rows = T * B

@@ -1,14 +1,13 @@
 """The vanilla cell over a window: the twin of `bptt_core.cells.rnn`.
 
-Products that do not wait for another step (with U, and all weight gradients) are one matrix product over the whole window; only those with W run step
-by step.
+Products that do not wait for another step (with U, and all weight gradients) are one matrix product
+over the whole window; only those with W run step by step.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled
@@ -29,7 +28,7 @@ class RnnCell(NamedTuple):
 
 @compiled
 def rnn_activate(cell: RnnCell, a: Array, h: Array) -> None:
-    """h = g(a), 1-D."""
+    """Fill h with g(a), 1-D."""
     if cell.relu:
         zero = a.dtype.type(0)
         for i in range(a.size):

@@ -97,7 +97,10 @@ def prepare_forecast(
         recent: (h, D) the stream's last inputs; changed.
         begin: steps in the stream's sequence before these.
         x: (T, D) inputs in the user's units.
-        features, targets, base, unit: filled.
+        features: filled.
+        targets: filled.
+        base: filled.
+        unit: filled.
     """
     h, D, n = sizes.horizon, x.shape[1], columns.size
     for t in range(x.shape[0]):

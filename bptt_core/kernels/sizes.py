@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     """Arrays in the carried state."""
     F: int
     """Features."""
-    O: int  # noqa: E741
+    O: int
     """Outputs."""
     width: int
     """Columns of a target row."""
@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Flat buffers, cut to shape inside the kernels; overwritten by every window. T rows, B streams at most."""
+    """Flat buffers for T steps and B streams at most, cut to shape inside the kernels."""
 
     inputs: Array
     """(T, B, F)"""

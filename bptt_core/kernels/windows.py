@@ -1,6 +1,7 @@
-"""Windows and updates over streams: the twin of `bptt_core.windows`, one call a tick, without the GIL.
+"""Windows and updates over streams: the twin of `bptt_core.windows`, one call a tick.
 
-Numba compiles a function once more for every literal number it is called with, so counts that are handed on begin as `np.int64(0)`.
+Numba compiles a function once more for every literal number it is called with, so counts that are
+handed on begin as `whole(0)`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.jit import compiled, whole
 from bptt_core.kernels.learning import clip, global_norm, losses_and_slopes, optimizer_step
+from bptt_core.kernels.linear import copy, fill
 from bptt_core.kernels.network import (
     head_forward,
     layer_states,
@@ -24,15 +24,15 @@ from bptt_core.kernels.network import (
 from bptt_core.kernels.sizes import Sizes, Work
 from bptt_core.state import (
     CLIPPED,
+    Model,
     NEXT_STEP,
     READY,
     ROWS,
     SEQUENCE_STEP,
     SKIPPED,
     STEPS,
-    UPDATES,
-    Model,
     Streams,
+    UPDATES,
 )
 from bptt_core.windows import Lanes
 
@@ -46,9 +46,7 @@ def forget(sizes: Sizes, state: Array) -> None:
 
 
 @compiled
-def load_states(
-    sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: Work
-) -> None:
+def load_states(sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: Work) -> None:
     """Row 0 of all layers' states (for T steps) from streams' states (S, L, parts, H)."""
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)
@@ -61,7 +59,7 @@ def load_states(
 def store_states(
     sizes: Sizes, into: Array, rows: Array, T: int, B: int, step: int, work: Work
 ) -> None:
-    """States after `step` of T steps, into streams' states; one that is not finite begins again at zero."""
+    """States after `step` of T steps, into streams' states; what is not finite becomes zero."""
     for b in range(B):
         finite = True
         for layer in range(sizes.L):
@@ -92,7 +90,7 @@ def live_step(
     work: Work,
 ) -> None:
     """Read one step on every stream's live state, without learning."""
-    T = np.int64(1)
+    T = whole(1)
     x = work.inputs[: B * sizes.F].reshape(B, sizes.F)
     for b in range(B):
         copy(features[t, lanes[b]], x[b])
@@ -119,7 +117,7 @@ def learn(
     work: Work,
     report: Array,
 ) -> bool:
-    """Loss, gradient, clip and optimizer step from a window that was unfolded; False where there is no target."""
+    """Loss, gradient, clip and optimizer step of an unfolded window; False without a target."""
     rows = new * B
     output = head_forward(sizes, model.parameters, T, B, T - new, work)
     target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
@@ -160,7 +158,7 @@ def update(
     work: Work,
     report: Array,
 ) -> bool:
-    """One update from the windows of B streams, all of one length; False where there is no target."""
+    """One update from windows of B streams, all of one length; False where there is no target."""
     held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
     T = held - pending
     x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
@@ -211,16 +209,16 @@ def update_groups(
     members: Array,
     done: Array,
 ) -> None:
-    """One update for each group of alike windows among the first n lanes of `full`, which is used up."""
+    """One update for each group of alike windows among the first n lanes of `full`."""
     while n > 0:
         first = rows[full[0]]
         held, new = streams.counters[first, ROWS], streams.counters[first, READY]
-        B = rest = np.int64(0)
+        B = rest = whole(0)
         for k in range(n):
             lane = full[k]
             row = rows[lane]
             alike = streams.counters[row, ROWS] == held and streams.counters[row, READY] == new
-            if alike and B < sizes.max_batch:
+            if alike and sizes.max_batch > B:
                 group[B] = lane
                 group_rows[B] = row
                 B += 1
@@ -228,9 +226,7 @@ def update_groups(
                 full[rest] = lane
                 rest += 1
         n = rest
-        if update(
-            cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]
-        ):
+        if update(cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]):
             for b in range(B):
                 members[done[1], 0] = done[0]
                 members[done[1], 1] = group[b]
@@ -255,10 +251,13 @@ def advance(
     """Run lanes of prepared steps through the model; as `bptt_core.windows.advance`.
 
     Args:
-        cell, sizes, work: of the spec.
-        model, streams: changed.
+        cell: of the spec.
+        sizes: of the spec.
+        model: changed.
+        streams: changed.
         lanes: the steps.
         outputs: (T, B, O), filled; (0, 0, O) where nobody asks.
+        work: of the spec.
         lists: (5, B) int64 scratch.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
@@ -269,16 +268,17 @@ def advance(
     group, group_rows = lists[3], lists[4]
     late = sizes.delay > 0
     for t in range(T):
-        n = np.int64(0)
+        n = whole(0)
         for b in range(B):
             if lanes.lengths[b] > t:
                 active[n] = b
                 active_rows[n] = lanes.rows[b]
                 n += 1
         for turn in range(2):
-            # A late target is there before its step's successor is read, any other one after its own step.
+            # A late target is there before its step's successor is read, any other one after its
+            # own step.
             if turn == (0 if late else 1):
-                ready = np.int64(0)
+                ready = whole(0)
                 for k in range(n):
                     row = active_rows[k]
                     if not late or streams.counters[row, SEQUENCE_STEP] >= sizes.delay:
@@ -312,7 +312,7 @@ def advance(
                 for k in range(n):
                     streams.counters[active_rows[k], SEQUENCE_STEP] += 1
         model.counters[STEPS] += n
-        ending = rest = np.int64(0)
+        ending = rest = whole(0)
         for k in range(n):
             lane = active[k]
             if lanes.ends[lane] and lanes.lengths[lane] == t + 1:
@@ -343,9 +343,9 @@ def forward_stream(
     state: Array,
     work: Work,
 ) -> Array:
-    """Outputs (T, O) of one stream's features (T, F) from a state (L, parts, H), which is not changed."""
+    """Outputs (T, O) of one stream's features (T, F) from a state (L, parts, H)."""
     T = features.shape[0]
-    B = np.int64(1)
+    B = whole(1)
     copy(features.reshape(features.size), work.inputs)
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)
