@@ -1,0 +1,39 @@
+"""Models and streams for the core's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bptt_core import Learner, ModelSpec
+
+
+def random_steps(spec: ModelSpec, steps: int, streams: int, seed: int = 0) -> tuple[Any, Any]:
+    """Inputs (T, B, D) and targets that fit the spec, drawn from a seed."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(steps, streams, spec.input_size))
+    if spec.task == "forecast":
+        return x.cumsum(axis=0), None
+    if spec.task == "classification":
+        return x, random.integers(0, spec.outputs, (steps, streams))
+    if spec.loss == "bernoulli":
+        return x, random.integers(0, 2, (steps, streams, spec.outputs)).astype(float)
+    return x, random.normal(size=(steps, streams, spec.outputs))
+
+
+def twin(learner: Learner, backend: Any) -> Learner:
+    """A learner with the same memory."""
+    return Learner.from_state(*learner.state(), backend=backend)
+
+
+def assert_same_memory(a: Learner, b: Learner, tolerance: float) -> None:
+    """All arrays of both learners agree; a tolerance of 0 means bit for bit."""
+    mine, its_metadata = a.state()
+    theirs, metadata = b.state()
+    assert its_metadata == metadata
+    for name, array in mine.items():
+        if tolerance:
+            np.testing.assert_allclose(theirs[name], array, tolerance, tolerance, err_msg=name)
+        else:
+            assert array.tobytes() == theirs[name].tobytes(), name

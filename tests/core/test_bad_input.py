@@ -1,0 +1,177 @@
+"""Bad input gets an error that names the argument, its value and its bound, and changes nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core.errors import (
+    DtypeError,
+    InvalidArgument,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnknownStream,
+)
+from tests.core.support import random_steps
+
+FORECAST = ModelSpec(input_size=2, hidden_size=4)
+REGRESSION = ModelSpec(task="regression", input_size=2, output_size=3, hidden_size=4)
+CLASSES = ModelSpec(task="classification", input_size=2, output_size=3, hidden_size=4)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("input_size", {"input_size": 0}),
+        ("input_size", {"input_size": 4097}),
+        ("input_size", {"input_size": 1.5}),
+        ("hidden_size", {"hidden_size": 0}),
+        ("hidden_size", {"hidden_size": 5000}),
+        ("layers", {"layers": 9}),
+        ("horizon", {"horizon": 65}),
+        ("k2", {"k1": 8, "k2": 4}),
+        ("k1", {"k1": 0}),
+        ("learning_rate", {"learning_rate": 0.0}),
+        ("learning_rate", {"learning_rate": -1.0}),
+        ("learning_rate", {"learning_rate": float("nan")}),
+        ("clip_threshold", {"clip_threshold": 0.0}),
+        ("weight_decay", {"weight_decay": -0.1}),
+        ("cell", {"cell": "transformer"}),
+        ("loss", {"loss": "cross_entropy"}),
+        ("task", {"task": "translate"}),
+        ("target_columns", {"target_columns": (5,)}),
+        ("target_columns", {"target_columns": (0, 0)}),
+        ("output_size", {"output_size": 7}),
+        ("output_size", {"task": "regression"}),
+        ("horizon", {"task": "regression", "output_size": 1, "horizon": 2}),
+        ("seed", {"seed": -1}),
+        ("max_batch_streams", {"max_batch_streams": 0}),
+    ],
+)
+def test_spec_names_field_and_value(field: str, values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        ModelSpec(**({"input_size": 2} | values))
+    assert caught.value.field == field
+    assert field in str(caught.value)
+    assert caught.value.bound
+
+
+def test_spec_survives_json() -> None:
+    spec = ModelSpec(input_size=3, target_columns=(0, 2), horizon=2, cell="gru")
+    assert ModelSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(InvalidArgument, match="colour"):
+        ModelSpec.from_dict({"input_size": 3, "colour": "red"})
+
+
+X = np.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("spec", "inputs", "targets", "error", "named"),
+    [
+        (FORECAST, np.ones((4, 3)), None, ShapeError, "inputs"),
+        (FORECAST, np.ones(4), None, ShapeError, "inputs"),
+        (FORECAST, np.ones((0, 2)), None, ShapeError, "inputs"),
+        (FORECAST, np.ones((4, 2), int), None, DtypeError, "inputs"),
+        (FORECAST, np.ones((4, 2), complex), None, DtypeError, "inputs"),
+        (FORECAST, np.array([["a", "b"]]), None, DtypeError, "inputs"),
+        (FORECAST, np.array([[1, 2], [3, np.nan]]), None, NonFiniteError, "inputs[1][1]"),
+        (FORECAST, np.array([[np.inf, 2.0]]), None, NonFiniteError, "inputs[0][0]"),
+        (FORECAST, X, X, InvalidArgument, "targets"),
+        (REGRESSION, X, None, InvalidArgument, "targets"),
+        (REGRESSION, X, np.ones((4, 2)), ShapeError, "targets"),
+        (REGRESSION, X, np.ones((3, 3)), ShapeError, "targets"),
+        (CLASSES, X, np.ones(4), DtypeError, "targets"),
+        (CLASSES, X, np.array([0, 1, 2, 3]), InvalidArgument, "targets"),
+        (CLASSES, X, np.array([0, 1, 2, -1]), InvalidArgument, "targets"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_refused_chunk_changes_nothing(
+    spec: ModelSpec, inputs: Any, targets: Any, error: type[Exception], named: str, backend: Any
+) -> None:
+    learner = Learner(spec, backend=backend)
+    x, y = random_steps(spec, 9, streams=1)
+    learner.apply([Chunk("a", 0, x[:, 0], None if y is None else y[:, 0])])
+    before, metadata = learner.state()
+    good = Chunk("b", 0, x[:, 0], None if y is None else y[:, 0])
+    with pytest.raises(error, match=re.escape(named)):
+        learner.apply([good, Chunk("a", 9, inputs, targets)])
+    after, its_metadata = learner.state()
+    assert metadata == its_metadata
+    for name, array in before.items():
+        assert array.tobytes() == after[name].tobytes(), name
+
+
+def test_order_is_kept() -> None:
+    learner = Learner(FORECAST, backend="reference")
+    learner.apply([Chunk("a", 0, X)])
+    with pytest.raises(OrderError, match=r"first_step of stream 'a' is 9, but must be 4") as gap:
+        learner.apply([Chunk("a", 9, X)])
+    assert gap.value.next_step == 4
+    with pytest.raises(OrderError, match="must be 4"):
+        learner.apply([Chunk("a", 3, X)])
+    with pytest.raises(InvalidArgument, match="at most one chunk a stream"):
+        learner.apply([Chunk("a", 4, X), Chunk("a", 8, X)])
+    with pytest.raises(InvalidArgument, match="at least one chunk"):
+        learner.apply([])
+    assert learner.next_step("a") == 4
+
+
+def test_unknown_stream_is_named() -> None:
+    learner = Learner(FORECAST, backend="reference")
+    for ask in (learner.next_step, learner.reset_stream, learner.delete_stream):
+        with pytest.raises(UnknownStream, match="'nobody'"):
+            ask("nobody")
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_layouts_and_byte_orders_are_read_alike(backend: Any) -> None:
+    """Big-endian, strided and read-only arrays are as good as any."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(20, 2))
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    losses = []
+    for layout in (x, x.astype(">f8"), np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], frozen):
+        learner = Learner(FORECAST, backend=backend)
+        learner.apply([Chunk("a", 0, layout)])
+        losses.append(learner.figures.loss)
+    assert len(set(losses)) == 1
+
+
+def test_parameters_are_checked_before_any_is_loaded() -> None:
+    learner = Learner(FORECAST, backend="reference")
+    good = learner.parameters()
+    name = "rnn.weight_hh_l0"
+    bad: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({name: np.ones((4, 5))}, ShapeError),
+        ({name: np.ones((4, 4), int)}, DtypeError),
+        ({name: np.full((4, 4), np.nan)}, NonFiniteError),
+        ({"rnn.weight_xx": np.ones(3)}, InvalidArgument),
+    ]
+    for wrong, error in bad:
+        changed = {key: array + 1 for key, array in good.items()} | wrong
+        with pytest.raises(error, match=next(iter(wrong))):
+            learner.load_parameters(changed)
+    with pytest.raises(InvalidArgument, match="missing"):
+        learner.load_parameters({})
+    for key, array in learner.parameters().items():
+        np.testing.assert_array_equal(array, good[key])
+
+
+def test_state_is_checked() -> None:
+    learner = Learner(FORECAST, backend="reference")
+    learner.apply([Chunk("a", 0, X)])
+    arrays, metadata = learner.state()
+    with pytest.raises(InvalidArgument, match="format"):
+        Learner.from_state(arrays, metadata | {"format": 99})
+    with pytest.raises(InvalidArgument, match=r"model\.moments"):
+        Learner.from_state({k: v for k, v in arrays.items() if "moments" not in k}, metadata)
+    with pytest.raises(ShapeError, match=r"streams\.inputs"):
+        Learner.from_state(arrays | {"streams.inputs": arrays["streams.inputs"][:, :1]}, metadata)

@@ -1,0 +1,77 @@
+"""Streams come and go; what is kept is kept whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, Learner, ModelSpec
+from tests.core.support import assert_same_memory, random_steps, twin
+
+SPEC = ModelSpec(input_size=2, hidden_size=6, horizon=2)
+
+
+def fed(backend: Any, streams: int = 3) -> Learner:
+    learner = Learner(SPEC, backend=backend)
+    x, _ = random_steps(SPEC, 40, streams)
+    learner.apply([Chunk(f"s{b}", 0, x[: 20 + b, b]) for b in range(streams)])
+    return learner
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_a_saved_learner_goes_on_bit_for_bit(backend: Any) -> None:
+    learner = fed(backend)
+    copy = twin(learner, backend)
+    x, _ = random_steps(SPEC, 30, 4, seed=5)
+    for each in (learner, copy):
+        each.apply([Chunk("s1", 21, x[:, 1]), Chunk("new", 0, x[:, 3]), Chunk("s0", 20, x[:9, 0])])
+    assert_same_memory(learner, copy, 0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_end_of_sequence_learns_the_rest_and_begins_anew(backend: Any) -> None:
+    learner = Learner(replace(SPEC, horizon=1, k1=8), backend=backend)
+    x, _ = random_steps(SPEC, 11, streams=1)
+    (result,) = learner.apply([Chunk("a", 0, x[:, 0], end_of_sequence=True)]).chunks
+    assert [report.steps for report in result.updates] == [8, 2]  # the 11th step has no target
+    assert learner.next_step("a") == 11
+    assert not learner.carried_state("a").any()
+    (result,) = learner.apply([Chunk("a", 11, x[:8, 0])]).chunks
+    assert not result.updates  # the last step of one sequence is no target of the other's
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_reset_forgets_the_state_and_keeps_counting(backend: Any) -> None:
+    learner = fed(backend)
+    learner.reset_stream("s1")
+    assert learner.next_step("s1") == 21
+    assert learner.stream_view("s1").sequence_step == 0
+    assert not learner.carried_state("s1").any()
+    assert learner.carried_state("s0").any()
+
+
+def test_a_deleted_stream_leaves_nothing_to_its_successor() -> None:
+    learner = fed("reference")
+    learner.delete_stream("s1")
+    assert learner.stream_ids() == ["s0", "s2"]
+    x, _ = random_steps(SPEC, 40, streams=1)
+    learner.apply([Chunk("s9", 0, x[:1, 0])])
+    assert learner.next_step("s9") == 1
+    fresh = Learner(SPEC, backend="reference")
+    fresh.load_parameters(learner.parameters())
+    view = learner.stream_view("s9")
+    assert view.sequence_step == 1
+    np.testing.assert_array_equal(view.last_input, x[0, 0])
+
+
+def test_an_idle_stream_is_small() -> None:
+    spec = ModelSpec(input_size=8, hidden_size=64, k2=32)
+    learner = Learner(spec, backend="reference")
+    x = np.ones((1, 8))
+    learner.apply([Chunk(str(i), 0, x) for i in range(64)], predictions=False)
+    arrays, _ = learner.state()
+    held = sum(array.nbytes for name, array in arrays.items() if name.startswith("streams."))
+    assert held / 64 <= 4096

@@ -1,0 +1,57 @@
+"""How a sequence is cut into chunks changes no bit of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bptt_core import Chunk, Learner, ModelSpec
+from tests.core.support import assert_same_memory, random_steps
+
+STEPS = 50
+SPECS = [
+    ModelSpec(input_size=2, hidden_size=16),
+    ModelSpec(input_size=1, hidden_size=8, horizon=5, k1=3, k2=10),
+    ModelSpec(input_size=2, hidden_size=8, task="regression", output_size=1, k1=8, k2=8),
+    ModelSpec(input_size=2, hidden_size=8, task="regression", output_size=1, layers=2, k1=2),
+]
+
+
+def learn(spec: ModelSpec, backend: Any, cuts: list[int]) -> tuple[Learner, Any]:
+    learner = Learner(spec, backend=backend)
+    x, target = random_steps(spec, STEPS, streams=1)
+    x = x.astype(np.float32)
+    predictions = []
+    for start, stop in zip([0, *cuts], [*cuts, STEPS], strict=True):
+        y = None if target is None else target[start:stop, 0]
+        ends = stop == STEPS
+        (chunk,) = learner.apply([Chunk("a", start, x[start:stop, 0], y, ends)]).chunks
+        predictions.append(chunk.predictions)
+    return learner, np.concatenate(predictions)
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.task}-h{spec.horizon}-{spec.k1}")
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(cuts=st.sets(st.integers(1, STEPS - 1)).map(sorted))
+def test_cuts_change_no_bit(spec: ModelSpec, backend: Any, cuts: list[int]) -> None:
+    whole, predictions = learn(spec, backend, [])
+    cut, its_predictions = learn(spec, backend, cuts)
+    assert_same_memory(whole, cut, 0)
+    assert predictions.tobytes() == its_predictions.tobytes()
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_the_same_ticks_give_the_same_bits(backend: Any) -> None:
+    spec = ModelSpec(input_size=3, hidden_size=12, horizon=2)
+    learners = [Learner(spec, backend=backend) for _ in range(2)]
+    for learner in learners:
+        x, _ = random_steps(spec, 64, streams=6)
+        for start, stop in [(0, 7), (7, 40), (40, 64)]:
+            tick = [Chunk(f"s{b}", start, x[start:stop, b]) for b in range(6)]
+            learner.apply(tick)
+    assert_same_memory(*learners, 0)
