@@ -5,6 +5,7 @@ Exit status: 0 done, 1 an error, 2 a wrong option, 130 ended by Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import metadata
@@ -37,6 +38,9 @@ for command in (serve, learn, predict, models, demo):
 
 def run() -> int:
     """The exit status; what is known to go wrong gives a line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ° shows a question mark
     try:
         return bptt.main(prog_name="bptt", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:

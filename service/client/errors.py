@@ -39,6 +39,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
     status = _status(error)
     if status is None and code == "UNAVAILABLE" and "stopping" not in text:
         return ServerUnreachable(f"no server answers at {address} ({text})")
+    if status is None and code == "CANCELLED":  # not by us: then it is a CancelledError
+        return ServerUnreachable(f"the server at {address} ended the call: it is stopping or gone")
     if status is None and code == "DEADLINE_EXCEEDED":
         return ServerUnreachable(f"the server at {address} did not answer in time")
     return from_status(code, text, _violations(status))

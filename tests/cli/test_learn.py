@@ -1,0 +1,306 @@
+"""`bptt learn`, `predict` and `models`, end to end."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import BPTT, Bptt, run
+from tests.support.server import Served
+
+ROWS = 500
+
+
+@pytest.fixture
+def waves(tmp_path: Path) -> str:
+    """Two waves with a time, a place, and three gaps."""
+    t = np.arange(ROWS)
+    rows = [f"2024-01-01T{i % 24:02d}:00,{np.sin(i / 9):.5f},x,{np.cos(i / 5):.5f}" for i in t]
+    for gap in (10, 200, 499):
+        rows[gap] = f"2024-01-01,,x,{gap}"
+    path = tmp_path / "waves.csv"
+    path.write_text("when,a,place,b\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_a_file_is_learned_and_predicted_from(bptt: Bptt, waves: str, name: str) -> None:
+    done = bptt("learn", waves, "--model", name)
+    assert done.status == 0, done.err
+    assert "'when' is left out: a time" in done.err
+    assert "'place' is left out: text" in done.err
+    assert "3 rows left out for a missing value" in done.err
+    assert f"497 steps learned on stream waves of model {name}" in done.out
+    assert "repeating the last value" in done.out
+    assert "median gradient norm" in done.out
+    listed = {model["model_id"]: model for model in bptt("models", "--json").document}
+    assert listed[name]["steps"] == 497
+    assert listed[name]["spec"]["input_names"] == ["a", "b"]
+    assert name in bptt("models").out
+    predicted = bptt("predict", "--model", name, "--stream", "waves", "--json").document
+    assert predicted["next_step"] == 497
+    assert predicted["targets"] == ["a", "b"]
+    assert np.shape(predicted["predictions"]) == (1, 1, 2)
+    assert "497" in bptt("predict", "--model", name, "--stream", "waves").out
+
+
+def test_json_is_all_there_is_on_standard_output(bptt: Bptt, waves: str, name: str) -> None:
+    done = bptt("learn", waves, "--model", name, "--json")
+    last = done.lines[-1]
+    assert (last["event"], last["steps"], last["next_step"]) == ("done", 497, 497)
+    assert last["rows_left_out"] == 3
+    assert last["whole"]["steps"] == 496
+    assert last["updates"] > 100
+    assert last["median_gradient_norm"] > 0
+    assert done.err == ""
+
+
+def test_columns_and_targets_are_chosen(bptt: Bptt, waves: str, name: str) -> None:
+    options = ("--columns", "b,a", "--target", "a", "--horizon", "3", "--hidden-size", "8")
+    assert bptt("learn", waves, "--model", name, *options).status == 0
+    predicted = bptt("predict", "--model", name, "--stream", "waves", "--json").document
+    assert predicted["targets"] == ["a"]
+    assert np.shape(predicted["predictions"]) == (1, 3, 1)
+    (model,) = [m for m in bptt("models", "--json").document if m["model_id"] == name]
+    assert model["spec"]["target_columns"] == [1]
+    assert model["spec"]["hidden_size"] == 8
+
+
+def test_a_regression_predicts_its_target(bptt: Bptt, waves: str, name: str) -> None:
+    done = bptt("learn", waves, "--model", name, "--task", "regression", "--target", "b")
+    assert done.status == 0, done.err
+    assert "the mean so far" in done.out
+    predicted = bptt("predict", "--model", name, "--stream", "waves", "--input", "0.5", "--json")
+    assert np.shape(predicted.document["predictions"]) == (1, 1, 1)
+
+
+def test_a_second_run_goes_on_where_the_stream_ended(
+    bptt: Bptt, tmp_path: Path, waves: str, name: str
+) -> None:
+    rows = Path(waves).read_text().splitlines(keepends=True)
+    part = tmp_path / "part" / "waves.csv"
+    part.parent.mkdir()
+    part.write_text("".join(rows[:101]))
+    first = bptt("learn", str(part), "--model", name, "--json").lines[-1]
+    assert first["steps"] == 99
+    second = bptt("learn", waves, "--model", name, "--json").lines[-1]
+    assert (second["steps"], second["rows_skipped"], second["next_step"]) == (398, 99, 497)
+    third = bptt("learn", waves, "--model", name)
+    assert third.status == 0
+    assert "nothing new" in third.err
+    more = bptt("learn", waves, "--model", name, "--append", "--json").lines[-1]
+    assert (more["steps"], more["next_step"]) == (497, 994)
+
+
+def test_a_run_in_two_parts_learns_the_same(bptt: Bptt, tmp_path: Path, waves: str) -> None:
+    rows = Path(waves).read_text().splitlines(keepends=True)
+    part = tmp_path / "part" / "waves.csv"
+    part.parent.mkdir()
+    part.write_text("".join(rows[:238]))
+    assert bptt("learn", waves, "--model", "at-once").status == 0
+    assert bptt("learn", str(part), "--model", "in-parts").status == 0
+    assert bptt("learn", waves, "--model", "in-parts").status == 0
+    found = [
+        bptt("predict", "--model", model, "--stream", "waves", "--json").document["predictions"]
+        for model in ("at-once", "in-parts")
+    ]
+    assert found[0] == found[1]
+
+
+def test_gzip_and_standard_input_are_read_too(bptt: Bptt, waves: str, name: str) -> None:
+    text = Path(waves).read_text()
+    packed = Path(waves + ".gz")
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert bptt("learn", str(packed), "--model", name, "--json").lines[-1]["steps"] == 497
+    piped = bptt("learn", "-", "--model", name, "--json", stdin=text).lines[-1]
+    assert (piped["stream"], piped["steps"]) == ("stdin", 497)
+    again = bptt("learn", "-", "--model", name, "--json", stdin=text).lines[-1]
+    assert (again["steps"], again["next_step"]) == (497, 994)
+
+
+def test_standard_input_is_learned_line_by_line_and_ctrl_c_is_clean(bptt: Bptt, name: str) -> None:
+    command = [*BPTT, "learn", "-", "--model", name, "--address", bptt.server.address]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write("a\n1\n2\n3\n")
+        _wait_for_step(bptt, name, 3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "3 steps learned" in out
+    assert "interrupted: what was sent is learned" in err
+    assert "Traceback" not in err
+
+
+def _wait_for_step(bptt: Bptt, model: str, step: int) -> None:
+    for _ in range(200):
+        done = bptt("predict", "--model", model, "--stream", "stdin", "--json")
+        if done.status == 0 and done.document["next_step"] == step:
+            return
+    pytest.fail(f"step {step} was not reached while the input was open: {done}")
+
+
+def test_a_server_that_stops_is_one_line(served: Served) -> None:
+    command = [*BPTT, "learn", "-", "--model", "m", "--address", served.address]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write("a\n1\n2\n")
+        process.stdin.flush()
+        _wait_for_step(Bptt(served), "m", 2)
+        served.process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopping" in err
+    assert "Traceback" not in err
+
+
+def test_a_bar_is_shown_in_a_terminal(bptt: Bptt, waves: str, name: str) -> None:
+    command = [*BPTT, "learn", waves, "--model", name, "--address", bptt.server.address]
+    controller, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, stdin=terminal, env=environment
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                data = os.read(controller, 1 << 16)
+            except OSError:  # the other side has closed
+                break
+            if not data:
+                break
+            shown += data
+    os.close(controller)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "\x1b[" in text
+    assert "━" in text
+    for word in ("497 steps", "error", "loss", "gradient"):
+        assert word in text
+
+
+BAD = "a,b\n1,2\n3,x\n4,5\n"
+
+
+def test_a_bad_value_is_named_and_nothing_is_made(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(BAD)
+    done = bptt("learn", str(path), "--model", name)
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    assert "line 3, column 'b'" in done.err
+    assert name not in bptt("models").out
+
+
+def test_a_bad_value_in_standard_input_ends_it_after_the_rows_before(bptt: Bptt, name: str) -> None:
+    done = bptt("learn", "-", "--model", name, "--json", stdin=BAD)
+    assert done.status == 1
+    assert "line 3, column 'b'" in done.err
+    last = json.loads(done.out.splitlines()[-1])
+    assert (last["event"], last["next_step"]) == ("failed", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--columns", "a,nope"], ["'nope'", "when, a, place, b"]),
+        (["--target", "nope"], ["'nope'", "when, a, place, b"]),
+        (["--columns", "a", "--target", "b"], ["'b'", "not among the columns"]),
+        (["--columns", "a,place"], ["line 2, column 'place'", "'x'"]),
+        (["--columns", "a,a"], ["'a' is named twice"]),
+        (["--task", "regression"], ["--target"]),
+        (["--hidden-size", "0"], ["hidden_size is 0", "1 to"]),
+        (["--hidden-size", "-1"], ["hidden_size is -1"]),
+        (["--hidden-size", "x"], ["--hidden-size", "not a valid integer"]),
+        (["--k1", "8", "--k2", "4"], ["k2 is 4", "at least k1"]),
+        (["--learning-rate", "0"], ["learning_rate is 0", "> 0"]),
+        (["--clip-threshold", "-1"], ["clip_threshold is -1", "> 0"]),
+        (["--horizon", "0"], ["horizon is 0"]),
+        (["--cell", "cnn"], ["--cell", "rnn_tanh"]),
+        (["--optimizer", "sgdd"], ["--optimizer", "adam"]),
+        (["--stream", ""], ["--stream", "1 to 256 bytes"]),
+        (["--stream", "é" * 129], ["258 bytes", "1 to 256 bytes"]),
+        (["--nonsense"], ["No such option", "--nonsense"]),
+    ],
+)
+def test_bad_options_are_one_clear_line(
+    bptt: Bptt, waves: str, name: str, options: list[str], words: list[str]
+) -> None:
+    done = bptt("learn", waves, "--model", "bad-options", *options)
+    assert done.status in (1, 2)
+    assert done.out == ""
+    lines = [line for line in done.err.splitlines() if "is left out" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("bptt: ")
+    for word in words:
+        assert word in lines[0]
+    assert "bad-options" not in bptt("models").out
+
+
+def test_bad_names_of_models_and_files(bptt: Bptt, tmp_path: Path, waves: str) -> None:
+    for model in ("", "Ü", "a b", "x" * 100):
+        done = bptt("learn", waves, "--model", model)
+        assert done.status == 1
+        assert "model_id" in done.err
+    gone = bptt("learn", str(tmp_path / "gone.csv"), "--model", "m")
+    assert gone.status == 1
+    assert "there is no file" in gone.err
+    empty = bptt("learn", "-", "--model", "m", stdin="")
+    assert empty.status == 1
+    assert "header" in empty.err
+
+
+def test_a_model_of_another_width_or_setting_is_not_used(bptt: Bptt, waves: str, name: str) -> None:
+    assert bptt("learn", waves, "--model", name).status == 0
+    width = bptt("learn", waves, "--model", name, "--columns", "a")
+    assert width.status == 1
+    assert "exists with input_size 2" in width.err
+    units = bptt("learn", waves, "--model", name, "--hidden-size", "8")
+    assert units.status == 1
+    assert "exists with hidden_size 64" in units.err
+
+
+def test_predict_says_what_is_wrong(bptt: Bptt, waves: str, name: str) -> None:
+    assert bptt("learn", waves, "--model", name).status == 0
+    for arguments, words in (
+        (("--model", "no", "--stream", "s"), "model_id is 'no'"),
+        (("--model", name, "--stream", "no"), "stream_id is 'no'"),
+        (("--model", name, "--stream", "waves", "--input", "1"), "1 values, but 2"),
+        (("--model", name, "--stream", "waves", "--input", "1,x"), "not numbers"),
+        (("--model", name, "--stream", "waves", "--input", "1,nan"), "inputs"),
+    ):
+        done = bptt("predict", *arguments)
+        assert done.status in (1, 2)
+        assert done.err.count("\n") == 1
+        assert words in done.err
+
+
+@pytest.mark.parametrize("command", ["learn", "predict", "models"])
+def test_no_server_is_one_line_that_names_the_address(command: str, waves: str) -> None:
+    options = {
+        "learn": [waves, "--model", "m"],
+        "predict": ["--model", "m", "--stream", "s"],
+        "models": [],
+    }[command]
+    done = run(command, *options, "--address", "127.0.0.1:1")
+    assert done.status == 1
+    assert done.out == ""
+    assert done.err == "bptt: no server answers at 127.0.0.1:1\n"

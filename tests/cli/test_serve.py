@@ -1,0 +1,94 @@
+"""`bptt serve` and the group of commands itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import BPTT, run
+
+FREE = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) -> None:
+    command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert re.match(r"gRPC on 127\.0\.0\.1:\d+\n", process.stderr.readline())
+        assert re.match(r"metrics on http://127\.0\.0\.1:\d+/metrics\n", process.stderr.readline())
+        assert "models are kept in" in process.stderr.readline()
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+
+
+def test_models_are_there_again_after_a_clean_stop(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("a\n" + "\n".join(str(i % 7) for i in range(200)) + "\n")
+    found = []
+    for _ in range(2):
+        command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            address = process.stderr.readline().split()[-1]
+            process.stderr.readline()
+            done = run("learn", str(table), "--model", "m", "--address", address, "--json")
+            assert done.status == 0, done.err
+            ask = ("predict", "--model", "m", "--stream", "t", "--address", address, "--json")
+            found.append(run(*ask).document)
+            process.terminate()
+            process.stderr.read()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("option", ["--address", "--metrics-address"])
+def test_a_port_that_is_taken_is_one_line(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run("serve", *FREE, option, address)
+    assert done.status == 1
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert address in done.err
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:x", ""])
+def test_an_address_that_is_none_is_one_line(address: str) -> None:
+    done = run("serve", *FREE, "--address", address)
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    assert "host:port" in done.err
+
+
+def test_a_data_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    done = run("serve", *FREE, "--data", str(path))
+    assert done.status in (1, 2)
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "learn", "predict", "models", "demo"])
+def test_every_command_has_help_with_an_example_and_json(command: str) -> None:
+    done = run(command, "--help")
+    assert done.status == 0
+    assert "--json" in done.out
+    assert f"  bptt {command}" in done.out.partition("Example")[2] or (
+        command == "learn" and "| bptt learn" in done.out
+    )
+
+
+def test_an_unknown_command_is_one_line_and_none_is_the_help() -> None:
+    done = run("lern")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert "learn" in done.err
+    assert "Commands:" in run().err
+    assert run("--version").out.startswith("bptt, version ")
