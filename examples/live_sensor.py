@@ -1,0 +1,38 @@
+"""Follow a sensor: send each reading as it comes, and get the forecast of the next one back.
+
+Run a server (`bptt serve`), then `python examples/live_sensor.py`. Options: address, readings.
+"""
+
+import asyncio
+import math
+import random
+import sys
+
+from service.client import Client, Learned
+
+
+async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
+    """Play a sensor, learn each of its readings, and print how good the forecasts were."""
+    noise = random.Random(0)
+    error = naive_error = 0.0
+    async with Client.connect(address) as client:
+        await client.create_model("live-sensor", {"input_size": 1})
+        forecast = last = None
+        async with client.learn("live-sensor") as session:
+            for step in range(readings):
+                reading = 20 + 5 * math.sin(step / 12) + noise.gauss(0, 0.05)
+                if forecast is not None and last is not None and step >= readings // 2:
+                    error += abs(reading - forecast)
+                    naive_error += abs(reading - last)
+                await session.send("porch", [reading], first_step=step)
+                answer = await anext(session)
+                assert isinstance(answer, Learned)
+                assert answer.predictions is not None
+                # Made after this reading was seen, of the one that is still to come.
+                forecast, last = float(answer.predictions[-1, 0, 0]), reading
+        await client.delete_model("live-sensor")
+    print(f"second half: {error / naive_error:.2f} of the error of repeating the last reading")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:2], *map(int, sys.argv[2:3])))
