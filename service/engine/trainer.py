@@ -233,10 +233,12 @@ class Trainer:
 
     async def _work(self) -> None:
         limits = self._limits
-        while self._batcher or not self._ending:
+        while True:
             if self._save_due:
                 await self._save_and_go_on()
             if not self._batcher:
+                if self._ending:
+                    return
                 self._wake.clear()
                 await self._wake.wait()
                 continue

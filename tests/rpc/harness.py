@@ -38,9 +38,7 @@ class Gate(ThreadPoolExecutor):
     def open(self) -> None:
         self._open.set()
 
-    def submit(  # type: ignore[override]
-        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
-    ) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         def waiting() -> Any:
             assert self._open.wait(60)
             return function(*arguments, **named)
@@ -161,7 +159,7 @@ def small(**fields: Any) -> pb.ModelSpec:
 def wave(steps: int, first: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Two inputs that a network can learn."""
     t = np.arange(first, first + steps)[:, None]
-    return np.sin(t / np.array([5.0, 9.0])).astype(np.float32)
+    return np.asarray(np.sin(t / np.array([5.0, 9.0])), np.float32)
 
 
 async def failure(awaitable: Any) -> grpc.aio.AioRpcError:
@@ -188,5 +186,5 @@ def violations(error: grpc.aio.AioRpcError) -> Sequence[tuple[str, str]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop turn until something holds; the test's time-out is the bound."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody that it happened
         await asyncio.sleep(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -13,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bptt_core import Learner, ModelSpec, TickResult
 from protos.bptt.v1 import bptt_pb2 as pb
-from tests.rpc.harness import failure, Harness, harness, small, violations, wave
+from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 
 
 def _broken(spec: ModelSpec) -> Learner:
@@ -87,7 +86,8 @@ async def test_calls_and_messages_are_counted(server: Harness) -> None:
         await call.read()
     await call.close()
     await failure(server.models.GetModel(pb.GetModelRequest(model_id="x")))
-    await failure(server.channel.unary_unary("/bptt.v1.ModelService/Nothing")(b""))
+    nothing: Any = server.channel.unary_unary("/bptt.v1.ModelService/Nothing")
+    assert (await failure(nothing(b""))).code() == grpc.StatusCode.UNIMPLEMENTED
     learn = ("Learn", "bptt.v1.LearnerService", "bidi_stream")
     get = ("GetModel", "bptt.v1.ModelService", "unary")
     assert _samples(server, "grpc_server_started")[learn] == 1
@@ -105,10 +105,8 @@ async def test_a_call_that_its_client_cancels_is_counted_as_cancelled(server: Ha
     await server.create()
     call = await server.learn()
     call.raw.cancel()
-    while not _samples(server, "grpc_server_handled").get(
-        ("CANCELLED", "Learn", "bptt.v1.LearnerService", "bidi_stream")
-    ):
-        await asyncio.sleep(0)
+    labels = ("CANCELLED", "Learn", "bptt.v1.LearnerService", "bidi_stream")
+    await until(lambda: _samples(server, "grpc_server_handled").get(labels) == 1)
 
 
 async def test_health_is_answered_and_watched(server: Harness) -> None:
@@ -125,7 +123,8 @@ async def test_health_is_answered_and_watched(server: Harness) -> None:
 
 
 async def test_the_api_is_told_by_reflection(server: Harness) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    channel: Any = server.channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo()
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     names = {each.name for each in (await call.read()).list_services_response.service}

@@ -587,7 +587,7 @@ async def test_a_bad_stream_name_is_refused_by_every_method(
     server: Harness, stream_id: str
 ) -> None:
     await server.create()
-    fields = {"model_id": "m", "stream_id": stream_id}
+    fields: dict[str, Any] = {"model_id": "m", "stream_id": stream_id}
     calls = [
         server.streams.GetStream(pb.GetStreamRequest(**fields)),
         server.streams.ResetStream(pb.ResetStreamRequest(**fields)),

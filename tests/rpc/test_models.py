@@ -234,8 +234,7 @@ async def test_a_deletion_answers_what_was_accepted_before_it(server: Harness) -
     for _ in range(3):
         await call.send("s", wave(4))
     trainer = server.registry.get("m")
-    while trainer.expected_step("s") < 12:
-        await asyncio.sleep(0)
+    await until(lambda: trainer.expected_step("s") == 12)
     deletion = asyncio.ensure_future(server.models.DeleteModel(pb.DeleteModelRequest(model_id="m")))
     server.gate.open()
     assert [(await call.learned()).next_step for _ in range(3)] == [4, 8, 12]
@@ -252,5 +251,5 @@ async def test_a_creation_is_finished_though_its_client_hangs_up(server: Harness
     assert (await failure(second)).code() == grpc.StatusCode.ALREADY_EXISTS
     creation.cancel()
     server.gate.open()
-    while not (await server.models.ListModels(pb.ListModelsRequest())).models:
-        await asyncio.sleep(0)
+    await until(lambda: not server.registry.making)
+    assert (await server.model()).steps == 0

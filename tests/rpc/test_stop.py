@@ -1,8 +1,9 @@
-"""Starting and stopping a real server process: signals, taken addresses, and what a restart knows."""
+"""A real server process: signals, taken addresses, and what a restart knows."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
 from tests.rpc.harness import Call, failure, small, wave
 from tests.support.server import serving
 
+FREE = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
+
 
 class Stubs:
     """A client of a server elsewhere."""
@@ -37,7 +40,7 @@ class Stubs:
         return call
 
     async def seen(self, model_id: str, stream_id: str) -> tuple[int, list[float], pb.Model]:
-        fields = {"model_id": model_id, "stream_id": stream_id}
+        fields: dict[str, Any] = {"model_id": model_id, "stream_id": stream_id}
         stream = (await self.streams.GetStream(pb.GetStreamRequest(**fields))).stream
         rows = list((await self.streams.Predict(pb.PredictRequest(**fields))).predictions)
         model = (await self.models.GetModel(pb.GetModelRequest(model_id=model_id))).model
@@ -133,6 +136,28 @@ async def test_without_data_nothing_is_stored() -> None:
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", "--json", *FREE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: ASYNC220 - nothing else runs in this test's loop
+        command, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = json.loads(process.stdout.readline())["address"]
+            async with connected(address) as client:
+                await client.models.CreateModel(pb.CreateModelRequest(model_id="m", spec=small()))
+                call = await client.learn("m")
+                process.send_signal(number)
+                assert (await call.read()).closed.server_stopping
+            assert process.wait(timeout=30) == 0
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
 def _fails(*options: str) -> str:
     """What `bptt serve` with these options says as it fails."""
     command = [sys.executable, "-m", "service.cli", "serve", *options]
@@ -140,9 +165,6 @@ def _fails(*options: str) -> str:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr
-
-
-FREE = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
 def test_a_taken_address_is_an_error_that_names_it() -> None:

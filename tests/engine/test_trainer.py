@@ -1,0 +1,223 @@
+"""The trainer: what it does where the RPC layer would not let it come to that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from service.config import ServerConfig
+from service.domain import Answer, IncomingChunk, ModelDefinition, Refused
+from service.durability import Checkpoint, FolderStore, Store
+from service.engine.outbox import Outbox
+from service.engine.recovery import recover
+from service.engine.registry import page
+from service.engine.trainer import Trainer
+from service.errors import InvalidRequest, ServerStopping, StorageFailed
+from service.observability.metrics import Metrics
+
+SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
+
+
+def inputs(steps: int, first: int = 0) -> np.ndarray[Any, Any]:
+    t = np.arange(first, first + steps)[:, None]
+    return np.asarray(np.sin(t / np.array([5.0, 9.0])), np.float32)
+
+
+@contextlib.asynccontextmanager
+async def training(store: Store | None = None, **config: Any) -> AsyncIterator[Trainer]:
+    with ThreadPoolExecutor(1) as executor:
+        trainer = Trainer(
+            ModelDefinition("m", SPEC),
+            Learner(SPEC, backend="reference"),
+            executor=executor,
+            store=store,
+            sink=Metrics(),
+            config=ServerConfig(**config),
+        )
+        trainer.start()
+        yield trainer
+
+
+def give(trainer: Trainer, outbox: Outbox, stream_id: str, values: np.ndarray[Any, Any]) -> None:
+    incoming = IncomingChunk(stream_id, None, values, None, end_of_sequence=False)
+    trainer.accept(incoming, outbox.ticket(0))
+
+
+async def answers(outbox: Outbox, count: int) -> list[Answer]:
+    found = [await outbox.next() for _ in range(count)]
+    return [each for each in found if each is not None]
+
+
+async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
+    async with training() as trainer:
+        outbox = Outbox(10, 1000)
+        bad = inputs(3).copy()
+        bad[1, 0] = np.nan  # which the RPC layer does not let through
+        give(trainer, outbox, "a", inputs(3))
+        give(trainer, outbox, "b", bad)
+        give(trainer, outbox, "b", inputs(3))
+        give(trainer, outbox, "c", inputs(3))
+        a, b, after, c = await answers(outbox, 4)
+        assert isinstance(a, ChunkResult)
+        assert isinstance(c, ChunkResult)
+        assert isinstance(b, Refused)
+        assert b.error.reason == "not_finite"
+        assert b.chunk_index == 1
+        assert isinstance(after, Refused), "it was placed behind a chunk that was not learned"
+        assert after.error.code == "OUT_OF_RANGE"
+        assert after.expected_step == 0
+        give(trainer, outbox, "b", inputs(3))
+        [again] = await answers(outbox, 1)
+        assert isinstance(again, ChunkResult)
+        assert again.next_step == 3
+        await trainer.stop(refusal=ServerStopping(), save=False)
+
+
+async def test_a_stop_finishes_what_was_accepted_and_takes_nothing_more() -> None:
+    async with training() as trainer:
+        outbox, told = Outbox(100, 1000), list[Any]()
+        trainer.listeners.add(told.append)
+        for first in range(0, 40, 4):
+            give(trainer, outbox, "s", inputs(4, first))
+        await trainer.stop(refusal=ServerStopping(), save=False)
+        assert [type(each) for each in told] == [ServerStopping]
+        assert trainer.views["s"].next_step == 40
+        assert all(isinstance(each, ChunkResult) for each in await answers(outbox, 10))
+        with pytest.raises(ServerStopping):
+            give(trainer, outbox, "s", inputs(4))
+
+
+async def test_a_stop_that_runs_out_of_time_refuses_the_rest() -> None:
+    async with training() as trainer:
+        outbox = Outbox(3000, 1000)
+        for first in range(0, 3000 * 4, 4):
+            give(trainer, outbox, "s", inputs(4, first))
+        await trainer.stop(refusal=ServerStopping(), save=False, grace=0.0)
+        found = await answers(outbox, 3000)
+        learned = [each for each in found if isinstance(each, ChunkResult)]
+        assert 0 < len(learned) < 3000
+        assert found[: len(learned)] == learned
+        assert trainer.views["s"].next_step == 4 * len(learned)
+        last = found[-1]
+        assert isinstance(last, Refused)
+        assert last.error.code == "UNAVAILABLE"
+
+
+async def test_how_ticks_fall_into_runs_changes_nothing() -> None:
+    learner = Learner(SPEC, backend="reference")
+    for first in range(0, 40, 4):
+        learner.apply([Chunk("s", first, inputs(4, first))])
+    async with training() as trainer:
+        outbox = Outbox(100, 1000)
+        for first in range(0, 40, 4):
+            give(trainer, outbox, "s", inputs(4, first))
+        await answers(outbox, 10)
+        assert trainer.figures == learner.figures
+        assert trainer.ticks == 10
+        await trainer.stop(refusal=ServerStopping(), save=False)
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+class WatchedStore(FolderStore):
+    """A folder whose writes can be waited for, and can be made to fail."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.loop = asyncio.get_running_loop()
+        self.saved: asyncio.Queue[int] = asyncio.Queue()
+        self.failures = 0
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        if self.failures:
+            self.failures -= 1
+            self.loop.call_soon_threadsafe(self.saved.put_nowait, -1)
+            raise StorageFailed("no space left on device")
+        super().save(checkpoint)
+        self.loop.call_soon_threadsafe(self.saved.put_nowait, checkpoint.ticks)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Any:
+    store = WatchedStore(folder)
+    store.open()
+    yield store
+    store.close()
+
+
+async def test_a_model_is_saved_after_so_many_ticks(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        async with training(store, checkpoint_ticks=5, checkpoint_seconds=1000.0) as trainer:
+            outbox = Outbox(100, 1000)
+            for count in range(1, 6):
+                give(trainer, outbox, "s", inputs(4))
+                await answers(outbox, 1)
+                assert store.saved.empty() or count == 5
+            assert await store.saved.get() == 5
+            await trainer.stop(refusal=ServerStopping(), save=True)
+            assert store.saved.empty(), "nothing was learned since"
+        found = recover(store, "m")
+        assert found.ticks == 5
+        assert found.learner.figures == trainer.figures
+
+
+async def test_a_model_is_saved_some_time_after_it_learned(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        async with training(store, checkpoint_seconds=0.01) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, "s", inputs(4))
+            assert await store.saved.get() == 1
+            give(trainer, outbox, "s", inputs(4))
+            assert await store.saved.get() == 2
+            await trainer.stop(refusal=ServerStopping(), save=True)
+
+
+async def test_a_write_that_fails_is_tried_again_and_learning_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as store:
+        store.failures = 1
+        async with training(store, checkpoint_seconds=0.01) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, "s", inputs(4))
+            assert await store.saved.get() == -1
+            give(trainer, outbox, "s", inputs(4))
+            await answers(outbox, 2)
+            assert await store.saved.get() == 2
+            await trainer.stop(refusal=ServerStopping(), save=True)
+        assert "no space left" in caplog.text
+        assert recover(store, "m").ticks == 2
+
+
+async def test_a_last_write_that_fails_is_told(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, "s", inputs(4))
+            await answers(outbox, 1)
+            store.failures = 1
+            with pytest.raises(StorageFailed):
+                await trainer.stop(refusal=ServerStopping(), save=True)
+
+
+def test_a_page_begins_after_a_name() -> None:
+    names = ["d", "a", "c", "b"]
+    assert page(names, "", 2) == (["a", "b"], "b")
+    assert page(names, "b", 2) == (["c", "d"], "")
+    assert page(names, "bb", 1) == (["c"], "c")
+    assert page(names, "z", 2) == ([], "")
+    assert page([], "", 2) == ([], "")
+
+
+def test_a_definition_is_checked() -> None:
+    with pytest.raises(InvalidRequest, match="model_id"):
+        ModelDefinition("No", SPEC)
