@@ -109,7 +109,8 @@ class Compiled:
             spec = self._spec
             batch = min(streams, spec.max_batch_streams)
             work = kernel_sizes.work(spec, max(spec.k2, spec.delay), batch)
-            wide = kernel_sizes.work(spec, 1, streams)  # a live step takes all lanes
+            # All lanes are read together, up to the next update of any.
+            wide = kernel_sizes.work(spec, spec.k1 + spec.delay, streams)
             pairs = zip(work, wide, strict=True)
             self._work = type(work)(*(a if a.size >= b.size else b for a, b in pairs))
             self._streams = streams

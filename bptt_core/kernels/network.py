@@ -16,10 +16,13 @@ Array = NDArray[Any]
 
 
 @compiled
-def project(rows: Array, matrix: Array, bias: Array, out: Array) -> None:
-    """Fill out (n, m) with bias + rows (n, k) · matrix (m, k)ᵀ."""
+def project(rows: Array, matrix: Array, bias: Array, by_row: bool, out: Array) -> None:
+    """Fill out (n, m) with bias + rows (n, k) · matrix (m, k)ᵀ.
+
+    Row by row, a row's bits do not depend on how many others there are; a BLAS product is faster.
+    """
     n, m = out.shape
-    if n < BLAS_ROWS:
+    if by_row or n < BLAS_ROWS:
         for r in range(n):
             copy(bias, out[r])
             add_matrix_vector(matrix, rows[r], out[r])
@@ -48,9 +51,12 @@ def layer_states(sizes: Sizes, T: int, B: int, work: Work, layer: int) -> Array:
 
 @compiled
 def network_forward(
-    cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, work: Work
+    cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, by_row: bool, work: Work
 ) -> None:
-    """Unfold all layers over `work.inputs` (T, B, F), from row 0 of each layer's states."""
+    """Unfold all layers over `work.inputs` (T, B, F), from row 0 of each layer's states.
+
+    With `by_row`, how many steps are unfolded at once changes no bit.
+    """
     H, GH = sizes.H, sizes.G * sizes.H
     rows = T * B
     x = work.inputs[: rows * sizes.F].reshape(rows, sizes.F)
@@ -71,7 +77,7 @@ def network_forward(
         states = layer_states(sizes, T, B, work, layer)
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size]
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size]
-        project(x, U, bias, tape.reshape(rows, GH))
+        project(x, U, bias, by_row, tape.reshape(rows, GH))
         cell_forward(
             cell,
             W,
@@ -86,7 +92,9 @@ def network_forward(
 
 
 @compiled
-def head_forward(sizes: Sizes, parameters: Array, T: int, B: int, first: int, work: Work) -> Array:
+def head_forward(
+    sizes: Sizes, parameters: Array, T: int, B: int, first: int, by_row: bool, work: Work
+) -> Array:
     """Outputs (T - first, B, O) of the steps from `first` on."""
     H, O = sizes.H, sizes.O
     n = (T - first) * B
@@ -95,7 +103,7 @@ def head_forward(sizes: Sizes, parameters: Array, T: int, B: int, first: int, wo
     V_at = sizes.P - O * (H + 1)
     V = parameters[V_at : V_at + O * H].reshape(O, H)
     output = work.output[: n * O].reshape(n, O)
-    project(h, V, parameters[sizes.P - O :], output)
+    project(h, V, parameters[sizes.P - O :], by_row, output)
     return output.reshape(T - first, B, O)
 
 

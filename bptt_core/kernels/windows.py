@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bptt_core.kernels.cells import CellTag
 from bptt_core.kernels.jit import compiled, whole
 from bptt_core.kernels.learning import clip, global_norm, losses_and_slopes, optimizer_step
-from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.linear import BLAS_ROWS, copy, fill
 from bptt_core.kernels.network import (
     head_forward,
     layer_states,
@@ -76,34 +76,37 @@ def store_states(
 
 
 @compiled
-def live_step(
+def read_steps(
     cell: CellTag,
     sizes: Sizes,
     parameters: Array,
-    streams: Streams,
+    live_state: Array,
     rows: Array,
     lanes: Array,
     B: int,
     t: int,
+    steps: int,
     features: Array,
     outputs: Array,
     work: Work,
 ) -> None:
-    """Read one step on every stream's live state, without learning."""
-    T = whole(1)
-    x = work.inputs[: B * sizes.F].reshape(B, sizes.F)
-    for b in range(B):
-        copy(features[t, lanes[b]], x[b])
-    load_states(sizes, streams.live_state, rows, T, B, work)
-    network_forward(cell, sizes, parameters, T, B, work)
-    output = head_forward(sizes, parameters, T, B, T - 1, work)
-    for b in range(B):
-        copy(output[0, b], outputs[t, lanes[b]])
+    """Read `steps` steps from t on with every stream's live state, without learning."""
+    x = work.inputs[: steps * B * sizes.F].reshape(steps, B, sizes.F)
+    for i in range(steps):
+        for b in range(B):
+            copy(features[t + i, lanes[b]], x[i, b])
+    load_states(sizes, live_state, rows, steps, B, work)
+    by_row = B < BLAS_ROWS
+    network_forward(cell, sizes, parameters, steps, B, by_row, work)
+    output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
+    for i in range(steps):
+        for b in range(B):
+            copy(output[i, b], outputs[t + i, lanes[b]])
     for layer in range(sizes.L):
-        states = layer_states(sizes, T, B, work, layer)
+        states = layer_states(sizes, steps, B, work, layer)
         for part in range(sizes.parts):
             for b in range(B):
-                copy(states[part, 1, b], streams.live_state[rows[b], layer, part])
+                copy(states[part, steps, b], live_state[rows[b], layer, part])
 
 
 @compiled
@@ -119,7 +122,7 @@ def learn(
 ) -> bool:
     """Loss, gradient, clip and optimizer step of an unfolded window; False without a target."""
     rows = new * B
-    output = head_forward(sizes, model.parameters, T, B, T - new, work)
+    output = head_forward(sizes, model.parameters, T, B, T - new, False, work)
     target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
     loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
     if count == 0:
@@ -169,7 +172,7 @@ def update(
         for t in range(new):
             copy(streams.targets[rows[b], t], y[t, b])
     load_states(sizes, streams.start_state, rows, T, B, work)
-    network_forward(cell, sizes, model.parameters, T, B, work)
+    network_forward(cell, sizes, model.parameters, T, B, False, work)
 
     next_start = max(0, T + sizes.k1 - sizes.k2)
     store_states(sizes, streams.start_state, rows, T, B, next_start, work)
@@ -181,7 +184,7 @@ def update(
             for t in range(pending):
                 copy(streams.inputs[rows[b], T + t], late[t, b])
         load_states(sizes, streams.live_state, rows, pending, B, work)
-        network_forward(cell, sizes, model.parameters, pending, B, work)
+        network_forward(cell, sizes, model.parameters, pending, B, False, work)
         store_states(sizes, streams.live_state, rows, pending, B, pending, work)
     for b in range(B):
         row = streams.inputs[rows[b]]
@@ -235,6 +238,82 @@ def update_groups(
 
 
 @compiled
+def push_targets(
+    sizes: Sizes,
+    counters: Array,
+    held: Array,
+    targets: Array,
+    active: Array,
+    rows: Array,
+    n: int,
+    t: int,
+    full: Array,
+) -> int:
+    """Hold the late targets that are complete at t; how many lanes are full, listed in `full`."""
+    ready = whole(0)
+    for k in range(n):
+        row = rows[k]
+        if counters[row, SEQUENCE_STEP] >= sizes.delay:
+            at = counters[row, READY]
+            copy(targets[t, active[k]], held[row, at])
+            counters[row, READY] = at + 1
+            if at + 1 == sizes.k1:
+                full[ready] = active[k]
+                ready += 1
+    return ready
+
+
+@compiled
+def steps_until_full(sizes: Sizes, counters: Array, rows: Array, n: int) -> int:
+    """Steps that can be read before the next update of any lane, at least 1."""
+    steps = sizes.k1 + sizes.delay
+    for k in range(n):
+        row = rows[k]
+        until = sizes.k1 - counters[row, READY]
+        if sizes.delay > 0:  # this step's own late target is held already
+            until += max(1, sizes.delay - counters[row, SEQUENCE_STEP]) - 1
+        steps = min(steps, until)
+    return steps
+
+
+@compiled
+def push_steps(
+    sizes: Sizes,
+    counters: Array,
+    held_inputs: Array,
+    held_targets: Array,
+    features: Array,
+    targets: Array,
+    active: Array,
+    rows: Array,
+    n: int,
+    t: int,
+    steps: int,
+    full: Array,
+) -> int:
+    """Hold steps from t on, and the targets they bring, but for a late one of step t itself."""
+    ready = whole(0)
+    late = sizes.delay > 0
+    for k in range(n):
+        row, lane = rows[k], active[k]
+        at, held = counters[row, READY], counters[row, ROWS]
+        sequence = counters[row, SEQUENCE_STEP]
+        for i in range(steps):
+            if not late or (i > 0 and sequence + i >= sizes.delay):
+                copy(targets[t + i, lane], held_targets[row, at])
+                at += 1
+            copy(features[t + i, lane], held_inputs[row, held + i])
+        counters[row, READY] = at
+        counters[row, ROWS] = held + steps
+        counters[row, NEXT_STEP] += steps
+        counters[row, SEQUENCE_STEP] = sequence + steps
+        if not late and at == sizes.k1:
+            full[ready] = lane
+            ready += 1
+    return ready
+
+
+@compiled
 def advance(
     cell: CellTag,
     sizes: Sizes,
@@ -267,64 +346,54 @@ def advance(
     active, active_rows, full = lists[0], lists[1], lists[2]
     group, group_rows = lists[3], lists[4]
     late = sizes.delay > 0
-    for t in range(T):
+    pending = max(0, sizes.delay - 1)
+    t = 0
+    while t < T:
         n = whole(0)
         for b in range(B):
             if lanes.lengths[b] > t:
                 active[n] = b
                 active_rows[n] = lanes.rows[b]
                 n += 1
-        for turn in range(2):
-            # A late target is there before its step's successor is read, any other one after its
-            # own step.
-            if turn == (0 if late else 1):
-                ready = whole(0)
-                for k in range(n):
-                    row = active_rows[k]
-                    if not late or streams.counters[row, SEQUENCE_STEP] >= sizes.delay:
-                        at = streams.counters[row, READY]
-                        copy(lanes.targets[t, active[k]], streams.targets[row, at])
-                        streams.counters[row, READY] = at + 1
-                        if at + 1 == sizes.k1:
-                            full[ready] = active[k]
-                            ready += 1
-                pending = max(0, sizes.delay - 1)
+        if late:  # a late target is there before its step's successor is read
+            ready = push_targets(sizes, streams.counters, streams.targets, lanes.targets, active,
+                                 active_rows, n, t, full)  # fmt: skip
+            if ready > 0:
                 update_groups(
                     cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
                     group, group_rows, reports, members, done,
                 )  # fmt: skip
-            if turn == 0:
-                for k in range(n):
-                    row = active_rows[k]
-                    at = streams.counters[row, ROWS]
-                    copy(lanes.features[t, active[k]], streams.inputs[row, at])
-                    streams.counters[row, ROWS] = at + 1
-                if outputs.shape[0] > 0:
-                    live_step(
-                        cell, sizes, model.parameters, streams, active_rows, active, n, t,
-                        lanes.features, outputs, work,
-                    )  # fmt: skip
-                for k in range(n):
-                    streams.counters[active_rows[k], NEXT_STEP] += 1
-                    if late:
-                        streams.counters[active_rows[k], SEQUENCE_STEP] += 1
-            elif not late:
-                for k in range(n):
-                    streams.counters[active_rows[k], SEQUENCE_STEP] += 1
-        model.counters[STEPS] += n
+        steps = steps_until_full(sizes, streams.counters, active_rows, n)
+        for k in range(n):
+            steps = min(steps, lanes.lengths[active[k]] - t)
+        ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes.features,
+                           lanes.targets, active, active_rows, n, t, steps, full)  # fmt: skip
+        if outputs.shape[0] > 0:
+            read_steps(
+                cell, sizes, model.parameters, streams.live_state, active_rows, active, n, t,
+                steps, lanes.features, outputs, work,
+            )  # fmt: skip
+        model.counters[STEPS] += n * steps
+        t += steps
+        if ready > 0:
+            update_groups(
+                cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                group, group_rows, reports, members, done,
+            )  # fmt: skip
         ending = rest = whole(0)
         for k in range(n):
             lane = active[k]
-            if lanes.ends[lane] and lanes.lengths[lane] == t + 1:
+            if lanes.ends[lane] and lanes.lengths[lane] == t:
                 active[ending] = lane
                 ending += 1
                 if streams.counters[lanes.rows[lane], READY] > 0:
                     full[rest] = lane
                     rest += 1
-        update_groups(
-            cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay, work,
-            group, group_rows, reports, members, done,
-        )  # fmt: skip
+        if rest > 0:
+            update_groups(
+                cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay, work,
+                group, group_rows, reports, members, done,
+            )  # fmt: skip
         for k in range(ending):
             row = lanes.rows[active[k]]
             streams.counters[row, SEQUENCE_STEP] = 0
@@ -351,5 +420,5 @@ def forward_stream(
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
-    network_forward(cell, sizes, parameters, T, B, work)
-    return head_forward(sizes, parameters, T, B, T - T, work).reshape(T, sizes.O)
+    network_forward(cell, sizes, parameters, T, B, True, work)
+    return head_forward(sizes, parameters, T, B, T - T, True, work).reshape(T, sizes.O)
