@@ -1,4 +1,4 @@
-"""All benchmarks, or those that are named:  python -m benchmarks [core] [service]."""
+"""All benchmarks, or those that are named:  python -m benchmarks [core] [rivals] [service]."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import core, service
 
+PARTS = ("core", "rivals", "service")
 PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
 
 
@@ -27,18 +28,24 @@ def processor() -> str:
 def main() -> None:
     """Print what the figures were measured on, then each part's figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help="core, service; default: both")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help="core, rivals, service; default: all"
+    )
     parser.add_argument("--seconds", type=float, default=service.RUN_SECONDS, help="of one run")
     options = parser.parse_args()
-    unknown = set(options.parts) - {"core", "service"}
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are core and service")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     print(f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}")
-    if not options.parts or "core" in options.parts:
+    wanted = options.parts or PARTS
+    if "core" in wanted:
         print()
         core.run()
-    if not options.parts or "service" in options.parts:
+    if "rivals" in wanted:
+        print()
+        core.run_rivals()
+    if "service" in wanted:
         print()
         asyncio.run(service.run(options.seconds))
 

@@ -30,6 +30,7 @@ def learn(spec: ModelSpec, backend: Any, cuts: list[int]) -> tuple[Learner, Any]
         y = None if target is None else target[start:stop, 0]
         ends = stop == STEPS
         (chunk,) = learner.apply([Chunk("a", start, x[start:stop, 0], y, ends)]).chunks
+        assert chunk.predictions is not None
         predictions.append(chunk.predictions)
     return learner, np.concatenate(predictions)
 
@@ -48,10 +49,10 @@ def test_cuts_change_no_bit(spec: ModelSpec, backend: Any, cuts: list[int]) -> N
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 def test_the_same_ticks_give_the_same_bits(backend: Any) -> None:
     spec = ModelSpec(input_size=3, hidden_size=12, horizon=2)
-    learners = [Learner(spec, backend=backend) for _ in range(2)]
-    for learner in learners:
+    one, other = Learner(spec, backend=backend), Learner(spec, backend=backend)
+    for learner in (one, other):
         x, _ = random_steps(spec, 64, streams=6)
         for start, stop in [(0, 7), (7, 40), (40, 64)]:
             tick = [Chunk(f"s{b}", start, x[start:stop, b]) for b in range(6)]
             learner.apply(tick)
-    assert_same_memory(*learners, 0)
+    assert_same_memory(one, other, 0)

@@ -1,0 +1,59 @@
+"""The cases in which the core and its rivals are timed, and the talk between their processes.
+
+A process reads one case a line on standard input, as JSON, and answers with one number a line:
+microseconds a step and stream. It keeps what it built for a case, so that the next round of the
+same case is timed at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+INPUT_SIZE = OUTPUT_SIZE = 8
+SECONDS = 0.25  # of one timing: long against the clock, short against the machine's moods
+CLIP = 1.0
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the table: truncated BPTT(k, k) of one layer."""
+
+    cell: str
+    """rnn_tanh, lstm or gru"""
+    streams: int
+    hidden_size: int
+    k: int
+    backend: str = "compiled"
+    """Of the core."""
+
+
+def answer(build: Callable[[Case], Callable[[int], None]]) -> None:
+    """Time cases from standard input until it ends.
+
+    Args:
+        build: makes, for a case, a function that learns so many windows.
+    """
+    built: dict[Case, Callable[[int], None]] = {}
+    for line in sys.stdin:
+        case = Case(**json.loads(line))
+        if case not in built:
+            built[case] = build(case)
+            built[case](2)  # compile
+        learn = built[case]
+        start = time.perf_counter()
+        learn(2)
+        windows = max(2, int(SECONDS / ((time.perf_counter() - start) / 2)))
+        start = time.perf_counter()
+        learn(windows)
+        seconds = time.perf_counter() - start
+        print(1e6 * seconds / (windows * case.k * case.streams), flush=True)
+
+
+def as_line(case: Case) -> str:
+    """A case as a line of JSON."""
+    return json.dumps(asdict(case)) + "\n"

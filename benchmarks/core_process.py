@@ -1,0 +1,48 @@
+"""The core's side of the comparison: cases in, microseconds a step out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.cases import answer, Case, CLIP, INPUT_SIZE, LEARNING_RATE, OUTPUT_SIZE
+from bptt_core import Learner, ModelSpec
+
+CALL_WINDOWS = 8  # windows a call of `feed`, as a client's chunk holds several
+
+
+def build(case: Case) -> Callable[[int], None]:
+    """A learner that is fed windows."""
+    spec = ModelSpec(
+        task="regression",
+        input_size=INPUT_SIZE,
+        output_size=OUTPUT_SIZE,
+        cell=case.cell,  # type: ignore[arg-type]
+        hidden_size=case.hidden_size,
+        k1=case.k,
+        k2=case.k,
+        optimizer="sgd",
+        learning_rate=LEARNING_RATE,
+        clip="norm",
+        clip_threshold=CLIP,
+        scaling=False,
+        max_batch_streams=case.streams,
+    )
+    learner = Learner(spec, backend=case.backend)  # type: ignore[arg-type]
+    random = np.random.default_rng(0)
+    shape = (CALL_WINDOWS * case.k, case.streams)
+    x = random.normal(size=(*shape, INPUT_SIZE)).astype(np.float32)
+    y = random.normal(size=(*shape, OUTPUT_SIZE)).astype(np.float32)
+
+    def learn(windows: int) -> None:
+        while windows > 0:
+            steps = min(windows, CALL_WINDOWS) * case.k
+            learner.feed(x[:steps], y[:steps], predictions=False)
+            windows -= CALL_WINDOWS
+
+    return learn
+
+
+if __name__ == "__main__":
+    answer(build)

@@ -1,0 +1,89 @@
+"""JAX's side: a scan over the window, differentiated and jitted together with clip and SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, nn
+
+from benchmarks.cases import answer, Case, CLIP, INPUT_SIZE, LEARNING_RATE, OUTPUT_SIZE
+
+Values = dict[str, Any]
+
+
+def rnn(p: Values, state: Any, u: Any) -> Any:
+    """One step of the vanilla cell; u is U x_t + b."""
+    return (jnp.tanh(u + state[0] @ p["W"] + p["c"]),)
+
+
+def lstm(p: Values, state: Any, u: Any) -> Any:
+    """One step of LSTM."""
+    h, c = state
+    i, f, g, o = jnp.split(u + h @ p["W"] + p["c"], 4, axis=-1)
+    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+    return nn.sigmoid(o) * jnp.tanh(c), c
+
+
+def gru(p: Values, state: Any, u: Any) -> Any:
+    """One step of GRU in PyTorch's form."""
+    (h,) = state
+    u_r, u_z, u_n = jnp.split(u, 3, axis=-1)
+    w_r, w_z, w_n = jnp.split(h @ p["W"] + p["c"], 3, axis=-1)
+    z = nn.sigmoid(u_z + w_z)
+    return ((1 - z) * jnp.tanh(u_n + nn.sigmoid(u_r + w_r) * w_n) + z * h,)
+
+
+CELLS: dict[str, tuple[Callable[[Values, Any, Any], Any], int, int]] = {
+    "rnn_tanh": (rnn, 1, 1),
+    "lstm": (lstm, 4, 2),
+    "gru": (gru, 3, 1),
+}
+
+
+def build(case: Case) -> Callable[[int], None]:
+    """A jitted update and its loop."""
+    step, gates, parts = CELLS[case.cell]
+    H, key = case.hidden_size, jax.random.key(0)
+    keys = jax.random.split(key, 5)
+    p = {
+        "U": jax.random.normal(keys[0], (INPUT_SIZE, gates * H)) * H**-0.5,
+        "W": jax.random.normal(keys[1], (H, gates * H)) * H**-0.5,
+        "V": jax.random.normal(keys[2], (H, OUTPUT_SIZE)) * H**-0.5,
+        "b": jnp.zeros(gates * H),
+        "c": jnp.zeros(gates * H),
+        "d": jnp.zeros(OUTPUT_SIZE),
+    }
+    x = jax.random.normal(keys[3], (case.k, case.streams, INPUT_SIZE))
+    y = jax.random.normal(keys[4], (case.k, case.streams, OUTPUT_SIZE))
+
+    def loss(p: Values, state: Any) -> Any:
+        def one(state: Any, u: Any) -> Any:
+            state = step(p, state, u)
+            return state, state[0]
+
+        state, h = lax.scan(one, state, x @ p["U"] + p["b"])
+        error = h @ p["V"] + p["d"] - y
+        return 0.5 * jnp.square(error).sum() / (case.k * case.streams), state
+
+    @jax.jit
+    def update(p: Values, state: Any) -> Any:
+        gradient, state = jax.grad(loss, has_aux=True)(p, state)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+        scale = LEARNING_RATE * jnp.minimum(1.0, CLIP / (norm + 1e-6))
+        return jax.tree.map(lambda a, g: a - scale * g, p, gradient), state
+
+    now: list[Any] = [p, (jnp.zeros((case.streams, H)),) * parts]
+
+    def learn(windows: int) -> None:
+        for _ in range(windows):
+            now[0], now[1] = update(now[0], now[1])
+        jax.block_until_ready(now)
+
+    return learn
+
+
+if __name__ == "__main__":
+    answer(build)

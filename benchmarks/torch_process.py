@@ -1,0 +1,43 @@
+"""PyTorch's side: nn.RNN, nn.LSTM or nn.GRU with autograd, in a hand-written training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.cases import answer, Case, CLIP, INPUT_SIZE, LEARNING_RATE, OUTPUT_SIZE
+
+
+def build(case: Case) -> Callable[[int], None]:
+    """A model, its optimizer and its loop."""
+    torch.manual_seed(0)
+    cell = {"rnn_tanh": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
+    recurrent = cell(INPUT_SIZE, case.hidden_size)
+    head = torch.nn.Linear(case.hidden_size, OUTPUT_SIZE)
+    parameters = [*recurrent.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE)
+    x = torch.randn(case.k, case.streams, INPUT_SIZE)
+    y = torch.randn(case.k, case.streams, OUTPUT_SIZE)
+
+    def learn(windows: int) -> None:
+        state: Any = None
+        for _ in range(windows):
+            output, state = recurrent(x, state)
+            loss = 0.5 * (head(output) - y).square().sum() / (case.k * case.streams)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            if isinstance(state, tuple):
+                state = tuple(part.detach() for part in state)
+            else:
+                state = state.detach()
+
+    return learn
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    answer(build)
