@@ -1,4 +1,4 @@
-"""From the store back to a learner that goes on where it was."""
+"""From a learner to a checkpoint, and back to a learner that goes on where it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bptt_core import Learner
 from bptt_core.errors import BpttError
 from service.domain import ModelDefinition
-from service.durability import Store
+from service.durability import Checkpoint, Store
 from service.errors import DataDamaged, InvalidRequest
 
 
@@ -18,6 +18,13 @@ class Recovered:
     definition: ModelDefinition
     learner: Learner
     ticks: int
+
+
+def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
+    """All of a model that a restart needs."""
+    arrays, metadata = learner.state()
+    named = {"learner": metadata, "input_names": list(definition.input_names)}
+    return Checkpoint(definition.model_id, ticks, arrays, named)
 
 
 def recover(store: Store, model_id: str) -> Recovered:

@@ -13,8 +13,8 @@ from bptt_core import Learner, ModelSpec
 from service.config import ServerConfig
 from service.domain import ModelDefinition, ReportSink
 from service.durability import Store
-from service.engine.recovery import recover
-from service.engine.trainer import make_checkpoint, Trainer
+from service.engine.recovery import make_checkpoint, recover
+from service.engine.trainer import Trainer
 from service.errors import LimitReached, ModelExists, ServerStopping, ServiceError, UnknownModel
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,14 @@ class Outcome:
     ticks: list[TickReport] = field(default_factory=list)
     snapshot: Snapshot | None = None
     report: RunReport | None = None
+    seconds: float = 0.0
     failure: Exception | None = None
 
 
 def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
     """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome."""
     outcome = Outcome()
+    start = time.perf_counter()
     try:
         for each in rounds:
             _apply(learner, each.chunks, outcome)
@@ -46,6 +48,7 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
         outcome.views = {each: _view(learner, each) for each in outcome.touched}
         outcome.report = RunReport(outcome.ticks, learner.figures)
         outcome.snapshot = learner.snapshot()
+        outcome.seconds = time.perf_counter() - start
     except Exception as error:  # noqa: BLE001 - the learner is then in no known state
         outcome.failure = error
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import grpc
@@ -196,7 +197,7 @@ def _check_steps(steps: int, spec: ModelSpec) -> None:
 
 
 def _check_finite(field: str, rows: FloatArray, names: tuple[str, ...]) -> None:
-    if np.isfinite(rows).all():
+    if math.isfinite(rows.sum()) or np.isfinite(rows).all():  # a sum may also overflow
         return
     step, column = (int(place) for place in np.argwhere(~np.isfinite(rows))[0])
     named = f" ({names[column]})" if names else ""
