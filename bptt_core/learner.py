@@ -22,6 +22,7 @@ from bptt_core.state import (
     LOSS,
     new_model,
     NEXT_STEP,
+    ROWS,
     SEQUENCE_STEP,
     SKIPPED,
     STEPS,
@@ -258,6 +259,16 @@ class Learner:
             UnknownStream: there is none of that name.
         """
         return self.stream_view(stream_id).state
+
+    def window(self, stream_id: str) -> tuple[Array, Array]:
+        """What a stream holds: features (T, F) since its window's start, and the state before them.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        row, arrays = self._row(stream_id), self._table.arrays
+        rows = int(arrays.counters[row, ROWS])
+        return arrays.inputs[row, :rows].copy(), arrays.start_state[row].copy()
 
     def parameters(self) -> dict[str, Array]:
         """Copies of all parameters under PyTorch's names."""
