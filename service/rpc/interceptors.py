@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import grpc.aio
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from service.domain import CallSink, MethodSink
 from service.errors import ServiceError

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from bptt_core import Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
@@ -173,7 +173,7 @@ async def failure(awaitable: Any) -> grpc.aio.AioRpcError:
 
 def violations(error: grpc.aio.AioRpcError) -> Sequence[tuple[str, str]]:
     """Field and description of each `google.rpc.BadRequest` violation of an error."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     assert status is not None
     assert status.message == error.details()
     found = []

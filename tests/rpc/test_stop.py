@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
