@@ -23,7 +23,10 @@ MESSAGE_BYTES_MAX, the most that a client of gRPC reads by default."""
 
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1000
-"""A page of models is then at most 300 KB."""
+"""A page of streams is then at most 270 KB."""
+
+PAGE_BYTES_MAX = 2 << 20
+"""Of a page of models, whose input names may take a megabyte each; a page has at least one."""
 
 INPUT_NAME_BYTES_MAX = 256
 """A column's title; 4096 of them still fit one message."""

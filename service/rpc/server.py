@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_health.v1.health import aio as health_aio  # type: ignore[import-untyped]
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME  # type: ignore[import-untyped]
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from protos.bptt.v1 import bptt_pb2 as pb
@@ -27,6 +27,7 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),  # on, a second server would take the same port in silence
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", 1000),  # of one connection; more of them wait at the client
     ("grpc.http2.bdp_probe", 0),  # off, the window stays what the next line says
     ("grpc.http2.lookahead_bytes", READ_AHEAD_BYTES),
     ("grpc.keepalive_time_ms", 60_000),  # a client whose machine went away is noticed

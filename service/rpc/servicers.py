@@ -13,7 +13,7 @@ import numpy as np
 from bptt_core.errors import BpttError
 from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
-from service.config import Limits
+from service.config import Limits, PAGE_BYTES_MAX
 from service.domain import check_model_id, check_stream_id
 from service.engine.batcher import StreamCommand
 from service.engine.registry import page, Registry
@@ -177,8 +177,15 @@ class ModelService(pb_grpc.ModelServiceServicer):
         """All models by name."""
         after, size = convert.page_from_proto(request.page_size, request.page_token)
         trainers, following = self._registry.page(after, size)
-        models = [convert.model_to_proto(each.state) for each in trainers]
-        return pb.ListModelsResponse(models=models, next_page_token=following)
+        response, held = pb.ListModelsResponse(next_page_token=following), 0
+        for trainer in trainers:
+            model = convert.model_to_proto(trainer.state)
+            held += model.ByteSize()
+            if held > PAGE_BYTES_MAX and response.models:
+                response.next_page_token = response.models[-1].model_id
+                break
+            response.models.append(model)
+        return response
 
     async def DeleteModel(
         self, request: pb.DeleteModelRequest, context: _AnyContext

@@ -12,7 +12,7 @@ import pytest
 from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import Limits
-from tests.rpc.harness import failure, Harness, harness, until, violations, wave
+from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 
 
 def twin() -> Learner:
@@ -453,6 +453,60 @@ async def test_what_a_lost_client_sent_is_learned_whole(
     learner.apply([Chunk("s", 0, wave(20))])
     assert (await server.model()).loss == learner.figures.loss
     assert not [each for each in caplog.records if each.levelname in ("ERROR", "WARNING")]
+
+
+async def test_a_stop_answers_what_was_accepted_and_says_so(server: Harness) -> None:
+    await server.create()
+    call, idle = await server.learn(), await server.learn()
+    trainer = server.registry.get("m")
+    server.gate.close()
+    for first in range(0, 20, 4):
+        await call.send("s", wave(4, first))
+    await until(lambda: trainer.expected_step("s") == 20)
+    stopping = asyncio.create_task(server.registry.stop(10.0))
+    assert (await idle.read()).closed.server_stopping
+    server.gate.open()
+    assert [(await call.learned()).next_step for _ in range(5)] == [4, 8, 12, 16, 20]
+    assert (await call.read()).closed.server_stopping
+    assert await call.read() is grpc.aio.EOF
+    assert await stopping == []
+
+
+async def test_while_stopping_nothing_begins_but_predictions_are_answered(server: Harness) -> None:
+    await server.create()
+    call = await server.learn()
+    await call.send("s", wave(4))
+    await call.learned()
+    await call.close()
+    server.registry.begin_stop()
+    names: dict[str, Any] = {"model_id": "m", "stream_id": "s"}
+    raw = server.streams.Learn()
+    await raw.write(pb.LearnRequest(open=pb.OpenLearn(model_id="m")))
+    for refused in (
+        server.models.CreateModel(pb.CreateModelRequest(model_id="n", spec=small())),
+        server.models.DeleteModel(pb.DeleteModelRequest(model_id="m")),
+        server.streams.ResetStream(pb.ResetStreamRequest(**names)),
+        server.streams.DeleteStream(pb.DeleteStreamRequest(**names)),
+        raw.read(),
+    ):
+        error = await failure(refused)
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert "stopping" in str(error.details())
+    assert await server.predict("s")
+    assert await server.next_step("s") == 4
+
+
+async def test_a_message_of_almost_the_limit_is_learned_and_one_above_it_is_refused(
+    server: Harness,
+) -> None:
+    await server.create(input_size=64, target_columns=[0])
+    call = await server.learn()
+    await call.send("s", np.ones((16_000, 64), np.float32))
+    assert (await call.learned()).next_step == 16_000
+    await call.send("s", np.ones((16_384, 64), np.float32))
+    error = await _status(call)
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await server.next_step("s") == 16_000
 
 
 # ---------------------------------------------------------------------- many, and slow

@@ -205,6 +205,21 @@ async def test_models_are_listed_page_by_page(server: Harness) -> None:
     assert violations(error)[0][0] == "page_size"
 
 
+async def test_a_page_of_large_models_is_cut_to_what_fits_a_message(server: Harness) -> None:
+    names = ["x" * 256] * 4096
+    for number in range(4):
+        await server.create(f"m{number}", input_size=4096, hidden_size=1, input_names=names)
+    pages, token = [], ""
+    while True:
+        response = await server.models.ListModels(pb.ListModelsRequest(page_token=token))
+        pages.append([each.model_id for each in response.models])
+        token = response.next_page_token
+        if not token:
+            break
+    assert len(pages) > 1
+    assert [name for page in pages for name in page] == ["m0", "m1", "m2", "m3"]
+
+
 async def test_one_model_more_than_the_limit_is_refused() -> None:
     async with harness(Limits(models=1)) as server:
         await server.create("a")
