@@ -1,9 +1,10 @@
 """The recurrent cells, as equations: the reference that the compiled kernels are held to.
 
-A cell is a module of two functions. `forward(layer, x, state)` unfolds it over a window and returns
-a tape, whose `h` and `state` are its outputs and carried states; `backward(layer, gradient, tape,
-dh)` goes back through it, adds the gradients of the shared weights up over time, and returns the
-gradient of its inputs. The carried state is always a tuple of arrays: (h,), or (h, c) for LSTM.
+A cell is a module of three functions. `forward(layer, x, state)` unfolds it over a window and
+returns a tape, which holds its carried states; `step_back(layer, tape, t, dL_dstate)` goes back
+through one step; `backward(layer, gradient, tape, dh)` goes back through all of them, adds the
+gradients of the shared weights up over time, and returns the gradient of its inputs. The carried
+state is always a tuple of arrays: (h,), or (h, c) for LSTM.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ class Tape(Protocol):
 
 
 class CellFunctions(NamedTuple):
-    """A cell's two functions."""
+    """A cell's three functions."""
 
     forward: Callable[[Layer, Array, tuple[Array, ...]], Any]
+    step_back: Callable[
+        [Layer, Any, int, tuple[Array, ...]], tuple[Array, Array, tuple[Array, ...]]
+    ]
     backward: Callable[[Layer, Layer, Any, Array], Array]
 
 
@@ -50,9 +54,15 @@ def _relu_slope(h: Array) -> Array:
     return np.asarray(h > 0, dtype=h.dtype)
 
 
+def _vanilla(g: Callable[[Array], Array], slope: Callable[[Array], Array]) -> CellFunctions:
+    return CellFunctions(
+        partial(rnn.forward, g), partial(rnn.step_back, slope), partial(rnn.backward, slope)
+    )
+
+
 CELLS: dict[Cell, CellFunctions] = {
-    "rnn_tanh": CellFunctions(partial(rnn.forward, np.tanh), partial(rnn.backward, _tanh_slope)),
-    "rnn_relu": CellFunctions(partial(rnn.forward, _relu), partial(rnn.backward, _relu_slope)),
-    "lstm": CellFunctions(lstm.forward, lstm.backward),
-    "gru": CellFunctions(gru.forward, gru.backward),
+    "rnn_tanh": _vanilla(np.tanh, _tanh_slope),
+    "rnn_relu": _vanilla(_relu, _relu_slope),
+    "lstm": CellFunctions(lstm.forward, lstm.step_back, lstm.backward),
+    "gru": CellFunctions(gru.forward, gru.step_back, gru.backward),
 }

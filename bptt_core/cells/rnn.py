@@ -1,7 +1,24 @@
-"""The vanilla recurrent network, h_t = g(U x_t + W h_{t-1} + b), with g = tanh or ReLU.
+"""The vanilla recurrent network: h_t = g(U x_t + W h_{t-1} + b), with g = tanh or ReLU.
 
-Shapes: x_t (B, D), h_t and a_t (B, H), U (H, D), W (H, H). Rows of a batch stand first, so U x_t is
-    written x_t Uᵀ.
+Labels are those of `bptt_core/README.md`, where each equation is derived.
+
+Forward, t = 1 … T:
+    (R1) a_t = U x_t + W h_{t-1} + b
+    (R2) h_t = g(a_t)
+
+Backward, t = T … 1:
+    (R3) ∂L/∂h_t = ∂L_t/∂h_t + Wᵀ ∂L/∂a_{t+1}          its own loss, and all later ones
+    (R4) ∂L/∂a_t = g'(a_t) ⊙ ∂L/∂h_t
+    (R5) ∂L/∂U  += ∂L/∂a_t x_tᵀ                        weights are shared over time: sums over t
+    (R6) ∂L/∂W  += ∂L/∂a_t h_{t-1}ᵀ
+    (R7) ∂L/∂b  += ∂L/∂a_t
+    (R8) ∂L/∂x_t = Uᵀ ∂L/∂a_t                          the layer below's ∂L_t/∂h_t
+    (R9) Wᵀ ∂L/∂a_t                                    goes back to step t - 1, into (R3)
+
+Shapes: x_t (B, D), h_t and a_t (B, H), U (H, D), W (H, H). The B streams of a batch are rows, so
+U x_t is written `x[t] @ U.T`, and Wᵀ ∂L/∂a_t is `dL_da @ W`. Arrays count from the state before the
+window: `h[0]` is h_0, and the loop's step `t` reads `x[t]` and `h[t]` and gives `h[t + 1]`. A
+textbook's b is PyTorch's two, `b + b_hidden`.
 """
 
 from __future__ import annotations
@@ -37,8 +54,30 @@ def forward(g: Callable[[Array], Array], layer: Layer, x: Array, state: tuple[Ar
     h = np.empty((len(x) + 1, *state[0].shape), dtype=x.dtype)
     h[0] = state[0]
     for t in range(len(x)):
-        h[t + 1] = g(x[t] @ U.T + h[t] @ W.T + b)
+        a = x[t] @ U.T + h[t] @ W.T + b  # (R1)
+        h[t + 1] = g(a)  # (R2)
     return Tape(x, h)
+
+
+def step_back(
+    slope: Callable[[Array], Array], layer: Layer, tape: Tape, t: int, dL_dstate: tuple[Array, ...]
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """Go back through one step.
+
+    Args:
+        slope: g'(a_t) as a function of h_t = g(a_t).
+        layer: the parameters.
+        tape: of `forward`.
+        t: the step, from 0.
+        dL_dstate: (∂L/∂h_t,), each (B, H): of the state after the step.
+
+    Returns:
+        ∂L/∂(U x_t + b) and ∂L/∂(W h_{t-1} + b'), each (B, G·H) and here the same; and what goes
+        back to the state before the step, (∂h_t/∂h_{t-1})ᵀ ∂L/∂h_t, in the form of `dL_dstate`.
+    """
+    (dL_dh,) = dL_dstate
+    dL_da = slope(tape.h[t + 1]) * dL_dh  # (R4)
+    return dL_da, dL_da, (dL_da @ layer.W,)  # (R9)
 
 
 def backward(
@@ -56,17 +95,15 @@ def backward(
     Returns:
         (T, B, D) ∂L/∂x_t.
     """
-    U, W = layer.U, layer.W
     x, h = tape
     dx = np.empty_like(x)
-    from_later = np.zeros_like(h[0])  # (∂h_{t+1}/∂h_t)ᵀ ∂L/∂h_{t+1}
+    from_later: tuple[Array, ...] = (np.zeros_like(h[0]),)  # Wᵀ ∂L/∂a_{t+1}: nothing after T
     for t in reversed(range(len(x))):
-        dL_dh = dh[t] + from_later
-        dL_da = slope(h[t + 1]) * dL_dh
-        gradient.U[:] += dL_da.T @ x[t]
-        gradient.W[:] += dL_da.T @ h[t]
-        gradient.b[:] += dL_da.sum(axis=0)
+        dL_dh = dh[t] + from_later[0]  # (R3)
+        dL_da, _, from_later = step_back(slope, layer, tape, t, (dL_dh,))
+        gradient.U[:] += dL_da.T @ x[t]  # (R5)
+        gradient.W[:] += dL_da.T @ h[t]  # (R6)
+        gradient.b[:] += dL_da.sum(axis=0)  # (R7)
         gradient.b_hidden[:] += dL_da.sum(axis=0)
-        dx[t] = dL_da @ U
-        from_later = dL_da @ W
+        dx[t] = dL_da @ layer.U  # (R8)
     return dx
