@@ -27,17 +27,6 @@ class RnnCell(NamedTuple):
 
 
 @compiled
-def rnn_activate(cell: RnnCell, a: Array, h: Array) -> None:
-    """Fill h with g(a), 1-D."""
-    if cell.relu:
-        zero = a.dtype.type(0)
-        for i in range(a.size):
-            h[i] = zero if a[i] < zero else a[i]  # NaN stays NaN
-    else:
-        tanh_into(a, h)
-
-
-@compiled
 def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Array) -> None:
     """Unfold over a window.
 
@@ -49,9 +38,16 @@ def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Ar
         scratch: (B, H).
     """
     T, B, H = tape.shape
+    zero = tape.dtype.type(0)
     for t in range(T):
         add_rows_times_transpose(states[0, t], W, scratch, tape[t])
-        rnn_activate(cell, tape[t].reshape(B * H), states[0, t + 1].reshape(B * H))
+        for b in range(B):
+            a, h = tape[t, b], states[0, t + 1, b]
+            if cell.relu:
+                for i in range(H):
+                    h[i] = zero if a[i] < zero else a[i]  # NaN stays NaN
+            else:
+                tanh_into(a, h)
 
 
 @compiled
@@ -72,14 +68,13 @@ def rnn_backward(
     one = da.dtype.type(1)
     zero = da.dtype.type(0)
     for t in range(T - 1, -1, -1):
-        h = states[0, t + 1].reshape(B * H)
-        g = dh[t].reshape(B * H)
-        a = da[t].reshape(B * H)
-        if cell.relu:
-            for i in range(B * H):
-                a[i] = g[i] if h[i] > zero else zero
-        else:
-            for i in range(B * H):
-                a[i] = (one - h[i] * h[i]) * g[i]
+        for b in range(B):
+            h, g, a = states[0, t + 1, b], dh[t, b], da[t, b]
+            if cell.relu:
+                for i in range(H):
+                    a[i] = g[i] if h[i] > zero else zero
+            else:
+                for i in range(H):
+                    a[i] = (one - h[i] * h[i]) * g[i]
         if t > 0:
             add_rows_times(da[t], W, scratch, dh[t - 1])
