@@ -5,6 +5,7 @@ it was fed.
 """
 
 from bptt_core import errors
+from bptt_core.gradient_flow import gradient_flow, GradientFlow, spectral_radii
 from bptt_core.learner import FeedResult, Learner
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import ModelSpec
@@ -15,6 +16,7 @@ __all__ = [
     "ChunkResult",
     "FeedResult",
     "Figures",
+    "GradientFlow",
     "Learner",
     "ModelSpec",
     "Snapshot",
@@ -22,4 +24,6 @@ __all__ = [
     "TickResult",
     "UpdateReport",
     "errors",
+    "gradient_flow",
+    "spectral_radii",
 ]
