@@ -17,8 +17,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.processes import service_address, started
+from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client import Client
 
@@ -44,6 +46,8 @@ class Measured:
     chunk_steps: int
     service: list[float]
     echo: list[float]
+    core: float
+    """The learner alone, fed the same chunks in one thread: no service can be faster."""
 
     @property
     def ratio(self) -> float:
@@ -51,16 +55,35 @@ class Measured:
         return statistics.median(self.service) / statistics.median(self.echo)
 
 
-def encoded_chunks(steps: int, stream_id: str) -> list[bytes]:
-    """Chunks of a random walk, as they go over the wire."""
+def walk(steps: int) -> list[NDArray[np.float32]]:
+    """Chunks of a random walk."""
     generator = np.random.default_rng(steps)
-    walk = generator.standard_normal((DISTINCT_CHUNKS * steps, INPUT_SIZE)).cumsum(axis=0)
+    values = generator.standard_normal((DISTINCT_CHUNKS * steps, INPUT_SIZE)).cumsum(axis=0)
+    return np.split(values.astype(np.float32), DISTINCT_CHUNKS)
+
+
+def encoded_chunks(steps: int, stream_id: str) -> list[bytes]:
+    """The same, as they go over the wire."""
     return [
         pb.LearnRequest(
-            chunk=pb.Chunk(stream_id=stream_id, inputs=part.ravel().astype(np.float32))
+            chunk=pb.Chunk(stream_id=stream_id, inputs=part.ravel())
         ).SerializeToString()
-        for part in np.split(walk, DISTINCT_CHUNKS)
+        for part in walk(steps)
     ]
+
+
+def core_alone(steps: int, seconds: float) -> float:
+    """Steps a second of the learner, in this process and thread."""
+    learner = Learner(ModelSpec(input_size=INPUT_SIZE, hidden_size=HIDDEN_SIZE, k1=K, k2=K))
+    learner.warm_up()
+    chunks = walk(steps)
+    learned = 0
+    started_at = time.perf_counter()
+    while (taken := time.perf_counter() - started_at) < seconds:
+        for part in chunks:
+            learner.apply([Chunk("alone", learned, part, None)])
+            learned += steps
+    return learned / taken
 
 
 async def stream(address: str, chunks: list[bytes], count: int) -> float:
@@ -105,7 +128,8 @@ async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> 
                 counts[address] = max(DISTINCT_CHUNKS, int(count * seconds / taken))
             else:
                 measured.append(count * chunk_steps / taken)
-    return Measured(chunk_steps, rates[service], rates[echo])
+    alone = core_alone(chunk_steps, seconds)
+    return Measured(chunk_steps, rates[service], rates[echo], alone)
 
 
 async def run(seconds: float = RUN_SECONDS) -> None:
@@ -116,12 +140,15 @@ async def run(seconds: float = RUN_SECONDS) -> None:
             await client.create_model(MODEL, spec)
         print(f"service over loopback: D={INPUT_SIZE}, H={HIDDEN_SIZE}, k1=k2={K}, one stream,")
         print(f"predictions in every answer; median (least to most) of {ROUNDS} runs in turns")
-        print(f"{'chunk':>6} {'service, steps/s':>30} {'echo, steps/s':>30} {'ratio':>8}")
+        print(
+            f"{'chunk':>6} {'service, steps/s':>30} {'echo, steps/s':>33} "
+            f"{'ratio':>7} {'core alone':>11}"
+        )
         for chunk_steps in CHUNK_STEPS:
             row = await measure(service, echo, chunk_steps, seconds)
             print(
-                f"{chunk_steps:>6} {_spread(row.service):>30} {_spread(row.echo):>30} "
-                f"{row.ratio:>8.0%}",
+                f"{chunk_steps:>6} {_spread(row.service):>30} {_spread(row.echo):>33} "
+                f"{row.ratio:>7.0%} {row.core:>11,.0f}",
                 flush=True,
             )
 
