@@ -1,4 +1,4 @@
-"""The command line: `bptt serve`, `learn`, `predict`, `models`, `demo`."""
+"""The command line: `bptt serve`, `learn`, `predict`, `models`, `demo`, `gradients`."""
 
 import os
 import sys

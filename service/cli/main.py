@@ -15,6 +15,7 @@ import click
 from service.cli.console import say_error
 from service.cli.csvfile import InputError
 from service.cli.demo import demo
+from service.cli.gradients import gradients
 from service.cli.job import INTERRUPTED
 from service.cli.learn import learn
 from service.cli.models import models
@@ -32,7 +33,7 @@ def bptt() -> None:
     """Learn from sequences while they stream in, and predict each step before it is learned."""
 
 
-for command in (serve, learn, predict, models, demo):
+for command in (serve, learn, predict, models, demo, gradients):
     bptt.add_command(command)
 
 
