@@ -26,7 +26,7 @@ def tick(
         raise InvalidArgument("tick", "two chunks of one stream", "at most one chunk a stream")
     result = []
     for chunk in chunks:
-        x = _numbers("inputs", chunk.inputs, (None, spec.input_size))
+        x = inputs(spec, "inputs", chunk.inputs, (None,))
         y = _targets(spec, chunk.targets, (len(x),))
         expected = next_step(chunk.stream_id)
         if chunk.first_step != expected:
@@ -37,7 +37,7 @@ def tick(
 
 def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array | None]:
     """Inputs (T, B, D) and targets (T, B, target_width) in float64."""
-    x = _numbers("x", x, (None, None, spec.input_size))
+    x = inputs(spec, "x", x, (None, None))
     return x, _targets(spec, target, x.shape[:2])
 
 
@@ -65,30 +65,60 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
 
 def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int, ...]) -> Array | None:
     """Targets (*steps, target_width) in float64, or None for a forecast."""
-    if spec.task == "forecast":
+    if spec.task in ("forecast", "next_token"):
         if target is not None:
-            raise InvalidArgument("targets", "given", "left out for task forecast")
+            raise InvalidArgument("targets", "given", f"left out for task {spec.task}")
         return None
     if target is None:
         raise InvalidArgument("targets", "left out", f"given for task {spec.task}")
     if spec.task == "regression":
-        return _numbers("targets", target, (*steps, spec.outputs))
-    ids = np.asarray(target)
+        missing = spec.missing_targets
+        return _numbers("targets", target, (*steps, spec.outputs), nan_allowed=missing)
+    lowest = -1 if spec.missing_targets else 0
+    ids = _ids("targets", target, steps, spec.outputs, lowest=lowest)
+    return np.where(ids < 0, np.nan, ids)
+
+
+def inputs(spec: ModelSpec, field: str, values: Array, shape: tuple[int | None, ...]) -> Array:
+    """Inputs (*shape, D) in float64: numbers, or for tokens their ids."""
+    if spec.task == "next_token":
+        return _ids(field, values, shape, spec.vocabulary_size, lowest=0)
+    return _numbers(field, values, (*shape, spec.input_size))
+
+
+def _ids(
+    field: str, values: Array, shape: tuple[int | None, ...], count: int, *, lowest: int
+) -> Array:
+    """Whole numbers of a shape from `lowest` to count - 1, in float64 with one more axis of 1."""
+    ids = np.asarray(values)
     if ids.dtype.kind not in "iu":
-        raise DtypeError("targets", f"of dtype {ids.dtype}", "whole numbers, class ids")
-    if ids.shape != steps:
-        raise ShapeError("targets", f"of shape {ids.shape}", f"of shape {steps}")
-    if ids.size and not (ids.min() >= 0 and ids.max() < spec.outputs):
-        wrong = ids[(ids < 0) | (ids >= spec.outputs)][0]
-        raise InvalidArgument("targets", int(wrong), f"class ids from 0 to {spec.outputs - 1}")
+        raise DtypeError(field, f"of dtype {ids.dtype}", "whole numbers")
+    _check_shape(field, ids, shape)
+    outside = (ids < lowest) | (ids >= count)
+    if outside.any():
+        where, wrong = _first(field, ids, outside)
+        raise InvalidArgument(where, str(wrong), f"an id from {lowest} to {count - 1}")
     return ids[..., np.newaxis].astype(np.float64)
 
 
-def _numbers(field: str, values: Array, shape: tuple[int | None, ...]) -> Array:
+def _numbers(
+    field: str, values: Array, shape: tuple[int | None, ...], *, nan_allowed: bool = False
+) -> Array:
     """Values in float64 of a shape, where None is any length of at least 1."""
     array = np.asarray(values)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise DtypeError(field, f"of dtype {array.dtype}", "float32 or float64")
+    _check_shape(field, array, shape)
+    array = np.ascontiguousarray(array, np.float64)
+    if not np.isfinite(array).all():
+        bad = np.isinf(array) if nan_allowed else ~np.isfinite(array)
+        if bad.any():
+            where, wrong = _first(field, array, bad)
+            raise NonFiniteError(where, str(wrong), "a finite number")
+    return array
+
+
+def _check_shape(field: str, array: Array, shape: tuple[int | None, ...]) -> None:
     fits = array.ndim == len(shape) and all(
         have >= 1 if want is None else have == want
         for have, want in zip(array.shape, shape, strict=False)
@@ -96,9 +126,9 @@ def _numbers(field: str, values: Array, shape: tuple[int | None, ...]) -> Array:
     if not fits:
         wanted = ", ".join("1 or more" if want is None else str(want) for want in shape)
         raise ShapeError(field, f"of shape {array.shape}", f"of shape ({wanted})")
-    array = np.ascontiguousarray(array, np.float64)
-    if not np.isfinite(array).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        where = "".join(f"[{i}]" for i in place)
-        raise NonFiniteError(f"{field}{where}", str(array[place]), "a finite number")
-    return array
+
+
+def _first(field: str, array: Array, wrong: Array) -> tuple[str, Any]:
+    """Place and value of the first wrong element."""
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return field + "".join(f"[{i}]" for i in place), array[place]

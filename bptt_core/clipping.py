@@ -44,6 +44,28 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> float:
     return norm
 
 
+def clip_by_layer_norm(gradient: Array, ends: list[int], max_norm: float) -> float:
+    """Scale each layer's part of a gradient in place so that its own L2 norm is at most `max_norm`.
+
+    Args:
+        gradient: (P,) float32 or float64; overwritten.
+        ends: where each part ends; the last end is P.
+        max_norm: the bound of each part, > 0, in the gradient's own unit.
+
+    Returns:
+        The norm of the whole before scaling.
+
+    Raises:
+        NonFiniteError: the norm is NaN or infinite; `gradient` is untouched.
+    """
+    norm = global_norm(gradient)
+    if not np.isfinite(norm):
+        raise NonFiniteError("gradient", f"of norm {norm}", "finite")
+    for part in np.split(gradient, ends[:-1]):
+        clip_by_global_norm(part, max_norm)
+    return norm
+
+
 def clip_by_value(gradient: Array, max_value: float) -> float:
     """Limit every element of a gradient to [-max_value, max_value], in place.
 

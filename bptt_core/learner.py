@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, params, scaling
+from bptt_core import checks, params, scaling, windows
 from bptt_core.backends import BackendName, make
 from bptt_core.errors import UnknownStream
 from bptt_core.snapshot import finish, Snapshot, StreamView
@@ -114,7 +114,7 @@ class Learner:
         """Learn B sequences side by side: streams named "0" to "B-1".
 
         Args:
-            x: (T, B, D) inputs.
+            x: (T, B, D) inputs; (T, B) token ids.
             target: (T, B, O), or (T, B) class ids, or None for a forecast.
             predictions: False saves a third of the work, and leaves the figures of merit as they
                 are.
@@ -226,7 +226,9 @@ class Learner:
             clipped_gradient_norm=last[CLIPPED_GRADIENT_NORM],
             skill_ratio=scaling.skill_ratio(self._model),
             parameter_norm=norm,
-            learning_rate=float(self._model.rates[0]),
+            learning_rate=windows.learning_rate(
+                self.spec, self._model, counters[UPDATES] - counters[SKIPPED]
+            ),
         )
 
     def snapshot(self) -> Snapshot:
@@ -320,6 +322,8 @@ class Learner:
         twin._backend = self._backend
         steps = self.spec.k1 + self.spec.delay
         x = np.zeros((steps, 1, self.spec.input_size))
+        if self.spec.task == "next_token":
+            x = np.zeros((steps, 1), np.int64)
         target: Array | None = None
         if self.spec.task == "classification":
             target = np.zeros((steps, 1), np.int64)

@@ -32,10 +32,12 @@ def forward(spec: ModelSpec, named: params.Views, x: Array, state: Array) -> Net
     Args:
         spec: the network.
         named: its parameters.
-        x: (T, B, F) features.
+        x: (T, B, F) features; token ids (T, B, 1).
         state: (L, parts, B, H) before the first step.
     """
     cell = CELLS[spec.cell]
+    if spec.vocabulary_size:  # the compiled backend looks rows up instead
+        x = np.asarray(x == np.arange(spec.vocabulary_size), spec.dtype)
     tapes = []
     for index in range(spec.layers):
         tape = cell.forward(params.layer(named, index), x, tuple(state[index]))

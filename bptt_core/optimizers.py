@@ -6,6 +6,7 @@ and the moments in place. `update` counts from 1.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,27 @@ MOMENTS: dict[OptimizerName, int] = {
     "adamw": 2,
 }
 """Arrays of P elements that a rule keeps."""
+
+
+def learning_rate_at(
+    update: int, highest: float, final: float, warmup_updates: int, decay_updates: int
+) -> float:
+    """The learning rate of an update, counted from 1: warm-up, then decay.
+
+    It grows in a straight line to `highest`, which the update `warmup_updates` has, and falls along
+    a half cosine to `final`, which it keeps from the update `warmup_updates + decay_updates` on.
+    Without a decay it stays at `highest`.
+
+    Source:
+        Loshchilov and Hutter (2017), "SGDR: stochastic gradient descent with warm restarts",
+        equation 5, without restarts.
+    """
+    if update < warmup_updates:
+        return highest * update / warmup_updates
+    if decay_updates == 0:
+        return highest
+    done = min(1.0, (update - warmup_updates) / decay_updates)
+    return final + 0.5 * (highest - final) * (1 + math.cos(math.pi * done))
 
 
 def step(

@@ -39,7 +39,7 @@ def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     rows = spec.gates * spec.hidden_size
     result: dict[str, tuple[int, ...]] = {}
     for layer in range(spec.layers):
-        inputs = spec.features if layer == 0 else spec.hidden_size
+        inputs = spec.network_inputs if layer == 0 else spec.hidden_size
         result[f"rnn.weight_ih_l{layer}"] = (rows, inputs)
         result[f"rnn.weight_hh_l{layer}"] = (rows, spec.hidden_size)
         result[f"rnn.bias_ih_l{layer}"] = (rows,)
@@ -54,13 +54,26 @@ def count(spec: ModelSpec) -> int:
     return sum(int(np.prod(shape)) for shape in shapes(spec).values())
 
 
+def layer_ends(spec: ModelSpec) -> list[int]:
+    """Where the parameters of each layer, and then of the head, end in the flat vector."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes(spec).items():
+        part = name.rpartition("_")[2] if name.startswith("rnn.") else "head"
+        sizes[part] = sizes.get(part, 0) + int(np.prod(shape))
+    return [int(end) for end in np.cumsum(list(sizes.values()))]
+
+
 def views(spec: ModelSpec, vector: Array) -> Views:
     """Named views into a flat vector (P,): writing to one writes to the vector."""
     result: Views = {}
     start = 0
     for name, shape in shapes(spec).items():
         stop = start + int(np.prod(shape))
-        result[name] = vector[start:stop].reshape(shape)
+        if spec.vocabulary_size and name == "rnn.weight_ih_l0":
+            # Held token by token, so that what one token looks up lies together.
+            result[name] = vector[start:stop].reshape(shape[::-1]).T
+        else:
+            result[name] = vector[start:stop].reshape(shape)
         start = stop
     if start != vector.size:
         raise ShapeError("vector", str(vector.shape), f"({start},)")

@@ -72,8 +72,11 @@ def prepare(
     """
     if spec.task == "forecast":
         return _prepare_forecast(spec, model, streams, row, x)
-    assert y is not None
     T, O = len(x), spec.outputs
+    if spec.task == "next_token":  # each token is the target of the one before
+        tokens = x.astype(spec.dtype)
+        return Prepared(tokens, tokens, np.zeros((T, 0)), np.ones((T, 0)))
+    assert y is not None
     features = np.empty((T, spec.features), spec.dtype)
     targets = np.empty((T, spec.target_width), spec.dtype)
     base, unit = np.zeros((T, O)), np.ones((T, O))
@@ -161,7 +164,7 @@ def score(
         base: (T, O) the naive forecast at these steps.
         truth: (T, D) inputs for a forecast, (T, O) targets for regression.
     """
-    if spec.task == "classification":
+    if spec.loss == "cross_entropy":
         return
     if spec.task == "regression":
         for t in range(len(truth)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core import checks
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import deviation, forecast_columns
@@ -56,7 +57,7 @@ class Snapshot:
         """
         spec = self.spec
         if inputs is None or len(inputs) == 0:
-            if spec.task != "forecast":
+            if spec.delay == 0:
                 raise InvalidArgument("inputs", "left out", f"given for task {spec.task}")
             if view is None or view.sequence_step == 0:
                 raise InvalidArgument(
@@ -67,7 +68,10 @@ class Snapshot:
         if view is None:
             shape = (spec.layers, spec.state_parts, spec.hidden_size)
             view = StreamView(0, 0, np.zeros(shape, spec.dtype), np.zeros(spec.input_size))
-        x = np.asarray(inputs, np.float64)
+        x = checks.inputs(spec, "inputs", inputs, (None,))
+        if spec.task == "next_token":
+            outputs = self.backend.forward(self.model.parameters, x.astype(spec.dtype), view.state)
+            return finish(spec, outputs, x, x)
         features = np.empty((len(x), spec.features), spec.dtype)
         D = spec.input_size
         level, spread, change_unit = np.zeros(D), np.ones(D), np.ones(D)

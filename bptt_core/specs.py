@@ -12,12 +12,12 @@ from typing import Any, get_args, Literal, Self
 
 from bptt_core.errors import InvalidArgument
 
-Task = Literal["forecast", "regression", "classification"]
+Task = Literal["forecast", "regression", "classification", "next_token"]
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Loss = Literal["squared_error", "huber", "cross_entropy", "bernoulli"]
 Reduction = Literal["mean", "sum"]
 OptimizerName = Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
-Clip = Literal["none", "value", "norm"]
+Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
 
 INPUT_SIZE_MAX = 4096  # a step of 16 KB in float32, the message size at which the wire is busy
@@ -26,6 +26,8 @@ HIDDEN_SIZE_MAX = 4096  # W alone is 64 MB in float32; an update then takes abou
 LAYERS_MAX = 8
 WINDOW_MAX = 4096  # k2: a window of 512 units then holds 8 MB of states
 HORIZON_MAX = 64
+VOCABULARY_MAX = 65_536  # ids stay exact in float32, and fit two bytes
+UPDATES_MAX = 10**9  # of a schedule: years, at a thousand updates a second
 BATCH_STREAMS_MAX = 1024
 SEED_MAX = 2**63 - 1
 
@@ -33,11 +35,13 @@ DEFAULT_LOSS: dict[Task, Loss] = {
     "forecast": "huber",
     "regression": "squared_error",
     "classification": "cross_entropy",
+    "next_token": "cross_entropy",
 }
 LOSSES_OF_TASK: dict[Task, tuple[Loss, ...]] = {
     "forecast": ("squared_error", "huber"),
     "regression": ("squared_error", "huber", "bernoulli"),
     "classification": ("cross_entropy",),
+    "next_token": ("cross_entropy",),
 }
 
 
@@ -49,8 +53,8 @@ class ModelSpec:
         InvalidArgument: a field is out of its bounds; the error names it.
     """
 
-    input_size: int
-    """D, values a step, 1 to INPUT_SIZE_MAX."""
+    input_size: int = 1
+    """D, values a step, 1 to INPUT_SIZE_MAX; a token is one."""
     task: Task = "forecast"
     """What the targets are."""
     output_size: int | None = None
@@ -60,6 +64,10 @@ class ModelSpec:
     """Forecast: the number of steps ahead, each with outputs of its own; 1 to HORIZON_MAX."""
     target_columns: tuple[int, ...] = ()
     """Forecast: the inputs that are forecast, by index; empty means all."""
+    vocabulary_size: int = 0
+    """Next token: the number of token ids, 2 to VOCABULARY_MAX; else 0."""
+    missing_targets: bool = False
+    """Regression and classification: a target may be missing, NaN or class -1, and has no loss."""
     cell: Cell = "rnn_tanh"
     """The recurrent cell."""
     hidden_size: int = 64
@@ -77,14 +85,21 @@ class ModelSpec:
     optimizer: OptimizerName = "adam"
     """The update rule, with PyTorch's formulas and defaults."""
     learning_rate: float = 0.001
-    """Step size, > 0."""
+    """Step size, > 0; the highest one, where it changes with the update's number."""
+    warmup_updates: int = 0
+    """The learning rate grows from 0 in a straight line over so many updates."""
+    decay_updates: int = 0
+    """After them it falls to `final_learning_rate` along a half cosine, over so many updates."""
+    final_learning_rate: float = 0.0
+    """Where the decay ends, >= 0 and at most `learning_rate`; without a decay it has no part."""
     weight_decay: float | None = None
     """Added to the gradient (AdamW: decoupled), >= 0. None: PyTorch's default, 0.01 for AdamW and
     0 for all others. Always filled in once the spec exists."""
     clip: Clip = "norm"
     """How a gradient is clipped before the optimizer sees it."""
     clip_threshold: float = 1.0
-    """The bound of the clip, > 0, in the gradient's unit."""
+    """The bound of the clip, > 0, in the gradient's unit; of each layer and of the head by itself
+    for `layer_norm`."""
     scaling: bool = True
     """Standardise inputs and targets with running statistics of the steps so far."""
     max_batch_streams: int = 64
@@ -114,21 +129,36 @@ class ModelSpec:
             raise InvalidArgument("k2", self.k2, f"at least k1, which is {self.k1}")
         _check_int("max_batch_streams", self.max_batch_streams, 1, BATCH_STREAMS_MAX)
         _check_int("seed", self.seed, 0, SEED_MAX)
+        _check_int("warmup_updates", self.warmup_updates, 0, UPDATES_MAX)
+        _check_int("decay_updates", self.decay_updates, 0, UPDATES_MAX)
+        _check_float("final_learning_rate", self.final_learning_rate, positive=False)
         _check_float("learning_rate", self.learning_rate, positive=True)
         _check_float("clip_threshold", self.clip_threshold, positive=True)
         _check_float("weight_decay", self.weight_decay, positive=False)
+        if self.final_learning_rate > self.learning_rate:
+            bound = f"at most learning_rate, which is {self.learning_rate}"
+            raise InvalidArgument("final_learning_rate", self.final_learning_rate, bound)
+        if self.missing_targets and self.task not in ("regression", "classification"):
+            raise InvalidArgument("missing_targets", True, f"left out for task {self.task}")
         if self.loss not in LOSSES_OF_TASK[self.task]:
             choices = ", ".join(LOSSES_OF_TASK[self.task])
             raise InvalidArgument("loss", self.loss, f"one of {choices} for task {self.task}")
         self._check_outputs()
 
     def _check_outputs(self) -> None:
+        if self.task == "next_token":
+            self._check_tokens()
+        elif self.vocabulary_size:
+            bound = f"left out for task {self.task}"
+            raise InvalidArgument("vocabulary_size", self.vocabulary_size, bound)
         if self.task != "forecast":
             if self.horizon != 1:
                 raise InvalidArgument("horizon", self.horizon, f"left out for task {self.task}")
             if self.target_columns:
                 bound = f"left out for task {self.task}"
                 raise InvalidArgument("target_columns", self.target_columns, bound)
+            if self.task == "next_token":
+                return
             if self.output_size is None:
                 bound = f"1 to {OUTPUT_SIZE_MAX}, and is required for task {self.task}"
                 raise InvalidArgument("output_size", "left out", bound)
@@ -145,11 +175,21 @@ class ModelSpec:
             raise InvalidArgument("output_size", self.output_size, bound)
         _check_int("output_size", outputs, 1, OUTPUT_SIZE_MAX)
 
+    def _check_tokens(self) -> None:
+        _check_int("vocabulary_size", self.vocabulary_size, 2, VOCABULARY_MAX)
+        if self.input_size != 1:
+            raise InvalidArgument("input_size", self.input_size, "1 for task next_token")
+        if self.output_size not in (None, self.vocabulary_size):
+            bound = f"left out, or vocabulary_size, which is {self.vocabulary_size}"
+            raise InvalidArgument("output_size", self.output_size, bound)
+
     @property
     def target_count(self) -> int:
         """Values a target: columns that are forecast, or `output_size`."""
         if self.task == "forecast":
             return len(self.target_columns) or self.input_size
+        if self.task == "next_token":
+            return self.vocabulary_size
         assert self.output_size is not None
         return self.output_size
 
@@ -160,18 +200,23 @@ class ModelSpec:
 
     @property
     def features(self) -> int:
-        """Inputs of the network: a forecast's are each variable's level and last change."""
+        """Columns of a step as it is held; a forecast's are each variable's level and change."""
         return 2 * self.input_size if self.task == "forecast" else self.input_size
+
+    @property
+    def network_inputs(self) -> int:
+        """Columns of U: features, or token ids, each of which looks its own column up."""
+        return self.vocabulary_size or self.features
 
     @property
     def delay(self) -> int:
         """Steps between an input and the arrival of the last of its targets."""
-        return self.horizon if self.task == "forecast" else 0
+        return self.horizon if self.task in ("forecast", "next_token") else 0
 
     @property
     def target_width(self) -> int:
         """Columns of a target row: O, or 1 for a class id."""
-        return 1 if self.task == "classification" else self.outputs
+        return 1 if self.loss == "cross_entropy" else self.outputs
 
     @property
     def gates(self) -> int:

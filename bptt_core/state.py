@@ -88,6 +88,7 @@ def new_model(spec: ModelSpec) -> Model:
     """A model that has learned nothing yet."""
     parameters = params.initialise(spec)
     moments = np.zeros((optimizers.MOMENTS[spec.optimizer], parameters.size), spec.dtype)
+    scored = spec.outputs if spec.task in ("forecast", "regression") else 0
     width = spec.input_size if spec.task == "forecast" else spec.target_width
     return Model(
         parameters=parameters,
@@ -101,8 +102,8 @@ def new_model(spec: ModelSpec) -> Model:
         target_count=np.zeros(spec.horizon),
         target_mean=np.zeros((spec.horizon, width)),
         target_m2=np.zeros((spec.horizon, width)),
-        error=np.zeros(spec.outputs),
-        naive_error=np.zeros(spec.outputs),
+        error=np.zeros(scored),
+        naive_error=np.zeros(scored),
     )
 
 

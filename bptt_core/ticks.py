@@ -19,9 +19,9 @@ class Chunk:
     first_step: int
     """Number of the first step; must be the stream's next."""
     inputs: Array
-    """(T, D) float32 or float64."""
+    """(T, D) float32 or float64; (T,) token ids."""
     targets: Array | None = None
-    """Regression: (T, O) floats. Classification: (T,) class ids. Forecast: None."""
+    """Regression: (T, O) floats. Classification: (T,) class ids. Else None."""
     end_of_sequence: bool = False
     """Learn the unfinished window after these steps, then reset the state."""
 

@@ -242,13 +242,14 @@ def _learn(
     else:
         clipped_norm = _clip(spec, gradient, norm)
         model.counters[CLIPPED] += clipped_norm < norm
+        applied = int(model.counters[UPDATES] - model.counters[SKIPPED])
         optimizers.step(
             spec.optimizer,
             model.parameters,
             gradient,
             model.moments,
-            update=int(model.counters[UPDATES] - model.counters[SKIPPED]),
-            learning_rate=float(model.rates[0]),
+            update=applied,
+            learning_rate=learning_rate(spec, model, applied),
             weight_decay=spec.weight_decay,
         )
         model.last[:] = loss, baseline, norm, clipped_norm
@@ -256,10 +257,24 @@ def _learn(
     return (update_number, new, streams, loss, baseline, norm, clipped_norm, float(skipped))
 
 
+def learning_rate(spec: ModelSpec, model: Model, update: int) -> float:
+    """The learning rate of an update, counted from 1 and without skipped ones."""
+    return optimizers.learning_rate_at(
+        update,
+        float(model.rates[0]),
+        spec.final_learning_rate,
+        spec.warmup_updates,
+        spec.decay_updates,
+    )
+
+
 def _clip(spec: ModelSpec, gradient: Array, norm: float) -> float:
     """Clip in place as the spec says; the norm after it."""
     if spec.clip == "none":
         return norm
+    if spec.clip == "layer_norm":
+        clipping.clip_by_layer_norm(gradient, params.layer_ends(spec), spec.clip_threshold)
+        return min(norm, clipping.global_norm(gradient))
     if spec.clip == "norm":
         clipping.clip_by_global_norm(gradient, spec.clip_threshold)
         # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not

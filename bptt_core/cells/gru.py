@@ -3,9 +3,9 @@
 Labels are those of `bptt_core/README.md`, where each equation is derived.
 
 Forward, t = 1 … T:
-    (G1) r_t = σ(U_r x_t + b_r + W_r h_{t-1} + b'_r)   reset gate
-    (G2) z_t = σ(U_z x_t + b_z + W_z h_{t-1} + b'_z)   update gate
-    (G3) q_t = W_n h_{t-1} + b'_n                      what of the past is up for reset
+    (G1) r_t = σ(U_r x_t + b_r + W_r h_{t-1} + b_r')   reset gate
+    (G2) z_t = σ(U_z x_t + b_z + W_z h_{t-1} + b_z')   update gate
+    (G3) q_t = W_n h_{t-1} + b_n'                      what of the past is up for reset
     (G4) n_t = tanh(U_n x_t + b_n + r_t ⊙ q_t)         candidate
     (G5) h_t = (1 - z_t) ⊙ n_t + z_t ⊙ h_{t-1}
 
@@ -17,10 +17,10 @@ w_t = W h_{t-1} + b' the blocks that enter them:
     (G9)  ∂L/∂a_r = ∂L/∂a_n ⊙ q_t ⊙ r_t ⊙ (1 - r_t)
     (G10) ∂L/∂u_t = (∂L/∂a_r, ∂L/∂a_z, ∂L/∂a_n)
     (G11) ∂L/∂w_t = (∂L/∂a_r, ∂L/∂a_z, ∂L/∂a_n ⊙ r_t)
-    (G12) ∂L/∂U  += ∂L/∂u_t x_tᵀ
-    (G13) ∂L/∂W  += ∂L/∂w_t h_{t-1}ᵀ
-    (G14) ∂L/∂b  += ∂L/∂u_t
-    (G15) ∂L/∂b' += ∂L/∂w_t
+    (G12) ∂L/∂U = Σ_t ∂L/∂u_t x_tᵀ
+    (G13) ∂L/∂W = Σ_t ∂L/∂w_t h_{t-1}ᵀ
+    (G14) ∂L/∂b = Σ_t ∂L/∂u_t
+    (G15) ∂L/∂b' = Σ_t ∂L/∂w_t
     (G16) ∂L/∂x_t = Uᵀ ∂L/∂u_t
     (G17) Wᵀ ∂L/∂w_t + z_t ⊙ ∂L/∂h_t                   goes back to step t - 1, into (G6)
 

@@ -17,9 +17,9 @@ Backward, t = T … 1; a_i, a_f, a_g, a_o are what the gates' functions are take
     (L10) ∂L/∂a_f = ∂L/∂c_t ⊙ c_{t-1} ⊙ f_t ⊙ (1 - f_t)
     (L11) ∂L/∂a_g = ∂L/∂c_t ⊙ i_t ⊙ (1 - g_t²)
     (L12) ∂L/∂a_o = ∂L/∂h_t ⊙ tanh(c_t) ⊙ o_t ⊙ (1 - o_t)
-    (L13) ∂L/∂U  += ∂L/∂a_t x_tᵀ
-    (L14) ∂L/∂W  += ∂L/∂a_t h_{t-1}ᵀ
-    (L15) ∂L/∂b  += ∂L/∂a_t
+    (L13) ∂L/∂U = Σ_t ∂L/∂a_t x_tᵀ
+    (L14) ∂L/∂W = Σ_t ∂L/∂a_t h_{t-1}ᵀ
+    (L15) ∂L/∂b = Σ_t ∂L/∂a_t
     (L16) ∂L/∂x_t = Uᵀ ∂L/∂a_t
     (L17) Wᵀ ∂L/∂a_t                                   goes back to step t - 1, into (L7)
     (L18) f_t ⊙ ∂L/∂c_t                                goes back to step t - 1, into (L8)

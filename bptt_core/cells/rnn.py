@@ -9,9 +9,9 @@ Forward, t = 1 … T:
 Backward, t = T … 1:
     (R3) ∂L/∂h_t = ∂L_t/∂h_t + Wᵀ ∂L/∂a_{t+1}          its own loss, and all later ones
     (R4) ∂L/∂a_t = g'(a_t) ⊙ ∂L/∂h_t
-    (R5) ∂L/∂U  += ∂L/∂a_t x_tᵀ                        weights are shared over time: sums over t
-    (R6) ∂L/∂W  += ∂L/∂a_t h_{t-1}ᵀ
-    (R7) ∂L/∂b  += ∂L/∂a_t
+    (R5) ∂L/∂U = Σ_t ∂L/∂a_t x_tᵀ                  a sum: all steps share U
+    (R6) ∂L/∂W = Σ_t ∂L/∂a_t h_{t-1}ᵀ
+    (R7) ∂L/∂b = Σ_t ∂L/∂a_t
     (R8) ∂L/∂x_t = Uᵀ ∂L/∂a_t                          the layer below's ∂L_t/∂h_t
     (R9) Wᵀ ∂L/∂a_t                                    goes back to step t - 1, into (R3)
 

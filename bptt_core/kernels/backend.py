@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core import scaling as reference
 from bptt_core.kernels import cells, scaling, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.scaling import Prepared
@@ -39,16 +40,19 @@ class Compiled:
         """As `scaling.prepare`."""
         spec, T = self._spec, len(x)
         x = np.ascontiguousarray(x)
+        if spec.task == "next_token":
+            return reference.prepare(spec, model, streams, row, x, y)
         features = np.empty((T, spec.features), spec.dtype)
         targets = np.empty((T, spec.target_width), spec.dtype)
         base, unit = np.empty((2, T, spec.outputs))
-        if y is None:
+        if spec.task == "forecast":
             begin = int(streams.counters[row, SEQUENCE_STEP])
             scaling.prepare_forecast(
                 self._sizes, self._columns, model, streams.recent[row], begin, x,
                 features, targets, base, unit,
             )  # fmt: skip
         else:
+            assert y is not None
             y = np.ascontiguousarray(y)
             scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
             scaling.prepare_steps(

@@ -1,8 +1,8 @@
 """How kernels are compiled: without the GIL, kept on disk, and never stale.
 
 Numba looks only at the file of a function to see whether its compiled form is still good, not at
-the files of what it calls. So the cache's folder carries a digest of all kernels' sources: a change
-anywhere compiles anew.
+the files of what it calls, nor of the constants that it holds. So the cache's folder carries a
+digest of all sources: a change anywhere compiles anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 def cache_folder() -> Path:
     """Where compiled kernels are kept: NUMBA_CACHE_DIR, or the user's cache."""
     digest = hashlib.sha256(sys.version.encode() + numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    core = Path(__file__).parents[1]
+    for source in sorted([*core.glob("*.py"), *core.glob("kernels/*.py")]):
         digest.update(source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     root = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bptt")
@@ -50,8 +51,10 @@ def compiled(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """As `compiled`, but part of each caller: a call with arrays costs 10 ns an array, mostly for
-    counting references, which is as long as a small vector's whole work.
+    """As `compiled`, but part of each caller.
+
+    A call with arrays costs 10 ns an array, mostly for counting references: as long as a small
+    vector's whole work.
     """
     return numba.njit(  # type: ignore[no-any-return]
         nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always"

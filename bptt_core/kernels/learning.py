@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.clipping import NORM_EPSILON
-from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import fill
+from bptt_core.kernels.network import layer_size
 from bptt_core.kernels.sizes import (
     ADAGRAD,
     ADAMW,
+    CLIP_LAYER_NORM,
     CLIP_NONE,
     CLIP_NORM,
     CROSS_ENTROPY,
@@ -32,9 +34,12 @@ from bptt_core.optimizers import (
     EPSILON,
     RMSPROP_ALPHA,
 )
+from bptt_core.optimizers import learning_rate_at as reference_learning_rate_at
 from bptt_core.optimizers import MOMENTUM as MOMENTUM_FACTOR
 
 Array = NDArray[Any]
+
+learning_rate_at = inlined(reference_learning_rate_at)
 
 
 @compiled
@@ -130,19 +135,33 @@ def global_norm(gradient: Array) -> float:
 
 
 @compiled
+def scale_to_norm(gradient: Array, norm: float, max_norm: float) -> None:
+    """Scale a gradient of that norm in place so that its norm is at most `max_norm`."""
+    scale = max_norm / (norm + NORM_EPSILON)
+    if scale < 1.0:
+        factor = gradient.dtype.type(scale)
+        for i in range(gradient.size):
+            gradient[i] *= factor
+
+
+@compiled
 def clip(sizes: Sizes, gradient: Array, norm: float) -> float:
     """Clip in place as the spec says; the norm after it."""
     if sizes.clip == CLIP_NONE:
         return norm
     if sizes.clip == CLIP_NORM:
-        scale = sizes.clip_threshold / (norm + NORM_EPSILON)
-        if scale < 1.0:
-            factor = gradient.dtype.type(scale)
-            for i in range(gradient.size):
-                gradient[i] *= factor
+        scale_to_norm(gradient, norm, sizes.clip_threshold)
         # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
         # clipped.
         return global_norm(gradient) if norm > sizes.clip_threshold else norm
+    if sizes.clip == CLIP_LAYER_NORM:
+        start = 0
+        for part in range(sizes.L + 1):
+            stop = start + layer_size(sizes, part) if part < sizes.L else sizes.P
+            piece = gradient[start:stop]
+            scale_to_norm(piece, global_norm(piece), sizes.clip_threshold)
+            start = stop
+        return min(norm, global_norm(gradient))
     bound = gradient.dtype.type(sizes.clip_threshold)
     for i in range(gradient.size):
         g = gradient[i]

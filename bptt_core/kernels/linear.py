@@ -15,6 +15,7 @@ from bptt_core.kernels.jit import compiled, inlined
 
 Array = NDArray[Any]
 
+LARGEST = float(np.finfo(np.float64).max)
 BLAS_ROWS = 4  # from this many rows a BLAS product beats row by row (measured at H = 64)
 
 # tanh(x) ≈ x P(x²) / Q(x²) on [-7.9, 7.9], beyond which float32's tanh is 1 to its last digits: the
@@ -31,6 +32,12 @@ B0 = np.float32(4.89352518554385e-03)
 B2 = np.float32(2.26843463243900e-03)
 B4 = np.float32(1.18534705686654e-04)
 B6 = np.float32(1.19825839466702e-06)
+
+
+@inlined
+def is_finite(x: float) -> bool:
+    """Neither NaN nor infinite. Where sums may be reordered, `math.isfinite`'s x - x may be 0."""
+    return abs(x) <= LARGEST
 
 
 @inlined

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import cell_backward, cell_forward, CellTag
 from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import add_matrix_vector, BLAS_ROWS, column_sums, copy, fill
+from bptt_core.kernels.linear import add_flat, add_matrix_vector, BLAS_ROWS, column_sums, copy, fill
 from bptt_core.kernels.sizes import Sizes, Work
 
 Array = NDArray[Any]
@@ -35,10 +35,26 @@ def project(rows: Array, matrix: Array, bias: Array, by_row: bool, out: Array) -
 
 
 @compiled
+def look_up(tokens: Array, U: Array, bias: Array, out: Array) -> None:
+    """Fill out (n, m) with bias + the rows of U (vocabulary, m) that tokens (n, 1) name."""
+    for r in range(out.shape[0]):
+        copy(U[int(tokens[r, 0])], out[r])
+        add_flat(bias, out[r])
+
+
+@compiled
+def scatter(tokens: Array, rows: Array, dU: Array) -> None:
+    """Fill dU (vocabulary, m) with the sum of rows (n, m) at the rows that tokens (n,) name."""
+    fill(dU.reshape(dU.size), 0.0)
+    for r in range(rows.shape[0]):
+        add_flat(rows[r], dU[int(tokens[r])])
+
+
+@compiled
 def layer_size(sizes: Sizes, layer: int) -> int:
     """Parameters of one layer."""
     GH = sizes.G * sizes.H
-    inputs = sizes.F if layer == 0 else sizes.H
+    inputs = sizes.inputs if layer == 0 else sizes.H
     return GH * (inputs + sizes.H + 2)
 
 
@@ -65,7 +81,7 @@ def network_forward(
     bias = work.gradient[:GH]  # free until the backward pass
     start = 0
     for layer in range(sizes.L):
-        inputs = x.shape[1]
+        inputs = sizes.inputs if layer == 0 else H
         U = parameters[start : start + GH * inputs].reshape(GH, inputs)
         W_at = start + GH * inputs
         W = parameters[W_at : W_at + GH * H].reshape(GH, H)
@@ -77,7 +93,10 @@ def network_forward(
         states = layer_states(sizes, T, B, work, layer)
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size]
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size]
-        project(x, U, bias, by_row, tape.reshape(rows, GH))
+        if layer == 0 and sizes.tokens:
+            look_up(x, parameters[start:W_at].reshape(inputs, GH), bias, tape.reshape(rows, GH))
+        else:
+            project(x, U, bias, by_row, tape.reshape(rows, GH))
         cell_forward(
             cell,
             W,
@@ -139,7 +158,7 @@ def network_backward(
     stop = V_at
     for layer in range(sizes.L - 1, -1, -1):
         start = stop - layer_size(sizes, layer)
-        inputs = sizes.F if layer == 0 else H
+        inputs = sizes.inputs if layer == 0 else H
         W_at = start + GH * inputs
         b_at = W_at + GH * H
         U = parameters[start:W_at].reshape(GH, inputs)
@@ -148,12 +167,16 @@ def network_backward(
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size].reshape(T, B, GH)
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size].reshape(T + 3, B, H)
         cell_backward(cell, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw, scratch)
-        if layer == 0:
-            x = work.inputs[: rows * inputs].reshape(rows, inputs)
-        else:
-            x = layer_states(sizes, T, B, work, layer - 1)[0, 1:].reshape(rows, H)
         da_rows, dw_rows = da.reshape(rows, GH), dw.reshape(rows, GH)
-        np.dot(da_rows.T, x, gradient[start:W_at].reshape(GH, inputs))
+        dU = gradient[start:W_at]
+        if layer > 0:
+            x = layer_states(sizes, T, B, work, layer - 1)[0, 1:].reshape(rows, H)
+            np.dot(da_rows.T, x, dU.reshape(GH, inputs))
+        elif sizes.tokens:
+            scatter(work.inputs[:rows], da_rows, dU.reshape(inputs, GH))
+        else:
+            x = work.inputs[: rows * inputs].reshape(rows, inputs)
+            np.dot(da_rows.T, x, dU.reshape(GH, inputs))
         np.dot(dw_rows.T, states[0, :T].reshape(rows, H), gradient[W_at:b_at].reshape(GH, H))
         column_sums(da_rows, gradient[b_at : b_at + GH])
         if sizes.bias_apart:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import copy
+from bptt_core.kernels.linear import copy, is_finite
 from bptt_core.kernels.sizes import Sizes
 from bptt_core.scaling import FADING
 from bptt_core.state import Model
@@ -157,7 +157,7 @@ def score_regression(model: Model, predictions: Array, base: Array, truth: Array
     for t in range(T):
         finite = True
         for i in range(O):
-            finite = finite and math.isfinite(truth[t, i] - predictions[t, i])
+            finite = finite and is_finite(truth[t, i] - predictions[t, i])
         if finite:
             for i in range(O):
                 fade(model, i, abs(truth[t, i] - predictions[t, i]), abs(truth[t, i] - base[t, i]))
@@ -181,7 +181,7 @@ def score_forecast(
             earlier = held[(m - j) % h]
             finite = True
             for k in range(n):
-                finite = finite and math.isfinite(x[t, columns[k]] - earlier[(j - 1) * n + k])
+                finite = finite and is_finite(x[t, columns[k]] - earlier[(j - 1) * n + k])
             if finite:
                 for k in range(n):
                     at, now = (j - 1) * n + k, x[t, columns[k]]

@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 SQUARED_ERROR, HUBER, CROSS_ENTROPY, BERNOULLI = range(4)
 SGD, MOMENTUM, RMSPROP, ADAGRAD, ADAM, ADAMW = range(6)
-CLIP_NONE, CLIP_VALUE, CLIP_NORM = range(3)
+CLIP_NONE, CLIP_VALUE, CLIP_NORM, CLIP_LAYER_NORM = range(4)
 
 _LOSS = {
     "squared_error": SQUARED_ERROR,
@@ -30,7 +30,7 @@ _OPTIMIZER = {
     "adam": ADAM,
     "adamw": ADAMW,
 }
-_CLIP = {"none": CLIP_NONE, "value": CLIP_VALUE, "norm": CLIP_NORM}
+_CLIP = {"none": CLIP_NONE, "value": CLIP_VALUE, "norm": CLIP_NORM, "layer_norm": CLIP_LAYER_NORM}
 
 
 class Sizes(NamedTuple):
@@ -43,7 +43,10 @@ class Sizes(NamedTuple):
     parts: int
     """Arrays in the carried state."""
     F: int
-    """Features."""
+    """Columns of a step as it is held."""
+    inputs: int
+    """Columns of U: F, or the size of the vocabulary."""
+    tokens: bool
     O: int
     """Outputs."""
     width: int
@@ -65,6 +68,9 @@ class Sizes(NamedTuple):
     """A GRU's hidden bias acts inside the reset gate."""
     clip_threshold: float
     weight_decay: float
+    final_learning_rate: float
+    warmup_updates: int
+    decay_updates: int
 
 
 class Work(NamedTuple):
@@ -104,6 +110,8 @@ def sizes(spec: ModelSpec) -> Sizes:
         G=spec.gates,
         parts=spec.state_parts,
         F=spec.features,
+        inputs=spec.network_inputs,
+        tokens=spec.vocabulary_size > 0,
         O=spec.outputs,
         width=spec.target_width,
         P=params.count(spec),
@@ -120,6 +128,9 @@ def sizes(spec: ModelSpec) -> Sizes:
         bias_apart=spec.cell == "gru",
         clip_threshold=float(spec.clip_threshold),
         weight_decay=float(spec.weight_decay),
+        final_learning_rate=float(spec.final_learning_rate),
+        warmup_updates=spec.warmup_updates,
+        decay_updates=spec.decay_updates,
     )
 
 

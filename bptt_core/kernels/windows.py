@@ -6,15 +6,20 @@ handed on begin as `whole(0)`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
 from bptt_core.kernels.jit import compiled, whole
-from bptt_core.kernels.learning import clip, global_norm, losses_and_slopes, optimizer_step
-from bptt_core.kernels.linear import BLAS_ROWS, copy, fill
+from bptt_core.kernels.learning import (
+    clip,
+    global_norm,
+    learning_rate_at,
+    losses_and_slopes,
+    optimizer_step,
+)
+from bptt_core.kernels.linear import BLAS_ROWS, copy, fill, is_finite
 from bptt_core.kernels.network import (
     head_forward,
     layer_states,
@@ -66,10 +71,10 @@ def store_states(
             states = layer_states(sizes, T, B, work, layer)
             for part in range(sizes.parts):
                 source = states[part, step, b]
-                total = source.dtype.type(0)
+                total = 0.0
                 for i in range(sizes.H):
-                    total += source[i] * source.dtype.type(0)  # NaN if any is not finite
-                finite = finite and total == 0
+                    total += abs(float(source[i]))
+                finite = finite and is_finite(total)
                 copy(source, into[rows[b], layer, part])
         if not finite:
             forget(sizes, into[rows[b]])
@@ -130,7 +135,7 @@ def learn(
     network_backward(cell, sizes, model.parameters, T, B, T - new, output, work)
     model.counters[UPDATES] += 1
     norm = clipped_norm = global_norm(work.gradient)
-    skipped = not (math.isfinite(loss) and math.isfinite(norm))
+    skipped = not (is_finite(loss) and is_finite(norm))
     if skipped:
         model.counters[SKIPPED] += 1
     else:
@@ -138,9 +143,14 @@ def learn(
         if clipped_norm < norm:
             model.counters[CLIPPED] += 1
         update = model.counters[UPDATES] - model.counters[SKIPPED]
-        optimizer_step(
-            sizes, model.parameters, work.gradient, model.moments, update, model.rates[0]
+        rate = learning_rate_at(
+            update,
+            model.rates[0],
+            sizes.final_learning_rate,
+            sizes.warmup_updates,
+            sizes.decay_updates,
         )
+        optimizer_step(sizes, model.parameters, work.gradient, model.moments, update, rate)
         model.last[0], model.last[1] = loss, baseline
         model.last[2], model.last[3] = norm, clipped_norm
     report[0], report[1], report[2] = model.counters[UPDATES], new, B

@@ -12,14 +12,20 @@ from bptt_core import Learner, ModelSpec
 def random_steps(spec: ModelSpec, steps: int, streams: int, seed: int = 0) -> tuple[Any, Any]:
     """Inputs (T, B, D) and targets that fit the spec, drawn from a seed."""
     random = np.random.default_rng(seed)
+    if spec.task == "next_token":
+        return random.integers(0, spec.vocabulary_size, (steps, streams)), None
     x = random.normal(size=(steps, streams, spec.input_size))
     if spec.task == "forecast":
         return x.cumsum(axis=0), None
     if spec.task == "classification":
-        return x, random.integers(0, spec.outputs, (steps, streams))
+        lowest = -1 if spec.missing_targets else 0
+        return x, random.integers(lowest, spec.outputs, (steps, streams))
     if spec.loss == "bernoulli":
         return x, random.integers(0, 2, (steps, streams, spec.outputs)).astype(float)
-    return x, random.normal(size=(steps, streams, spec.outputs))
+    target = random.normal(size=(steps, streams, spec.outputs))
+    if spec.missing_targets:
+        target[random.random(target.shape) < 0.4] = np.nan
+    return x, target
 
 
 def twin(learner: Learner, backend: Any) -> Learner:

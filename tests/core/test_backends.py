@@ -39,6 +39,18 @@ SPECS = {
     "huber regression": replace(REGRESSION, loss="huber"),
     "bernoulli": replace(REGRESSION, loss="bernoulli"),
     "classification": replace(REGRESSION, task="classification", output_size=3, loss=None),
+    "tokens": replace(SMALL, task="next_token", input_size=1, vocabulary_size=7, loss=None),
+    "tokens of an lstm": replace(
+        SMALL, task="next_token", input_size=1, vocabulary_size=7, loss=None, cell="lstm", layers=2
+    ),
+    "missing targets": replace(REGRESSION, missing_targets=True),
+    "missing classes": replace(
+        REGRESSION, task="classification", output_size=3, loss=None, missing_targets=True, k1=1
+    ),
+    "clip by layer": replace(SMALL, clip="layer_norm", clip_threshold=0.1, layers=2),
+    "warm-up and decay": replace(
+        SMALL, warmup_updates=8, decay_updates=20, final_learning_rate=1e-4
+    ),
     "small batches": replace(SMALL, max_batch_streams=2),
 }
 

@@ -50,6 +50,13 @@ CLASSES = ModelSpec(task="classification", input_size=2, output_size=3, hidden_s
         ("output_size", {"task": "regression"}),
         ("horizon", {"task": "regression", "output_size": 1, "horizon": 2}),
         ("seed", {"seed": -1}),
+        ("vocabulary_size", {"vocabulary_size": 10}),
+        ("vocabulary_size", {"task": "next_token", "input_size": 1}),
+        ("vocabulary_size", {"task": "next_token", "input_size": 1, "vocabulary_size": 65537}),
+        ("input_size", {"task": "next_token", "vocabulary_size": 10}),
+        ("missing_targets", {"missing_targets": True}),
+        ("warmup_updates", {"warmup_updates": -1}),
+        ("final_learning_rate", {"final_learning_rate": 0.1}),
         ("max_batch_streams", {"max_batch_streams": 0}),
     ],
 )
@@ -69,6 +76,7 @@ def test_spec_survives_json() -> None:
 
 
 X = np.ones((4, 2))
+TOKENS = ModelSpec(task="next_token", vocabulary_size=5, hidden_size=4)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +90,11 @@ X = np.ones((4, 2))
         (FORECAST, np.array([["a", "b"]]), None, DtypeError, "inputs"),
         (FORECAST, np.array([[1, 2], [3, np.nan]]), None, NonFiniteError, "inputs[1][1]"),
         (FORECAST, np.array([[np.inf, 2.0]]), None, NonFiniteError, "inputs[0][0]"),
+        (TOKENS, np.array([1, 5]), None, InvalidArgument, "inputs[1]"),
+        (TOKENS, np.array([-1]), None, InvalidArgument, "inputs[0]"),
+        (TOKENS, np.array([1.0]), None, DtypeError, "inputs"),
+        (TOKENS, np.array([[1]]), None, ShapeError, "inputs"),
+        (REGRESSION, X, np.full((4, 3), np.nan), NonFiniteError, "targets[0][0]"),
         (FORECAST, X, X, InvalidArgument, "targets"),
         (REGRESSION, X, None, InvalidArgument, "targets"),
         (REGRESSION, X, np.ones((4, 2)), ShapeError, "targets"),
