@@ -16,6 +16,7 @@ Sources: Bengio, Simard and Frasconi (1994), "Learning long-term dependencies wi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +89,8 @@ def gradient_flow(
     Args:
         spec: the network.
         parameters: under PyTorch's names, as `Learner.parameters` gives them.
-        inputs: (T, F) features as the network reads them, T >= 1. `Learner.window` gives a
-            stream's.
+        inputs: (T, F) features as the network reads them, T >= 1; token ids (T, 1).
+            `Learner.window` gives a stream's.
         state: (L, parts, H) before the first step; None is zero.
         seed: of the vector's direction.
 
@@ -106,10 +107,12 @@ def gradient_flow(
     >>> list(flow.by_lag), flow.memory_horizon, round(flow.spectral_radius, 2)
     ([1, 2, 4, 8, 16, 32], 5, 0.64)
     """
-    vector: Array = np.empty(params.count(spec), np.float64)
-    params.load(spec, vector, parameters)
-    named = params.views(spec, vector)
+    spec = dataclasses.replace(spec, dtype="float64")
+    named = _loaded(spec, parameters)
     x = _checked("inputs", inputs, (None, spec.features))
+    if spec.vocabulary_size and not np.isin(x, np.arange(spec.vocabulary_size)).all():
+        bound = f"token ids, whole numbers from 0 to {spec.vocabulary_size - 1}"
+        raise InvalidArgument("inputs", "something else", bound)
     shape = (spec.layers, spec.state_parts, spec.hidden_size)
     start = np.zeros(shape) if state is None else _checked("state", state, shape)
     if not 0 <= seed <= SEED_MAX:
@@ -169,13 +172,18 @@ def spectral_radii(
     Raises:
         InvalidArgument: the parameters do not fit the spec.
     """
-    vector: Array = np.empty(params.count(spec), np.float64)
-    params.load(spec, vector, parameters)
-    named = params.views(spec, vector)
+    named = _loaded(spec, parameters)
     return tuple(
         {block: spectral_radius(_block(spec, named, index, block)) for block in BLOCKS[spec.cell]}
         for index in range(spec.layers)
     )
+
+
+def _loaded(spec: ModelSpec, parameters: Mapping[str, Array]) -> params.Views:
+    """Views of a checked float64 copy."""
+    vector: Array = np.empty(params.count(spec), np.float64)
+    params.load(spec, vector, parameters)
+    return params.views(spec, vector)
 
 
 def _block(spec: ModelSpec, named: params.Views, index: int, block: str) -> Array:

@@ -191,6 +191,20 @@ def test_the_window_of_a_learners_stream() -> None:
     assert 12 <= flow.steps <= 16
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_token_ids_are_read_as_one_hot_vectors(cell: Cell) -> None:
+    spec = ModelSpec(task="next_token", vocabulary_size=7, cell=cell, hidden_size=5)
+    dense = ModelSpec(task="regression", input_size=7, output_size=7, cell=cell, hidden_size=5)
+    named = parameters_of(spec)
+    ids = np.random.default_rng(0).integers(0, 7, (12, 1)).astype(np.float32)
+    flow = gradient_flow(spec, named, ids)
+    same = gradient_flow(dense, named, np.eye(7)[ids[:, 0].astype(int)])
+    np.testing.assert_allclose(flow.ratios, same.ratios, rtol=1e-12)
+    for bad in (7.0, 0.5, -1.0):
+        with pytest.raises(InvalidArgument, match="token ids"):
+            gradient_flow(spec, named, np.full((3, 1), bad))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
