@@ -48,6 +48,16 @@ def test_the_terminal_shows_three_curves_and_their_figures(shown: Ran) -> None:
     assert max(map(len, map(str.rstrip, shown.out.splitlines()))) <= 90
 
 
+def test_the_table_in_the_cores_readme_is_what_it_shows(shown: Ran) -> None:
+    readme = (ROOT / "bptt_core" / "README.md").read_text()
+    rows = re.findall(r"^\| (?:tanh RNN|ReLU RNN|LSTM) \| [^|]*[a-zA-Z].*$", readme, re.MULTILINE)
+    assert len(rows) == 3
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    for row in rows:
+        words = " ".join(row.replace("|", " ").split())
+        assert any(line.endswith(words) for line in lines), words
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("--seed", "5"), ("--hidden-size", "32"), ("--input", SERIES)]
 )
