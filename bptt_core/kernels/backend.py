@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bptt_core import scaling as reference
 from bptt_core.kernels import cells, scaling, windows
 from bptt_core.kernels import sizes as kernel_sizes
+from bptt_core.kernels.blas import one_thread
 from bptt_core.scaling import Prepared
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, SEQUENCE_STEP, Streams
@@ -90,10 +91,11 @@ class Compiled:
         done = np.zeros(2, np.int64)
         lists = np.empty((5, B), np.int64)
         asked = self._nobody_asks if outputs is None else outputs
-        windows.advance(
-            self._cell, self._sizes, model, streams, lanes, asked, self._room(B), lists,
-            reports, members, done,
-        )  # fmt: skip
+        with one_thread:
+            windows.advance(
+                self._cell, self._sizes, model, streams, lanes, asked, self._room(B), lists,
+                reports, members, done,
+            )  # fmt: skip
         return Advanced(reports[: done[0]], members[: done[1]])
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
@@ -102,9 +104,10 @@ class Compiled:
         T = len(features)
         if getattr(mine, "steps", 0) < T:
             mine.work, mine.steps = kernel_sizes.work(self._spec, T, 1), T
-        outputs: Array = windows.forward_stream(
-            self._cell, self._sizes, _owner(parameters), features, _owner(state), mine.work
-        )
+        with one_thread:
+            outputs: Array = windows.forward_stream(
+                self._cell, self._sizes, _owner(parameters), features, _owner(state), mine.work
+            )
         return outputs.copy()
 
     def _room(self, streams: int) -> kernel_sizes.Work:

@@ -47,9 +47,11 @@ def serve(
     address: str, metrics_address: str, data: Path | None, until_input_ends: bool, as_json: bool
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM."""
-    from service.app import serve as run  # the server's libraries take a second to import
+    from service.app import configure_logging  # the server's libraries take a second to import
+    from service.app import serve as run
     from service.config import ServerConfig
 
+    configure_logging()
     config = ServerConfig(address=address, metrics_address=metrics_address, data=data)
     console = progress_output(quiet=as_json)
 

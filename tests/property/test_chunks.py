@@ -18,6 +18,9 @@ SPECS = [
     ModelSpec(input_size=1, hidden_size=8, horizon=5, k1=3, k2=10),
     ModelSpec(input_size=2, hidden_size=8, task="regression", output_size=1, k1=8, k2=8),
     ModelSpec(input_size=2, hidden_size=8, task="regression", output_size=1, layers=2, k1=2),
+    ModelSpec(input_size=2, hidden_size=132, k1=5, k2=12),  # beyond BLAS_SIZE
+    ModelSpec(input_size=2, hidden_size=8, cell="lstm", layers=2, horizon=2),
+    ModelSpec(input_size=2, hidden_size=8, cell="gru", horizon=2),
 ]
 
 
@@ -36,7 +39,9 @@ def learn(spec: ModelSpec, backend: Any, cuts: list[int]) -> tuple[Learner, Any]
 
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.task}-h{spec.horizon}-{spec.k1}")
+@pytest.mark.parametrize(
+    "spec", SPECS, ids=lambda spec: f"{spec.cell}-{spec.hidden_size}-{spec.horizon}-{spec.k1}"
+)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(cuts=st.sets(st.integers(1, STEPS - 1)).map(sorted))
 def test_cuts_change_no_bit(spec: ModelSpec, backend: Any, cuts: list[int]) -> None:
