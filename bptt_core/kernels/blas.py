@@ -21,7 +21,9 @@ class OneThread:
 
     def __init__(self) -> None:
         libraries: list[Any] = ThreadpoolController().lib_controllers
-        self._blas = [each for each in libraries if each.user_api == "blas"]
+        blas = [each for each in libraries if each.user_api == "blas"]
+        # SciPy's own, which is what Numba calls; all of them where it shares one with others.
+        self._blas = [each for each in blas if "scipy" in each.filepath] or blas
         self._lock = threading.Lock()
         self._inside = 0
         self._before: list[int] = []
@@ -31,7 +33,9 @@ class OneThread:
         with self._lock:
             if not self._inside:
                 self._before = [each.get_num_threads() for each in self._blas]
-                self._set([1] * len(self._blas))
+                for blas, threads in zip(self._blas, self._before, strict=True):
+                    if threads != 1:
+                        blas.set_num_threads(1)
             self._inside += 1
 
     def __exit__(
@@ -44,12 +48,9 @@ class OneThread:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._set(self._before)
-
-    def _set(self, threads: list[int]) -> None:
-        for each, wanted in zip(self._blas, threads, strict=True):
-            if each.get_num_threads() != wanted:
-                each.set_num_threads(wanted)
+                for blas, threads in zip(self._blas, self._before, strict=True):
+                    if threads != 1:
+                        blas.set_num_threads(threads)
 
 
 one_thread = OneThread()

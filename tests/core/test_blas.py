@@ -9,7 +9,7 @@ from bptt_core.kernels.blas import OneThread
 
 def threads() -> list[int]:
     libraries = ThreadpoolController().lib_controllers
-    return [each.get_num_threads() for each in libraries if each.user_api == "blas"]
+    return [each.get_num_threads() for each in libraries if "scipy" in each.filepath]
 
 
 def test_one_thread_inside_and_the_hosts_setting_outside() -> None:
