@@ -25,21 +25,25 @@ class ModelSpec(TypedDict, total=False):
     output_size: int
     horizon: int
     target_columns: Sequence[int]
-    cell: Literal["rnn_tanh", "rnn_relu"]
+    cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
     hidden_size: int
     layers: int
-    loss: Literal["squared_error", "huber"]
+    loss: Literal["squared_error", "huber", "bernoulli"]
     reduction: Literal["mean", "sum"]
     k1: int
     k2: int
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
     learning_rate: float
-    clip: Literal["none", "value", "norm"]
+    clip: Literal["none", "value", "norm", "layer_norm"]
     clip_threshold: float
     scaling: bool
     max_batch_streams: int
     input_names: Sequence[str]
     seed: int
+    weight_decay: float
+    warmup_updates: int
+    decay_updates: int
+    final_learning_rate: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ _SCALARS = (
     "scaling",
     "max_batch_streams",
     "seed",
+    "weight_decay",
+    "warmup_updates",
+    "decay_updates",
+    "final_learning_rate",
 )
 _PREDICTIONS_TAG = b"\x22"  # field 4, length-delimited, in ChunkLearned
 _PREDICT_TAG = b"\x0a"  # field 1, length-delimited, in PredictResponse

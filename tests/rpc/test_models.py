@@ -55,6 +55,10 @@ async def test_every_field_of_a_spec_arrives(server: Harness) -> None:
         scaling=False,
         max_batch_streams=7,
         seed=9,
+        weight_decay=0.125,
+        warmup_updates=3,
+        decay_updates=4,
+        final_learning_rate=0.25,
     )
     response = await server.models.CreateModel(pb.CreateModelRequest(model_id="m", spec=spec))
     answered = response.model.spec

@@ -51,12 +51,18 @@ class _CellEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cell.ValueType],
     CELL_UNSPECIFIED: _Cell.ValueType  # 0
     CELL_RNN_TANH: _Cell.ValueType  # 1
     CELL_RNN_RELU: _Cell.ValueType  # 2
+    CELL_LSTM: _Cell.ValueType  # 3
+    """In PyTorch's form, as is GRU."""
+    CELL_GRU: _Cell.ValueType  # 4
 
 class Cell(_Cell, metaclass=_CellEnumTypeWrapper): ...
 
 CELL_UNSPECIFIED: Cell.ValueType  # 0
 CELL_RNN_TANH: Cell.ValueType  # 1
 CELL_RNN_RELU: Cell.ValueType  # 2
+CELL_LSTM: Cell.ValueType  # 3
+"""In PyTorch's form, as is GRU."""
+CELL_GRU: Cell.ValueType  # 4
 Global___Cell: _TypeAlias = Cell  # noqa: Y015
 
 class _Loss:
@@ -70,6 +76,10 @@ class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType],
     """Half the squared error, summed over outputs."""
     LOSS_HUBER: _Loss.ValueType  # 2
     """Huber's loss with delta 1, summed over outputs."""
+    LOSS_BERNOULLI: _Loss.ValueType  # 3
+    """Binary cross-entropy of targets from 0 to 1, summed over outputs; predictions are probabilities.
+    Regression only.
+    """
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper): ...
 
@@ -78,6 +88,10 @@ LOSS_SQUARED_ERROR: Loss.ValueType  # 1
 """Half the squared error, summed over outputs."""
 LOSS_HUBER: Loss.ValueType  # 2
 """Huber's loss with delta 1, summed over outputs."""
+LOSS_BERNOULLI: Loss.ValueType  # 3
+"""Binary cross-entropy of targets from 0 to 1, summed over outputs; predictions are probabilities.
+Regression only.
+"""
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 class _Reduction:
@@ -110,12 +124,20 @@ class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.V
     OPTIMIZER_UNSPECIFIED: _Optimizer.ValueType  # 0
     OPTIMIZER_SGD: _Optimizer.ValueType  # 1
     OPTIMIZER_ADAM: _Optimizer.ValueType  # 2
+    OPTIMIZER_MOMENTUM: _Optimizer.ValueType  # 3
+    OPTIMIZER_RMSPROP: _Optimizer.ValueType  # 4
+    OPTIMIZER_ADAGRAD: _Optimizer.ValueType  # 5
+    OPTIMIZER_ADAMW: _Optimizer.ValueType  # 6
 
 class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper): ...
 
 OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
 OPTIMIZER_SGD: Optimizer.ValueType  # 1
 OPTIMIZER_ADAM: Optimizer.ValueType  # 2
+OPTIMIZER_MOMENTUM: Optimizer.ValueType  # 3
+OPTIMIZER_RMSPROP: Optimizer.ValueType  # 4
+OPTIMIZER_ADAGRAD: Optimizer.ValueType  # 5
+OPTIMIZER_ADAMW: Optimizer.ValueType  # 6
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
 
 class _Clip:
@@ -130,6 +152,8 @@ class _ClipEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Clip.ValueType],
     """Element by element."""
     CLIP_NORM: _Clip.ValueType  # 3
     """The whole gradient, by its L2 norm."""
+    CLIP_LAYER_NORM: _Clip.ValueType  # 4
+    """Each layer's part of it, and the head's, by its own L2 norm."""
 
 class Clip(_Clip, metaclass=_ClipEnumTypeWrapper): ...
 
@@ -139,6 +163,8 @@ CLIP_VALUE: Clip.ValueType  # 2
 """Element by element."""
 CLIP_NORM: Clip.ValueType  # 3
 """The whole gradient, by its L2 norm."""
+CLIP_LAYER_NORM: Clip.ValueType  # 4
+"""Each layer's part of it, and the head's, by its own L2 norm."""
 Global___Clip: _TypeAlias = Clip  # noqa: Y015
 
 @_typing.final
@@ -167,6 +193,10 @@ class ModelSpec(_message.Message):
     MAX_BATCH_STREAMS_FIELD_NUMBER: _builtins.int
     INPUT_NAMES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    WARMUP_UPDATES_FIELD_NUMBER: _builtins.int
+    DECAY_UPDATES_FIELD_NUMBER: _builtins.int
+    FINAL_LEARNING_RATE_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
     """Default: forecast."""
     input_size: _builtins.int
@@ -203,6 +233,14 @@ class ModelSpec(_message.Message):
     """Windows in one update, default 64."""
     seed: _builtins.int
     """Where the initial parameters come from, default 0."""
+    weight_decay: _builtins.float
+    """Default 0; 0.01 for adamw."""
+    warmup_updates: _builtins.int
+    """The learning rate grows from 0 over so many updates, default 0 ..."""
+    decay_updates: _builtins.int
+    """... and then falls along a half cosine over so many, default 0: it stays ..."""
+    final_learning_rate: _builtins.float
+    """... down to this, default 0."""
     @_builtins.property
     def target_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Forecast: which of the inputs are forecast, by index from 0. Default: all."""
@@ -234,13 +272,21 @@ class ModelSpec(_message.Message):
         max_batch_streams: _builtins.int | None = ...,
         input_names: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        warmup_updates: _builtins.int | None = ...,
+        decay_updates: _builtins.int | None = ...,
+        final_learning_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "clip_threshold", b"clip_threshold", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "output_size", b"output_size", "scaling", b"scaling", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "output_size", b"output_size", "scaling", b"scaling", "seed", b"seed", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "seed", b"seed", "target_columns", b"target_columns", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "seed", b"seed", "target_columns", b"target_columns", "task", b"task", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_threshold: _TypeAlias = _typing.Literal["clip_threshold"]  # noqa: Y015
     _WhichOneofArgType__clip_threshold: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__decay_updates: _TypeAlias = _typing.Literal["decay_updates"]  # noqa: Y015
+    _WhichOneofArgType__decay_updates: _TypeAlias = _typing.Literal["_decay_updates", b"_decay_updates"]  # noqa: Y015
+    _WhichOneofReturnType__final_learning_rate: _TypeAlias = _typing.Literal["final_learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__final_learning_rate: _TypeAlias = _typing.Literal["_final_learning_rate", b"_final_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__hidden_size: _TypeAlias = _typing.Literal["hidden_size"]  # noqa: Y015
     _WhichOneofArgType__hidden_size: _TypeAlias = _typing.Literal["_hidden_size", b"_hidden_size"]  # noqa: Y015
     _WhichOneofReturnType__horizon: _TypeAlias = _typing.Literal["horizon"]  # noqa: Y015
@@ -263,8 +309,16 @@ class ModelSpec(_message.Message):
     _WhichOneofArgType__scaling: _TypeAlias = _typing.Literal["_scaling", b"_scaling"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_updates: _TypeAlias = _typing.Literal["warmup_updates"]  # noqa: Y015
+    _WhichOneofArgType__warmup_updates: _TypeAlias = _typing.Literal["_warmup_updates", b"_warmup_updates"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_threshold) -> _WhichOneofReturnType__clip_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decay_updates) -> _WhichOneofReturnType__decay_updates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_learning_rate) -> _WhichOneofReturnType__final_learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hidden_size) -> _WhichOneofReturnType__hidden_size | None: ...
     @_typing.overload
@@ -287,6 +341,10 @@ class ModelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling) -> _WhichOneofReturnType__scaling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_updates) -> _WhichOneofReturnType__warmup_updates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
 
