@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 HORIZON_SHARE = 0.01  # of the norm; where less is left, a dependency is as good as forgotten
 
-EXACT_SIZE_MAX = 256  # of a matrix, for all its eigenvalues: 50 ms; 512 take a second
+EXACT_SIZE_MAX = 128  # of a matrix, for all its eigenvalues: 10 ms; 256 take 50, 512 a second
 KRYLOV_SIZE = 64  # Arnoldi steps above that: within 2 % on random matrices, 0.3 s at 2,048
 
 BLOCKS: dict[Cell, str] = {"rnn_tanh": "h", "rnn_relu": "h", "lstm": "ifgo", "gru": "rzn"}

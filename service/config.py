@@ -85,6 +85,10 @@ class ServerConfig:
     """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
     checkpoint_seconds: float = 10.0
     """What a killed server forgets is at most what was learned in this time."""
+    gradient_flow_updates: int = 1000
+    """Least updates of a model between two looks at how far its gradients reach back; 0: never.
+    A look costs as much as 30 to 60 updates, and is put off where it would take more than half a
+    percent of the time spent learning."""
     grace_seconds: float = 20.0
     """What a stop waits for clients that do not read their answers; Kubernetes kills after 30."""
     limits: Limits = field(default_factory=Limits)
@@ -99,6 +103,10 @@ class ServerConfig:
             value = getattr(self, name)
             if value < 1:
                 raise InvalidRequest.of(name, value, "at least 1")
+        if self.gradient_flow_updates < 0:
+            raise InvalidRequest.of(
+                "gradient_flow_updates", self.gradient_flow_updates, "0, for never, or more"
+            )
         for name in ("checkpoint_seconds", "grace_seconds"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):

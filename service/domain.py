@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt_core import ChunkResult, Figures, ModelSpec, UpdateReport
+from bptt_core import ChunkResult, Figures, GradientFlow, ModelSpec, UpdateReport
 from service.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
 from service.errors import InvalidRequest, ServiceError, shorten
 
@@ -166,6 +166,9 @@ class ModelSink(Protocol):
 
     def run(self, report: RunReport) -> None:
         """The trainer did something."""
+
+    def flow(self, flow: GradientFlow | None) -> None:
+        """How far gradients reach back now; None: it is not known yet."""
 
     def refused(self, reason: str) -> None:
         """A chunk was refused; `reason` is one of the errors' few words."""

@@ -36,6 +36,7 @@ from service.domain import (
 )
 from service.durability import Store
 from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from service.engine.flow import FlowWatch
 from service.engine.outbox import Ticket
 from service.engine.recovery import make_checkpoint
 from service.engine.run import Outcome, run
@@ -95,6 +96,7 @@ class Trainer:
         self._config = config
         self._limits = config.limits
         self._batcher = Batcher()
+        self._flow = FlowWatch(config.gradient_flow_updates)
         self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
         self._accepted_steps = 0  # accepted, but not in the snapshot
         self.listeners: set[Callable[[ServiceError], None]] = set()
@@ -257,7 +259,10 @@ class Trainer:
             if self._give_up_with is not None:
                 self._give_up(rounds, self._give_up_with)
                 continue
-            self._publish(rounds, await self._outcome(rounds))
+            outcome = await self._outcome(rounds)
+            self._publish(rounds, outcome)
+            if self._flow.is_due(outcome):
+                self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
 
     async def _outcome(self, rounds: list[Round]) -> Outcome:
         """What `run` gives: from a thread, or at once where a thread costs more than it saves."""

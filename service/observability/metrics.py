@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from bptt_core import Figures
+from bptt_core import Figures, GradientFlow
 from service.domain import Gauges, RunReport
 
 LOSS_BOUNDS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
@@ -63,6 +63,7 @@ class ModelMetrics:
     def __init__(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
         self.figures = figures
         self.gauges = gauges
+        self.gradient_flow: GradientFlow | None = None
         self.steps = self.updates = self.clipped = self.duplicates = 0
         self.skipped: dict[str, int] = {"not_finite": 0}
         self.rejected: dict[str, int] = {}
@@ -90,6 +91,10 @@ class ModelMetrics:
                 self.clipped_gradient_norm.observe(each.clipped_gradient_norm)
                 self.clipped += each.clipped
                 self.skipped["not_finite"] += each.skipped
+
+    def flow(self, flow: GradientFlow | None) -> None:
+        """See `ModelSink`."""
+        self.gradient_flow = flow
 
     def refused(self, reason: str) -> None:
         """See `ModelSink`."""
@@ -224,6 +229,7 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         for name, values in looked:
             gauge.add_metric([name], values[key])
         yield gauge
+    yield from _flow_families(models)
     for key, meaning in _COUNTERS.items():
         counter = CounterMetricFamily(f"bptt_{key}", meaning, labels=["model"])
         attribute = {"clipped_updates": "clipped", "duplicate_steps": "duplicates"}.get(key, key)
@@ -245,6 +251,32 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         "Chunks that were refused, by what was wrong",
         [(name, each.rejected) for name, each in models],
     )
+
+
+def _flow_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metric]:
+    ratio = GaugeMetricFamily(
+        "bptt_gradient_flow_ratio",
+        "Share of a gradient's norm that is left so many steps back",
+        labels=["model", "lag"],
+    )
+    horizon = GaugeMetricFamily(
+        "bptt_memory_horizon_steps",
+        "Largest lag at which more than 1 % of a gradient's norm is left; k2 means k2 or more",
+        labels=["model"],
+    )
+    radius = GaugeMetricFamily(
+        "bptt_recurrent_spectral_radius",
+        "Largest absolute eigenvalue of W, of a gated cell's candidate block",
+        labels=["model"],
+    )
+    for name, each in models:
+        flow = each.gradient_flow
+        if flow is not None:
+            for lag, left in flow.by_lag.items():
+                ratio.add_metric([name, str(lag)], left)
+            horizon.add_metric([name], flow.memory_horizon)
+            radius.add_metric([name], flow.spectral_radius)
+    yield from (ratio, horizon, radius)
 
 
 def _by_reason(
