@@ -43,9 +43,8 @@ async def test_a_setting_reaches_the_core(client: Client, name: str, setting: st
 
 async def test_bernoulli_predictions_are_probabilities(client: Client, name: str) -> None:
     spec: Any = {"task": "regression", "input_size": 1, "output_size": 1, "loss": "bernoulli"}
-    spec["learning_rate"] = 0.01
     await client.create_model(name, spec)
-    x = np.random.default_rng(0).normal(size=(400, 1)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1000, 1)).astype(np.float32)
     async with client.learn(name) as session:
         await session.send("a", x, (x > 0).astype(np.float32))
         answer = await anext(session)
