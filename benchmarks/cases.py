@@ -28,6 +28,8 @@ class Case:
     streams: int
     hidden_size: int
     k: int
+    vocabulary: int = 0
+    """0: INPUT_SIZE inputs and OUTPUT_SIZE targets; else token ids in, the next token out."""
     backend: str = "compiled"
     """Of the core."""
 

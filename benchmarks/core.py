@@ -98,6 +98,13 @@ def rivals_python() -> str:
     return str(python)
 
 
+def _print_row(sides: Sequence[Side], case: Case) -> None:
+    core, torch, jax = in_turns(sides, case)
+    shape = f"{case.cell:<9}{case.k:>4}{case.streams:>4}{case.hidden_size:>5}"
+    ratios = f"{torch / core:>6.1f}x {jax / core:>5.1f}x"
+    print(f"{shape}{core:>9.2f}{torch:>9.2f}{jax:>9.2f}  {ratios}", flush=True)
+
+
 def run_rivals(cells: Sequence[str] = CELLS, ks: Sequence[int] = (32, 128)) -> None:
     """The core against PyTorch and JAX."""
     rivals = rivals_python()
@@ -112,10 +119,10 @@ def run_rivals(cells: Sequence[str] = CELLS, ks: Sequence[int] = (32, 128)) -> N
         for cell in cells:
             for k in ks:
                 for B, H in SIZES:
-                    core, torch, jax = in_turns(sides, Case(cell, B, H, k))
-                    times = f"{core:>9.2f}{torch:>9.2f}{jax:>9.2f}"
-                    ratios = f"{torch / core:>6.1f}x {jax / core:>5.1f}x"
-                    print(f"{cell:<9}{k:>4}{B:>4}{H:>5}{times}  {ratios}", flush=True)
+                    _print_row(sides, Case(cell, B, H, k))
+        print("next token, vocabulary 256:")
+        for cell in cells:
+            _print_row(sides, Case(cell, 1, 256, 64, vocabulary=256))
     finally:
         for side in sides:
             side.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,15 @@ CALL_WINDOWS = 8  # windows a call of `feed`, as a client's chunk holds several
 
 def build(case: Case) -> Callable[[int], None]:
     """A learner that is fed windows."""
+    task: dict[str, Any] = {
+        "task": "regression",
+        "input_size": INPUT_SIZE,
+        "output_size": OUTPUT_SIZE,
+    }
+    if case.vocabulary:
+        task = {"task": "next_token", "vocabulary_size": case.vocabulary}
     spec = ModelSpec(
-        task="regression",
-        input_size=INPUT_SIZE,
-        output_size=OUTPUT_SIZE,
+        **task,
         cell=case.cell,  # type: ignore[arg-type]
         hidden_size=case.hidden_size,
         k1=case.k,
@@ -32,6 +38,15 @@ def build(case: Case) -> Callable[[int], None]:
     learner = Learner(spec, backend=case.backend)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
     shape = (CALL_WINDOWS * case.k, case.streams)
+    if case.vocabulary:
+        tokens = random.integers(0, case.vocabulary, shape)
+
+        def learn_tokens(windows: int) -> None:
+            while windows > 0:
+                learner.feed(tokens[: min(windows, CALL_WINDOWS) * case.k], predictions=False)
+                windows -= CALL_WINDOWS
+
+        return learn_tokens
     x = random.normal(size=(*shape, INPUT_SIZE)).astype(np.float32)
     y = random.normal(size=(*shape, OUTPUT_SIZE)).astype(np.float32)
 

@@ -48,24 +48,31 @@ def build(case: Case) -> Callable[[int], None]:
     step, gates, parts = CELLS[case.cell]
     H, key = case.hidden_size, jax.random.key(0)
     keys = jax.random.split(key, 5)
+    inputs, outputs = case.vocabulary or INPUT_SIZE, case.vocabulary or OUTPUT_SIZE
     p = {
-        "U": jax.random.normal(keys[0], (INPUT_SIZE, gates * H)) * H**-0.5,
+        "U": jax.random.normal(keys[0], (inputs, gates * H)) * H**-0.5,
         "W": jax.random.normal(keys[1], (H, gates * H)) * H**-0.5,
-        "V": jax.random.normal(keys[2], (H, OUTPUT_SIZE)) * H**-0.5,
+        "V": jax.random.normal(keys[2], (H, outputs)) * H**-0.5,
         "b": jnp.zeros(gates * H),
         "c": jnp.zeros(gates * H),
-        "d": jnp.zeros(OUTPUT_SIZE),
+        "d": jnp.zeros(outputs),
     }
     x = jax.random.normal(keys[3], (case.k, case.streams, INPUT_SIZE))
     y = jax.random.normal(keys[4], (case.k, case.streams, OUTPUT_SIZE))
+    tokens = jax.random.randint(keys[3], (case.k + 1, case.streams), 0, case.vocabulary or 1)
 
     def loss(p: Values, state: Any) -> Any:
         def one(state: Any, u: Any) -> Any:
             state = step(p, state, u)
             return state, state[0]
 
-        state, h = lax.scan(one, state, x @ p["U"] + p["b"])
-        error = h @ p["V"] + p["d"] - y
+        u = p["U"][tokens[:-1]] if case.vocabulary else x @ p["U"]
+        state, h = lax.scan(one, state, u + p["b"])
+        output = h @ p["V"] + p["d"]
+        if case.vocabulary:
+            log_p = nn.log_softmax(output)
+            return -jnp.take_along_axis(log_p, tokens[1:, :, None], axis=-1).mean(), state
+        error = output - y
         return 0.5 * jnp.square(error).sum() / (case.k * case.streams), state
 
     @jax.jit

@@ -14,18 +14,28 @@ def build(case: Case) -> Callable[[int], None]:
     """A model, its optimizer and its loop."""
     torch.manual_seed(0)
     cell = {"rnn_tanh": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
-    recurrent = cell(INPUT_SIZE, case.hidden_size)
-    head = torch.nn.Linear(case.hidden_size, OUTPUT_SIZE)
+    inputs, outputs = case.vocabulary or INPUT_SIZE, case.vocabulary or OUTPUT_SIZE
+    recurrent = cell(inputs, case.hidden_size)
+    head = torch.nn.Linear(case.hidden_size, outputs)
     parameters = [*recurrent.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE)
     x = torch.randn(case.k, case.streams, INPUT_SIZE)
     y = torch.randn(case.k, case.streams, OUTPUT_SIZE)
+    if case.vocabulary:
+        tokens = torch.randint(case.vocabulary, (case.k + 1, case.streams))
+        x = torch.nn.functional.one_hot(tokens[:-1], case.vocabulary).float()
+
+    def loss_of(output: Any) -> Any:
+        if case.vocabulary:
+            wanted = tokens[1:].flatten()
+            return torch.nn.functional.cross_entropy(output.flatten(0, 1), wanted)
+        return 0.5 * (output - y).square().sum() / (case.k * case.streams)
 
     def learn(windows: int) -> None:
         state: Any = None
         for _ in range(windows):
             output, state = recurrent(x, state)
-            loss = 0.5 * (head(output) - y).square().sum() / (case.k * case.streams)
+            loss = loss_of(head(output))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)

@@ -116,14 +116,15 @@ async def _stopping(
         yield
     finally:
         start = time.perf_counter()
-        log.info("stopping")
+        level = logging.INFO if rpc.address else logging.DEBUG  # it may never have listened
+        log.log(level, "stopping")
         registry.begin_stop()
         await rpc.not_serving()
         failures = await registry.stop(config.grace_seconds)
         left = config.grace_seconds - (time.perf_counter() - start)
         await learner.finish_calls(max(left, 0.0))
         await rpc.stop()
-        log.info("stopped after %.1f s", time.perf_counter() - start)
+        log.log(level, "stopped after %.1f s", time.perf_counter() - start)
     if failures:
         raise StorageFailed("; ".join(failure.message for failure in failures))
 

@@ -84,6 +84,10 @@ def sigmoid_in_place(a: Array) -> None:
         a[i] = half * a[i] + half
 
 
+# The products below index the matrix itself: eight views of its rows would cost as much as the work
+# at H = 64, since every view counts a reference.
+
+
 @inlined
 def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
     """Add v (n,) · matrix (n, m) to out (m,).
@@ -91,44 +95,38 @@ def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
     Eight rows at once: `out` is then read and written once for all of them.
     """
     n, m = matrix.shape
-    j = 0
-    while j + 8 <= n:
+    for block in range(n // 8):
+        j = 8 * block
         v0, v1, v2, v3 = v[j], v[j + 1], v[j + 2], v[j + 3]
         v4, v5, v6, v7 = v[j + 4], v[j + 5], v[j + 6], v[j + 7]
-        r0, r1, r2, r3 = matrix[j], matrix[j + 1], matrix[j + 2], matrix[j + 3]
-        r4, r5, r6, r7 = matrix[j + 4], matrix[j + 5], matrix[j + 6], matrix[j + 7]
         for i in range(m):
-            low = v0 * r0[i] + v1 * r1[i] + v2 * r2[i] + v3 * r3[i]
-            high = v4 * r4[i] + v5 * r5[i] + v6 * r6[i] + v7 * r7[i]
+            low = v0 * matrix[j, i] + v1 * matrix[j + 1, i]
+            low += v2 * matrix[j + 2, i] + v3 * matrix[j + 3, i]
+            high = v4 * matrix[j + 4, i] + v5 * matrix[j + 5, i]
+            high += v6 * matrix[j + 6, i] + v7 * matrix[j + 7, i]
             out[i] += low + high
-        j += 8
-    while j < n:
-        vj = v[j]
-        row = matrix[j]
+    for j in range(n - n % 8, n):
         for i in range(m):
-            out[i] += vj * row[i]
-        j += 1
+            out[i] += v[j] * matrix[j, i]
 
 
 @inlined
 def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
     """Add matrix (n, m) · v (m,) to out (n,), eight rows at once."""
     n, m = matrix.shape
-    i = 0
-    while i + 8 <= n:
-        r0, r1, r2, r3 = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
-        r4, r5, r6, r7 = matrix[i + 4], matrix[i + 5], matrix[i + 6], matrix[i + 7]
+    for block in range(n // 8):
+        i = 8 * block
         s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = out.dtype.type(0)
         for j in range(m):
             x = v[j]
-            s0 += r0[j] * x
-            s1 += r1[j] * x
-            s2 += r2[j] * x
-            s3 += r3[j] * x
-            s4 += r4[j] * x
-            s5 += r5[j] * x
-            s6 += r6[j] * x
-            s7 += r7[j] * x
+            s0 += matrix[i, j] * x
+            s1 += matrix[i + 1, j] * x
+            s2 += matrix[i + 2, j] * x
+            s3 += matrix[i + 3, j] * x
+            s4 += matrix[i + 4, j] * x
+            s5 += matrix[i + 5, j] * x
+            s6 += matrix[i + 6, j] * x
+            s7 += matrix[i + 7, j] * x
         out[i] += s0
         out[i + 1] += s1
         out[i + 2] += s2
@@ -137,14 +135,11 @@ def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
         out[i + 5] += s5
         out[i + 6] += s6
         out[i + 7] += s7
-        i += 8
-    while i < n:
-        row = matrix[i]
+    for i in range(n - n % 8, n):
         s = out.dtype.type(0)
         for j in range(m):
-            s += row[j] * v[j]
+            s += matrix[i, j] * v[j]
         out[i] += s
-        i += 1
 
 
 @inlined

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from service.cli.console import DEFAULT_ADDRESS, json_option, print_json, progress_output
+from service.cli.console import DEFAULT_ADDRESS, json_option, print_json
 
 EXAMPLE = """\b
 Example:
@@ -53,7 +53,6 @@ def serve(
 
     configure_logging()
     config = ServerConfig(address=address, metrics_address=metrics_address, data=data)
-    console = progress_output(quiet=as_json)
 
     def on_ready(server: Any) -> None:
         if as_json:
@@ -65,10 +64,6 @@ def serve(
                     "pid": os.getpid(),
                 }
             )
-        console.print(f"gRPC on {server.address}", soft_wrap=True)
-        console.print(f"metrics on http://{server.metrics_address}/metrics", soft_wrap=True)
-        kept = f"models are kept in {data}" if data else "nothing is kept when the server stops"
-        console.print(f"{kept}; Ctrl-C stops it", soft_wrap=True)
 
     async def until_stopped() -> None:
         stop = _end_of_input() if until_input_ends else None  # None: a signal stops it

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import BPTT, run
 
+LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+);")
 FREE = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
 
 
@@ -20,9 +21,10 @@ def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) 
     command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert re.match(r"gRPC on 127\.0\.0\.1:\d+\n", process.stderr.readline())
-        assert re.match(r"metrics on http://127\.0\.0\.1:\d+/metrics\n", process.stderr.readline())
-        assert "models are kept in" in process.stderr.readline()
+        line = process.stderr.readline()
+        assert LISTENING.search(line)
+        assert re.search(r"metrics on http://127\.0\.0\.1:\d+/metrics", line)
+        assert str(tmp_path / "d") in line
         process.send_signal(number)
         rest = process.stderr.read()
     assert process.returncode == 0
@@ -37,8 +39,10 @@ def test_models_are_there_again_after_a_clean_stop(tmp_path: Path) -> None:
         command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            address = process.stderr.readline().split()[-1]
-            process.stderr.readline()
+            listening = LISTENING.search(process.stderr.readline())
+            while listening is None:  # a model that was found again is told of first
+                listening = LISTENING.search(process.stderr.readline())
+            address = listening[1]
             done = run("learn", str(table), "--model", "m", "--address", address, "--json")
             assert done.status == 0, done.err
             ask = ("predict", "--model", "m", "--stream", "t", "--address", address, "--json")
