@@ -30,6 +30,10 @@ class Compiled:
         self._columns = kernel_sizes.columns(spec)
         self._work: kernel_sizes.Work | None = None
         self._streams = 0
+        self._reports = np.empty((0, REPORT_COLUMNS))
+        self._members = np.empty((0, 2), np.int64)
+        self._lists = np.empty((5, 0), np.int64)
+        self._done = np.zeros(2, np.int64)
         self._nobody_asks = np.empty((0, 0, spec.outputs), spec.dtype)
         # A prediction may run while the trainer does, and in several threads at once: each has
         # buffers of its own.
@@ -85,18 +89,22 @@ class Compiled:
         """As `windows.advance`."""
         B = len(lanes.rows)
         # Each lane takes part in at most one update every k1 steps, and one more at its end.
-        most = int((lanes.lengths // self._spec.k1 + 2).sum())
-        reports = np.empty((most, REPORT_COLUMNS))
-        members = np.empty((most, 2), np.int64)
-        done = np.zeros(2, np.int64)
-        lists = np.empty((5, B), np.int64)
+        most = B * (len(lanes.features) // self._spec.k1 + 2)
+        if most > len(self._reports):
+            self._reports = np.empty((2 * most, REPORT_COLUMNS))
+            self._members = np.empty((2 * most, 2), np.int64)
+        if self._lists.shape[1] < B:
+            self._lists = np.empty((5, 2 * B), np.int64)
+        reports, members, lists = self._reports, self._members, self._lists
+        done = self._done
+        done[:] = 0
         asked = self._nobody_asks if outputs is None else outputs
         with one_thread:
             windows.advance(
                 self._cell, self._sizes, model, streams, lanes, asked, self._room(B), lists,
                 reports, members, done,
             )  # fmt: skip
-        return Advanced(reports[: done[0]], members[: done[1]])
+        return Advanced(reports[: done[0]], members[: done[1]])  # good until the next call
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
         """As `Backend.forward`."""

@@ -347,7 +347,7 @@ def advance(
         lanes: the steps.
         outputs: (T, B, O), filled; (0, 0, O) where nobody asks.
         work: of the spec.
-        lists: (5, B) int64 scratch.
+        lists: (5, B) int64 scratch, or wider.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
         done: (2,) int64 zeros: how many rows of both were filled.
