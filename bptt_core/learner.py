@@ -214,7 +214,7 @@ class Learner:
     def figures(self) -> Figures:
         """How the model is doing."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
-        norm = float(np.sqrt(np.dot(self._model.parameters, self._model.parameters)))
+        norm = float(np.linalg.norm(self._model.parameters.astype(np.float64)))
         return Figures(
             steps=counters[STEPS],
             updates=counters[UPDATES],
