@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from service.rpc.servicers import LearnerService, ModelService
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ async def serve(
     Args:
         config: how it is set up.
         on_ready: called once requests are answered.
-        stop: set to stop the server. None: SIGTERM and Ctrl-C stop it; a second one kills it.
+        stop: set to stop the server. None: SIGTERM and Ctrl-C stop it; a second one ends the
+            process at once.
 
     Raises:
         AddressInUse: a port is taken.
@@ -67,7 +70,7 @@ async def serve(
         DataDamaged: a checkpoint cannot be read back.
     """
     metrics = Metrics()
-    async with contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))
         learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
         predict_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "predict"))
@@ -80,7 +83,7 @@ async def serve(
             metrics_address = endpoint.address
         await registry.recover()
         rpc = RpcServer(learner, ModelService(registry), metrics)
-        asked = stop if stop is not None else stack.enter_context(_signals())
+        asked = stop if stop is not None else last.enter_context(_signals())
         async with _stopping(config, registry, learner, rpc):
             await rpc.start(config.address)
             log.info(
@@ -131,18 +134,16 @@ async def _stopping(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and Ctrl-C set. The second of them does what it does by default."""
+    """An event that SIGTERM and Ctrl-C set. The second of them ends the process."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def restore() -> None:
+    def ask() -> None:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
-
-    def ask() -> None:
-        restore()
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        signal.signal(signal.SIGINT, _leave)
         asked.set()
 
     for number in _SIGNALS:
@@ -150,5 +151,15 @@ def _signals() -> Iterator[asyncio.Event]:
     try:
         yield asked
     finally:
-        if not asked.is_set():
-            restore()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+
+def _leave(*signal_and_frame: object) -> None:
+    """End the process as it stands, as SIGTERM does.
+
+    Not with an exception: threads that still learn would be waited for.
+    """
+    os.write(2, b"bptt: left at once; what came since the last checkpoint is not saved\n")
+    os._exit(INTERRUPTED)

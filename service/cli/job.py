@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +45,11 @@ class Job:
     console: Console = field(init=False)
 
     async def run(self) -> bool:
-        """Do it; True if Ctrl-C ended it."""
+        """Do it; True if Ctrl-C ended it.
+
+        Raises:
+            CancelledError: a second Ctrl-C did not let it wait for what was sent.
+        """
         self.console = progress_output(quiet=self.as_json)
         size = len(self.stream_id.encode())
         if not 1 <= size <= STREAM_ID_BYTES_MAX:
@@ -170,7 +174,7 @@ class Job:
                 on_progress=lambda position: display.update(report, position),
             )
             rows_of = partial(table.read, columns, rows)
-            with display, _interrupts(stop) as interrupted:
+            with display, _interrupts(stop, self._say) as interrupted:
                 try:
                     await feed.run(emitted(rows_of), stop)
                 except Exception as error:
@@ -255,8 +259,8 @@ def _percent(share: float) -> str:
 
 
 @contextmanager
-def _interrupts(stop: asyncio.Event) -> Iterator[list[bool]]:
-    """The first Ctrl-C sets `stop`, the second ends the program; the list says if there was one."""
+def _interrupts(stop: asyncio.Event, say: Callable[[str], None]) -> Iterator[list[bool]]:
+    """The first Ctrl-C sets `stop`, the second cancels; the list says if there was one."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -265,6 +269,8 @@ def _interrupts(stop: asyncio.Event) -> Iterator[list[bool]]:
     def interrupt() -> None:
         if seen:
             task.cancel()
+        else:
+            say("waiting until what was sent is learned; Ctrl-C again leaves at once")
         seen.append(True)
         stop.set()
 

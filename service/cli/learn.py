@@ -12,6 +12,7 @@ import click
 from service.cli.console import (
     address_option,
     json_option,
+    say_error,
 )
 from service.cli.job import INTERRUPTED, Job
 from service.client import ModelSpec
@@ -116,7 +117,12 @@ def learn(
     given = {name: value for name, value in settings.items() if value is not None}
     stream = stream if stream is not None else _stream_of(file)
     job = Job(file, model, stream, columns, targets, append or file == "-", address, as_json, given)
-    if asyncio.run(job.run()):
+    try:
+        interrupted = asyncio.run(job.run())
+    except asyncio.CancelledError:
+        say_error("left at once; some of what was sent may not be learned")
+        interrupted = True
+    if interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
 
 

@@ -146,10 +146,49 @@ def test_standard_input_is_learned_line_by_line_and_ctrl_c_is_clean(bptt: Bptt, 
     assert "Traceback" not in err
 
 
-def _wait_for_step(bptt: Bptt, model: str, step: int) -> None:
+SLOW = ("--hidden-size", "512", "--k1", "1", "--k2", "64")  # half a second a chunk
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("a\n" + "1\n2\n" * 5000)
+    serve = [*BPTT, "serve", "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*serve, "--json"], stdout=pipe, stderr=pipe, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = json.loads(server.stdout.readline())["address"]
+            learn = [*BPTT, "learn", str(path), "--model", "m", *SLOW, "--address", address]
+            with subprocess.Popen(learn, stdout=pipe, stderr=pipe, text=True) as client:
+                assert client.stderr is not None
+                while "made model" not in client.stderr.readline():
+                    pass
+                _wait_for_step(Bptt(Served(address, "", server)), "m", None, stream="long")
+                client.send_signal(signal.SIGINT)
+                assert "Ctrl-C again leaves" in client.stderr.readline()
+                client.send_signal(signal.SIGINT)
+                assert client.wait(timeout=10) == 130
+                left = client.stderr.read()
+            assert left.count("\n") == 1
+            assert "left at once" in left
+            assert server.stderr is not None
+            server.send_signal(signal.SIGINT)
+            while "stopping" not in server.stderr.readline():
+                pass
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=10) == 130
+            left = server.stderr.read()
+            assert left.count("\n") == 1
+            assert "left at once" in left
+        finally:
+            server.kill()
+
+
+def _wait_for_step(bptt: Bptt, model: str, step: int | None, stream: str = "stdin") -> None:
+    """Until the stream's next step is this one; None: until there is a stream."""
     for _ in range(200):
-        done = bptt("predict", "--model", model, "--stream", "stdin", "--json")
-        if done.status == 0 and done.document["next_step"] == step:
+        done = bptt("predict", "--model", model, "--stream", stream, "--json")
+        if done.status == 0 and step in (None, done.document["next_step"]):
             return
     pytest.fail(f"step {step} was not reached while the input was open: {done}")
 
