@@ -38,7 +38,7 @@ class Backend(Protocol):
         row: int,
         first: int,
         predictions: Array,
-        base: Array,
+        naive: Array,
         truth: Array,
     ) -> None:
         """As `scaling.score`."""
@@ -74,11 +74,11 @@ class Reference:
         row: int,
         first: int,
         predictions: Array,
-        base: Array,
+        naive: Array,
         truth: Array,
     ) -> None:
         """As `scaling.score`."""
-        scaling.score(self._spec, model, streams, row, first, predictions, base, truth)
+        scaling.score(self._spec, model, streams, row, first, predictions, naive, truth)
 
     def advance(
         self, model: Model, streams: Streams, lanes: Lanes, outputs: Array | None

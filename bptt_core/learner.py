@@ -154,12 +154,14 @@ class Learner:
         begins = arrays.counters[rows, SEQUENCE_STEP].tolist()
         reports, members = self._backend.advance(model, arrays, lanes, outputs)
         made: list[Array | None] = [None] * B
-        if outputs is not None:
+        if outputs is None:
+            arrays.forecasts[rows] = np.nan  # what was not forecast is not scored
+        else:
             for lane, (x, y, steps) in enumerate(zip(xs, ys, prepared, strict=True)):
                 mine = finish(spec, outputs[: len(x), lane], steps.base, steps.unit)
                 truth = x if y is None else y
                 row, first = int(rows[lane]), begins[lane]
-                self._backend.score(model, arrays, row, first, mine, steps.base, truth)
+                self._backend.score(model, arrays, row, first, mine, steps.naive, truth)
                 made[lane] = mine
         return made, tuple(map(_report, reports.tolist())), members.tolist()
 

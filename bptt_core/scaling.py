@@ -35,9 +35,11 @@ class Prepared(NamedTuple):
     """(T, target_width): those that are complete with this step (for a forecast, of the step
     `horizon` before); NaN where none."""
     base: Array
-    """(T, O) float64: what a prediction made at this step starts from; the naive forecast."""
+    """(T, O) float64: what a prediction made at this step starts from."""
     unit: Array
     """(T, O) float64."""
+    naive: Array
+    """(T, O) float64: the naive forecast, the last value or the mean of the targets so far."""
 
 
 def welford(count: float, mean: Array, m2: Array, x: Array) -> None:
@@ -75,11 +77,11 @@ def prepare(
     T, O = len(x), spec.outputs
     if spec.task == "next_token":  # each token is the target of the one before
         tokens = x.astype(spec.dtype)
-        return Prepared(tokens, tokens, np.zeros((T, 0)), np.ones((T, 0)))
+        return Prepared(tokens, tokens, np.zeros((T, 0)), np.ones((T, 0)), np.zeros((T, 0)))
     assert y is not None
     features = np.empty((T, spec.features), spec.dtype)
     targets = np.empty((T, spec.target_width), spec.dtype)
-    base, unit = np.zeros((T, O)), np.ones((T, O))
+    base, unit, naive = np.zeros((T, O)), np.ones((T, O)), np.zeros((T, O))
     scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
     for t in range(T):
         features[t] = x[t]
@@ -89,15 +91,19 @@ def prepare(
             welford(model.input_count[0], model.input_mean, model.input_m2, x[t])
             spread = deviation(model.input_count[0], model.input_m2)
             features[t] = (x[t] - model.input_mean) / spread
+        if spec.task != "regression":
+            continue
+        naive[t] = model.target_mean[0]
         if scale_targets:
             base[t] = model.target_mean[0]
             unit[t] = deviation(model.target_count[0], model.target_m2[0])
-            if not np.isnan(y[t]).any():
-                model.target_count[0] += 1
-                welford(model.target_count[0], model.target_mean[0], model.target_m2[0], y[t])
+        if not np.isnan(y[t]).any():
+            model.target_count[0] += 1
+            welford(model.target_count[0], model.target_mean[0], model.target_m2[0], y[t])
+        if scale_targets:
             spread = deviation(model.target_count[0], model.target_m2[0])
             targets[t] = (y[t] - model.target_mean[0]) / spread
-    return Prepared(features, targets, base, unit)
+    return Prepared(features, targets, base, unit, naive)
 
 
 def _prepare_forecast(
@@ -139,7 +145,8 @@ def _prepare_forecast(
         base[t], unit[t] = x[t, columns], spread[:, columns]
         recent[m % h] = x[t]
     O = spec.outputs
-    return Prepared(features, targets.reshape(T, O), base.reshape(T, O), unit.reshape(T, O))
+    last = base.reshape(T, O)
+    return Prepared(features, targets.reshape(T, O), last, unit.reshape(T, O), last)
 
 
 def score(
@@ -149,7 +156,7 @@ def score(
     row: int,
     first: int,
     predictions: Array,
-    base: Array,
+    naive: Array,
     truth: Array,
 ) -> None:
     """Add the errors of predictions whose truth has come to the fading figures of merit.
@@ -161,14 +168,15 @@ def score(
         row: the stream's row.
         first: steps in the stream's sequence before these.
         predictions: (T, O) in the user's units, made at these steps.
-        base: (T, O) the naive forecast at these steps.
+        naive: (T, O) the naive forecast at these steps.
         truth: (T, D) inputs for a forecast, (T, O) targets for regression.
     """
     if spec.loss == "cross_entropy":
         return
     if spec.task == "regression":
         for t in range(len(truth)):
-            _fade(model, slice(None), np.abs(truth[t] - predictions[t]), np.abs(truth[t] - base[t]))
+            error = np.abs(truth[t] - predictions[t])
+            _fade(model, slice(None), error, np.abs(truth[t] - naive[t]))
         return
     columns, h, O = forecast_columns(spec), spec.horizon, spec.outputs
     n = columns.size
@@ -181,7 +189,7 @@ def score(
             outputs = slice((j - 1) * n, j * n)
             _fade(model, outputs, np.abs(now - earlier[outputs]), np.abs(now - earlier[O:]))
         held[m % h, :O] = predictions[t]
-        held[m % h, O:] = base[t, :n]
+        held[m % h, O:] = naive[t, :n]
 
 
 def _fade(model: Model, outputs: slice, error: Array, naive_error: Array) -> None:

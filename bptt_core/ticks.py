@@ -39,7 +39,8 @@ class UpdateReport:
     loss: float
     """Of the new steps, before the update."""
     baseline_loss: float
-    """The same loss of the naive forecast."""
+    """The same loss of an output of 0: for a forecast, and wherever targets are scaled, that is the
+    naive forecast."""
     gradient_norm: float
     """L2 norm before clipping."""
     clipped_gradient_norm: float

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt_core import ChunkResult, Figures, GradientFlow, ModelSpec, UpdateReport
+from bptt_core import ChunkResult, Figures, GradientFlow, ModelSpec, params, UpdateReport
 from service.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
 from service.errors import InvalidRequest, ServiceError, shorten
 
@@ -77,22 +77,12 @@ class ModelDefinition:
         Raises:
             InvalidRequest: it has more parameters than the limit.
         """
-        count = parameter_count(self.spec)
+        count = params.count(self.spec)
         if count > limits.parameters:
             spec = self.spec
             value = f"{spec.hidden_size} with {spec.layers} layers, {count} parameters"
             bound = f"small enough for at most {limits.parameters} parameters, the server's limit"
             raise InvalidRequest.of("spec.hidden_size", value, bound)
-
-
-def parameter_count(spec: ModelSpec) -> int:
-    """About how many parameters a network of this spec has: its weights and one bias a unit."""
-    hidden, features = spec.hidden_size, spec.features
-    layers = sum(
-        spec.gates * hidden * ((features if layer == 0 else hidden) + hidden + 1)
-        for layer in range(spec.layers)
-    )
-    return layers + spec.outputs * (hidden + 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

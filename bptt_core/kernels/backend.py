@@ -50,6 +50,7 @@ class Compiled:
         features = np.empty((T, spec.features), spec.dtype)
         targets = np.empty((T, spec.target_width), spec.dtype)
         base, unit = np.empty((2, T, spec.outputs))
+        naive = base
         if spec.task == "forecast":
             begin = int(streams.counters[row, SEQUENCE_STEP])
             scaling.prepare_forecast(
@@ -60,10 +61,12 @@ class Compiled:
             assert y is not None
             y = np.ascontiguousarray(y)
             scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
+            naive = np.zeros((T, spec.outputs))
             scaling.prepare_steps(
-                spec.scaling, scale_targets, model, x, y, features, targets, base, unit
-            )
-        return Prepared(features, targets, base, unit)
+                spec.scaling, scale_targets, spec.task == "regression", model, x, y,
+                features, targets, base, unit, naive,
+            )  # fmt: skip
+        return Prepared(features, targets, base, unit, naive)
 
     def score(
         self,
@@ -72,16 +75,16 @@ class Compiled:
         row: int,
         first: int,
         predictions: Array,
-        base: Array,
+        naive: Array,
         truth: Array,
     ) -> None:
         """As `scaling.score`."""
         truth = np.ascontiguousarray(truth)
         if self._spec.task == "forecast":
             held = streams.forecasts[row]
-            scaling.score_forecast(self._columns, model, held, first, predictions, base, truth)
+            scaling.score_forecast(self._columns, model, held, first, predictions, naive, truth)
         elif self._spec.task == "regression":
-            scaling.score_regression(model, predictions, base, truth)
+            scaling.score_regression(model, predictions, naive, truth)
 
     def advance(
         self, model: Model, streams: Streams, lanes: Lanes, outputs: Array | None

@@ -36,6 +36,7 @@ def deviation(count: float, m2: float) -> float:
 def prepare_steps(
     scaled: bool,
     scale_targets: bool,
+    average_targets: bool,
     model: Model,
     x: Array,
     y: Array,
@@ -43,6 +44,7 @@ def prepare_steps(
     targets: Array,
     base: Array,
     unit: Array,
+    naive: Array,
 ) -> None:
     """Regression and classification; arrays as in `bptt_core.scaling.Prepared`, filled."""
     D, width = x.shape[1], y.shape[1]
@@ -60,16 +62,20 @@ def prepare_steps(
             for i in range(D):
                 spread = deviation(count, model.input_m2[i])
                 features[t, i] = (x[t, i] - model.input_mean[i]) / spread
-        if scale_targets:
-            mean, m2 = model.target_mean[0], model.target_m2[0]
-            missing = False
-            for i in range(width):
+        if not average_targets:
+            continue
+        mean, m2 = model.target_mean[0], model.target_m2[0]
+        missing = False
+        for i in range(width):
+            naive[t, i] = mean[i]
+            if scale_targets:
                 base[t, i] = mean[i]
                 unit[t, i] = deviation(model.target_count[0], m2[i])
-                missing = missing or math.isnan(y[t, i])
-            if not missing:
-                model.target_count[0] += 1
-                welford(model.target_count[0], mean, m2, y[t])
+            missing = missing or math.isnan(y[t, i])
+        if not missing:
+            model.target_count[0] += 1
+            welford(model.target_count[0], mean, m2, y[t])
+        if scale_targets:
             for i in range(width):
                 spread = deviation(model.target_count[0], m2[i])
                 targets[t, i] = (y[t, i] - mean[i]) / spread
@@ -151,7 +157,7 @@ def fade(model: Model, at: int, error: float, naive_error: float) -> None:
 
 
 @compiled
-def score_regression(model: Model, predictions: Array, base: Array, truth: Array) -> None:
+def score_regression(model: Model, predictions: Array, naive: Array, truth: Array) -> None:
     """Errors of predictions (T, O) against targets (T, O) and the naive forecast (T, O)."""
     T, O = predictions.shape
     for t in range(T):
@@ -160,7 +166,7 @@ def score_regression(model: Model, predictions: Array, base: Array, truth: Array
             finite = finite and is_finite(truth[t, i] - predictions[t, i])
         if finite:
             for i in range(O):
-                fade(model, i, abs(truth[t, i] - predictions[t, i]), abs(truth[t, i] - base[t, i]))
+                fade(model, i, abs(truth[t, i] - predictions[t, i]), abs(truth[t, i] - naive[t, i]))
 
 
 @compiled
@@ -170,7 +176,7 @@ def score_forecast(
     held: Array,
     begin: int,
     predictions: Array,
-    base: Array,
+    naive: Array,
     x: Array,
 ) -> None:
     """Errors of earlier forecasts whose truth has come; `held` (h, O + n) keeps the newest."""
@@ -189,4 +195,4 @@ def score_forecast(
         for i in range(O):
             held[m % h, i] = predictions[t, i]
         for k in range(n):
-            held[m % h, O + k] = base[t, k]
+            held[m % h, O + k] = naive[t, k]

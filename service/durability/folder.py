@@ -167,11 +167,15 @@ def _header(data: bytes) -> dict[str, Any]:
 def _replace(path: Path, data: bytes) -> None:
     """Put `data` in the place of a file, so that a crash leaves either the old or the new one."""
     aside = path.with_name(path.name + _ASIDE)
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # or a full disk would fill with what could not be written
+        raise
     _sync(path.parent)
 
 

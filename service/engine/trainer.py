@@ -107,7 +107,7 @@ class Trainer:
         self._give_up_with: ServiceError | None = None  # why what is queued is not learned
         self._failed = False
         self._ending = False
-        self._saved_ticks = ticks
+        self._tried_ticks = ticks  # when a checkpoint was last written, or failed to be
         self._unsaved = False
         self._save_due = False
         self._save_timer: asyncio.TimerHandle | None = None
@@ -244,7 +244,6 @@ class Trainer:
     # ------------------------------------------------------------------ the work
 
     async def _work(self) -> None:
-        limits = self._limits
         while True:
             if self._save_due:
                 await self._save_and_go_on()
@@ -254,13 +253,17 @@ class Trainer:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            rounds = self._batcher.take(limits.run_chunks, limits.run_steps)
+            rounds = self._batcher.take(self._limits.run_chunks, self._limits.run_steps)
             self._wake_waiters()
             if self._give_up_with is not None:
                 self._give_up(rounds, self._give_up_with)
                 continue
-            outcome = await self._outcome(rounds)
-            self._publish(rounds, outcome)
+            try:
+                outcome = await self._outcome(rounds)
+                self._publish(rounds, outcome)
+            except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
+                self._fail(rounds, error)
+                continue
             if self._flow.is_due(outcome):
                 self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
 
@@ -287,7 +290,7 @@ class Trainer:
     def _publish(self, rounds: list[Round], outcome: Outcome) -> None:
         """On the loop, in one go: the snapshot, then the answers that tell of it."""
         if outcome.snapshot is None or outcome.report is None:
-            self._fail(rounds, outcome)
+            self._fail(rounds, outcome.failure)
             return
         self.snapshot = outcome.snapshot
         self.figures = outcome.report.figures
@@ -331,10 +334,10 @@ class Trainer:
             del self._accepted[stream_id]  # from here on its view says where it is
         self._accepted_steps -= steps
 
-    def _fail(self, rounds: list[Round], outcome: Outcome) -> None:
-        """The learner broke: stop learning, go on predicting from the last whole snapshot."""
+    def _fail(self, rounds: list[Round], failure: Exception | None) -> None:
+        """Something broke: stop learning, go on predicting from the last whole snapshot."""
         model_id = self.definition.model_id
-        log.error("model %s stopped learning", model_id, exc_info=outcome.failure)
+        log.error("model %s stopped learning", model_id, exc_info=failure)
         error = ModelFailed(
             f"model {model_id} stopped learning after an internal error; "
             "a restart of the server goes back to its last checkpoint"
@@ -347,7 +350,8 @@ class Trainer:
     def _give_up(self, rounds: list[Round], error: ServiceError) -> None:
         given_up = Outcome()
         for each in rounds:
-            given_up.answers += [(queued, error) for queued in each.chunks + each.duplicates]
+            waiting = [q for q in each.chunks + each.duplicates if q.ticket.answer is None]
+            given_up.answers += [(queued, error) for queued in waiting]
             given_up.commands += [(command, error) for command in each.commands]
         self._answer(given_up)
 
@@ -357,7 +361,7 @@ class Trainer:
         """A checkpoint is due after so many ticks, or so many seconds after the first of them."""
         if self._store is None or not self._unsaved or self._ending:
             return
-        if self.ticks - self._saved_ticks >= self._config.checkpoint_ticks:
+        if self.ticks - self._tried_ticks >= self._config.checkpoint_ticks:
             self._save_due = True
         elif self._save_timer is None:
             loop = asyncio.get_running_loop()
@@ -374,7 +378,10 @@ class Trainer:
             await self._save()
         except ServiceError as error:
             log.error("model %s not saved: %s", self.definition.model_id, error.message)
+        except Exception:
+            log.exception("model %s not saved", self.definition.model_id)
         finally:
+            self._tried_ticks = self.ticks
             self._save_due = False
             if self._save_timer is not None:
                 self._save_timer.cancel()
@@ -386,7 +393,6 @@ class Trainer:
             return
         start = time.perf_counter()
         await self._in_thread(self._write_checkpoint, self._store)
-        self._saved_ticks = self.ticks
         self._unsaved = False
         self.sink.saved(time.perf_counter() - start)
 

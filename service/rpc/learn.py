@@ -25,7 +25,8 @@ from service.rpc import convert
 
 Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
 
-_VALUE_BYTES = 4
+_VALUE_BYTES = 8  # of a prediction, until it is sent
+_REPORT_BYTES = 256  # of an update's report, likewise
 
 
 class LearnCall:
@@ -116,7 +117,8 @@ class LearnCall:
         except ServiceError as error:
             self._refuse(message, error, self._outbox.ticket(0))
             return
-        weight = len(incoming.inputs) * self._definition.spec.outputs * _VALUE_BYTES
+        spec, steps = self._definition.spec, len(incoming.inputs)
+        weight = steps * spec.outputs * _VALUE_BYTES + (steps // spec.k1 + 1) * _REPORT_BYTES
         ticket = self._outbox.ticket(weight)
         try:
             trainer.accept(incoming, ticket)

@@ -97,7 +97,6 @@ def test_the_longest_curve_is_all_numbers() -> None:
 
 
 def test_a_picture_is_written_as_png_and_svg(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     png, svg = tmp_path / "a.png", tmp_path / "b.SVG"
     assert str(png) in run("gradients", "--output", str(png)).out
     assert png.read_bytes().startswith(PNG_MAGIC)

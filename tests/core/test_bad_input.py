@@ -75,6 +75,9 @@ def test_spec_survives_json() -> None:
         ModelSpec.from_dict({"input_size": 3, "colour": "red"})
 
 
+BERNOULLI = ModelSpec(
+    task="regression", input_size=2, output_size=3, hidden_size=4, loss="bernoulli"
+)
 X = np.ones((4, 2))
 TOKENS = ModelSpec(task="next_token", vocabulary_size=5, hidden_size=4)
 
@@ -94,6 +97,7 @@ TOKENS = ModelSpec(task="next_token", vocabulary_size=5, hidden_size=4)
         (TOKENS, np.array([-1]), None, InvalidArgument, "inputs[0]"),
         (TOKENS, np.array([1.0]), None, DtypeError, "inputs"),
         (TOKENS, np.array([[1]]), None, ShapeError, "inputs"),
+        (BERNOULLI, X, np.full((4, 3), 1.5), InvalidArgument, "targets[0][0]"),
         (REGRESSION, X, np.full((4, 3), np.nan), NonFiniteError, "targets[0][0]"),
         (FORECAST, X, X, InvalidArgument, "targets"),
         (REGRESSION, X, None, InvalidArgument, "targets"),

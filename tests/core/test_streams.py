@@ -67,6 +67,36 @@ def test_a_deleted_stream_leaves_nothing_to_its_successor() -> None:
     np.testing.assert_array_equal(view.last_input, x[0, 0])
 
 
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_steps_that_were_not_forecast_are_not_scored(backend: Any) -> None:
+    learner = Learner(replace(SPEC, input_size=1), backend=backend)
+    x = 1000 + random_steps(learner.spec, 60, 1)[0]
+    learner.feed(x[:50], predictions=False)
+    assert np.isnan(learner.figures.skill_ratio)
+    learner.feed(x[50:])
+    assert 0 < learner._model.naive_error.max() < 0.1  # steps of about 1, a thousandth of each
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize(("loss", "scaling"), [("bernoulli", True), ("squared_error", False)])
+def test_the_rival_of_a_regression_is_the_mean(loss: Any, scaling: bool, backend: Any) -> None:
+    spec = ModelSpec(
+        task="regression",
+        input_size=1,
+        output_size=1,
+        hidden_size=4,
+        loss=loss,
+        scaling=scaling,
+        learning_rate=1e-6,  # it learns nothing: what is looked at is its rival
+    )
+    learner = Learner(spec, backend=backend)
+    random = np.random.default_rng(0)
+    y = (random.random((3000, 1, 1)) < 0.9).astype(float)
+    learner.feed(random.normal(size=(3000, 1, 1)), y)
+    mean_error = learner._model.naive_error[0] / (1 - 0.999**3000)
+    assert abs(mean_error - 2 * 0.9 * 0.1) < 0.03
+
+
 def test_an_idle_stream_is_small() -> None:
     spec = ModelSpec(input_size=8, hidden_size=64, k2=32)
     learner = Learner(spec, backend="reference")

@@ -20,7 +20,7 @@ from service.engine.outbox import Outbox
 from service.engine.recovery import recover
 from service.engine.registry import page
 from service.engine.trainer import Trainer
-from service.errors import InvalidRequest, ServerStopping, StorageFailed
+from service.errors import InvalidRequest, ModelFailed, ServerStopping, StorageFailed
 from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
@@ -196,6 +196,41 @@ async def test_a_write_that_fails_is_tried_again_and_learning_goes_on(
             await trainer.stop(refusal=ServerStopping(), save=True)
         assert "no space left" in caplog.text
         assert recover(store, "m").ticks == 2
+
+
+async def test_a_full_disk_is_tried_again_at_the_next_checkpoint_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as store:
+        store.failures = 100
+        async with training(store, checkpoint_ticks=5, checkpoint_seconds=1000.0) as trainer:
+            outbox = Outbox(100, 1000)
+            for _ in range(20):
+                give(trainer, outbox, "s", inputs(4))
+                await answers(outbox, 1)
+            store.failures = 0
+            await trainer.stop(refusal=ServerStopping(), save=True)
+        tries = [store.saved.get_nowait() for _ in range(store.saved.qsize())]
+        assert tries[-1] == 20
+        assert 3 <= tries.count(-1) <= 4  # one every 5 ticks; the last may give way to the stop
+
+
+async def test_what_breaks_on_the_way_out_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with training() as trainer:
+
+        def broken(report: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(trainer.sink, "run", broken)
+        outbox = Outbox(100, 1000)
+        give(trainer, outbox, "s", inputs(4))
+        give(trainer, outbox, "s", inputs(4))
+        assert len(await answers(outbox, 2)) == 2
+        with pytest.raises(ModelFailed):
+            give(trainer, outbox, "s", inputs(4))
+        await trainer.stop(refusal=ServerStopping(), save=True)
 
 
 async def test_a_last_write_that_fails_is_told(tmp_path: Path) -> None:
