@@ -15,7 +15,14 @@ from service.domain import ModelDefinition, ReportSink
 from service.durability import Store
 from service.engine.recovery import make_checkpoint, recover
 from service.engine.trainer import Trainer
-from service.errors import LimitReached, ModelExists, ServerStopping, ServiceError, UnknownModel
+from service.errors import (
+    LimitReached,
+    ModelExists,
+    ServerStopping,
+    ServiceError,
+    StorageFailed,
+    UnknownModel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +95,7 @@ class Registry:
         model_id = definition.model_id
         if model_id in self._deleting:
             await asyncio.wait([self._deleting[model_id]])
+            self.check_running()
         if model_id in self._models or model_id in self.making:
             raise ModelExists.of(model_id)
         if len(self._models) + len(self.making) >= self._config.limits.models:
@@ -214,16 +222,17 @@ class Registry:
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks)
-        stops = [
-            trainer.stop(refusal=ServerStopping(), save=True, grace=grace)
-            for trainer in self._models.values()
-        ]
+        trainers = list(self._models.values())
+        stops = [each.stop(refusal=ServerStopping(), save=True, grace=grace) for each in trainers]
         results = await asyncio.gather(*stops, return_exceptions=True)
         failures = []
-        for trainer, result in zip(self._models.values(), results, strict=True):
+        for trainer, result in zip(trainers, results, strict=True):
             if isinstance(result, ServiceError):
                 log.error("model %s not saved: %s", trainer.definition.model_id, result.message)
                 failures.append(result)
+            elif isinstance(result, Exception):
+                log.error("model %s not saved", trainer.definition.model_id, exc_info=result)
+                failures.append(StorageFailed(f"model {trainer.definition.model_id} not saved"))
             elif isinstance(result, BaseException):
                 raise result
         return failures
