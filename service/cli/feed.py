@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from service.cli.csvfile import Batch, InputError
 from service.cli.report import Report
 from service.client import Learned, LearnSession, Refused
-from service.errors import ServiceError
+from service.errors import ServerStopping, ServiceError
 
 
 @dataclass(slots=True)
@@ -90,6 +90,8 @@ class Feed:
         async for answer in self.session:
             batch = pending.popleft()
             if isinstance(answer, Refused):
+                if answer.error.message == ServerStopping().message:
+                    raise ServerStopping
                 lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
                 answer.error.args = (f"{lines}: {answer.error}",)
                 raise answer.error

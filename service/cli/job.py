@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from service.cli.feed import Feed
 from service.cli.pump import emitted, in_thread
 from service.cli.report import Display, Report
 from service.cli.score import ForecastScore, RegressionScore
-from service.client import Client, Model
+from service.client import Client, Model, ServerUnreachable
 from service.errors import NotFound, ServerStopping
 
 INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
@@ -162,7 +162,7 @@ class Job:
         report = Report(_score(model))
         display = Display(self.console, total=table.size, as_json=self.as_json)
         stop = asyncio.Event()
-        async with client.learn(self.model_id) as session:
+        async with self._told_if_it_stops(), client.learn(self.model_id) as session:
             feed = Feed(
                 session,
                 self.stream_id,
@@ -180,11 +180,21 @@ class Job:
                 except Exception as error:
                     self._finish(report, feed, event="failed")
                     raise error
-        event = "interrupted" if interrupted else "done"
-        self._finish(report, feed, event)
-        if session.server_stopping and not interrupted:
-            raise ServerStopping
+            stopped = session.server_stopping and not interrupted
+            event = "failed" if stopped else "interrupted" if interrupted else "done"
+            self._finish(report, feed, event)
+            if stopped:
+                raise ServerStopping
         return bool(interrupted)
+
+    @asynccontextmanager
+    async def _told_if_it_stops(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (ServerStopping, ServerUnreachable):
+            # Standard input cannot be read again from where the stream ended.
+            advice = "" if self.append else "; run the same command again to go on"
+            raise ServerUnreachable(f"the server at {self.address} stopped{advice}") from None
 
     async def _next_step(self, client: Client) -> int:
         try:
@@ -214,6 +224,8 @@ class Job:
         if event == "interrupted":
             self._say("interrupted: what was sent is learned")
         if not report.steps:
+            if event == "failed":  # the error that follows says it all
+                return
             self._say(f"nothing new for stream {self.stream_id} of model {self.model_id}")
             return
         steps = _count(summary.steps, "step")

@@ -18,6 +18,7 @@ from service.errors import from_status, ServiceError, Unavailable, Violation
 
 _DESCRIPTION = re.compile(r"is (?P<value>.*), but must be (?P<bound>.*)", re.DOTALL)
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_BROKEN = "Internal error from Core"  # gRPC's words where a call ended while it was written to
 _STATUS_KEY = "grpc-status-details-bin"
 
 
@@ -37,6 +38,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
     code = error.code().name
     text = error.details() or code
     status = _status(error)
+    if status is None and code == "INTERNAL" and _BROKEN in text:
+        return ServerUnreachable(f"the server at {address} stopped")
     if status is None and code == "UNAVAILABLE" and "stopping" not in text:
         return ServerUnreachable(f"no server answers at {address} ({text})")
     if status is None and code == "CANCELLED":  # not by us: then it is a CancelledError
@@ -44,6 +47,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
     if status is None and code == "DEADLINE_EXCEEDED":
         return ServerUnreachable(f"the server at {address} did not answer in time")
     return from_status(code, text, _violations(status))
+
+
+def from_broken_call(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
+    """The same for a call that was open, where gRPC has many words for a server that stopped."""
+    found = from_rpc_error(error, address)
+    if isinstance(found, ServerUnreachable):
+        return ServerUnreachable(f"the server at {address} stopped")
+    return found
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

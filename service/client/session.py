@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client import convert
-from service.client.errors import from_rpc_error, ServerUnreachable
+from service.client.errors import from_broken_call, from_rpc_error, ServerUnreachable
 from service.client.types import Answer, Float32Array, Model, Refused
 from service.errors import ServerStopping, ServiceError
 
@@ -187,7 +187,7 @@ class LearnSession:
             else:
                 self._error = await self._ending()
         except grpc.aio.AioRpcError as error:
-            self._error = from_rpc_error(error, self._address)
+            self._error = from_broken_call(error, self._address)
         except Exception as error:  # noqa: BLE001 - those who wait must hear of it, whatever it is
             self._error = error
         self._ended = True
@@ -216,14 +216,15 @@ class LearnSession:
         """Why the call has ended before it was closed."""
         code = await self._call.code()
         if code is grpc.StatusCode.OK:
-            return ServerUnreachable(f"the server at {self._address} ended the call")
+            return ServerUnreachable(f"the server at {self._address} stopped")
         error = grpc.aio.AioRpcError(
             code,
             await self._call.initial_metadata(),
             await self._call.trailing_metadata(),
             details=await self._call.details(),
         )
-        return from_rpc_error(error, self._address)
+        opened = self._receiver is not None
+        return (from_broken_call if opened else from_rpc_error)(error, self._address)
 
     async def _finish(self) -> None:
         """Close and wait for the last answer; raise what nobody has read and should have."""

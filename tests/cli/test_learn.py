@@ -207,8 +207,31 @@ def test_a_server_that_stops_is_one_line(served: Served) -> None:
         status = process.wait(timeout=60)
         _, err = process.communicate()
     assert status == 1
-    assert "stopping" in err
-    assert "Traceback" not in err
+    assert err.splitlines()[-1] == f"bptt: the server at {served.address} stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_stops_amid_a_file_is_one_line(
+    served: Served, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("a\n" + "1\n2\n" * 100_000)
+    command = [*BPTT, "learn", str(path), "--model", "m", "--address", served.address]
+    with subprocess.Popen(
+        [*command, "--hidden-size", "128"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _wait_for_step(Bptt(served), "m", None, stream="long")
+        served.process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        served.process.wait()
+        served.process.returncode = 0  # as meant: the fixture takes any other end for a failure
+    assert process.returncode == 1
+    advice = "stopped; run the same command again to go on"
+    assert err.splitlines()[1:] == [f"bptt: the server at {served.address} {advice}"]
 
 
 def test_a_bar_is_shown_in_a_terminal(bptt: Bptt, waves: str, name: str) -> None:
