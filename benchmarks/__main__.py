@@ -1,4 +1,7 @@
-"""All benchmarks, or those that are named:  python -m benchmarks [core] [limits] [rivals] [service]."""
+"""All benchmarks, or those that are named.
+
+Run as `python -m benchmarks [core] [limits] [rivals] [service]`.
+"""
 
 from __future__ import annotations
 
