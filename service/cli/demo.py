@@ -19,6 +19,7 @@ from rich.text import Text
 
 from service.cli.child import ChildFailed, ServerChild
 from service.cli.console import json_option, number, output, print_json, progress_output
+from service.cli.create import create_model
 from service.cli.csvfile import Batch, CsvTable
 from service.cli.feed import Feed
 from service.cli.report import Display, Report, Summary
@@ -81,8 +82,7 @@ class _Demo:
         self._out.print(f"server: gRPC {child.address}, http://{child.metrics_address}/metrics")
         async with Client.connect(child.address) as client:
             spec = {"input_size": 1, "input_names": [COLUMN], "horizon": HORIZON}
-            with self._console.status("compiling the kernels; only the first time ever"):
-                model = await client.create_model(MODEL, spec)
+            model = await create_model(client, MODEL, spec, self._console)
             summary = await self._learn(client, model, values)
             prediction = await client.predict(MODEL, STREAM)
         forecast = prediction.values[-1, :, 0]

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from service.cli.console import number, print_json, progress_output
+from service.cli.create import create_model
 from service.cli.csvfile import CsvTable, InputError, Sample
 from service.cli.feed import Feed
 from service.cli.pump import emitted, in_thread
@@ -115,8 +116,7 @@ class Job:
             spec["output_size"] = len(targets)
         else:
             spec["target_columns"] = self._target_columns(inputs)
-        with self.console.status("making the model; the first one ever compiles its kernels"):
-            model = await client.create_model(self.model_id, spec)
+        model = await create_model(client, self.model_id, spec, self.console)
         what = f"predicts {', '.join(targets)} from" if targets else "forecasts"
         shown = inputs if targets else [inputs[i] for i in spec["target_columns"]] or inputs
         self._say(

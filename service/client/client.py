@@ -18,7 +18,8 @@ from service.client.session import LearnSession
 from service.client.types import Model, ModelSpec, Prediction, Stream
 
 CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
-CALL_SECONDS = 60.0  # the first model ever compiles its kernels, which takes longest
+CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
+CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels: half a minute, or minutes
 RECONNECT_MILLISECONDS = 200  # between attempts, so that a server that comes up is found at once
 MESSAGE_BYTES_MAX = 64 << 20  # an answer: predictions of a chunk of 4 MB, 16 steps ahead
 PAGE_SIZE = 1000  # the most that the server gives at once
@@ -107,9 +108,9 @@ class Client:
             except TimeoutError:
                 raise ServerUnreachable(f"no server answers at {self.address}") from None
 
-    async def _ask(self, method: Any, request: Any) -> Any:
+    async def _ask(self, method: Any, request: Any, seconds: float = CALL_SECONDS) -> Any:
         try:
-            return await method(request, timeout=CALL_SECONDS)
+            return await method(request, timeout=seconds)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.address) from None
 
@@ -124,7 +125,8 @@ class Client:
         """
         message = spec if isinstance(spec, pb.ModelSpec) else convert.spec_to_proto(spec)
         request = pb.CreateModelRequest(model_id=model_id, spec=message)
-        return convert.model_from_proto((await self._ask(self._models.CreateModel, request)).model)
+        answer = await self._ask(self._models.CreateModel, request, CREATE_SECONDS)
+        return convert.model_from_proto(answer.model)
 
     async def get_model(self, model_id: str) -> Model:
         """A model. Raises NotFound."""
