@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from service.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+COMPILED_SECONDS = 2.0  # what loading kernels that are compiled never takes
 
 T = TypeVar("T")
 
@@ -106,7 +109,11 @@ class Registry:
     async def _make(self, definition: ModelDefinition) -> Trainer:
         def in_thread() -> Learner:
             learner = self._make_learner(definition.spec)
+            start = time.perf_counter()
             learner.warm_up()  # compiles the kernels, if this machine has not yet
+            seconds = time.perf_counter() - start
+            if seconds > COMPILED_SECONDS:
+                log.info("kernels for %s compiled in %.0f s", definition.spec.cell, seconds)
             if self._store is not None:
                 self._store.save(make_checkpoint(definition, learner, ticks=0))
             return learner
@@ -119,13 +126,13 @@ class Registry:
             self.making.discard(definition.model_id)
         spec = definition.spec
         log.info(
-            "model %s created: %s, %s, %d inputs, %d outputs, %d layers of %d, %d parameters",
+            "model %s created: %s, %s, %s, %s, %s of %d, %d parameters",
             definition.model_id,
             spec.task,
             spec.cell,
-            spec.input_size,
-            spec.outputs,
-            spec.layers,
+            _count(spec.input_size, "input"),
+            _count(spec.outputs, "output"),
+            _count(spec.layers, "layer"),
             spec.hidden_size,
             trainer.parameters,
         )
@@ -193,11 +200,11 @@ class Registry:
             found = await loop.run_in_executor(self._executor, recover, self._store, model_id)
             trainer = self._start(found.definition, found.learner, found.ticks)
             log.info(
-                "model %s recovered: %d steps, %d updates, %d streams",
+                "model %s recovered: %s, %s, %s",
                 model_id,
-                trainer.figures.steps,
-                trainer.figures.updates,
-                len(trainer.views),
+                _count(trainer.figures.steps, "step"),
+                _count(trainer.figures.updates, "update"),
+                _count(len(trainer.views), "stream"),
             )
 
     def check_running(self) -> None:
@@ -236,6 +243,10 @@ class Registry:
             elif isinstance(result, BaseException):
                 raise result
         return failures
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def page(names: Iterable[str], after: str, size: int) -> tuple[list[str], str]:
