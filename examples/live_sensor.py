@@ -4,11 +4,13 @@ Run a server (`bptt serve`), then `python examples/live_sensor.py`. Options: add
 """
 
 import asyncio
+import contextlib
 import math
 import random
 import sys
 
-from service.client import Client, Learned
+from service.client import Client, Learned, ServerUnreachable
+from service.errors import NotFound, ServiceError
 
 
 async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
@@ -16,6 +18,8 @@ async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
     noise = random.Random(0)
     error = naive_error = 0.0
     async with Client.connect(address) as client:
+        with contextlib.suppress(NotFound):  # left by a run that was interrupted
+            await client.delete_model("live-sensor")
         await client.create_model("live-sensor", {"input_size": 1})
         forecast = last = None
         async with client.learn("live-sensor") as session:
@@ -35,4 +39,10 @@ async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:2], *map(int, sys.argv[2:3])))
+    try:
+        asyncio.run(main(*sys.argv[1:2], *map(int, sys.argv[2:3])))
+    except ServiceError as problem:
+        hint = "; `bptt serve` starts a server" if isinstance(problem, ServerUnreachable) else ""
+        sys.exit(f"{problem}{hint}")
+    except KeyboardInterrupt:
+        sys.exit(130)

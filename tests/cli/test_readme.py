@@ -65,7 +65,7 @@ def test_the_csv_session_works(bptt: Bptt) -> None:
 def test_the_python_blocks_run(bptt: Bptt) -> None:
     found = blocks("python")
     assert len(found) == 2
-    for text in found:
+    for text in found + found:  # a second run must work as well
         code = text.replace(ADDRESS, bptt.server.address)
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -86,6 +86,18 @@ def test_the_example_runs(bptt: Bptt) -> None:
     ratio = re.search(r"second half: ([\d.]+) of the error", done.stdout)
     assert ratio is not None
     assert float(ratio[1]) < 1
+
+
+def test_the_example_without_a_server_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/live_sensor.py", "127.0.0.1:1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "no server answers at 127.0.0.1:1; `bptt serve` starts a server\n"
 
 
 def test_the_table_of_metrics_is_what_the_endpoint_gives(bptt: Bptt) -> None:
