@@ -22,11 +22,19 @@ def address_option(command: Command) -> Command:
     """`--address`, of the server."""
     return click.option(
         "--address",
+        callback=_address,
         default=DEFAULT_ADDRESS,
         show_default=True,
         metavar="HOST:PORT",
         help="Where the server listens.",
     )(command)
+
+
+def _address(context: click.Context, option: click.Parameter, text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
+        raise click.BadParameter(f"{text!r} must be host:port, with a port from 1 to 65535")
+    return text
 
 
 def json_option(what: str) -> Callable[[Command], Command]:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast, IO, Self
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 READ_BYTES = 1 << 16  # what a pipe holds
 SAMPLE_ROWS_MAX = 100  # rows looked at to tell numbers from text; the first is enough without gaps
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "nil", "none", "-", "?"))
+NAMES_MAX = 8  # columns named in a message
 DELIMITERS = ",;\t"
 GZIP_MAGIC = b"\x1f\x8b"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -34,6 +35,13 @@ Record = tuple[int, list[str]]
 
 class InputError(Exception):
     """The input cannot be read; the message says where and why."""
+
+
+def some(names: Sequence[str]) -> str:
+    """Names with commas between them; of very many only the first."""
+    if len(names) <= NAMES_MAX:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMES_MAX])}, … and {len(names) - NAMES_MAX:,} more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,8 @@ class Sample:
             InputError: it is not there; lists those that are.
         """
         if name not in self.header:
-            names = ", ".join(self.header)
-            raise InputError(f"{option}: there is no column {name!r}; there are: {names}")
+            there = some(self.header)
+            raise InputError(f"{option}: there is no column {name!r}; there are: {there}")
         return self.header.index(name)
 
 
@@ -213,7 +221,7 @@ class CsvTable:
             if value is None:
                 raise InputError(
                     f"line {line}, column {self._header[column]!r} of {self.name} is {text!r}, "
-                    "but must be a finite number"
+                    + _bound(text)
                 )
             row.append(value)
         return None if missing else row
@@ -279,6 +287,17 @@ def _kind(name: str, text: str) -> str:
     if _TIME_NAME.match(name.lower()) or _TIME_VALUE.match(text.strip()):
         return "a time"
     return "number" if _number(text.strip()) is not None else "text"
+
+
+def _bound(text: str) -> str:
+    """What a value that is not a `_number` should have been."""
+    try:
+        too_large = math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        too_large = False
+    if too_large:
+        return f"which does not fit float32: at most {FLOAT32_MAX:.2g} in size"
+    return "but must be a finite number"
 
 
 def _number(text: str) -> float | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from service.cli.console import number, print_json, progress_output
 from service.cli.create import create_model
-from service.cli.csvfile import CsvTable, InputError, Sample
+from service.cli.csvfile import CsvTable, InputError, Sample, some
 from service.cli.feed import Feed
 from service.cli.pump import emitted, in_thread
 from service.cli.report import Display, Report
@@ -117,10 +117,10 @@ class Job:
         else:
             spec["target_columns"] = self._target_columns(inputs)
         model = await create_model(client, self.model_id, spec, self.console)
-        what = f"predicts {', '.join(targets)} from" if targets else "forecasts"
+        what = f"predicts {some(targets)} from" if targets else "forecasts"
         shown = inputs if targets else [inputs[i] for i in spec["target_columns"]] or inputs
         self._say(
-            f"made model {self.model_id}: {what} {', '.join(shown)} "
+            f"made model {self.model_id}: {what} {some(shown)} "
             f"({model.spec['cell']}, {model.parameters:,} parameters)"
         )
         return model
@@ -130,7 +130,7 @@ class Job:
             if name not in inputs:
                 raise InputError(
                     f"--target: {name!r} is not among the columns learned from, which are "
-                    + ", ".join(inputs)
+                    + some(inputs)
                 )
         return [inputs.index(name) for name in self.targets]
 
@@ -147,11 +147,11 @@ class Job:
                 raise InputError(
                     f"model {self.model_id} exists with {name} {spec.get(name)}, but this asks for "
                     f"{value}; give another --model or leave the option out"
-                    + (f" (columns: {', '.join(inputs)})" if name == "input_size" else "")
+                    + (f" (columns: {some(inputs)})" if name == "input_size" else "")
                 )
         names = list(spec["input_names"])
         if names and names != inputs:
-            self._say(f"note: model {self.model_id} was made for columns {', '.join(names)}")
+            self._say(f"note: model {self.model_id} was made for columns {some(names)}")
 
     async def _learn(
         self, client: Client, table: CsvTable, model: Model, columns: list[int]
@@ -243,6 +243,11 @@ class Job:
             f"median gradient norm {number(summary.median_gradient_norm)}, "
             f"updates clipped {_percent(summary.clipped_share)}"
         )
+        if summary.skipped_updates:
+            click.echo(
+                f"{summary.skipped_updates:,} of {_count(summary.updates, 'update')} skipped: "
+                "not finite; try a lower --learning-rate"
+            )
 
     def _is_forecast(self, report: Report) -> bool:
         return isinstance(report.score, ForecastScore)

@@ -54,10 +54,15 @@ def _table(found: list[Model]) -> Table:
             f"{model.streams:,}",
             f"{model.steps:,}",
             "–" if math.isnan(clipped) else f"{clipped:.0%}",
-            "–" if math.isnan(model.skill_ratio) else f"{model.skill_ratio:.3f}",
+            _ratio(model.skill_ratio),
             number(model.loss),
             number(model.gradient_norm),
         )
     table.caption = "error: over that of the naive forecast, recent steps; below 1 is better"
     table.caption_justify = "left"
     return table
+
+
+def _ratio(value: float) -> str:
+    """Three decimals, so that models compare; an exponent where that would widen the table."""
+    return f"{value:.3f}" if value < 1000 else number(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli.csvfile import Batch, CsvTable, InputError, Sample
+from service.cli.csvfile import Batch, CsvTable, InputError, Sample, some
 
 
 def write(folder: Path, text: str | bytes) -> str:
@@ -123,3 +123,17 @@ def test_a_file_that_is_not_there_or_is_a_folder(tmp_path: Path) -> None:
         CsvTable(str(tmp_path / "none.csv"))
     with pytest.raises(InputError, match="cannot be read"):
         CsvTable(str(tmp_path))
+
+
+def test_of_very_many_names_only_the_first_are_told() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some([str(i) for i in range(300)]) == "0, 1, 2, 3, 4, 5, 6, 7, … and 292 more"
+
+
+def test_a_number_that_float32_cannot_hold_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a\n1\n1e300\n")
+    with CsvTable(str(path)) as table:
+        table.sample()
+        with pytest.raises(InputError, match=r"line 3.*'1e300', which does not fit float32"):
+            table.read([0], 8, lambda batch: None)

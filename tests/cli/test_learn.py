@@ -6,13 +6,16 @@ import gzip
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from service.cli.main import bptt as group
 from tests.cli.conftest import BPTT, Bptt, run
 from tests.support.server import Served
 
@@ -368,3 +371,22 @@ def test_no_server_is_one_line_that_names_the_address(command: str, waves: str) 
     assert done.status == 1
     assert done.out == ""
     assert done.err == "bptt: no server answers at 127.0.0.1:1\n"
+
+
+@pytest.mark.parametrize("address", ["foo", "foo:", ":1", "foo:x", "foo:0", "foo:65536"])
+@pytest.mark.parametrize("command", ["learn", "predict", "models"])
+def test_an_address_that_is_none_is_one_line(command: str, address: str) -> None:
+    runner = CliRunner()
+    arguments = {"learn": ["f", "--model", "m"], "predict": ["--model", "m", "--stream", "s"]}
+    done = runner.invoke(group, [command, *arguments.get(command, []), "--address", address])
+    assert done.exit_code == 2
+    assert "host:port" in done.output
+
+
+def test_updates_that_were_skipped_are_told(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "wild.csv"
+    path.write_text("a\n" + "1\n-2\n5\n" * 200)
+    options = ("--cell", "rnn_relu", "--optimizer", "sgd", "--clip", "none")
+    done = bptt("learn", str(path), "--model", name, *options, "--learning-rate", "1e30")
+    assert done.status == 0, done.err
+    assert re.search(r"of 149 updates skipped: not finite; try a lower --learning-rate", done.out)
