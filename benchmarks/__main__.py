@@ -72,7 +72,7 @@ def main() -> None:
         "parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; default: all"
     )
     parser.add_argument("--seconds", type=float, default=service.RUN_SECONDS, help="of one run")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS} anew")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md anew")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
