@@ -89,15 +89,16 @@ class Learner:
         ys = [y for _, y in checked]
         first = self._table.arrays.counters[rows, NEXT_STEP].tolist()
         made, updates, members = self._advance(rows, xs, ys, ends, predictions)
+        took_part: list[list[UpdateReport]] = [[] for _ in tick]
+        for report, lane in members:
+            took_part[lane].append(updates[report])
         results = [
             ChunkResult(
                 chunk.stream_id,
                 first[lane],
                 first[lane] + lengths[lane],
                 made[lane],
-                tuple(updates[report] for report, member in members if member == lane)
-                if len(tick) > 1
-                else updates,
+                tuple(took_part[lane]),
             )
             for lane, chunk in enumerate(tick)
         ]
