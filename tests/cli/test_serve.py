@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +18,31 @@ LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+);")
 FREE = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) -> None:
-    command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and the line that says where it listens."""
+    command = [*BPTT, "serve", *FREE, "--data", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        assert LISTENING.search(line)
+        try:
+            line = process.stderr.readline()
+            while not LISTENING.search(line):  # a model that is found again is told of first
+                assert line, "it ended before it listened"
+                line = process.stderr.readline()
+            yield process, line
+        finally:
+            process.kill()  # nothing, where it has ended as it should
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) -> None:
+    with serving(tmp_path / "d") as (process, line):
         assert re.search(r"metrics on http://127\.0\.0\.1:\d+/metrics", line)
         assert str(tmp_path / "d") in line
         process.send_signal(number)
+        assert process.stderr is not None
         rest = process.stderr.read()
-    assert process.returncode == 0
+        assert process.wait() == 0
     assert "Traceback" not in rest
 
 
@@ -36,19 +51,17 @@ def test_models_are_there_again_after_a_clean_stop(tmp_path: Path) -> None:
     table.write_text("a\n" + "\n".join(str(i % 7) for i in range(200)) + "\n")
     found = []
     for _ in range(2):
-        command = [*BPTT, "serve", *FREE, "--data", str(tmp_path / "d")]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            listening = LISTENING.search(process.stderr.readline())
-            while listening is None:  # a model that was found again is told of first
-                listening = LISTENING.search(process.stderr.readline())
-            address = listening[1]
-            done = run("learn", str(table), "--model", "m", "--address", address, "--json")
+        with serving(tmp_path / "d") as (process, line):
+            listening = LISTENING.search(line)
+            assert listening is not None
+            done = run("learn", str(table), "--model", "m", "--address", listening[1], "--json")
             assert done.status == 0, done.err
-            ask = ("predict", "--model", "m", "--stream", "t", "--address", address, "--json")
+            ask = ("predict", "--model", "m", "--stream", "t", "--address", listening[1], "--json")
             found.append(run(*ask).document)
             process.terminate()
+            assert process.stderr is not None
             process.stderr.read()
+            assert process.wait() == 0
     assert found[0] == found[1]
 
 
