@@ -315,7 +315,7 @@ async def test_something_else_that_listens_is_no_server(monkeypatch: pytest.Monk
 
 async def test_a_client_can_wait_for_its_server(shared: Served) -> None:
     async with Client.connect(shared.address, wait_seconds=5) as client:
-        await client.list_models()
+        assert isinstance(await client.list_models(), list)
 
 
 async def test_a_server_that_is_killed_is_told_and_named(served: Served) -> None:
