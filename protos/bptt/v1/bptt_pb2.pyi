@@ -32,6 +32,10 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Targets are the stream's own later inputs, 1 to `horizon` steps ahead."""
     TASK_REGRESSION: _Task.ValueType  # 2
     """Every step brings a vector of targets."""
+    TASK_CLASSIFICATION: _Task.ValueType  # 3
+    """Every step brings a class id; predictions are the classes' probabilities."""
+    TASK_NEXT_TOKEN: _Task.ValueType  # 4
+    """Steps are token ids, each step's target is the next one."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper): ...
 
@@ -40,6 +44,10 @@ TASK_FORECAST: Task.ValueType  # 1
 """Targets are the stream's own later inputs, 1 to `horizon` steps ahead."""
 TASK_REGRESSION: Task.ValueType  # 2
 """Every step brings a vector of targets."""
+TASK_CLASSIFICATION: Task.ValueType  # 3
+"""Every step brings a class id; predictions are the classes' probabilities."""
+TASK_NEXT_TOKEN: Task.ValueType  # 4
+"""Steps are token ids, each step's target is the next one."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Cell:
@@ -80,6 +88,8 @@ class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType],
     """Binary cross-entropy of targets from 0 to 1, summed over outputs; predictions are probabilities.
     Regression only.
     """
+    LOSS_CROSS_ENTROPY: _Loss.ValueType  # 4
+    """Of the softmax of the outputs. Classification and next_token only."""
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper): ...
 
@@ -92,6 +102,8 @@ LOSS_BERNOULLI: Loss.ValueType  # 3
 """Binary cross-entropy of targets from 0 to 1, summed over outputs; predictions are probabilities.
 Regression only.
 """
+LOSS_CROSS_ENTROPY: Loss.ValueType  # 4
+"""Of the softmax of the outputs. Classification and next_token only."""
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 class _Reduction:
@@ -167,6 +179,61 @@ CLIP_LAYER_NORM: Clip.ValueType  # 4
 """Each layer's part of it, and the head's, by its own L2 norm."""
 Global___Clip: _TypeAlias = Clip  # noqa: Y015
 
+class _Divergence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DivergenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Divergence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIVERGENCE_UNSPECIFIED: _Divergence.ValueType  # 0
+    DIVERGENCE_STOP: _Divergence.ValueType  # 1
+    """It stops learning, and goes on reading and predicting, until UpdateModel resumes it."""
+    DIVERGENCE_ROLL_BACK: _Divergence.ValueType  # 2
+    """Its parameters and optimizer go back to the last checkpoint, with half the learning rate."""
+
+class Divergence(_Divergence, metaclass=_DivergenceEnumTypeWrapper):
+    """What a model does after `divergence_patience` skipped updates in a row."""
+
+DIVERGENCE_UNSPECIFIED: Divergence.ValueType  # 0
+DIVERGENCE_STOP: Divergence.ValueType  # 1
+"""It stops learning, and goes on reading and predicting, until UpdateModel resumes it."""
+DIVERGENCE_ROLL_BACK: Divergence.ValueType  # 2
+"""Its parameters and optimizer go back to the last checkpoint, with half the learning rate."""
+Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
+
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    MODEL_STATE_LEARNING: _ModelState.ValueType  # 1
+    """It learns."""
+    MODEL_STATE_PAUSED: _ModelState.ValueType  # 2
+    """Paused by UpdateModel: steps are read and predicted, nothing is learned."""
+    MODEL_STATE_DIVERGED: _ModelState.ValueType  # 3
+    """As paused, because its updates were not finite."""
+    MODEL_STATE_READ_ONLY: _ModelState.ValueType  # 4
+    """Opened with a damaged journal: it predicts, and refuses chunks."""
+    MODEL_STATE_RECOVERING: _ModelState.ValueType  # 5
+    """Being brought back from the store: it answers UNAVAILABLE."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper): ...
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+MODEL_STATE_LEARNING: ModelState.ValueType  # 1
+"""It learns."""
+MODEL_STATE_PAUSED: ModelState.ValueType  # 2
+"""Paused by UpdateModel: steps are read and predicted, nothing is learned."""
+MODEL_STATE_DIVERGED: ModelState.ValueType  # 3
+"""As paused, because its updates were not finite."""
+MODEL_STATE_READ_ONLY: ModelState.ValueType  # 4
+"""Opened with a damaged journal: it predicts, and refuses chunks."""
+MODEL_STATE_RECOVERING: ModelState.ValueType  # 5
+"""Being brought back from the store: it answers UNAVAILABLE."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
 @_typing.final
 class ModelSpec(_message.Message):
     """What a model is. A field that is left out takes its default; GetModel answers with all filled in."""
@@ -197,12 +264,19 @@ class ModelSpec(_message.Message):
     WARMUP_UPDATES_FIELD_NUMBER: _builtins.int
     DECAY_UPDATES_FIELD_NUMBER: _builtins.int
     FINAL_LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    MISSING_INPUTS_FIELD_NUMBER: _builtins.int
+    MISSING_TARGETS_FIELD_NUMBER: _builtins.int
+    LABEL_DELAY_FIELD_NUMBER: _builtins.int
+    DIVERGENCE_PATIENCE_FIELD_NUMBER: _builtins.int
+    ON_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    TARGET_NAMES_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
     """Default: forecast."""
     input_size: _builtins.int
-    """D, values a step. Required."""
+    """D, values a step. Required, but for next_token."""
     output_size: _builtins.int
-    """O, values a target. Regression: required. Forecast: left out."""
+    """O, values a target. Regression: required. Classification: the number of classes. Else left out."""
     horizon: _builtins.int
     """Forecast: how many steps ahead, default 1."""
     cell: Global___Cell.ValueType
@@ -212,7 +286,7 @@ class ModelSpec(_message.Message):
     layers: _builtins.int
     """L, default 1."""
     loss: Global___Loss.ValueType
-    """Default: huber for forecasts, squared_error for regression."""
+    """Default: huber for forecasts, squared_error for regression, else cross_entropy."""
     reduction: Global___Reduction.ValueType
     """Default: mean."""
     k1: _builtins.int
@@ -241,6 +315,20 @@ class ModelSpec(_message.Message):
     """... and then falls along a half cosine over so many, default 0: it stays ..."""
     final_learning_rate: _builtins.float
     """... down to this, default 0."""
+    vocabulary_size: _builtins.int
+    """Next token: token ids are 0 to this minus 1. Required there."""
+    missing_inputs: _builtins.bool
+    """NaN may stand for a value that is missing, default false: it is fed as its mean, with a flag."""
+    missing_targets: _builtins.bool
+    """Regression: a target may be NaN; classification: a class id may be -1. Default false."""
+    label_delay: _builtins.int
+    """Regression and classification: a step's target may come up to so many steps after it, default
+    0. Windows train as many steps behind.
+    """
+    divergence_patience: _builtins.int
+    """Skipped updates in a row, default 10 ..."""
+    on_divergence: Global___Divergence.ValueType
+    """... after which this is done, default: stop."""
     @_builtins.property
     def target_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Forecast: which of the inputs are forecast, by index from 0. Default: all."""
@@ -248,6 +336,10 @@ class ModelSpec(_message.Message):
     @_builtins.property
     def input_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the inputs, for people: none, or as many as input_size."""
+
+    @_builtins.property
+    def target_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the targets or classes, for people: none, or as many as there are."""
 
     def __init__(
         self,
@@ -276,15 +368,24 @@ class ModelSpec(_message.Message):
         warmup_updates: _builtins.int | None = ...,
         decay_updates: _builtins.int | None = ...,
         final_learning_rate: _builtins.float | None = ...,
+        vocabulary_size: _builtins.int | None = ...,
+        missing_inputs: _builtins.bool | None = ...,
+        missing_targets: _builtins.bool | None = ...,
+        label_delay: _builtins.int | None = ...,
+        divergence_patience: _builtins.int | None = ...,
+        on_divergence: Global___Divergence.ValueType = ...,
+        target_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "output_size", b"output_size", "scaling", b"scaling", "seed", b"seed", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "output_size", b"output_size", "scaling", b"scaling", "seed", b"seed", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "seed", b"seed", "target_columns", b"target_columns", "task", b"task", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "on_divergence", b"on_divergence", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "seed", b"seed", "target_columns", b"target_columns", "target_names", b"target_names", "task", b"task", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_threshold: _TypeAlias = _typing.Literal["clip_threshold"]  # noqa: Y015
     _WhichOneofArgType__clip_threshold: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold"]  # noqa: Y015
     _WhichOneofReturnType__decay_updates: _TypeAlias = _typing.Literal["decay_updates"]  # noqa: Y015
     _WhichOneofArgType__decay_updates: _TypeAlias = _typing.Literal["_decay_updates", b"_decay_updates"]  # noqa: Y015
+    _WhichOneofReturnType__divergence_patience: _TypeAlias = _typing.Literal["divergence_patience"]  # noqa: Y015
+    _WhichOneofArgType__divergence_patience: _TypeAlias = _typing.Literal["_divergence_patience", b"_divergence_patience"]  # noqa: Y015
     _WhichOneofReturnType__final_learning_rate: _TypeAlias = _typing.Literal["final_learning_rate"]  # noqa: Y015
     _WhichOneofArgType__final_learning_rate: _TypeAlias = _typing.Literal["_final_learning_rate", b"_final_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__hidden_size: _TypeAlias = _typing.Literal["hidden_size"]  # noqa: Y015
@@ -297,18 +398,26 @@ class ModelSpec(_message.Message):
     _WhichOneofArgType__k1: _TypeAlias = _typing.Literal["_k1", b"_k1"]  # noqa: Y015
     _WhichOneofReturnType__k2: _TypeAlias = _typing.Literal["k2"]  # noqa: Y015
     _WhichOneofArgType__k2: _TypeAlias = _typing.Literal["_k2", b"_k2"]  # noqa: Y015
+    _WhichOneofReturnType__label_delay: _TypeAlias = _typing.Literal["label_delay"]  # noqa: Y015
+    _WhichOneofArgType__label_delay: _TypeAlias = _typing.Literal["_label_delay", b"_label_delay"]  # noqa: Y015
     _WhichOneofReturnType__layers: _TypeAlias = _typing.Literal["layers"]  # noqa: Y015
     _WhichOneofArgType__layers: _TypeAlias = _typing.Literal["_layers", b"_layers"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__max_batch_streams: _TypeAlias = _typing.Literal["max_batch_streams"]  # noqa: Y015
     _WhichOneofArgType__max_batch_streams: _TypeAlias = _typing.Literal["_max_batch_streams", b"_max_batch_streams"]  # noqa: Y015
+    _WhichOneofReturnType__missing_inputs: _TypeAlias = _typing.Literal["missing_inputs"]  # noqa: Y015
+    _WhichOneofArgType__missing_inputs: _TypeAlias = _typing.Literal["_missing_inputs", b"_missing_inputs"]  # noqa: Y015
+    _WhichOneofReturnType__missing_targets: _TypeAlias = _typing.Literal["missing_targets"]  # noqa: Y015
+    _WhichOneofArgType__missing_targets: _TypeAlias = _typing.Literal["_missing_targets", b"_missing_targets"]  # noqa: Y015
     _WhichOneofReturnType__output_size: _TypeAlias = _typing.Literal["output_size"]  # noqa: Y015
     _WhichOneofArgType__output_size: _TypeAlias = _typing.Literal["_output_size", b"_output_size"]  # noqa: Y015
     _WhichOneofReturnType__scaling: _TypeAlias = _typing.Literal["scaling"]  # noqa: Y015
     _WhichOneofArgType__scaling: _TypeAlias = _typing.Literal["_scaling", b"_scaling"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__vocabulary_size: _TypeAlias = _typing.Literal["vocabulary_size"]  # noqa: Y015
+    _WhichOneofArgType__vocabulary_size: _TypeAlias = _typing.Literal["_vocabulary_size", b"_vocabulary_size"]  # noqa: Y015
     _WhichOneofReturnType__warmup_updates: _TypeAlias = _typing.Literal["warmup_updates"]  # noqa: Y015
     _WhichOneofArgType__warmup_updates: _TypeAlias = _typing.Literal["_warmup_updates", b"_warmup_updates"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
@@ -317,6 +426,8 @@ class ModelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_threshold) -> _WhichOneofReturnType__clip_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decay_updates) -> _WhichOneofReturnType__decay_updates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__divergence_patience) -> _WhichOneofReturnType__divergence_patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__final_learning_rate) -> _WhichOneofReturnType__final_learning_rate | None: ...
     @_typing.overload
@@ -330,17 +441,25 @@ class ModelSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k2) -> _WhichOneofReturnType__k2 | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_delay) -> _WhichOneofReturnType__label_delay | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__layers) -> _WhichOneofReturnType__layers | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_batch_streams) -> _WhichOneofReturnType__max_batch_streams | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_inputs) -> _WhichOneofReturnType__missing_inputs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_targets) -> _WhichOneofReturnType__missing_targets | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output_size) -> _WhichOneofReturnType__output_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling) -> _WhichOneofReturnType__scaling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vocabulary_size) -> _WhichOneofReturnType__vocabulary_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_updates) -> _WhichOneofReturnType__warmup_updates | None: ...
     @_typing.overload
@@ -363,6 +482,12 @@ class Model(_message.Message):
     SKILL_RATIO_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    CLIP_THRESHOLD_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    CROSS_ENTROPY_BITS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     parameters: _builtins.int
     steps: _builtins.int
@@ -371,10 +496,23 @@ class Model(_message.Message):
     skipped_updates: _builtins.int
     streams: _builtins.int
     skill_ratio: _builtins.float
-    """Prequential mean absolute error over that of the naive forecast; NaN before the first target."""
+    """Prequential error over that of the naive forecast: mean absolute error against the last value
+    (forecast) or the mean (regression); cross-entropy against class frequencies. NaN before the
+    first target.
+    """
     loss: _builtins.float
     """Of the last update; NaN before the first."""
     gradient_norm: _builtins.float
+    state: Global___ModelState.ValueType
+    learning_rate: _builtins.float
+    """As it is now: UpdateModel may have changed the spec's."""
+    clip: Global___Clip.ValueType
+    clip_threshold: _builtins.float
+    accuracy: _builtins.float
+    """Prequential, fading over the last 1,000 or so targets. Classification and next_token: share of
+    targets that were the likeliest class, and mean cross-entropy in bits. Else NaN.
+    """
+    cross_entropy_bits: _builtins.float
     @_builtins.property
     def spec(self) -> Global___ModelSpec: ...
     def __init__(
@@ -391,10 +529,16 @@ class Model(_message.Message):
         skill_ratio: _builtins.float = ...,
         loss: _builtins.float = ...,
         gradient_norm: _builtins.float = ...,
+        state: Global___ModelState.ValueType = ...,
+        learning_rate: _builtins.float = ...,
+        clip: Global___Clip.ValueType = ...,
+        clip_threshold: _builtins.float = ...,
+        accuracy: _builtins.float = ...,
+        cross_entropy_bits: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipped_updates", b"clipped_updates", "gradient_norm", b"gradient_norm", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,20 +605,26 @@ class OpenLearn(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     OMIT_PREDICTIONS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     omit_predictions: _builtins.bool
     """Leave predictions out of the answers: less to send where nobody reads them."""
+    top_tokens: _builtins.int
+    """Next token: how many of the likeliest tokens an answer names for each step, default 5."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         omit_predictions: _builtins.bool = ...,
+        top_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "omit_predictions", b"omit_predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "model_id", b"model_id", "omit_predictions", b"omit_predictions", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_tokens: _TypeAlias = _typing.Literal["top_tokens"]  # noqa: Y015
+    _WhichOneofArgType__top_tokens: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_tokens) -> _WhichOneofReturnType__top_tokens | None: ...
 
 Global___OpenLearn: _TypeAlias = OpenLearn  # noqa: Y015
 
@@ -506,6 +656,9 @@ class Chunk(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     END_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TARGET_CLASSES_FIELD_NUMBER: _builtins.int
+    FIRST_TARGET_STEP_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """Where the chunk belongs. Steps the stream already has are trimmed away, a gap is refused. Left
@@ -513,13 +666,25 @@ class Chunk(_message.Message):
     """
     end_of_sequence: _builtins.bool
     """The sequence ends with this chunk: learn the unfinished window, then reset the state."""
+    first_target_step: _builtins.int
+    """The step of the first target. Left out: the first step of the chunk. With label_delay it may be
+    up to as many steps before, and a chunk may bring targets only.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """(T, D) values, step by step; T is their count divided by input_size."""
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Regression: (T, O) values."""
+        """Regression: (S, O) values, those of S consecutive steps."""
+
+    @_builtins.property
+    def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Next token: (T) token ids, in place of inputs."""
+
+    @_builtins.property
+    def target_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Classification: (S) class ids; -1 where there is none yet."""
 
     def __init__(
         self,
@@ -529,14 +694,22 @@ class Chunk(_message.Message):
         inputs: _abc.Iterable[_builtins.float] | None = ...,
         targets: _abc.Iterable[_builtins.float] | None = ...,
         end_of_sequence: _builtins.bool = ...,
+        input_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        target_classes: _abc.Iterable[_builtins.int] | None = ...,
+        first_target_step: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "first_step", b"first_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "first_step", b"first_step", "first_target_step", b"first_target_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "inputs", b"inputs", "stream_id", b"stream_id", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "input_tokens", b"input_tokens", "inputs", b"inputs", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
+    _WhichOneofReturnType__first_target_step: _TypeAlias = _typing.Literal["first_target_step"]  # noqa: Y015
+    _WhichOneofArgType__first_target_step: _TypeAlias = _typing.Literal["_first_target_step", b"_first_target_step"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_step) -> _WhichOneofReturnType__first_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_target_step) -> _WhichOneofReturnType__first_target_step | None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
@@ -548,6 +721,7 @@ class LearnResponse(_message.Message):
     LEARNED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___LearnOpened: ...
     @_builtins.property
@@ -556,6 +730,8 @@ class LearnResponse(_message.Message):
     def refused(self) -> Global___ChunkRefused: ...
     @_builtins.property
     def closed(self) -> Global___LearnClosed: ...
+    @_builtins.property
+    def acknowledged(self) -> Global___Acknowledged: ...
     def __init__(
         self,
         *,
@@ -563,12 +739,13 @@ class LearnResponse(_message.Message):
         learned: Global___ChunkLearned | None = ...,
         refused: Global___ChunkRefused | None = ...,
         closed: Global___LearnClosed | None = ...,
+        acknowledged: Global___Acknowledged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "learned", "refused", "closed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "learned", "refused", "closed", "acknowledged"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -595,6 +772,53 @@ class LearnOpened(_message.Message):
 Global___LearnOpened: _TypeAlias = LearnOpened  # noqa: Y015
 
 @_typing.final
+class Acknowledged(_message.Message):
+    """Steps became durable since the last answer that said so. Comes by itself, when no other answer is
+    due.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]: ...
+    def __init__(
+        self,
+        *,
+        streams: _abc.Iterable[Global___Acknowledgement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledged: _TypeAlias = Acknowledged  # noqa: Y015
+
+@_typing.final
+class Acknowledgement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.str
+    durable_step: _builtins.int
+    """All steps before this one are applied and durable: they need never be sent again."""
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.str = ...,
+        durable_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
+
+@_typing.final
 class ChunkLearned(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -603,11 +827,23 @@ class ChunkLearned(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
+    ERROR_LOW_FIELD_NUMBER: _builtins.int
+    ERROR_HIGH_FIELD_NUMBER: _builtins.int
+    ANOMALY_SCORES_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    MODEL_STATE_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """Number of the first step that was new; the predictions begin with it."""
     next_step: _builtins.int
     """All steps before this one are learned or held for the next window."""
+    durable_step: _builtins.int
+    """All steps before this one are applied and durable. Those from here to next_step follow in an
+    Acknowledged of their own, or in a later answer.
+    """
+    model_state: Global___ModelState.ValueType
     @_builtins.property
     def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """(T, outputs) values, in the user's units, each made before its target was learned. Forecast:
@@ -618,6 +854,26 @@ class ChunkLearned(_message.Message):
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateReport]:
         """One for each update this chunk took part in."""
 
+    @_builtins.property
+    def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Forecast and regression: what to add to a prediction for the band that held nine of ten recent
+        targets; (outputs) values each, in the user's units. Empty before there are errors.
+        """
+
+    @_builtins.property
+    def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def anomaly_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Forecast: (T) probabilities, of each step, of an error as large as its own or larger, by the
+        stream's recent errors. Near 0: an anomaly.
+        """
+
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Next token: (T, K) likeliest next tokens, and their probabilities."""
+
+    @_builtins.property
+    def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -626,10 +882,17 @@ class ChunkLearned(_message.Message):
         next_step: _builtins.int = ...,
         predictions: _abc.Iterable[_builtins.float] | None = ...,
         updates: _abc.Iterable[Global___UpdateReport] | None = ...,
+        durable_step: _builtins.int = ...,
+        error_low: _abc.Iterable[_builtins.float] | None = ...,
+        error_high: _abc.Iterable[_builtins.float] | None = ...,
+        anomaly_scores: _abc.Iterable[_builtins.float] | None = ...,
+        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        model_state: Global___ModelState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "next_step", b"next_step", "predictions", b"predictions", "stream_id", b"stream_id", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_step", b"durable_step", "error_high", b"error_high", "error_low", b"error_low", "first_step", b"first_step", "model_state", b"model_state", "next_step", b"next_step", "predictions", b"predictions", "stream_id", b"stream_id", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -763,12 +1026,20 @@ class PredictRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     STREAM_ID_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     stream_id: _builtins.str
     """Predict from this stream's live state. Left out: from a zero state."""
+    top_tokens: _builtins.int
+    """Next token: how many of the likeliest tokens to name, default 5."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """(T, D) steps to read after that state, without learning them. Forecasts may leave them out."""
+
+    @_builtins.property
+    def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Next token: (T) token ids, in place of inputs."""
 
     def __init__(
         self,
@@ -776,12 +1047,16 @@ class PredictRequest(_message.Message):
         model_id: _builtins.str = ...,
         stream_id: _builtins.str = ...,
         inputs: _abc.Iterable[_builtins.float] | None = ...,
+        input_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model_id", b"model_id", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "input_tokens", b"input_tokens", "inputs", b"inputs", "model_id", b"model_id", "stream_id", b"stream_id", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_tokens: _TypeAlias = _typing.Literal["top_tokens"]  # noqa: Y015
+    _WhichOneofArgType__top_tokens: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_tokens) -> _WhichOneofReturnType__top_tokens | None: ...
 
 Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
 
@@ -794,6 +1069,10 @@ class PredictResponse(_message.Message):
     UPDATE_FIELD_NUMBER: _builtins.int
     HORIZON_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    ERROR_LOW_FIELD_NUMBER: _builtins.int
+    ERROR_HIGH_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
     next_step: _builtins.int
     """Number of the step after the state that was used."""
     update: _builtins.int
@@ -805,6 +1084,16 @@ class PredictResponse(_message.Message):
     def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """(T, outputs) values in the user's units, as in ChunkLearned; one row where inputs were left out."""
 
+    @_builtins.property
+    def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in ChunkLearned."""
+
+    @_builtins.property
+    def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -813,10 +1102,14 @@ class PredictResponse(_message.Message):
         update: _builtins.int = ...,
         horizon: _builtins.int = ...,
         targets: _builtins.int = ...,
+        error_low: _abc.Iterable[_builtins.float] | None = ...,
+        error_high: _abc.Iterable[_builtins.float] | None = ...,
+        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["horizon", b"horizon", "next_step", b"next_step", "predictions", b"predictions", "targets", b"targets", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_high", b"error_high", "error_low", b"error_low", "horizon", b"horizon", "next_step", b"next_step", "predictions", b"predictions", "targets", b"targets", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1155,3 +1448,230 @@ class DeleteModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelResponse: _TypeAlias = DeleteModelResponse  # noqa: Y015
+
+@_typing.final
+class UpdateModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    CLIP_THRESHOLD_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    learning_rate: _builtins.float
+    """What is left out stays as it is."""
+    clip: Global___Clip.ValueType
+    clip_threshold: _builtins.float
+    paused: _builtins.bool
+    """True: read and predict, but learn nothing. False: learn again, after a divergence too."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        learning_rate: _builtins.float | None = ...,
+        clip: Global___Clip.ValueType = ...,
+        clip_threshold: _builtins.float | None = ...,
+        paused: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_learning_rate", b"_learning_rate", "_paused", b"_paused", "clip_threshold", b"clip_threshold", "learning_rate", b"learning_rate", "paused", b"paused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_learning_rate", b"_learning_rate", "_paused", b"_paused", "clip", b"clip", "clip_threshold", b"clip_threshold", "learning_rate", b"learning_rate", "model_id", b"model_id", "paused", b"paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_threshold: _TypeAlias = _typing.Literal["clip_threshold"]  # noqa: Y015
+    _WhichOneofArgType__clip_threshold: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__paused: _TypeAlias = _typing.Literal["paused"]  # noqa: Y015
+    _WhichOneofArgType__paused: _TypeAlias = _typing.Literal["_paused", b"_paused"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_threshold) -> _WhichOneofReturnType__clip_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paused) -> _WhichOneofReturnType__paused | None: ...
+
+Global___UpdateModelRequest: _TypeAlias = UpdateModelRequest  # noqa: Y015
+
+@_typing.final
+class UpdateModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model: ...
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateModelResponse: _TypeAlias = UpdateModelResponse  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    SKILL_RATIO_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    ticks: _builtins.int
+    """Place in the model's life: what it had applied."""
+    steps: _builtins.int
+    updates: _builtins.int
+    skill_ratio: _builtins.float
+    """Prequential, when it was written."""
+    loss: _builtins.float
+    size_bytes: _builtins.int
+    best: _builtins.bool
+    """Kept because no other has a lower prequential loss."""
+    def __init__(
+        self,
+        *,
+        ticks: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        updates: _builtins.int = ...,
+        skill_ratio: _builtins.float = ...,
+        loss: _builtins.float = ...,
+        size_bytes: _builtins.int = ...,
+        best: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "loss", b"loss", "size_bytes", b"size_bytes", "skill_ratio", b"skill_ratio", "steps", b"steps", "ticks", b"ticks", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class SaveCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveCheckpointRequest: _TypeAlias = SaveCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class SaveCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveCheckpointResponse: _TypeAlias = SaveCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class RestoreCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    TICKS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    ticks: _builtins.int
+    """Of the checkpoint to go back to."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        ticks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "ticks", b"ticks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCheckpointRequest: _TypeAlias = RestoreCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class RestoreCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model: ...
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCheckpointResponse: _TypeAlias = RestoreCheckpointResponse  # noqa: Y015

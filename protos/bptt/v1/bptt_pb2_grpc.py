@@ -323,7 +323,7 @@ class LearnerService:
 
 
 class ModelServiceStub:
-    """Creates, shows and deletes models.
+    """Creates, shows, steers and deletes models.
     """
 
     def __init__(self, channel):
@@ -347,15 +347,35 @@ class ModelServiceStub:
                 request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/bptt.v1.ModelService/UpdateModel',
+                request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelResponse.FromString,
+                _registered_method=True)
         self.DeleteModel = channel.unary_unary(
                 '/bptt.v1.ModelService/DeleteModel',
                 request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.SaveCheckpoint = channel.unary_unary(
+                '/bptt.v1.ModelService/SaveCheckpoint',
+                request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/bptt.v1.ModelService/ListCheckpoints',
+                request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.RestoreCheckpoint = channel.unary_unary(
+                '/bptt.v1.ModelService/RestoreCheckpoint',
+                request_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
-    """Creates, shows and deletes models.
+    """Creates, shows, steers and deletes models.
     """
 
     def CreateModel(self, request, context):
@@ -376,8 +396,36 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateModel(self, request, context):
+        """Changes how a model learns from now on, between two updates: learning rate, clip, pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveCheckpoint(self, request, context):
+        """Writes a checkpoint now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCheckpoint(self, request, context):
+        """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
+        goes on from the next_step it had then; what it was sent since may be sent again.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -400,10 +448,30 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListModelsRequest.FromString,
                     response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListModelsResponse.SerializeToString,
             ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelRequest.FromString,
+                    response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelResponse.SerializeToString,
+            ),
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
                     request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelRequest.FromString,
                     response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveCheckpoint,
+                    request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointRequest.FromString,
+                    response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'RestoreCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreCheckpoint,
+                    request_deserializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointRequest.FromString,
+                    response_serializer=protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -414,7 +482,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Creates, shows and deletes models.
+    """Creates, shows, steers and deletes models.
     """
 
     @staticmethod
@@ -499,6 +567,33 @@ class ModelService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bptt.v1.ModelService/UpdateModel',
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelRequest.SerializeToString,
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.UpdateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteModel(request,
             target,
             options=(),
@@ -515,6 +610,87 @@ class ModelService:
             '/bptt.v1.ModelService/DeleteModel',
             protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelRequest.SerializeToString,
             protos_dot_bptt_dot_v1_dot_bptt__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bptt.v1.ModelService/SaveCheckpoint',
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointRequest.SerializeToString,
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.SaveCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bptt.v1.ModelService/ListCheckpoints',
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsRequest.SerializeToString,
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bptt.v1.ModelService/RestoreCheckpoint',
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointRequest.SerializeToString,
+            protos_dot_bptt_dot_v1_dot_bptt__pb2.RestoreCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

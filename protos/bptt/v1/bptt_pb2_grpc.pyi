@@ -129,7 +129,7 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_LearnerServiceServicer_to_server(servicer: LearnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ModelServiceStub:
-    """Creates, shows and deletes models."""
+    """Creates, shows, steers and deletes models."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -138,20 +138,38 @@ class ModelServiceStub:
     CreateModel: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.CreateModelRequest, _bptt_pb2.CreateModelResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.GetModelRequest, _bptt_pb2.GetModelResponse]
     ListModels: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.ListModelsRequest, _bptt_pb2.ListModelsResponse]
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.UpdateModelRequest, _bptt_pb2.UpdateModelResponse]
+    """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.DeleteModelRequest, _bptt_pb2.DeleteModelResponse]
+    SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.SaveCheckpointRequest, _bptt_pb2.SaveCheckpointResponse]
+    """Writes a checkpoint now."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.ListCheckpointsRequest, _bptt_pb2.ListCheckpointsResponse]
+    RestoreCheckpoint: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.RestoreCheckpointRequest, _bptt_pb2.RestoreCheckpointResponse]
+    """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
+    goes on from the next_step it had then; what it was sent since may be sent again.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Creates, shows and deletes models."""
+    """Creates, shows, steers and deletes models."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateModel: _aio.UnaryUnaryMultiCallable[_bptt_pb2.CreateModelRequest, _bptt_pb2.CreateModelResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_bptt_pb2.GetModelRequest, _bptt_pb2.GetModelResponse]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_bptt_pb2.ListModelsRequest, _bptt_pb2.ListModelsResponse]  # type: ignore[assignment]
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_bptt_pb2.UpdateModelRequest, _bptt_pb2.UpdateModelResponse]  # type: ignore[assignment]
+    """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_bptt_pb2.DeleteModelRequest, _bptt_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_bptt_pb2.SaveCheckpointRequest, _bptt_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
+    """Writes a checkpoint now."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_bptt_pb2.ListCheckpointsRequest, _bptt_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    RestoreCheckpoint: _aio.UnaryUnaryMultiCallable[_bptt_pb2.RestoreCheckpointRequest, _bptt_pb2.RestoreCheckpointResponse]  # type: ignore[assignment]
+    """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
+    goes on from the next_step it had then; what it was sent since may be sent again.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Creates, shows and deletes models."""
+    """Creates, shows, steers and deletes models."""
 
     @_abc_1.abstractmethod
     def CreateModel(
@@ -175,10 +193,43 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_bptt_pb2.ListModelsResponse, _abc.Awaitable[_bptt_pb2.ListModelsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def UpdateModel(
+        self,
+        request: _bptt_pb2.UpdateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bptt_pb2.UpdateModelResponse, _abc.Awaitable[_bptt_pb2.UpdateModelResponse]]:
+        """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
+
+    @_abc_1.abstractmethod
     def DeleteModel(
         self,
         request: _bptt_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bptt_pb2.DeleteModelResponse, _abc.Awaitable[_bptt_pb2.DeleteModelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SaveCheckpoint(
+        self,
+        request: _bptt_pb2.SaveCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bptt_pb2.SaveCheckpointResponse, _abc.Awaitable[_bptt_pb2.SaveCheckpointResponse]]:
+        """Writes a checkpoint now."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _bptt_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bptt_pb2.ListCheckpointsResponse, _abc.Awaitable[_bptt_pb2.ListCheckpointsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreCheckpoint(
+        self,
+        request: _bptt_pb2.RestoreCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bptt_pb2.RestoreCheckpointResponse, _abc.Awaitable[_bptt_pb2.RestoreCheckpointResponse]]:
+        """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
+        goes on from the next_step it had then; what it was sent since may be sent again.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
