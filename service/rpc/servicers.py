@@ -18,7 +18,7 @@ from service.domain import check_model_id, check_stream_id
 from service.engine.batcher import StreamCommand
 from service.engine.registry import page, Registry
 from service.engine.trainer import Trainer
-from service.errors import from_core, InvalidRequest, UnknownStream
+from service.errors import from_core, InvalidRequest, ServiceError, UnknownStream
 from service.rpc import convert
 from service.rpc.learn import Context, LearnCall
 
@@ -193,3 +193,33 @@ class ModelService(pb_grpc.ModelServiceServicer):
         """Forget a model, after what it accepted is learned."""
         await self._registry.delete(check_model_id(request.model_id))
         return pb.DeleteModelResponse()
+
+    async def UpdateModel(
+        self, request: pb.UpdateModelRequest, context: _AnyContext
+    ) -> pb.UpdateModelResponse:
+        """Change how a model learns, between two updates."""
+        raise _not_yet("UpdateModel")
+
+    async def SaveCheckpoint(
+        self, request: pb.SaveCheckpointRequest, context: _AnyContext
+    ) -> pb.SaveCheckpointResponse:
+        """Write a checkpoint now."""
+        raise _not_yet("SaveCheckpoint")
+
+    async def ListCheckpoints(
+        self, request: pb.ListCheckpointsRequest, context: _AnyContext
+    ) -> pb.ListCheckpointsResponse:
+        """The checkpoints of a model, oldest first."""
+        raise _not_yet("ListCheckpoints")
+
+    async def RestoreCheckpoint(
+        self, request: pb.RestoreCheckpointRequest, context: _AnyContext
+    ) -> pb.RestoreCheckpointResponse:
+        """Take a model back to a checkpoint."""
+        raise _not_yet("RestoreCheckpoint")
+
+
+def _not_yet(method: str) -> ServiceError:
+    error = ServiceError(f"this server does not know {method} yet")
+    error.code = "UNIMPLEMENTED"
+    return error
