@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from service.durability.store import Checkpoint
+from service.durability.store import Checkpoint, CheckpointInfo, Record
 from service.errors import DataDamaged, StaleWriter, StorageFailed
 
 KEPT = 2
@@ -96,7 +97,15 @@ class FolderStore:
         """See `Store.models`."""
         with _storage("read", self._models):
             names = [each.name for each in self._models.iterdir() if each.is_dir()]
-        return sorted(name for name in names if self.checkpoints(name))
+        return sorted(name for name in names if self._ticks(name))
+
+    def append(self, model_id: str, records: Sequence[Record]) -> None:
+        """See `Store.append`. There is no journal: checkpoints are all that is kept."""
+        self._check_open()
+
+    def tail(self, model_id: str, after: int) -> Iterator[Record]:
+        """See `Store.tail`. There is none."""
+        return iter(())
 
     def save(self, checkpoint: Checkpoint) -> None:
         """See `Store.save`."""
@@ -111,11 +120,19 @@ class FolderStore:
                 _sync(self._models)
             data = safetensors.numpy.save(arrays, header)
             _replace(self._path(checkpoint.model_id, checkpoint.ticks), data)
-            for ticks in self.checkpoints(checkpoint.model_id)[:-KEPT]:
+            for ticks in self._ticks(checkpoint.model_id)[:-KEPT]:
                 self._path(checkpoint.model_id, ticks).unlink()
 
-    def checkpoints(self, model_id: str) -> list[int]:
-        """See `Store.checkpoints`."""
+    def checkpoints(self, model_id: str) -> list[CheckpointInfo]:
+        """See `Store.checkpoints`. What is not in a file's name is not looked for."""
+        found = []
+        for ticks in self._ticks(model_id):
+            with _storage("read", self._path(model_id, ticks)):
+                size = self._path(model_id, ticks).stat().st_size
+            found.append(CheckpointInfo(ticks, 0, 0, math.nan, math.nan, size, best=False))
+        return found
+
+    def _ticks(self, model_id: str) -> list[int]:
         with _storage("read", self._models / model_id):
             names = os.listdir(self._models / model_id)
         return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))

@@ -33,7 +33,7 @@ def recover(store: Store, model_id: str) -> Recovered:
     Raises:
         DataDamaged: it cannot be read back, or is of another version.
     """
-    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1])
+    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].ticks)
     try:
         learner = Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
         names = tuple(checkpoint.metadata["input_names"])

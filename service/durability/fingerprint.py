@@ -1,0 +1,60 @@
+"""What the bits of a sum depend on beside its numbers: the processor and the libraries.
+
+A model learned again from its journal is the same bit for bit where these are the same. Compilers
+choose instructions, and BLAS its kernels, by the processor they find.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+_LIBRARIES = ("numpy", "scipy", "numba", "llvmlite")  # SciPy brings the BLAS that kernels call
+_FLAGS = ("flags", "features")  # of Linux on x86, and on ARM
+
+
+def fingerprint() -> dict[str, str]:
+    """Names and versions of what computes here."""
+    return dict(_fingerprint())
+
+
+def differences(before: Mapping[str, str]) -> list[str]:
+    """How an earlier fingerprint differs from today's, one phrase each; empty if it does not."""
+    now = _fingerprint()
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name} was {before.get(name, 'not known')} and is {now.get(name, 'not known')}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+@functools.cache
+def _fingerprint() -> Mapping[str, str]:
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            found[library] = "not installed"
+    processor, flags = _processor()
+    return found | {"processor": processor, "processor_flags": flags}
+
+
+def _processor() -> tuple[str, str]:
+    """The first processor's model, and a digest of what it can do."""
+    lines: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            lines.setdefault(name.strip().lower(), value.strip())
+    except OSError:
+        pass  # not Linux: the machine's name must do
+    model = lines.get("model name") or platform.processor() or platform.machine()
+    flags = next((lines[name] for name in _FLAGS if name in lines), "")
+    digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()
+    return model, digest[:16]
