@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from service.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
 from service.errors import InvalidRequest, ServiceError, shorten
 
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.integer[Any]]
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _MODEL_ID_BOUND = (
@@ -59,17 +60,19 @@ class ModelDefinition:
     spec: ModelSpec
     input_names: tuple[str, ...] = ()
     """Names of the inputs, for people: none, or as many as `input_size`."""
+    target_names: tuple[str, ...] = ()
+    """Names of the targets or classes, for people: none, or as many as there are. A forecast's
+    targets are inputs, and have their names."""
 
     def __post_init__(self) -> None:
         """Check what the spec itself does not know."""
         check_model_id(self.model_id)
-        if self.input_names and len(self.input_names) != self.spec.input_size:
-            bound = f"none, or as many as input_size, which is {self.spec.input_size}"
-            raise InvalidRequest.of("spec.input_names", f"{len(self.input_names)} names", bound)
-        for name in self.input_names:
-            if not 1 <= len(name.encode()) <= INPUT_NAME_BYTES_MAX:
-                bound = f"1 to {INPUT_NAME_BYTES_MAX} bytes long"
-                raise InvalidRequest.of("spec.input_names", repr(name), bound)
+        spec = self.spec
+        _check_names("spec.input_names", self.input_names, "input_size", spec.input_size)
+        if self.target_names and spec.task not in ("regression", "classification"):
+            value = f"{len(self.target_names)} names"
+            raise InvalidRequest.of("spec.target_names", value, f"left out for task {spec.task}")
+        _check_names("spec.target_names", self.target_names, "output_size", spec.target_count)
 
     def check_size(self, limits: Limits) -> None:
         """Refuse a network that the server could not hold, before any of it is made.
@@ -85,6 +88,15 @@ class ModelDefinition:
             raise InvalidRequest.of("spec.hidden_size", value, bound)
 
 
+def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:
+    if names and len(names) != size:
+        bound = f"none, or as many as {size_name}, which is {size}"
+        raise InvalidRequest.of(field, f"{len(names)} names", bound)
+    for name in names:
+        if not 1 <= len(name.encode()) <= INPUT_NAME_BYTES_MAX:
+            raise InvalidRequest.of(field, repr(name), f"1 to {INPUT_NAME_BYTES_MAX} bytes long")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IncomingChunk:
     """A chunk that is well-formed, but has no place in its stream yet."""
@@ -92,11 +104,13 @@ class IncomingChunk:
     stream_id: str
     first_step: int | None
     """None: at the stream's end."""
-    inputs: FloatArray
-    """(T, D), T >= 1."""
-    targets: FloatArray | None
-    """(T, O) for regression."""
+    inputs: FloatArray | IntArray
+    """(T, D), or (T,) token ids. T >= 1; with a label delay it may be 0."""
+    targets: FloatArray | IntArray | None
+    """(S, O) for regression, (S,) class ids for classification."""
     end_of_sequence: bool
+    first_target_step: int | None = None
+    """Step of the first target. None: the first step of the chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

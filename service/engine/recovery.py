@@ -23,7 +23,11 @@ class Recovered:
 def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
     """All of a model that a restart needs."""
     arrays, metadata = learner.state()
-    named = {"learner": metadata, "input_names": list(definition.input_names)}
+    named = {
+        "learner": metadata,
+        "input_names": list(definition.input_names),
+        "target_names": list(definition.target_names),
+    }
     return Checkpoint(definition.model_id, ticks, arrays, named)
 
 
@@ -37,7 +41,8 @@ def recover(store: Store, model_id: str) -> Recovered:
     try:
         learner = Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
         names = tuple(checkpoint.metadata["input_names"])
-        definition = ModelDefinition(model_id, learner.spec, names)
+        target_names = tuple(checkpoint.metadata.get("target_names", ()))  # older ones have none
+        definition = ModelDefinition(model_id, learner.spec, names, target_names)
     except (BpttError, InvalidRequest, KeyError, TypeError) as error:
         which = f"the checkpoint of model {model_id} after {checkpoint.ticks} ticks"
         raise DataDamaged(f"{which} does not fit: {error}") from error
