@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bptt_core import state as state_arrays
 from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, OrderError, ShapeError
+from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Chunk
 
@@ -55,11 +56,12 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     for name, like in expected.items():
         if name not in arrays:
             raise InvalidArgument(name, "missing", "an array")
-        array = arrays[name]
+        array = np.asarray(arrays[name])
         if array.shape != like.shape:
             raise ShapeError(name, f"of shape {array.shape}", f"of shape {like.shape}")
         if array.dtype != like.dtype:
-            raise DtypeError(name, str(array.dtype), str(like.dtype))
+            raise DtypeError(name, f"of dtype {array.dtype}", str(like.dtype))
+        check_layout(name, array)
     return spec
 
 
@@ -98,7 +100,9 @@ def _ids(
     ids = np.asarray(values)
     if ids.dtype.kind not in "iu":
         raise DtypeError(field, f"of dtype {ids.dtype}", "whole numbers")
+    check_byte_order(field, ids)
     _check_shape(field, ids, shape)
+    check_layout(field, ids)
     outside = (ids < lowest) | (ids >= count)
     if outside.any():
         where, wrong = _first(field, ids, outside)
@@ -111,10 +115,10 @@ def _numbers(
 ) -> Array:
     """Values in float64 of a shape, where None is any length of at least 1."""
     array = np.asarray(values)
-    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-        raise DtypeError(field, f"of dtype {array.dtype}", "float32 or float64")
+    check_floats(field, array)
     _check_shape(field, array, shape)
-    array = np.ascontiguousarray(array, np.float64)
+    check_layout(field, array)
+    array = array.astype(np.float64, copy=False)
     if not np.isfinite(array).all():
         bad = np.isinf(array) if nan_allowed else ~np.isfinite(array)
         if bad.any():

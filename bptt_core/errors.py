@@ -4,6 +4,7 @@ BpttError
 ├── InvalidArgument     an argument's value is out of its bounds; nothing was changed
 │   ├── ShapeError      an array's shape does not match
 │   ├── DtypeError      an array's element type is not one that is read
+│   ├── LayoutError     an array does not lie in memory as it must
 │   └── NonFiniteError  NaN or infinity where a number must be
 ├── OrderError          a chunk does not begin with its stream's next step
 └── UnknownStream       no stream of that name
@@ -38,6 +39,10 @@ class ShapeError(InvalidArgument):
 
 class DtypeError(InvalidArgument):
     """An array's element type is not one that is read."""
+
+
+class LayoutError(InvalidArgument):
+    """An array is strided or read-only where it must be contiguous and writeable."""
 
 
 class NonFiniteError(InvalidArgument):

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from bptt_core import network, params
 from bptt_core.cells import CELLS
-from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, ShapeError
+from bptt_core.errors import InvalidArgument, NonFiniteError, ShapeError
+from bptt_core.layout import check_floats, check_layout
 from bptt_core.specs import Cell, ModelSpec, SEED_MAX
 
 Array = NDArray[Any]
@@ -237,8 +238,7 @@ def _hessenberg(matrix: Array) -> Array:
 def _checked(field: str, value: Array, shape: tuple[int | None, ...]) -> Array:
     """A float64 copy of an array; None in `shape` is any length from 1."""
     array = np.asarray(value)
-    if array.dtype.kind != "f":
-        raise DtypeError(field, str(array.dtype), "float32 or float64")
+    check_floats(field, array)
     fits = array.ndim == len(shape) and all(
         have >= 1 if want is None else have == want
         for have, want in zip(array.shape, shape, strict=True)
@@ -246,6 +246,7 @@ def _checked(field: str, value: Array, shape: tuple[int | None, ...]) -> Array:
     if not fits:
         sizes = ", ".join("1 or more" if size is None else str(size) for size in shape)
         raise ShapeError(field, f"of shape {array.shape}", f"of shape ({sizes})")
+    check_layout(field, array)
     if not np.isfinite(array).all():
         raise NonFiniteError(field, "not finite", "finite numbers")
     return array.astype(np.float64)

@@ -258,12 +258,12 @@ class Learner:
         )
 
     def carried_state(self, stream_id: str) -> Array:
-        """The state after the stream's last step, (L, parts, H); part 0 is h, part 1 an LSTM's c.
+        """A copy of the state after the last step, (L, parts, H); part 0 is h, 1 an LSTM's c.
 
         Raises:
             UnknownStream: there is none of that name.
         """
-        return self.stream_view(stream_id).state
+        return self.stream_view(stream_id).state.copy()
 
     def window(self, stream_id: str) -> tuple[Array, Array]:
         """What a stream holds: features (T, F) since its window's start, and the state before them.
@@ -278,7 +278,8 @@ class Learner:
     def parameters(self) -> dict[str, Array]:
         """Copies of all parameters under PyTorch's names."""
         copy = self._model.parameters.copy()
-        return params.views(self.spec, copy)
+        views = params.views(self.spec, copy)  # U of a token model is held the other way round
+        return {name: np.ascontiguousarray(view) for name, view in views.items()}
 
     def load_parameters(self, source: Mapping[str, Array]) -> None:
         """Replace all parameters, given under PyTorch's names.

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, ShapeError
+from bptt_core.errors import InvalidArgument, NonFiniteError, ShapeError
+from bptt_core.layout import check_floats, check_layout
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
@@ -113,7 +114,8 @@ def load(spec: ModelSpec, vector: Array, source: Mapping[str, Array]) -> None:
     Raises:
         InvalidArgument: a name is missing or unknown.
         ShapeError: an array has another shape than the spec says.
-        DtypeError: an array is not of floating point.
+        DtypeError: an array is neither float32 nor float64.
+        LayoutError: an array is strided or read-only.
         NonFiniteError: an array holds NaN or infinity.
     """
     expected = shapes(spec)
@@ -124,10 +126,10 @@ def load(spec: ModelSpec, vector: Array, source: Mapping[str, Array]) -> None:
         if name not in source:
             raise InvalidArgument(name, "missing", f"an array of shape {shape}")
         array = np.asarray(source[name])
-        if array.dtype.kind != "f":
-            raise DtypeError(name, str(array.dtype), "float32 or float64")
+        check_floats(name, array)
         if array.shape != shape:
             raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
+        check_layout(name, array)
         if not np.isfinite(array).all():
             raise NonFiniteError(name, "not finite", "finite numbers")
     for name, view in views(spec, vector).items():

@@ -12,7 +12,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Consecutive steps of one stream."""
+    """Consecutive steps of one stream.
+
+    Arrays are C-contiguous, in the machine's byte order and writeable (`bptt_core.layout` says
+    why); any others are refused when the chunk is applied.
+    """
 
     stream_id: str
     """The stream; opened at step 0 if it is not known."""

@@ -29,6 +29,82 @@ def tag(spec: ModelSpec) -> CellTag:
     return RnnCell(relu=spec.cell == "rnn_relu")
 
 
+def _rnn_forward(
+    cell: Any, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    rnn_forward(cell, W, states, tape, scratch)
+
+
+def _lstm_forward(
+    cell: Any, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    lstm_forward(W, states, tape, scratch)
+
+
+def _gru_forward(
+    cell: Any, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    T, B, H3 = tape.shape
+    w = extra[T:].reshape(B, H3)
+    gru_forward(W, b_hidden, states, tape, extra[:T], w, scratch)
+
+
+def _rnn_backward(
+    cell: Any,
+    W: Array,
+    states: Array,
+    tape: Array,
+    extra: Array,
+    dh: Array,
+    da: Array,
+    dw: Array,
+    scratch: Array,
+) -> None:
+    rnn_backward(cell, W, states, dh, da, scratch)
+
+
+def _lstm_backward(
+    cell: Any,
+    W: Array,
+    states: Array,
+    tape: Array,
+    extra: Array,
+    dh: Array,
+    da: Array,
+    dw: Array,
+    scratch: Array,
+) -> None:
+    T = da.shape[0]
+    lstm_backward(W, states, tape, dh, da, scratch, extra[T : T + 2])
+
+
+def _gru_backward(
+    cell: Any,
+    W: Array,
+    states: Array,
+    tape: Array,
+    extra: Array,
+    dh: Array,
+    da: Array,
+    dw: Array,
+    scratch: Array,
+) -> None:
+    T = da.shape[0]
+    gru_backward(W, states, tape, extra[:T], dh, da, dw, scratch)
+
+
+_FORWARD: dict[type, Callable[..., None]] = {
+    RnnCell: _rnn_forward,
+    LstmCell: _lstm_forward,
+    GruCell: _gru_forward,
+}
+_BACKWARD: dict[type, Callable[..., None]] = {
+    RnnCell: _rnn_backward,
+    LstmCell: _lstm_backward,
+    GruCell: _gru_backward,
+}
+
+
 def cell_forward(
     cell: Any, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
 ) -> None:
@@ -43,7 +119,7 @@ def cell_forward(
         extra: (T + 3, B, H): a GRU's q_t, and room for 3H more a row.
         scratch: (B, G·H).
     """
-    raise TypeError("runs compiled only")
+    _FORWARD[type(cell)](cell, W, b_hidden, states, tape, extra, scratch)
 
 
 def cell_backward(
@@ -71,31 +147,17 @@ def cell_backward(
             GRU.
         scratch: (B, H).
     """
-    raise TypeError("runs compiled only")
+    _BACKWARD[type(cell)](cell, W, states, tape, extra, dh, da, dw, scratch)
+
+
+# Where Numba compiles, these choose instead of the two functions above.
 
 
 @overload(cell_forward, strict=False)
 def _cell_forward(
     cell: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, scratch: Any
 ) -> Callable[..., None]:
-    if cell.instance_class is LstmCell:
-
-        def forward(cell, W, b_hidden, states, tape, extra, scratch):  # type: ignore[no-untyped-def]
-            lstm_forward(W, states, tape, scratch)
-
-    elif cell.instance_class is GruCell:
-
-        def forward(cell, W, b_hidden, states, tape, extra, scratch):  # type: ignore[no-untyped-def]
-            T, B, H3 = tape.shape
-            w = extra[T:].reshape(B, H3)
-            gru_forward(W, b_hidden, states, tape, extra[:T], w, scratch)
-
-    else:
-
-        def forward(cell, W, b_hidden, states, tape, extra, scratch):  # type: ignore[no-untyped-def]
-            rnn_forward(cell, W, states, tape, scratch)
-
-    return forward
+    return _FORWARD[cell.instance_class]
 
 
 @overload(cell_backward, strict=False)
@@ -110,21 +172,4 @@ def _cell_backward(
     dw: Any,
     scratch: Any,
 ) -> Callable[..., None]:
-    if cell.instance_class is LstmCell:
-
-        def backward(cell, W, states, tape, extra, dh, da, dw, scratch):  # type: ignore[no-untyped-def]
-            T = da.shape[0]
-            lstm_backward(W, states, tape, dh, da, scratch, extra[T : T + 2])
-
-    elif cell.instance_class is GruCell:
-
-        def backward(cell, W, states, tape, extra, dh, da, dw, scratch):  # type: ignore[no-untyped-def]
-            T = da.shape[0]
-            gru_backward(W, states, tape, extra[:T], dh, da, dw, scratch)
-
-    else:
-
-        def backward(cell, W, states, tape, extra, dh, da, dw, scratch):  # type: ignore[no-untyped-def]
-            rnn_backward(cell, W, states, dh, da, scratch)
-
-    return backward
+    return _BACKWARD[cell.instance_class]

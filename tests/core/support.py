@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bptt_core import Learner, ModelSpec
+from bptt_core import Chunk, Learner, ModelSpec
 
 
 def random_steps(spec: ModelSpec, steps: int, streams: int, seed: int = 0) -> tuple[Any, Any]:
@@ -26,6 +26,15 @@ def random_steps(spec: ModelSpec, steps: int, streams: int, seed: int = 0) -> tu
     if spec.missing_targets:
         target[random.random(target.shape) < 0.4] = np.nan
     return x, target
+
+
+def chunk_of(
+    name: str, first: int, stop: int, x: Any, target: Any, stream: int = 0, *, ends: bool = False
+) -> Chunk:
+    """Steps first to stop - 1 of one of the streams of `random_steps`."""
+    inputs = np.ascontiguousarray(x[first:stop, stream])
+    targets = None if target is None else np.ascontiguousarray(target[first:stop, stream])
+    return Chunk(name, first, inputs, targets, ends)
 
 
 def twin(learner: Learner, backend: Any) -> Learner:

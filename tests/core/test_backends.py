@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec, TickResult
-from tests.core.support import assert_same_memory, random_steps
+from tests.core.support import assert_same_memory, chunk_of, random_steps
 
 SMALL = ModelSpec(input_size=2, hidden_size=5, k1=3, k2=7, dtype="float64")
 REGRESSION = replace(SMALL, task="regression", output_size=2, loss=None)
@@ -66,11 +66,11 @@ def ticks(spec: ModelSpec, seed: int) -> list[list[Chunk]]:
         for stream in random.permutation(5):
             steps = int(min(random.integers(0, 12), 60 - at[stream]))
             if steps:
-                where = slice(at[stream], at[stream] + steps)
-                y = None if target is None else target[where, stream]
+                stop = at[stream] + steps
                 ends = bool(random.random() < 0.2)
-                tick.append(Chunk(f"s{stream}", at[stream], x[where, stream], y, ends))
-                at[stream] += steps
+                name = f"s{stream}"
+                tick.append(chunk_of(name, at[stream], stop, x, target, stream, ends=ends))
+                at[stream] = stop
         if tick:
             result.append(tick)
     return result

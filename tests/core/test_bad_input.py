@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core import Chunk, gradient_flow, Learner, ModelSpec
 from bptt_core.errors import (
     DtypeError,
     InvalidArgument,
+    LayoutError,
     NonFiniteError,
     OrderError,
     ShapeError,
@@ -147,19 +149,96 @@ def test_unknown_stream_is_named() -> None:
             ask("nobody")
 
 
+def strided(array: Any) -> Any:
+    return np.repeat(array, 2, axis=0)[::2]
+
+
+def frozen(array: Any) -> Any:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def foreign(array: Any) -> Any:
+    return array.astype(array.dtype.newbyteorder())
+
+
+LAYOUTS: list[tuple[Any, type[Exception], str]] = [
+    (strided, LayoutError, r"not contiguous: .* strides .*, but must be C-contiguous, as np\."),
+    (np.asfortranarray, LayoutError, "not contiguous.*but must be C-contiguous"),
+    (frozen, LayoutError, r"read-only, but must be writeable, as np\.array"),
+    (foreign, DtypeError, r"of dtype >\w+, but must be in the machine's own byte order"),
+]
+layouts = pytest.mark.parametrize(
+    ("layout", "error", "words"), LAYOUTS, ids=["strided", "fortran", "read-only", "big-endian"]
+)
+
+
+def fits(layout: Any, array: Any) -> bool:
+    """One column is the same in either order, and lies as it must."""
+    return layout is not np.asfortranarray or min(array.shape) > 1 < array.ndim
+
+
+@layouts
+@pytest.mark.parametrize("spec", [FORECAST, REGRESSION, CLASSES, TOKENS], ids=lambda s: s.task)
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
-def test_layouts_and_byte_orders_are_read_alike(backend: Any) -> None:
-    """Big-endian, strided and read-only arrays are as good as any."""
-    random = np.random.default_rng(0)
-    x = random.normal(size=(20, 2))
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    losses = []
-    for layout in (x, x.astype(">f8"), np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], frozen):
-        learner = Learner(FORECAST, backend=backend)
-        learner.apply([Chunk("a", 0, layout)])
-        losses.append(learner.figures.loss)
-    assert len(set(losses)) == 1
+def test_no_layout_is_converted_in_silence(
+    spec: ModelSpec, layout: Any, error: type[Exception], words: str, backend: Any
+) -> None:
+    learner = Learner(spec, backend=backend)
+    x, y = random_steps(spec, 12, streams=2)
+    learner.feed(x, y)
+    before, metadata = learner.state()
+    one, its = np.ascontiguousarray(x[:, 0]), None if y is None else np.ascontiguousarray(y[:, 0])
+    calls: list[tuple[str, Any, Callable[[], Any]]] = []
+    calls.append(("x", x, lambda: learner.feed(layout(x), y)))
+    if y is not None:
+        calls += [
+            ("targets", y, lambda: learner.feed(x, layout(y))),
+            ("targets", its, lambda: learner.apply([Chunk("0", 12, one, layout(its))])),
+        ]
+    calls += [
+        ("inputs", one, lambda: learner.apply([Chunk("0", 12, layout(one), its)])),
+        ("inputs", one, lambda: learner.snapshot().predict(None, layout(one))),
+    ]
+    for named, array, call in calls:
+        if fits(layout, array):
+            with pytest.raises(error, match=f"^{named} is {words}"):
+                call()
+    after, its_metadata = learner.state()
+    assert metadata == its_metadata
+    for name, array in before.items():
+        assert array.tobytes() == after[name].tobytes(), name
+
+
+@layouts
+def test_a_saved_memory_lies_as_it_must(layout: Any, error: type[Exception], words: str) -> None:
+    learner = Learner(FORECAST, backend="reference")
+    x, _ = random_steps(FORECAST, 12, streams=2)
+    learner.feed(x)
+    arrays, metadata = learner.state()
+    good = learner.parameters()
+    name = "rnn.weight_hh_l0"
+    wrong = layout(arrays["streams.inputs"])
+    with pytest.raises(error, match=r"streams\.inputs"):
+        Learner.from_state(arrays | {"streams.inputs": wrong}, metadata)
+    with pytest.raises(error, match=rf"{name} is .*{words}"):
+        learner.load_parameters(good | {name: layout(good[name] + 1)})
+    for key, array in learner.parameters().items():
+        assert array.tobytes() == good[key].tobytes()
+
+
+@pytest.mark.parametrize("spec", [FORECAST, TOKENS], ids=lambda s: s.task)
+def test_what_a_learner_gives_it_takes(spec: ModelSpec) -> None:
+    learner = Learner(spec, backend="reference")
+    x, y = random_steps(spec, 12, streams=1)
+    learner.feed(x, y)
+    before = learner.parameters()
+    learner.load_parameters(before)
+    for name, array in learner.parameters().items():
+        assert array.tobytes() == before[name].tobytes()
+    gradient_flow(spec, before, *learner.window("0"))
+    gradient_flow(spec, before, learner.window("0")[0], learner.carried_state("0"))
 
 
 def test_parameters_are_checked_before_any_is_loaded() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
-from tests.core.support import assert_same_memory, random_steps, twin
+from tests.core.support import assert_same_memory, chunk_of, random_steps, twin
 
 SPEC = ModelSpec(input_size=2, hidden_size=6, horizon=2)
 
@@ -17,7 +17,7 @@ SPEC = ModelSpec(input_size=2, hidden_size=6, horizon=2)
 def fed(backend: Any, streams: int = 3) -> Learner:
     learner = Learner(SPEC, backend=backend)
     x, _ = random_steps(SPEC, 40, streams)
-    learner.apply([Chunk(f"s{b}", 0, x[: 20 + b, b]) for b in range(streams)])
+    learner.apply([chunk_of(f"s{b}", 0, 20 + b, x, None, b) for b in range(streams)])
     return learner
 
 
@@ -27,7 +27,13 @@ def test_a_saved_learner_goes_on_bit_for_bit(backend: Any) -> None:
     copy = twin(learner, backend)
     x, _ = random_steps(SPEC, 30, 4, seed=5)
     for each in (learner, copy):
-        each.apply([Chunk("s1", 21, x[:, 1]), Chunk("new", 0, x[:, 3]), Chunk("s0", 20, x[:9, 0])])
+        lanes = {"s1": x[:, 1], "new": x[:, 3], "s0": x[:9, 0]}
+        each.apply(
+            [
+                Chunk(name, {"s1": 21, "new": 0, "s0": 20}[name], np.ascontiguousarray(lane))
+                for name, lane in lanes.items()
+            ]
+        )
     assert_same_memory(learner, copy, 0)
 
 

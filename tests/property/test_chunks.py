@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt_core import Chunk, Learner, ModelSpec
-from tests.core.support import assert_same_memory, random_steps
+from tests.core.support import assert_same_memory, chunk_of, random_steps
 
 STEPS = 50
 SPECS = [
@@ -58,6 +58,6 @@ def test_the_same_ticks_give_the_same_bits(backend: Any) -> None:
     for learner in (one, other):
         x, _ = random_steps(spec, 64, streams=6)
         for start, stop in [(0, 7), (7, 40), (40, 64)]:
-            tick = [Chunk(f"s{b}", start, x[start:stop, b]) for b in range(6)]
+            tick = [chunk_of(f"s{b}", start, stop, x, None, b) for b in range(6)]
             learner.apply(tick)
     assert_same_memory(one, other, 0)
