@@ -1,6 +1,6 @@
 """All benchmarks, or those that are named.
 
-Run as `python -m benchmarks [core] [limits] [rivals] [service]`.
+Run as `python -m benchmarks [core] [limits] [rivals] [accuracy] [service]`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import core, limits, service
+from benchmarks import accuracy, core, limits, service
 
-PARTS = ("core", "limits", "rivals", "service")
+PARTS = ("core", "limits", "rivals", "accuracy", "service")
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
 PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
@@ -58,6 +58,7 @@ def measure(parts: Sequence[str], seconds: float) -> None:
         "core": core.run,
         "limits": limits.run,
         "rivals": core.run_rivals,
+        "accuracy": accuracy.run,
         "service": lambda: asyncio.run(service.run(seconds)),
     }
     for part in parts:
