@@ -259,6 +259,8 @@ def _learn(
 
 def learning_rate(spec: ModelSpec, model: Model, update: int) -> float:
     """The learning rate of an update, counted from 1 and without skipped ones."""
+    assert spec.final_learning_rate is not None
+    assert spec.decay_updates is not None
     return optimizers.learning_rate_at(
         update,
         float(model.rates[0]),

@@ -104,6 +104,8 @@ def sizes(spec: ModelSpec) -> Sizes:
     """A spec in numbers."""
     assert spec.loss is not None
     assert spec.weight_decay is not None
+    assert spec.final_learning_rate is not None
+    assert spec.decay_updates is not None
     return Sizes(
         L=spec.layers,
         H=spec.hidden_size,

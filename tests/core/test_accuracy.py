@@ -26,8 +26,10 @@ def series(name: str, columns: list[str]) -> Any:
 @pytest.mark.parametrize(
     ("name", "columns", "forecast", "bound"),
     [
-        ("sea_surface_temperature.csv.gz", ["temperature (celsius)"], 0, 0.97),
-        ("CGM.csv.gz", ["isig", "glucose"], 1, 0.56),
+        ("sea_surface_temperature.csv.gz", ["temperature (celsius)"], 0, 0.96),
+        ("CGM.csv.gz", ["isig", "glucose"], 1, 0.53),
+        ("cycling.csv.gz", ["power"], 0, 0.94),
+        ("cycling.csv.gz", ["speed"], 0, 0.41),
     ],
 )
 def test_second_half_of_a_series_one_step_ahead(

@@ -296,7 +296,9 @@ class ModelSpec(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """Default: adam."""
     learning_rate: _builtins.float
-    """Default 0.001."""
+    """Default 0.001; for a forecast with adam and no schedule of its own, falling from there to 0.0002
+    over 4000 updates.
+    """
     clip: Global___Clip.ValueType
     """Default: norm."""
     clip_threshold: _builtins.float
