@@ -21,6 +21,10 @@ ANSWER_VALUES_MAX = 700_000
 """Predictions in one answer: 2.8 MB, so that with its update reports it stays below
 MESSAGE_BYTES_MAX, the most that a client of gRPC reads by default."""
 
+TOP_TOKENS_DEFAULT = 5
+TOP_TOKENS_MAX = 100
+"""Likeliest tokens that an answer names for each step: 800 bytes a step at the most."""
+
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1000
 """A page of streams is then at most 270 KB."""

@@ -17,11 +17,11 @@ import grpc.aio
 
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import Limits, STREAM_ID_BYTES_MAX
-from service.domain import Refused
+from service.domain import Answer, Refused
 from service.engine.outbox import Outbox, Ticket
 from service.engine.trainer import Trainer
 from service.errors import InvalidRequest, ServerStopping, ServiceError
-from service.rpc import convert
+from service.rpc import convert, convert_models
 
 Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
 
@@ -37,8 +37,14 @@ class LearnCall:
     ) -> None:
         self._trainer = trainer
         self._context = context
-        self._predictions = not opening.omit_predictions
-        self._definition = trainer.definition
+        spec = trainer.definition.spec
+        self._chunk_reader = convert.ChunkReader(trainer.definition)
+        self._writer = convert.AnswerWriter(
+            spec,
+            predictions=not opening.omit_predictions,
+            top_tokens=convert.top_tokens_of(opening, spec),
+        )
+        self._step_bytes = spec.outputs * _VALUE_BYTES + _REPORT_BYTES / spec.k1
         self._outbox = Outbox(limits.call_answers, limits.call_bytes)
         self._reader: asyncio.Task[None] | None = None
         self._server_stopping = False
@@ -52,19 +58,23 @@ class LearnCall:
         listeners = self._trainer.listeners
         listeners.add(self._model_stops)
         try:
-            opened = pb.LearnOpened(model=convert.model_to_proto(self._trainer.state))
+            opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.state))
             await self._context.write(pb.LearnResponse(opened=opened))
             if not self._outbox.ended:
                 self._reader = asyncio.create_task(self._read(), name="learn call")
             while (answer := await self._outbox.next()) is not None:
-                response = convert.answer_to_proto(answer, predictions=self._predictions)
-                await self._context.write(response)
+                await self._context.write(self._message(answer))
             closed = pb.LearnClosed(server_stopping=self._server_stopping)
             await self._context.write(pb.LearnResponse(closed=closed))
         finally:
             listeners.discard(self._model_stops)
             if self._reader is not None:
                 self._reader.cancel()
+
+    def _message(self, answer: Answer) -> pb.LearnResponse:
+        if isinstance(answer, Refused):
+            return convert.refused_to_proto(answer)
+        return self._writer.learned(answer, answer.next_step)
 
     def _model_stops(self, why: ServiceError) -> None:
         """Read no more, answer what was accepted, and tell the client."""
@@ -111,15 +121,14 @@ class LearnCall:
             await self._outbox.room()
         trainer = self._trainer
         try:
-            incoming = convert.chunk_from_proto(message, self._definition)
+            incoming = self._chunk_reader.chunk(message)
             if trainer.full:
                 await trainer.room()
         except ServiceError as error:
             self._refuse(message, error, self._outbox.ticket(0))
             return
-        spec, steps = self._definition.spec, len(incoming.inputs)
-        weight = steps * spec.outputs * _VALUE_BYTES + (steps // spec.k1 + 1) * _REPORT_BYTES
-        ticket = self._outbox.ticket(weight)
+        weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
+        ticket = self._outbox.ticket(int(weight))
         try:
             trainer.accept(incoming, ticket)
         except ServiceError as error:

@@ -19,7 +19,7 @@ from service.engine.batcher import StreamCommand
 from service.engine.registry import page, Registry
 from service.engine.trainer import Trainer
 from service.errors import from_core, InvalidRequest, ServiceError, UnknownStream
-from service.rpc import convert
+from service.rpc import convert, convert_models
 from service.rpc.learn import Context, LearnCall
 
 INLINE_PREDICT_STEPS = 16
@@ -87,7 +87,9 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
             view = trainer.views.get(check_stream_id(request.stream_id))
             if view is None:
                 raise UnknownStream.of(request.stream_id)
-        inputs = convert.predict_inputs(request, trainer.definition)
+        spec = trainer.definition.spec
+        top_tokens = convert.top_tokens_of(request, spec)
+        inputs = convert.ChunkReader(trainer.definition).predict_inputs(request)
         small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
         try:
             if inputs is None or (small and len(inputs) <= INLINE_PREDICT_STEPS):
@@ -99,8 +101,9 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
             raise from_core(error) from error
         trainer.sink.predicted(time.perf_counter() - start)
         next_step = (0 if view is None else view.next_step) + (0 if inputs is None else len(inputs))
-        spec = trainer.definition.spec
-        return convert.prediction_to_proto(np.asarray(rows), spec, next_step, snapshot.update)
+        return convert.prediction_to_proto(
+            np.asarray(rows), spec, next_step, snapshot.update, top_tokens
+        )
 
     async def GetStream(
         self, request: pb.GetStreamRequest, context: _AnyContext
@@ -118,7 +121,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
     ) -> pb.ListStreamsResponse:
         """The streams of a model by name, as of the snapshot."""
         views = self._model(request.model_id).views
-        after, size = convert.page_from_proto(request.page_size, request.page_token)
+        after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         names, following = page(views, after, size)
         streams = [pb.Stream(stream_id=name, next_step=views[name].next_step) for name in names]
         return pb.ListStreamsResponse(streams=streams, next_page_token=following)
@@ -160,26 +163,26 @@ class ModelService(pb_grpc.ModelServiceServicer):
     ) -> pb.CreateModelResponse:
         """Make a model."""
         check_model_id(request.model_id)
-        definition = convert.definition_from_proto(request.model_id, request.spec)
+        definition = convert_models.definition_from_proto(request.model_id, request.spec)
         trainer = await self._registry.create(definition)
-        return pb.CreateModelResponse(model=convert.model_to_proto(trainer.state))
+        return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.state))
 
     async def GetModel(
         self, request: pb.GetModelRequest, context: _AnyContext
     ) -> pb.GetModelResponse:
         """A model, as of its snapshot."""
         trainer = self._registry.get(check_model_id(request.model_id))
-        return pb.GetModelResponse(model=convert.model_to_proto(trainer.state))
+        return pb.GetModelResponse(model=convert_models.model_to_proto(trainer.state))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _AnyContext
     ) -> pb.ListModelsResponse:
         """All models by name."""
-        after, size = convert.page_from_proto(request.page_size, request.page_token)
+        after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         trainers, following = self._registry.page(after, size)
         response, held = pb.ListModelsResponse(next_page_token=following), 0
         for trainer in trainers:
-            model = convert.model_to_proto(trainer.state)
+            model = convert_models.model_to_proto(trainer.state)
             held += model.ByteSize()
             if held > PAGE_BYTES_MAX and response.models:
                 response.next_page_token = response.models[-1].model_id

@@ -59,11 +59,14 @@ async def test_every_field_of_a_spec_arrives(server: Harness) -> None:
         warmup_updates=3,
         decay_updates=4,
         final_learning_rate=0.25,
+        missing_targets=True,
+        input_names=["a", "b", "c"],
+        target_names=["y", "z"],
     )
     response = await server.models.CreateModel(pb.CreateModelRequest(model_id="m", spec=spec))
     answered = response.model.spec
-    answered.ClearField("horizon")
-    assert answered == spec
+    for field, value in spec.ListFields():
+        assert getattr(answered, field.name) == value, field.name
 
 
 BAD_SPECS: list[tuple[dict[str, Any], str, str, str]] = [
@@ -102,6 +105,21 @@ BAD_SPECS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"optimizer": 99}, "spec.optimizer", "99", "one of sgd, adam"),
     ({"input_names": ["a"]}, "spec.input_names", "1 names", "as many as input_size, which is 2"),
     ({"input_names": ["a", "b" * 257]}, "spec.input_names", "bbb", "1 to 256 bytes"),
+    ({"target_names": ["a"]}, "spec.target_names", "1 names", "left out for task forecast"),
+    (
+        {"task": pb.TASK_CLASSIFICATION, "output_size": 3, "target_names": ["a"]},
+        "spec.target_names",
+        "1 names",
+        "as many as output_size, which is 3",
+    ),
+    ({"task": pb.TASK_NEXT_TOKEN, "input_size": 1}, "spec.vocabulary_size", "0", "2 to 65536"),
+    (
+        {"task": pb.TASK_NEXT_TOKEN, "input_size": 2, "vocabulary_size": 9},
+        "spec.input_size",
+        "2",
+        "1 for task next_token",
+    ),
+    ({"vocabulary_size": 9}, "spec.vocabulary_size", "9", "left out for task forecast"),
 ]
 
 
