@@ -9,6 +9,7 @@ ServiceError             INTERNAL             root; also any status that has no 
 │   └── ModelExists                           a model of that name exists
 ├── OutOfOrder           OUT_OF_RANGE         a chunk begins after its stream's next step
 ├── LimitReached         RESOURCE_EXHAUSTED   one more than the server is configured to hold
+│   └── QueueFull                             a model has had no room for a chunk for too long
 ├── ModelFailed          FAILED_PRECONDITION  the model stopped learning after an internal error
 ├── Unavailable          UNAVAILABLE          not now; the same request may succeed later
 │   ├── ServerStopping                        the server is about to stop
@@ -63,10 +64,12 @@ class ServiceError(Exception):
         reason: label of the metric that counts refused chunks.
         message: what a person reads.
         violations: the fields that were wrong, if it was a field.
+        retry_seconds: after which it is worth another try; 0: nobody said so.
     """
 
     code: str = "INTERNAL"
     reason: str = "internal"
+    retry_seconds: float = 0.0
 
     def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
         self.message = message
@@ -162,6 +165,20 @@ class LimitReached(ServiceError):
         """The error of one `what` above `limit`."""
         violation = Violation(what, str(limit + 1), f"at most {limit}, the server's limit")
         return cls(f"number of {what} {violation.description}", (violation,))
+
+
+class QueueFull(LimitReached):
+    """A model has had no room for a chunk for longer than a client should wait."""
+
+    reason = "queue_full"
+    retry_seconds = 1.0  # a queue of a thousand small chunks is worked off in less
+
+    @classmethod
+    def of_model(cls, model_id: str, seconds: float) -> QueueFull:
+        """The error for a model that had no room for so long."""
+        return cls(
+            f"model {model_id} had no room for another chunk for {seconds:g} s; try again later"
+        )
 
 
 class ModelFailed(ServiceError):

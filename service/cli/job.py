@@ -162,7 +162,7 @@ class Job:
         report = Report(_score(model))
         display = Display(self.console, total=table.size, as_json=self.as_json)
         stop = asyncio.Event()
-        async with self._told_if_it_stops(), client.learn(self.model_id) as session:
+        async with self._told_if_it_stops(), client.learn(self.model_id, resume=False) as session:
             feed = Feed(
                 session,
                 self.stream_id,

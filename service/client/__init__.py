@@ -1,10 +1,11 @@
 """An asyncio client: `Client.connect(address)`, NumPy arrays in and out, errors that say why."""
 
 from service.client.client import Client
-from service.client.errors import ServerUnreachable
+from service.client.errors import ServerUnreachable, StepsLost
 from service.client.session import LearnSession
 from service.client.types import (
     Answer,
+    Checkpoint,
     Learned,
     Model,
     ModelSpec,
@@ -16,6 +17,7 @@ from service.client.types import (
 
 __all__ = [
     "Answer",
+    "Checkpoint",
     "Client",
     "LearnSession",
     "Learned",
@@ -24,6 +26,7 @@ __all__ = [
     "Prediction",
     "Refused",
     "ServerUnreachable",
+    "StepsLost",
     "Stream",
     "UpdateReport",
 ]

@@ -14,8 +14,8 @@ from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc
 from service.client import convert
 from service.client.errors import from_rpc_error, ServerUnreachable
-from service.client.session import LearnSession
-from service.client.types import Model, ModelSpec, Prediction, Stream
+from service.client.session import LearnSession, RECONNECT_SECONDS
+from service.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
 
 CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
 CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
@@ -142,17 +142,95 @@ class Client:
         """Delete a model and all its streams. Raises NotFound."""
         await self._ask(self._models.DeleteModel, pb.DeleteModelRequest(model_id=model_id))
 
-    def learn(self, model_id: str, *, predictions: bool = True) -> LearnSession:
+    async def update_model(
+        self,
+        model_id: str,
+        *,
+        learning_rate: float | None = None,
+        clip: str | None = None,
+        clip_threshold: float | None = None,
+        paused: bool | None = None,
+    ) -> Model:
+        """Change how a model learns from now on; what is left out stays as it is.
+
+        Args:
+            model_id: the model.
+            learning_rate: > 0.
+            clip: `none`, `value`, `norm` or `layer_norm`.
+            clip_threshold: > 0.
+            paused: True: it reads and predicts, and learns nothing. False: it learns again, after a
+                divergence too.
+
+        Raises:
+            NotFound: no such model.
+            InvalidRequest: a value is out of its bounds; nothing was changed.
+        """
+        request = pb.UpdateModelRequest(model_id=model_id, paused=paused)
+        changes = {"learning_rate": learning_rate, "clip": clip, "clip_threshold": clip_threshold}
+        spec = convert.spec_to_proto(changes)
+        for field, value in spec.ListFields():
+            setattr(request, field.name, value)
+        answer = await self._ask(self._models.UpdateModel, request)
+        return convert.model_from_proto(answer.model)
+
+    async def save_checkpoint(self, model_id: str) -> Checkpoint:
+        """Write a checkpoint now. Raises NotFound."""
+        request = pb.SaveCheckpointRequest(model_id=model_id)
+        answer = await self._ask(self._models.SaveCheckpoint, request)
+        return convert.checkpoint_from_proto(answer.checkpoint)
+
+    async def list_checkpoints(self, model_id: str) -> list[Checkpoint]:
+        """The checkpoints of a model, oldest first. Raises NotFound."""
+        request = pb.ListCheckpointsRequest(model_id=model_id)
+        answer = await self._ask(self._models.ListCheckpoints, request)
+        return [convert.checkpoint_from_proto(each) for each in answer.checkpoints]
+
+    async def restore_checkpoint(self, model_id: str, ticks: int) -> Model:
+        """Take a model back to a checkpoint, its streams too. Raises NotFound."""
+        request = pb.RestoreCheckpointRequest(model_id=model_id, ticks=ticks)
+        answer = await self._ask(self._models.RestoreCheckpoint, request)
+        return convert.model_from_proto(answer.model)
+
+    def learn(
+        self,
+        model_id: str,
+        *,
+        predictions: bool = True,
+        top_tokens: int | None = None,
+        resume: bool = True,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> LearnSession:
         """A session that feeds a model: `async with client.learn(model_id) as session`.
 
         Args:
             model_id: the model.
             predictions: ask for the prediction made before each step was learned.
+            top_tokens: next token: how many of the likeliest to name for each step. None: 5.
+            resume: when the connection breaks, or the server stops or is killed, call again and go
+                on where the streams stand. Each chunk is then learned once and answered once, in
+                order; a chunk that had been learned when its answer was lost is answered without
+                predictions. False: the session fails instead.
+            reconnect_seconds: how long to try, each time, before the session fails after all.
         """
-        return LearnSession(self._learner, self.address, model_id, predictions=predictions)
+        opening = pb.OpenLearn(
+            model_id=model_id, omit_predictions=not predictions, top_tokens=top_tokens
+        )
+        return LearnSession(
+            self._learner,
+            self.address,
+            opening,
+            resume=resume,
+            reconnect_seconds=reconnect_seconds,
+        )
 
     async def predict(
-        self, model_id: str, stream_id: str = "", inputs: ArrayLike | None = None
+        self,
+        model_id: str,
+        stream_id: str = "",
+        inputs: ArrayLike | None = None,
+        *,
+        tokens: ArrayLike | None = None,
+        top_tokens: int | None = None,
     ) -> Prediction:
         """Predict, and change nothing.
 
@@ -161,16 +239,21 @@ class Client:
             stream_id: predict from this stream's live state; empty: from a zero state.
             inputs: (T, input_size) steps to read after that state, without learning them. A
                 forecast may leave them out.
+            tokens: next token: (T,) token ids, in place of inputs.
+            top_tokens: next token: how many of the likeliest to name. None: 5.
 
         Raises:
             NotFound: no such model or stream.
             InvalidRequest: a value is out of its bounds.
         """
-        request = pb.PredictRequest(model_id=model_id, stream_id=stream_id)
+        request = pb.PredictRequest(model_id=model_id, stream_id=stream_id, top_tokens=top_tokens)
+        steps = 0
         if inputs is not None:
-            steps = convert.float32("inputs", inputs)
-            request.MergeFromString(convert.packed(pb.PredictRequest, "inputs", steps))
-        return convert.prediction_from_proto(await self._ask(self._learner.Predict, request))
+            convert.add_steps(request, convert.float32("inputs", inputs))
+        if tokens is not None:
+            steps = convert.add_tokens(request, tokens)
+        answer = await self._ask(self._learner.Predict, request)
+        return convert.prediction_from_proto(answer, steps or 1)
 
     async def get_stream(self, model_id: str, stream_id: str) -> Stream:
         """A stream. Raises NotFound."""

@@ -12,10 +12,13 @@ from numpy.typing import ArrayLike
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client.errors import code_name
 from service.client.types import (
+    Checkpoint,
     Float32Array,
+    Int64Array,
     Learned,
     Model,
     ModelSpec,
+    ModelState,
     Prediction,
     Refused,
     Stream,
@@ -23,15 +26,16 @@ from service.client.types import (
 )
 from service.errors import from_status, InvalidRequest, Violation
 
-_ENUMS = {
-    "task": pb.Task,
-    "cell": pb.Cell,
-    "loss": pb.Loss,
-    "reduction": pb.Reduction,
-    "optimizer": pb.Optimizer,
-    "clip": pb.Clip,
+_ENUMS: dict[str, tuple[Any, str]] = {
+    "task": (pb.Task, "TASK_"),
+    "cell": (pb.Cell, "CELL_"),
+    "loss": (pb.Loss, "LOSS_"),
+    "reduction": (pb.Reduction, "REDUCTION_"),
+    "optimizer": (pb.Optimizer, "OPTIMIZER_"),
+    "clip": (pb.Clip, "CLIP_"),
+    "on_divergence": (pb.Divergence, "DIVERGENCE_"),
 }
-_REPEATED = ("target_columns", "input_names")
+_REPEATED = ("target_columns", "input_names", "target_names")
 _LENGTH_DELIMITED = 2  # wire type of packed numbers
 
 
@@ -82,23 +86,79 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def chunk_request(
+def ids(field: str, values: ArrayLike, lowest: int, highest: int) -> list[int]:
+    """`values` as a list of whole numbers.
+
+    Raises:
+        InvalidRequest: not whole numbers in one dimension, or one that the wire cannot carry.
+    """
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.size == 0:
+        return []
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        shown = f"of dtype {array.dtype} and shape {array.shape}"
+        raise InvalidRequest.of(field, shown, "whole numbers, of shape (T,)")
+    low, high = int(array.min()), int(array.max())
+    if low < lowest or high > highest:
+        wrong = low if low < lowest else high
+        raise InvalidRequest.of(field, wrong, f"whole numbers from {lowest} to {highest}")
+    found: list[int] = array.tolist()
+    return found
+
+
+def chunk(
+    model: Model,
     stream_id: str,
-    inputs: Float32Array,
-    targets: Float32Array | None,
+    inputs: ArrayLike | None,
+    targets: ArrayLike | None,
+    *,
     first_step: int | None,
+    first_target_step: int | None,
     end_of_sequence: bool,
-) -> pb.LearnRequest:
-    """The message for one chunk."""
-    chunk = pb.Chunk(stream_id=stream_id, end_of_sequence=end_of_sequence)
-    if first_step is not None:
-        if not 0 <= first_step < 2**64:
-            raise InvalidRequest.of("first_step", first_step, "a whole number, 0 or more")
-        chunk.first_step = first_step
-    chunk.MergeFromString(packed(pb.Chunk, "inputs", inputs))
+) -> tuple[pb.Chunk, int]:
+    """The message for one chunk, and how many steps it has.
+
+    Raises:
+        InvalidRequest: an argument is not what the model takes.
+    """
+    message = pb.Chunk(stream_id=stream_id, end_of_sequence=end_of_sequence)
+    for field, step in (("first_step", first_step), ("first_target_step", first_target_step)):
+        if step is not None:
+            if not 0 <= step < 2**64:
+                raise InvalidRequest.of(field, step, "a whole number, 0 or more")
+            setattr(message, field, step)
+    steps = 0
+    if inputs is not None:
+        if model.task == "next_token":
+            steps = add_tokens(message, inputs)
+        else:
+            steps = add_steps(message, rows("inputs", inputs, model.spec["input_size"]))
     if targets is not None:
-        chunk.MergeFromString(packed(pb.Chunk, "targets", targets))
-    return pb.LearnRequest(chunk=chunk)
+        if model.task == "classification":
+            message.target_classes.extend(ids("targets", targets, -1, 2**31 - 1))
+        else:
+            wanted = rows("targets", targets, model.targets)
+            message.MergeFromString(packed(pb.Chunk, "targets", wanted))
+    return message, steps
+
+
+def add_steps(message: pb.Chunk | pb.PredictRequest, steps: Float32Array) -> int:
+    """Add (T, D) inputs, or T·D of them in a row, to a message; their length."""
+    message.MergeFromString(packed(type(message), "inputs", steps))
+    return len(steps)
+
+
+def add_tokens(message: pb.Chunk | pb.PredictRequest, tokens: ArrayLike) -> int:
+    """Add (T,) token ids to a message; how many they are.
+
+    Raises:
+        InvalidRequest: not whole numbers, or one that the wire cannot carry.
+    """
+    found = ids("tokens", tokens, 0, 2**32 - 1)
+    message.input_tokens.extend(found)
+    return len(found)
 
 
 def spec_to_proto(spec: Mapping[str, Any]) -> pb.ModelSpec:
@@ -126,11 +186,12 @@ def spec_to_proto(spec: Mapping[str, Any]) -> pb.ModelSpec:
 
 
 def _choice(name: str, value: object) -> int:
-    enum = _ENUMS[name]
-    prefix = name.upper() + "_"
-    choices = {key[len(prefix) :].lower(): number for key, number in enum.items() if number}
+    enum, prefix = _ENUMS[name]
+    choices: dict[object, int] = {
+        key[len(prefix) :].lower(): number for key, number in enum.items() if number
+    }
     if value not in choices:
-        raise InvalidRequest.of(name, value, "one of " + ", ".join(choices))
+        raise InvalidRequest.of(name, value, "one of " + ", ".join(map(str, choices)))
     return choices[value]
 
 
@@ -151,8 +212,8 @@ def spec_from_proto(message: pb.ModelSpec) -> ModelSpec:
         value = getattr(message, field.name)
         if field.name in _ENUMS:
             if value:
-                label = _ENUMS[field.name].Name(value)
-                spec[field.name] = label[len(field.name) + 1 :].lower()
+                enum, prefix = _ENUMS[field.name]
+                spec[field.name] = enum.Name(value).removeprefix(prefix).lower()
         elif field.name in _REPEATED:
             spec[field.name] = list(value)
         elif field.name in filled:
@@ -174,6 +235,36 @@ def model_from_proto(message: pb.Model) -> Model:
         skill_ratio=message.skill_ratio,
         loss=message.loss,
         gradient_norm=message.gradient_norm,
+        state=_state(message.state),
+        learning_rate=message.learning_rate,
+        clip=pb.Clip.Name(message.clip).removeprefix("CLIP_").lower(),
+        clip_threshold=message.clip_threshold,
+        accuracy=message.accuracy,
+        cross_entropy_bits=message.cross_entropy_bits,
+    )
+
+
+def _state(number: int) -> ModelState:
+    """The name of a state; one that this version does not know is `unspecified`."""
+    return _STATES.get(number, "unspecified")
+
+
+_STATES: dict[int, ModelState] = {
+    number: cast(ModelState, name.removeprefix("MODEL_STATE_").lower())
+    for name, number in pb.ModelState.items()
+}
+
+
+def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
+    """A checkpoint."""
+    return Checkpoint(
+        ticks=message.ticks,
+        steps=message.steps,
+        updates=message.updates,
+        skill_ratio=message.skill_ratio,
+        loss=message.loss,
+        size_bytes=message.size_bytes,
+        best=message.best,
     )
 
 
@@ -182,49 +273,84 @@ def stream_from_proto(message: pb.Stream) -> Stream:
     return Stream(message.stream_id, message.next_step)
 
 
-def prediction_from_proto(message: pb.PredictResponse) -> Prediction:
-    """A prediction."""
-    values = _predictions(message.predictions, message.horizon or 1, message.targets or 1)
-    return Prediction(values, message.next_step, message.update)
+def prediction_from_proto(message: pb.PredictResponse, steps: int) -> Prediction:
+    """A prediction; `steps` is how many steps were given, or 1 where none were."""
+    horizon, targets = message.horizon or 1, message.targets or 1
+    if message.top_tokens:
+        targets = 0  # of them only the likeliest came, and they have fields of their own
+    return Prediction(
+        values=_values(message.predictions, horizon, targets),
+        next_step=message.next_step,
+        update=message.update,
+        **_extras(message, steps, horizon, targets),
+    )
 
 
-def _predictions(values: Sequence[float], horizon: int, targets: int) -> Float32Array:
-    return np.asarray(values, dtype=np.float32).reshape(-1, horizon, targets)
+def _values(values: Sequence[float], horizon: int, targets: int) -> Float32Array:
+    array = np.asarray(values, dtype=np.float32)
+    return array.reshape(-1 if targets else 0, horizon, targets)
 
 
-def learned_from_proto(
-    message: pb.ChunkLearned, horizon: int, targets: int, *, with_predictions: bool
-) -> Learned:
+_NO_TOKENS: Int64Array = np.zeros((0, 0), np.int64)
+_NO_PROBABILITIES: Float32Array = np.zeros((0, 0), np.float32)
+
+
+def _extras(
+    message: pb.ChunkLearned | pb.PredictResponse, steps: int, horizon: int, targets: int
+) -> dict[str, Any]:
+    """Error band, likeliest tokens and their probabilities: fields of an answer's type."""
+    band = horizon if message.error_low else 0
+    low = np.asarray(message.error_low, dtype=np.float32).reshape(band, targets)
+    high = np.asarray(message.error_high, dtype=np.float32).reshape(band, targets)
+    tokens, chances = _NO_TOKENS, _NO_PROBABILITIES
+    if message.top_tokens:
+        tokens = np.asarray(message.top_tokens, dtype=np.int64).reshape(steps, -1)
+        chances = np.asarray(message.top_probabilities, dtype=np.float32).reshape(tokens.shape)
+    return {
+        "error_low": low,
+        "error_high": high,
+        "top_tokens": tokens,
+        "top_probabilities": chances,
+    }
+
+
+def learned_from_proto(message: pb.ChunkLearned, model: Model, *, predictions: bool) -> Learned:
     """The answer to a chunk that was learned."""
+    steps = message.next_step - message.first_step
+    tokens = model.task == "next_token"
+    horizon, targets = model.horizon, 0 if tokens else model.targets
     return Learned(
         stream_id=message.stream_id,
         first_step=message.first_step,
         next_step=message.next_step,
-        predictions=(
-            _predictions(message.predictions, horizon, targets) if with_predictions else None
-        ),
-        updates=tuple(
-            UpdateReport(
-                update=report.update,
-                steps=report.steps,
-                streams=report.streams,
-                loss=report.loss,
-                gradient_norm=report.gradient_norm,
-                clipped_gradient_norm=report.clipped_gradient_norm,
-                clipped=report.clipped,
-                skipped=report.skipped,
-            )
-            for report in message.updates
-        ),
+        predictions=_values(message.predictions, horizon, targets) if predictions else None,
+        updates=tuple([_report_from_proto(each) for each in message.updates]),
+        durable_step=message.durable_step,
+        **_extras(message, steps, horizon, targets),
+        anomaly_scores=np.asarray(message.anomaly_scores, dtype=np.float32),
+        model_state=_state(message.model_state),
     )
 
 
-def refused_from_proto(message: pb.ChunkRefused) -> Refused:
-    """The answer to a chunk that was refused."""
+def _report_from_proto(report: pb.UpdateReport) -> UpdateReport:
+    return UpdateReport(
+        update=report.update,
+        steps=report.steps,
+        streams=report.streams,
+        loss=report.loss,
+        gradient_norm=report.gradient_norm,
+        clipped_gradient_norm=report.clipped_gradient_norm,
+        clipped=report.clipped,
+        skipped=report.skipped,
+    )
+
+
+def refused_from_proto(message: pb.ChunkRefused, index: int) -> Refused:
+    """The answer to a chunk that was refused; `index` is the chunk's place in its session."""
     code = code_name(message.code)
     violations = [Violation(message.field, message.value, message.bound)] if message.field else []
     return Refused(
-        chunk_index=message.chunk_index,
+        chunk_index=index,
         stream_id=message.stream_id,
         first_step=message.first_step if message.HasField("first_step") else None,
         expected_step=message.expected_step,

@@ -1,10 +1,12 @@
 """From a gRPC status to the service's own errors.
 
-The client raises the classes of `service.errors`, and one of its own:
+The client raises the classes of `service.errors`, and two of its own:
 
 ServiceError
-└── Unavailable
-    └── ServerUnreachable   nobody answers at the address, or the connection broke
+├── Unavailable
+│   └── ServerUnreachable   nobody answers at the address, or the connection broke
+└── DataDamaged
+    └── StepsLost           the server has forgotten steps that it had acknowledged
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from service.errors import from_status, ServiceError, Unavailable, Violation
+from service.errors import DataDamaged, from_status, ServiceError, Unavailable, Violation
 
 _DESCRIPTION = re.compile(r"is (?P<value>.*), but must be (?P<bound>.*)", re.DOTALL)
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -26,6 +28,26 @@ class ServerUnreachable(Unavailable):
     """Nobody answers at the address, or the connection broke. Names the address."""
 
     reason = "unreachable"
+
+
+class StepsLost(DataDamaged):
+    """The server has forgotten steps that it had acknowledged, and nobody has kept them.
+
+    It was killed without a journal, or its data folder was changed.
+    """
+
+    @classmethod
+    def of(cls, stream_id: str, next_step: int, durable_step: int) -> StepsLost:
+        """The error for a stream that was acknowledged up to a step, and is now at another."""
+        return cls(
+            f"the server had acknowledged stream {stream_id!r} up to step {durable_step}, but "
+            f"expects step {next_step} of it now: what is between them is lost"
+        )
+
+
+def passes(error: ServiceError) -> bool:
+    """Whether the same request may succeed a little later, by the kind of error."""
+    return isinstance(error, Unavailable) or error.retry_seconds > 0
 
 
 def code_name(number: int) -> str:
@@ -46,7 +68,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
         return ServerUnreachable(f"the server at {address} ended the call: it is stopping or gone")
     if status is None and code == "DEADLINE_EXCEEDED":
         return ServerUnreachable(f"the server at {address} did not answer in time")
-    return from_status(code, text, _violations(status))
+    found = from_status(code, text, _violations(status))
+    found.retry_seconds = _retry_seconds(status)
+    return found
 
 
 def from_broken_call(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
@@ -63,6 +87,14 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
         if key == _STATUS_KEY:
             return status_pb2.Status.FromString(value)
     return None
+
+
+def _retry_seconds(status: status_pb2.Status | None) -> float:
+    for detail in status.details if status is not None else ():
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return 0.0
 
 
 def _violations(status: status_pb2.Status | None) -> tuple[Violation, ...]:

@@ -1,9 +1,15 @@
-"""A `Learn` call: chunks go out, answers come in, neither waits for the other."""
+"""A `Learn` session: chunks go out, answers come in, neither waits for the other.
+
+A session outlives its call. When the connection breaks, or the server stops or is killed, the
+session calls again, asks where its streams stand, and sends again what is not durable yet. See
+`ledger` for the rules.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,65 +18,88 @@ from numpy.typing import ArrayLike
 
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client import convert
-from service.client.errors import from_broken_call, from_rpc_error, ServerUnreachable
-from service.client.types import Answer, Float32Array, Model, Refused
-from service.errors import ServerStopping, ServiceError
+from service.client.backoff import Backoff
+from service.client.errors import (
+    from_broken_call,
+    from_rpc_error,
+    passes,
+    ServerUnreachable,
+    StepsLost,
+)
+from service.client.ledger import Ledger, MOVES_MAX, Sent
+from service.client.types import Answer, Model, Refused
+from service.errors import NotFound, OutOfOrder, ServerStopping, ServiceError
 
 UNANSWERED_MAX = 256  # chunks on their way: keeps a fast server busy, and a stop short
 UNREAD_MAX = 4096  # answers nobody has read yet; 10 MB at 64 steps of 8 outputs
+KEPT_CHUNKS_MAX = 4096  # answered and not durable yet: a second of small ones
+KEPT_BYTES_MAX = 64 << 20  # the same in bytes: sixteen of the largest chunks
+RECONNECT_SECONDS = 60.0  # what a restart takes, with much to recover
+ASK_SECONDS = 10.0  # for a stream's next step
+
+_BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
 
 
 class LearnSession:
-    """One `Learn` call, used as `async with client.learn(model_id) as session`.
+    """A session, used as `async with client.learn(model_id) as session`.
 
-    `send` waits while `UNANSWERED_MAX` chunks have no answer yet, so a slow server slows its
-    client down. Answers are read with `async for answer in session`, from another task than the one
-    that sends or after it; the loop ends once `close` was called and all is answered. Leaving the
-    block closes the session and waits until everything that was sent is learned; a refusal that
-    nobody has read is raised then, so that none is lost.
+    `send` waits while `UNANSWERED_MAX` chunks have no answer yet, or too much is not durable yet,
+    so a slow server slows its client down. Answers are read with `async for answer in session`,
+    from another task than the one that sends or after it; the loop ends once `close` was called and
+    all is answered. Leaving the block closes the session and waits until everything that was sent
+    is learned and durable; a refusal that nobody has read is raised then, so that none is lost.
     """
 
     model: Model
     """The model as it stood when the session opened."""
 
-    def __init__(self, stub: Any, address: str, model_id: str, *, predictions: bool) -> None:
+    def __init__(
+        self,
+        stub: Any,
+        address: str,
+        opening: pb.OpenLearn,
+        *,
+        resume: bool = True,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> None:
         """`Client.learn` makes it."""
         self._stub = stub
         self._address = address
-        self._model_id = model_id
-        self._with_predictions = predictions
+        self._opening = opening
+        self._resume = resume
+        self._reconnect_seconds = reconnect_seconds
         self._call: Any = None
-        self._receiver: asyncio.Task[None] | None = None
-        self._changed = asyncio.Condition()
+        self._keeper: asyncio.Task[None] | None = None
+        self._ledger = Ledger()
+        self._waiting: deque[Sent] = deque()  # to be written
+        self._flight: deque[tuple[Sent, int]] = deque()  # written, and its attempt
+        self._writing = False
+        self._placing = asyncio.Lock()
+        self._backoff = Backoff()
+        self._failing_since: float | None = None
         self._answers: deque[Answer] = deque()
-        self._unanswered = 0
+        self._news = Bell()  # for who reads answers
+        self._progress = Bell()  # for who waits for room or for acknowledgements
         self._closing = False
+        self._close_written = False  # in the present call
         self._ended = False
         self._error: Exception | None = None
         self._reader: asyncio.Task[Any] | None = None
         self.server_stopping = False
-        """The server is stopping: what it accepted is answered, the rest should be sent later."""
+        """The server was stopping when the session ended: what it accepted is answered, the rest
+        should be sent later. Only without `resume`."""
+        self.reconnections = 0
+        """How often the session has called again."""
 
     async def __aenter__(self) -> Self:
         """Open the model.
 
         Raises:
             NotFound: no such model.
+            ServerUnreachable: nobody answers; the first call is not repeated.
         """
-        self._call = self._stub.Learn()
-        opened = pb.OpenLearn(model_id=self._model_id, omit_predictions=not self._with_predictions)
-        try:
-            await self._call.write(pb.LearnRequest(open=opened))
-            answer = await self._call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            answer = grpc.aio.EOF
-        except asyncio.CancelledError:
-            self._call.cancel()
-            raise
-        if answer is grpc.aio.EOF or answer.WhichOneof("message") != "opened":
-            raise await self._ending()
-        self.model = convert.model_from_proto(answer.opened.model)
-        self._receiver = asyncio.create_task(self._receive())
+        await self._open()
+        self._keeper = asyncio.create_task(self._keep_up(), name="learn session")
         return self
 
     async def __aexit__(
@@ -84,66 +113,101 @@ class LearnSession:
             if error is None:
                 await self._finish()
         finally:
-            self._call.cancel()
-            if self._receiver is not None:
-                self._receiver.cancel()
-                await asyncio.gather(self._receiver, return_exceptions=True)
+            if self._keeper is not None:
+                self._keeper.cancel()
+            if self._call is not None:
+                self._call.cancel()
+            if self._keeper is not None:
+                await asyncio.gather(self._keeper, return_exceptions=True)
+
+    # ------------------------------------------------------------------ for the caller
 
     async def send(
         self,
         stream_id: str,
-        inputs: ArrayLike,
+        inputs: ArrayLike | None = None,
         targets: ArrayLike | None = None,
         *,
         first_step: int | None = None,
+        first_target_step: int | None = None,
         end_of_sequence: bool = False,
     ) -> None:
         """Send consecutive steps of one stream; a stream that is not there yet is opened.
 
         Args:
             stream_id: the stream, 1 to 256 bytes.
-            inputs: (T, input_size) numbers; read as float32.
-            targets: regression: (T, output_size) numbers.
+            inputs: (T, input_size) numbers, read as float32; next token: (T,) token ids. None: no
+                steps, only targets, for a model with a label_delay.
+            targets: regression: (S, output_size) numbers; classification: (S,) class ids. NaN or -1
+                where there is none, if the model allows it.
             first_step: where the steps belong. What the stream already has is trimmed away, a gap
                 is refused. None: at the stream's end.
+            first_target_step: the step of the first target, for a model with a label_delay. None:
+                first_step.
             end_of_sequence: learn the unfinished window, then reset the stream's state.
 
         Raises:
             InvalidRequest: arrays of another shape; nothing was sent.
-            Unavailable: the server is stopping or gone.
+            Unavailable: the server is stopping or gone, and did not come back in time.
         """
-        width = self.model.spec["input_size"]
-        steps = convert.rows("inputs", inputs, width)
-        wanted: Float32Array | None = None
-        if targets is not None:
-            wanted = convert.rows("targets", targets, self.model.targets)
-        request = convert.chunk_request(stream_id, steps, wanted, first_step, end_of_sequence)
+        chunk, steps = convert.chunk(
+            self.model,
+            stream_id,
+            inputs,
+            targets,
+            first_step=first_step,
+            first_target_step=first_target_step,
+            end_of_sequence=end_of_sequence,
+        )
+        placed = self._resume and first_step is None
         await self._room()
-        self._unanswered += 1
-        await self._write(request)
+        if placed:
+            await self._place(chunk)
+        sent = self._ledger.add(pb.LearnRequest(chunk=chunk), steps, placed=placed)
+        self._waiting.append(sent)
+        await self._write()
 
     async def close(self) -> None:
         """Say that everything was sent. Answers still come; a second call changes nothing."""
         if not self._closing and not self._ended:
             self._closing = True
-            await self._write(pb.LearnRequest(close=pb.CloseLearn()))
-            await self._call.done_writing()
+            await self._write()
+
+    def durable_step(self, stream_id: str) -> int:
+        """The step before which all of a stream is durable, as last told; 0 before that."""
+        return self._ledger.durable.get(stream_id, 0)
+
+    async def acknowledged(self, stream_id: str) -> int:
+        """Wait until all that was sent of a stream is answered and durable.
+
+        Returns:
+            The step before which all of it is durable.
+
+        Raises:
+            ServiceError: the session has failed.
+        """
+        await self._progress.until(lambda: self._ended or not self._ledger.keeps(stream_id))
+        if self._ledger.keeps(stream_id):
+            raise self._error or ServerStopping()
+        return self.durable_step(stream_id)
 
     def __aiter__(self) -> Self:
-        """The answers, in the order in which they come."""
+        """The answers, in the order in which their chunks were sent."""
         return self
 
     async def __anext__(self) -> Answer:
         """The next answer."""
         self._reader = asyncio.current_task()
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._answers or self._ended)
-            if self._answers:
-                self._changed.notify_all()
-                return self._answers.popleft()
+        await self._news.until(lambda: bool(self._answers) or self._ended)
+        if self._answers:
+            if len(self._answers) >= UNREAD_MAX:
+                self._progress.ring()
+            return self._answers.popleft()
         if self._error is not None:
             raise self._error
         raise StopAsyncIteration
+
+    # ------------------------------------------------------------------ sending
 
     async def _room(self) -> None:
         """Wait until one more chunk may be on its way."""
@@ -154,85 +218,336 @@ class LearnSession:
             raise RuntimeError(
                 f"{UNREAD_MAX} answers wait to be read: read them in another task while sending"
             )
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: (
-                    self._ended
-                    or (
-                        self._unanswered < UNANSWERED_MAX
-                        and (nobody_reads or len(self._answers) < UNREAD_MAX)
-                    )
-                )
-            )
+        await self._progress.until(lambda: self._ended or self._has_room(nobody_reads))
         if self._error is not None:
             raise self._error
         if self._ended:
             raise ServerStopping
 
-    async def _write(self, request: pb.LearnRequest) -> None:
-        try:
-            await self._call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self._ending() from None
+    def _has_room(self, nobody_reads: bool) -> bool:
+        ledger = self._ledger
+        return (
+            ledger.unanswered < UNANSWERED_MAX
+            and ledger.chunks < KEPT_CHUNKS_MAX
+            and ledger.size < KEPT_BYTES_MAX
+            and (nobody_reads or len(self._answers) < UNREAD_MAX)
+        )
 
-    async def _receive(self) -> None:
-        """Take answers off the wire until the call ends, whoever reads them."""
+    async def _place(self, chunk: pb.Chunk) -> None:
+        """Give a chunk its place at the end of its stream, finding out where that is."""
+        stream_id = chunk.stream_id
+        if stream_id not in self._ledger.ends:
+            async with self._placing:
+                ledger = self._ledger
+                await self._progress.until(lambda: self._ended or not ledger.awaits(stream_id))
+                while stream_id not in ledger.ends and not self._ended:
+                    try:
+                        ledger.ends[stream_id] = await self._next_step(stream_id)
+                    except ServiceError as error:
+                        if not passes(error):
+                            raise
+                        await self._lapse(error)
+        if self._error is not None:
+            raise self._error
+        chunk.first_step = self._ledger.ends.get(stream_id, 0)
+
+    async def _write(self) -> None:
+        """Write what waits, unless somebody does already. What breaks, the keeper sees too."""
+        if self._writing:
+            return
+        self._writing = True
         try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                kind = message.WhichOneof("message")
-                if kind == "closed":
-                    self.server_stopping = message.closed.server_stopping
-                    break
-                await self._take(message, kind)
-            else:
-                self._error = await self._ending()
-        except grpc.aio.AioRpcError as error:
-            self._error = from_broken_call(error, self._address)
+            while (self._waiting or self._may_close()) and (call := self._call) is not None:
+                try:
+                    if self._waiting:
+                        sent = self._waiting.popleft()
+                        sent.written = True
+                        self._flight.append((sent, sent.attempt))
+                        await call.write(sent.message)
+                    else:
+                        self._close_written = True
+                        await call.write(pb.LearnRequest(close=pb.CloseLearn()))
+                        await call.done_writing()
+                except _BROKEN:
+                    if not self._resume:
+                        raise await self._ending() from None
+                    if self._call is call:  # else there is a new call already: go on with that
+                        return
+        finally:
+            self._writing = False
+
+    def _may_close(self) -> bool:
+        """Whether to write `close` now: chunks that are not answered might have to move up."""
+        last = not self._resume or not self._ledger.unanswered
+        return self._closing and not self._close_written and last
+
+    # ------------------------------------------------------------------ receiving
+
+    async def _keep_up(self) -> None:
+        """Take answers until the session ends, over as many calls as it takes."""
+        try:
+            while (error := await self._receive()) is not None:
+                await self._call_again(error)
+        except ServiceError as error:
+            self._error = error
+        except asyncio.CancelledError:
+            self._error = self._error or ServerUnreachable("the session was ended")
+            raise
         except Exception as error:  # noqa: BLE001 - those who wait must hear of it, whatever it is
             self._error = error
-        self._ended = True
-        async with self._changed:
-            self._changed.notify_all()
+        finally:
+            self._ended = True
+            self._news.ring()
+            self._progress.ring()
 
-    async def _take(self, message: pb.LearnResponse, kind: str | None) -> None:
-        answer: Answer
+    async def _receive(self) -> ServiceError | None:
+        """Take answers off the wire until the call ends; why it did, None if it ended well.
+
+        Raises:
+            ServiceError: calling again would not help, or is not wanted.
+        """
+        try:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("message") == "closed":
+                    return self._closed(message.closed)
+                self._take(message)
+            error = await self._ending()
+        except grpc.aio.AioRpcError as broken:
+            error = from_broken_call(broken, self._address)
+        except _Again as again:
+            error = again.error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            error = ServerUnreachable("the call was cancelled")  # with a write that was
+        if not self._resume or not passes(error):
+            raise error
+        return error
+
+    def _closed(self, closed: pb.LearnClosed) -> ServiceError | None:
+        if closed.server_stopping and self._resume and (not self._closing or self._ledger.chunks):
+            return ServerStopping()
+        self.server_stopping = closed.server_stopping
+        self._ledger.acknowledge_answered()
+        return None
+
+    def _take(self, message: pb.LearnResponse) -> None:
+        kind = message.WhichOneof("message")
         if kind == "learned":
-            answer = convert.learned_from_proto(
-                message.learned,
-                self.model.horizon,
-                self.model.targets,
-                with_predictions=self._with_predictions,
-            )
+            self._learned(message.learned)
         elif kind == "refused":
-            answer = convert.refused_from_proto(message.refused)
+            self._refused(message.refused)
+        elif kind == "acknowledged":
+            for each in message.acknowledged.streams:
+                self._ledger.acknowledge(each.stream_id, each.durable_step)
         else:
             return  # a kind of answer that this version does not know yet
-        async with self._changed:
-            self._answers.append(answer)
-            self._unanswered -= 1
-            self._changed.notify_all()
+        self._progress.ring()
+        if self._may_close():
+            self._spawn_write()
+
+    def _learned(self, message: pb.ChunkLearned) -> None:
+        self._goes_well()
+        sent, attempt = self._flight.popleft()
+        if attempt != sent.attempt:
+            return
+        elsewhere = sent.steps and message.first_step != sent.first_step
+        if sent.placed and not sent.attempt and elsewhere:
+            raise OutOfOrder(
+                f"stream {sent.stream_id!r} was at step {sent.first_step} when this session began "
+                f"to send to it, and at step {message.first_step} when its steps came: another "
+                "client sends to the same stream"
+            )
+        answer = sent.answer
+        if answer is None:
+            answer = convert.learned_from_proto(
+                message, self.model, predictions=not self._opening.omit_predictions
+            )
+        self._answered(sent, answer, message.next_step)
+        self._ledger.acknowledge(sent.stream_id, message.durable_step)
+        if not self._resume:
+            self._ledger.forget(sent)
+
+    def _refused(self, message: pb.ChunkRefused) -> None:
+        sent, attempt = self._flight.popleft()
+        if attempt != sent.attempt:
+            return
+        answer = convert.refused_from_proto(message, sent.index)
+        if self._resume and self._is_passing(sent, answer.error):
+            raise _Again(answer.error)
+        self._goes_well()
+        gap = isinstance(answer.error, OutOfOrder)
+        if sent.placed and gap and sent.moves < MOVES_MAX:
+            sent.moves += 1
+        elif sent.answer is None:
+            self._answered(sent, answer, 0)
+            self._ledger.forget(sent)
+        if self._resume:
+            again = self._ledger.move_up(sent, message.expected_step)
+            if again:
+                self._waiting.extendleft(reversed(again))
+                self._spawn_write()
+
+    def _is_passing(self, sent: Sent, error: ServiceError) -> bool:
+        """Whether a refusal may be another one the next time."""
+        own = sent.attempt > 0 and error.code == "ABORTED"  # our broken call still has the stream
+        return passes(error) or own
+
+    def _answered(self, sent: Sent, answer: Answer, next_step: int) -> None:
+        ready = self._ledger.answered(sent, answer, next_step)
+        if ready:
+            self._answers.extend(ready)
+            self._news.ring()
+
+    def _spawn_write(self) -> None:
+        """Write from the keeper, which must go on reading meanwhile."""
+        task = asyncio.ensure_future(self._write())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # ------------------------------------------------------------------ calling
+
+    async def _open(self) -> None:
+        """Call, and open the model."""
+        call = self._stub.Learn()
+        try:
+            await call.write(pb.LearnRequest(open=self._opening))
+            answer = await call.read()
+        except _BROKEN:
+            answer = grpc.aio.EOF
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if answer is grpc.aio.EOF or answer.WhichOneof("message") != "opened":
+            raise await _why(call, self._address, opened=False)
+        if self._keeper is None:
+            self.model = convert.model_from_proto(answer.opened.model)
+        self._call = call
+
+    async def _call_again(self, error: ServiceError) -> None:
+        """Call until it works, then send again what is not durable.
+
+        Raises:
+            ServiceError: it did not work in time, or never will.
+        """
+        while True:
+            call, self._call = self._call, None
+            if call is not None:
+                call.cancel()
+            await self._lapse(error)
+            try:
+                await self._open()
+                again = self._ledger.to_send_again(await self._next_steps())
+            except ServiceError as failure:
+                if not passes(failure):
+                    raise
+                error = failure
+                continue
+            self.reconnections += 1
+            self._flight.clear()
+            self._waiting.clear()
+            self._waiting.extend(again)
+            self._close_written = False
+            if not again:
+                self._goes_well()
+            self._spawn_write()
+            self._progress.ring()
+            return
+
+    async def _next_steps(self) -> dict[str, int]:
+        """Where the streams of which something is kept stand now.
+
+        Raises:
+            StepsLost: the server has forgotten what it had acknowledged.
+        """
+        found = {}
+        for stream_id in self._ledger.streams():
+            next_step = found[stream_id] = await self._next_step(stream_id)
+            durable_step = self._ledger.durable.get(stream_id, 0)
+            if next_step < durable_step:
+                raise StepsLost.of(stream_id, next_step, durable_step)
+        return found
+
+    async def _next_step(self, stream_id: str) -> int:
+        request = pb.GetStreamRequest(model_id=self._opening.model_id, stream_id=stream_id)
+        try:
+            answer = await self._stub.GetStream(request, timeout=ASK_SECONDS)
+        except grpc.aio.AioRpcError as broken:
+            error = from_rpc_error(broken, self._address)
+            if isinstance(error, NotFound):
+                return 0
+            raise error from None
+        return int(answer.stream.next_step)
+
+    async def _lapse(self, error: ServiceError) -> None:
+        """Wait a little before trying again; raise `error` if that has gone on for too long."""
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        seconds = self._backoff.next(error.retry_seconds)
+        if now + seconds > self._failing_since + self._reconnect_seconds:
+            raise error
+        await asyncio.sleep(seconds)
+
+    def _goes_well(self) -> None:
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._backoff.reset()
 
     async def _ending(self) -> ServiceError:
         """Why the call has ended before it was closed."""
-        code = await self._call.code()
-        if code is grpc.StatusCode.OK:
-            return ServerUnreachable(f"the server at {self._address} stopped")
-        error = grpc.aio.AioRpcError(
-            code,
-            await self._call.initial_metadata(),
-            await self._call.trailing_metadata(),
-            details=await self._call.details(),
-        )
-        opened = self._receiver is not None
-        return (from_broken_call if opened else from_rpc_error)(error, self._address)
+        return await _why(self._call, self._address, opened=True)
 
     async def _finish(self) -> None:
         """Close and wait for the last answer; raise what nobody has read and should have."""
         await self.close()
-        assert self._receiver is not None
-        await self._receiver
+        assert self._keeper is not None
+        await asyncio.wait([self._keeper])
         if self._error is not None:
             raise self._error
         for answer in self._answers:
             if isinstance(answer, Refused):
                 raise answer.error
+
+
+class _Again(Exception):
+    """A chunk was refused for a reason that passes: end the call, and try again in another."""
+
+    def __init__(self, error: ServiceError) -> None:
+        self.error = error
+
+
+class Bell:
+    """Wakes whoever waits for something to become true."""
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until it is true, looking whenever the bell rings."""
+        while not condition():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def ring(self) -> None:
+        """Something has changed."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+async def _why(call: Any, address: str, *, opened: bool) -> ServiceError:
+    """Why a call has ended."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return ServerUnreachable(f"the server at {address} stopped")
+    error = grpc.aio.AioRpcError(
+        code,
+        await call.initial_metadata(),
+        await call.trailing_metadata(),
+        details=await call.details(),
+    )
+    return (from_broken_call if opened else from_rpc_error)(error, address)

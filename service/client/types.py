@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from service.errors import ServiceError
 
 Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
 
 
 class ModelSpec(TypedDict, total=False):
-    """What a model is. What is left out takes the server's default; only input_size is required.
+    """What a model is. What is left out takes the server's default.
+
+    Required are input_size or, for next_token, vocabulary_size; and output_size for regression and
+    classification.
 
     Meaning, bound and default of each field: `ModelSpec` in protos/bptt/v1/bptt.proto.
     """
 
-    task: Literal["forecast", "regression"]
+    task: Literal["forecast", "regression", "classification", "next_token"]
     input_size: int
     output_size: int
     horizon: int
@@ -28,7 +32,7 @@ class ModelSpec(TypedDict, total=False):
     cell: Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
     hidden_size: int
     layers: int
-    loss: Literal["squared_error", "huber", "bernoulli"]
+    loss: Literal["squared_error", "huber", "bernoulli", "cross_entropy"]
     reduction: Literal["mean", "sum"]
     k1: int
     k2: int
@@ -44,6 +48,17 @@ class ModelSpec(TypedDict, total=False):
     warmup_updates: int
     decay_updates: int
     final_learning_rate: float
+    vocabulary_size: int
+    missing_inputs: bool
+    missing_targets: bool
+    label_delay: int
+    divergence_patience: int
+    on_divergence: Literal["stop", "roll_back"]
+    target_names: Sequence[str]
+
+
+ModelState = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
+"""What a model does with chunks; see `ModelState` in protos/bptt/v1/bptt.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +80,51 @@ class Model:
     """Of the last update; NaN before the first."""
     gradient_norm: float
     """Of the last update, before clipping; NaN before the first."""
+    state: ModelState
+    learning_rate: float
+    """As it is now, and so are clip and clip_threshold: `update_model` may have changed the
+    spec's."""
+    clip: str
+    clip_threshold: float
+    accuracy: float
+    """Classification and next_token: share of recent targets that were the likeliest class."""
+    cross_entropy_bits: float
+    """The same: mean cross-entropy of recent targets, in bits."""
+
+    @property
+    def task(self) -> str:
+        """The task, by name."""
+        return self.spec.get("task", "forecast")
 
     @property
     def horizon(self) -> int:
-        """Steps ahead in a prediction; 1 for regression."""
+        """Steps ahead in a prediction; 1 for all tasks but forecasts."""
         return self.spec.get("horizon", 1)
 
     @property
     def targets(self) -> int:
-        """Values in a prediction for one step."""
-        if self.spec.get("task") == "regression":
+        """Values in a prediction for one step; of classes one each."""
+        if self.task in ("regression", "classification"):
             return self.spec["output_size"]
+        if self.task == "next_token":
+            return self.spec["vocabulary_size"]
         return len(self.spec.get("target_columns", ())) or self.spec["input_size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state of a model that was kept."""
+
+    ticks: int
+    """Its place in the model's life; `restore_checkpoint` takes it."""
+    steps: int
+    updates: int
+    skill_ratio: float
+    loss: float
+    """Prequential, when it was written, as is `skill_ratio`."""
+    size_bytes: int
+    best: bool
+    """No other has a lower prequential loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +141,21 @@ class Prediction:
     """What a snapshot of a model predicts."""
 
     values: Float32Array
-    """(T, horizon, targets), in the user's units; one row where no inputs were given."""
+    """(T, horizon, targets), in the user's units; one row where no inputs were given.
+    Classification: (T, 1, classes) probabilities. Next token: no rows; see `top_tokens`."""
     next_step: int
     """Number of the step after the state that was used."""
     update: int
     """Updates the snapshot had seen."""
+    error_low: Float32Array
+    """Forecast and regression: what to add to a prediction for the band that held nine of ten
+    recent targets: (horizon, targets) at its low end ..."""
+    error_high: Float32Array
+    """... and at its high end; without rows before there are errors."""
+    top_tokens: Int64Array
+    """Next token: (T, K) likeliest next tokens, likeliest first. Else without rows."""
+    top_probabilities: Float32Array
+    """Their probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +188,21 @@ class Learned:
     """All steps before this one are learned or held for the next window."""
     predictions: Float32Array | None
     """(T, horizon, targets), in the user's units, each made before its target was learned. None
-    where the session leaves predictions out."""
+    where the session leaves predictions out. Classification: (T, 1, classes) probabilities. Next
+    token: no rows; see `top_tokens`."""
     updates: tuple[UpdateReport, ...]
     """The updates this chunk took part in."""
+    durable_step: int
+    """All steps before this one are on disk, as far as the server is set up to write them."""
+    error_low: Float32Array
+    """As in `Prediction`, and so are the next three."""
+    error_high: Float32Array
+    top_tokens: Int64Array
+    top_probabilities: Float32Array
+    anomaly_scores: Float32Array
+    """Forecast: (T,) probabilities, of each step, of an error as large as its own or larger, by the
+    stream's recent errors; near 0: an anomaly. NaN before there are errors."""
+    model_state: ModelState
 
 
 @dataclass(frozen=True, slots=True)

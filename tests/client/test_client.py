@@ -259,7 +259,7 @@ async def test_sending_waits_for_answers(
     async with client.learn(name) as session:
         for _ in range(40):
             await session.send("a", SINE[:64])
-            most = max(most, session._unanswered)
+            most = max(most, session._ledger.unanswered)
     assert most == 3
 
 
@@ -323,7 +323,7 @@ async def test_a_server_that_is_killed_is_told_and_named(served: Served) -> None
         await client.create_model("m", {"input_size": 1})
 
         async def go_on_reading() -> None:
-            async with client.learn("m") as session:
+            async with client.learn("m", resume=False) as session:
                 await session.send("a", SINE[:5])
                 await anext(session)
                 served.process.kill()
@@ -341,7 +341,7 @@ async def test_a_server_that_is_killed_is_told_and_named(served: Served) -> None
 async def test_a_server_that_stops_answers_what_it_has_and_says_so(served: Served) -> None:
     async with Client.connect(served.address) as client:
         await client.create_model("m", {"input_size": 1})
-        async with client.learn("m") as session:
+        async with client.learn("m", resume=False) as session:
             await session.send("a", SINE[:5])
             assert isinstance(await anext(session), Learned)
             served.process.terminate()

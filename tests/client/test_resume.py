@@ -1,0 +1,275 @@
+"""Sessions that outlive their call: connections that break, servers that stop and come back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, Learner, ModelSpec
+from service.client import Client, Learned, LearnSession, Refused, ServerUnreachable, StepsLost
+from service.errors import InvalidRequest, NotFound
+from tests.support.proxy import Proxy, proxy
+from tests.support.server import Served, serving
+
+SPEC: Any = {"input_size": 2, "hidden_size": 4, "k1": 2, "k2": 4}
+CHUNK = 5
+
+
+def walk(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    generator = np.random.default_rng(7)
+    return generator.normal(size=(steps, 2)).cumsum(axis=0).astype(np.float32)
+
+
+def twin(values: np.ndarray[Any, np.dtype[np.float32]]) -> Learner:
+    """A learner that was fed all in one go: how a sequence is cut changes nothing."""
+    learner = Learner(ModelSpec(**SPEC))
+    learner.apply([Chunk("s", 0, values)])
+    return learner
+
+
+async def feed(
+    session: LearnSession, values: np.ndarray[Any, np.dtype[np.float32]]
+) -> list[Learned]:
+    """Send values chunk by chunk and read the answers meanwhile."""
+    answers: list[Learned] = []
+
+    async def read() -> None:
+        async for answer in session:
+            assert isinstance(answer, Learned), answer
+            answers.append(answer)
+
+    reader = asyncio.create_task(read())
+    for first in range(0, len(values), CHUNK):
+        await session.send("s", values[first : first + CHUNK])
+    await session.close()
+    await reader
+    return answers
+
+
+def check(answers: list[Learned], steps: int) -> None:
+    """One answer for each chunk, in order."""
+    assert [answer.next_step >= (i + 1) * CHUNK for i, answer in enumerate(answers)] == [True] * (
+        steps // CHUNK
+    )
+    ends = [answer.next_step for answer in answers]
+    assert ends == sorted(ends)
+    assert ends[-1] == steps
+
+
+async def until(condition: Any) -> None:
+    """Let the event loop turn until something holds; the test's time-out is the bound."""
+    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody that it happened
+        await asyncio.sleep(0)
+
+
+async def test_broken_connections_lose_and_repeat_nothing(shared: Served, name: str) -> None:
+    values = walk(2000)
+    async with proxy(shared.address) as line, Client.connect(line.address) as client:
+        await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            dropping = asyncio.create_task(drop_again_and_again(line, session))
+            answers = await feed(session, values)
+            dropping.cancel()
+        assert session.reconnections >= 3
+        check(answers, 2000)
+        model = await client.get_model(name)
+    assert model.steps == 2000
+    assert model.loss == twin(values).figures.loss
+
+
+async def drop_again_and_again(line: Proxy, session: LearnSession) -> None:
+    """Break the line three times, each time once something was answered over it."""
+    for place in range(3):
+        seen = session.durable_step("s")
+        await until(lambda: session.durable_step("s") > seen)  # noqa: B023 - awaited here
+        line.drop()
+        await until(lambda: session.reconnections > place)  # noqa: B023
+
+
+async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
+    shared: Served, name: str
+) -> None:
+    values = walk(600)
+    async with proxy(shared.address) as line, Client.connect(line.address) as client:
+        await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            dropping = asyncio.create_task(drop_again_and_again(line, session))
+            answers = await feed(session, values)
+            dropping.cancel()
+    learner = Learner(ModelSpec(**SPEC))
+    [truth] = learner.apply([Chunk("s", 0, values)]).chunks
+    assert truth.predictions is not None
+    told = 0
+    for place, answer in enumerate(answers):
+        assert answer.predictions is not None
+        first = place * CHUNK
+        expected = truth.predictions[first : first + CHUNK].astype(np.float32)
+        rows = answer.predictions.reshape(-1, 2)
+        if len(rows):  # without any where the answer was lost with its connection
+            np.testing.assert_array_equal(rows, expected[CHUNK - len(rows) :])
+            told += len(rows)
+    assert told >= 200
+
+
+async def test_a_server_that_stops_and_comes_back_is_gone_on_with(
+    tmp_path: Path, name: str
+) -> None:
+    values = walk(1500)
+    data = ("--data", str(tmp_path))
+    with serving(*data) as first:
+        address = first.address
+        async with Client.connect(address) as client:
+            await client.create_model(name, SPEC)
+            async with client.learn(name) as session:
+                for start in range(0, 500, CHUNK):
+                    await session.send("s", values[start : start + CHUNK])
+                await session.acknowledged("s")
+                await asyncio.to_thread(stop, first)
+                with serving(*data, "--address", address):
+                    for start in range(500, 1500, CHUNK):
+                        await session.send("s", values[start : start + CHUNK])
+                    await session.close()
+                    answers = [answer async for answer in session]
+                    assert session.reconnections >= 1
+                    assert session.durable_step("s") == 1500
+                    model = await client.get_model(name)
+    check([answer for answer in answers if isinstance(answer, Learned)], 1500)
+    assert model.steps == 1500
+    assert model.loss == twin(values).figures.loss
+
+
+def stop(server: Served) -> None:
+    server.process.terminate()
+    server.process.wait(30)
+
+
+async def test_a_server_that_does_not_come_back_is_an_error_in_the_end(
+    served: Served, name: str
+) -> None:
+    async with Client.connect(served.address) as client:
+        await client.create_model(name, SPEC)
+
+        async def go_on() -> None:
+            async with client.learn(name, reconnect_seconds=1.0) as session:
+                await session.send("s", walk(10))
+                await session.acknowledged("s")
+                await asyncio.to_thread(stop, served)
+                async for _ in session:
+                    pass
+
+        with pytest.raises(ServerUnreachable, match=served.address):
+            await go_on()
+
+
+async def test_a_server_that_forgot_its_models_is_an_error_at_once(name: str) -> None:
+    with serving() as first:
+        address = first.address
+        async with Client.connect(address) as client:
+            await client.create_model(name, SPEC)
+
+            async def go_on() -> None:
+                async with client.learn(name) as session:
+                    await session.send("s", walk(10))
+                    await session.acknowledged("s")
+                    await asyncio.to_thread(stop, first)
+                    with serving("--address", address):
+                        await session.send("s", walk(10))
+                        await session.acknowledged("s")
+
+            with pytest.raises(NotFound, match=name):
+                await go_on()
+
+
+async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
+    shared: Served, name: str
+) -> None:
+    async with (
+        proxy(shared.address) as line,
+        Client.connect(line.address) as client,
+        Client.connect(shared.address) as other,
+    ):
+        await client.create_model(name, SPEC)
+
+        async def go_on() -> None:
+            async with client.learn(name) as session:
+                await session.send("s", walk(10))
+                await session.acknowledged("s")
+                line.target = "127.0.0.1:1"  # nobody is there
+                line.drop()
+                await session.send("s", walk(5))
+                await other.delete_stream(name, "s")
+                line.target = shared.address
+                async for _ in session:
+                    pass
+
+        with pytest.raises(StepsLost, match="up to step 10, but expects step 0"):
+            await go_on()
+
+
+async def test_chunks_behind_one_that_is_refused_move_up(client: Client, name: str) -> None:
+    await client.create_model(name, SPEC)
+    values = walk(40)
+    async with client.learn(name) as session:
+        await session.send("s", values[:10])
+        await session.send("s", [[np.nan, 1.0]] * 4)
+        for first in range(10, 40, 10):
+            await session.send("s", values[first : first + 10])
+        await session.close()
+        answers = [answer async for answer in session]
+    assert isinstance(answers[1], Refused)
+    assert isinstance(answers[1].error, InvalidRequest)
+    assert answers[1].chunk_index == 1
+    learned = [answer for answer in answers if isinstance(answer, Learned)]
+    assert [(each.first_step, each.next_step) for each in learned] == [
+        (first, first + 10) for first in range(0, 40, 10)
+    ]
+    assert (await client.get_model(name)).loss == twin(values).figures.loss
+
+
+async def test_a_stream_deleted_by_another_begins_anew(client: Client, name: str) -> None:
+    await client.create_model(name, SPEC)
+    async with client.learn(name) as session:
+        await session.send("s", walk(10))
+        await session.acknowledged("s")
+        await client.delete_stream(name, "s")
+        await session.send("s", walk(7))
+        await session.close()
+        answers = [answer async for answer in session]
+    ends = [answer.next_step for answer in answers if isinstance(answer, Learned)]
+    assert ends == [10, 7]
+
+
+async def test_a_chunk_without_a_step_follows_one_with_a_step(client: Client, name: str) -> None:
+    await client.create_model(name, SPEC)
+    async with client.learn(name) as session:
+        await session.send("s", walk(50))
+    async with client.learn(name) as session:
+        await session.send("s", walk(10), first_step=0)  # sent before, and trimmed
+        await session.send("s", walk(6))
+        await session.close()
+        answers = [answer async for answer in session]
+    ends = [answer.next_step for answer in answers if isinstance(answer, Learned)]
+    assert ends == [50, 56]
+
+
+async def test_a_session_that_should_not_resume_fails_when_its_line_breaks(
+    shared: Served, name: str
+) -> None:
+    async with proxy(shared.address) as line, Client.connect(line.address) as client:
+        await client.create_model(name, SPEC)
+
+        async def go_on() -> None:
+            async with client.learn(name, resume=False) as session:
+                await session.send("s", walk(5))
+                await anext(session)
+                line.drop()
+                async for _ in session:
+                    pass
+
+        with pytest.raises(ServerUnreachable):
+            await go_on()
+        assert line.accepted == 1
