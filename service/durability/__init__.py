@@ -1,7 +1,8 @@
-"""What outlives the process: the `Store` protocol and a store in a folder."""
+"""What outlives the process: the `Store` protocol and the store of one machine."""
 
 from service.durability.fingerprint import differences, fingerprint
 from service.durability.folder import FolderStore
+from service.durability.sqlite import Kept, SqliteStore
 from service.durability.store import (
     Checkpoint,
     CheckpointInfo,
@@ -18,7 +19,9 @@ __all__ = [
     "Command",
     "Durability",
     "FolderStore",
+    "Kept",
     "Record",
+    "SqliteStore",
     "Store",
     "Tick",
     "differences",

@@ -1,0 +1,78 @@
+"""Records and checkpoints to keep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bptt_core import Chunk
+from service.durability import Checkpoint, Command, Durability, Kept, Record, SqliteStore
+
+
+def tick(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:
+    """A tick of one chunk whose values tell its number."""
+    inputs = np.full((steps, 3), number, np.float32)
+    return Record(number, (Chunk(stream_id, (number - 1) * steps, inputs),))
+
+
+def ticks(first: int, last: int) -> list[Record]:
+    """Ticks from one number to another, both included."""
+    return [tick(number) for number in range(first, last + 1)]
+
+
+def command(number: int, name: str, **arguments: Any) -> Record:
+    """A command as a record."""
+    return Record(number, Command(name, arguments))
+
+
+def checkpoint(number: int, model_id: str = "m", *, size: int = 6, **known: Any) -> Checkpoint:
+    """A checkpoint after so many records, of `size` numbers."""
+    arrays = {"a": np.arange(float(size)).reshape(2, -1).T, "none": np.empty((0, 3), np.int64)}
+    return Checkpoint(model_id, number, arrays, {"ticks": number, "names": ["é", "b"]}, **known)
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, durability: Durability = "process", kept: Kept | None = None, **more: Any
+) -> Iterator[SqliteStore]:
+    """A store on a folder, closed at the end of the block."""
+    store = SqliteStore(folder, durability, kept, **more)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def numbers(records: Iterator[Record]) -> list[int]:
+    """The numbers of records."""
+    return [record.tick for record in records]
+
+
+def same(left: Record, right: Record) -> bool:
+    """Whether two records are the same bit for bit."""
+    if left.tick != right.tick or type(left.body) is not type(right.body):
+        return False
+    if isinstance(left.body, Command) or isinstance(right.body, Command):
+        return left.body == right.body
+    return len(left.body) == len(right.body) and all(map(_same_chunk, left.body, right.body))
+
+
+def _same_chunk(left: Chunk, right: Chunk) -> bool:
+    names = ("stream_id", "first_step", "end_of_sequence", "first_target_step")
+    return (
+        all(getattr(left, name, None) == getattr(right, name, None) for name in names)
+        and same_bits(left.inputs, right.inputs)
+        and same_bits(left.targets, right.targets)
+    )
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    """Whether two arrays are the same, NaN's bits and type included; both may be None."""
+    if left is None or right is None:
+        return left is right
+    return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
