@@ -72,6 +72,8 @@ def decode(tick: int, data: bytes) -> Record:
     Raises:
         ValueError: they are not; it says what was found.
     """
+    if not isinstance(data, bytes):  # SQLite holds whatever a damaged page says it is
+        raise ValueError("it is no blob")
     if len(data) < _HEAD.size:
         raise ValueError(f"{len(data)} bytes are too few for a record")
     version, kind, _, checksum = _HEAD.unpack_from(data)

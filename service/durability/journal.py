@@ -44,7 +44,7 @@ SCHEMA_VERSION = 1
 PAGE_BYTES = 16_384
 LOG_BYTES_MAX = 16 << 20  # to which a write-ahead log is cut once a burst is over
 BUSY_SECONDS = 5.0  # for a shell that somebody opened on the file; our own never wait
-DELETED_ROWS = 256  # at once, so that a commit waits milliseconds for it, not for all of them
+DELETED_ROWS = 128  # at once, so that a commit waits milliseconds for it, not for all of them
 FREED_PAGES = 256  # 4 MB given back to the file system at once
 
 GO_BACK = ("restore", "roll_back")

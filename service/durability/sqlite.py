@@ -31,6 +31,10 @@ MODELS = "models"
 _NEW = ".new-"
 _DELETED = ".deleted-"
 
+GIVE_WAY_SECONDS = 0.000_1
+"""Between two slices of tidying up: a lock is not fair, and a commit that waits would be passed
+over without a pause."""
+
 POINTS = (
     "append.begun",
     "append.inserted",
@@ -329,16 +333,18 @@ class SqliteStore:
         more = True
         while more:
             with self._journal(model_id) as opened:
-                more = opened.used_bytes() > history_bytes
-                if more:
-                    with opened.transaction():
-                        more = opened.trim(before)
-                        self._at("trim.deleted")
-                    self._at("trim.committed")
-                else:
-                    more = opened.shrink()
-            # Locks are not fair: without a pause a commit that waits would be passed over.
-            time.sleep(0.000_1)
+                if opened.used_bytes() <= history_bytes:
+                    break
+                with opened.transaction():
+                    more = opened.trim(before)
+                    self._at("trim.deleted")
+                self._at("trim.committed")
+            time.sleep(GIVE_WAY_SECONDS)
+        more = True
+        while more:
+            with self._journal(model_id) as opened:
+                more = opened.shrink()
+            time.sleep(GIVE_WAY_SECONDS)
 
     def checkpoints(self, model_id: str) -> list[CheckpointInfo]:
         """See `Store.checkpoints`."""

@@ -1,0 +1,298 @@
+"""Files that were torn, flipped, cut or lost: each is found, and named with what was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.durability import journal, Record, SqliteStore
+from service.errors import DataDamaged, StorageFailed
+from tests.durability.support import checkpoint, numbers, opened, tick, ticks
+
+
+def model_folder(tmp_path: Path) -> Path:
+    return tmp_path / "models" / "m"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A model with a checkpoint after 0 records and one after 3, and ten records."""
+    with opened(tmp_path, "full") as store:
+        store.save(checkpoint(0))
+        store.append("m", ticks(1, 3))
+        store.save(checkpoint(3))
+        store.append("m", ticks(4, 10))
+    return tmp_path
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The same as a process leaves it that is killed: all is in the write-ahead log."""
+    with opened(tmp_path / "live", "full") as store:
+        store.save(checkpoint(0))
+        for record in ticks(1, 10):
+            store.append("m", [record])
+        shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    return tmp_path / "killed"
+
+
+def read(store: SqliteStore, after: int = 0) -> tuple[list[int], str]:
+    """The records that a store gives, and what it says when it can give no more."""
+    found: list[int] = []
+    try:
+        for record in store.tail("m", after):
+            found.append(record.tick)  # one by one: those before the damage count
+    except DataDamaged as error:
+        return found, error.message
+    return found, ""
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(data: Path) -> None:
+    path = model_folder(data) / "checkpoint-000000000003.safetensors"
+    whole = path.read_bytes()
+    with opened(data) as store:
+        assert store.load("m", 3).ticks == 3
+        for bit in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(DataDamaged, match=f"{re.escape(str(path))} is damaged"):
+                store.load("m", 3)
+            assert [each.ticks for each in store.checkpoints("m")] == [0, 3]
+        assert store.load("m", 0).ticks == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 300, -1])
+def test_a_cut_checkpoint_is_found(data: Path, size: int) -> None:
+    path = model_folder(data) / "checkpoint-000000000003.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with opened(data) as store, pytest.raises(DataDamaged, match=re.escape(str(path))):
+        store.load("m", 3)
+
+
+def test_a_checkpoint_of_another_model_or_tick_is_found(data: Path) -> None:
+    folder = model_folder(data)
+    shutil.copy(
+        folder / "checkpoint-000000000003.safetensors",
+        folder / "checkpoint-000000000005.safetensors",
+    )
+    with opened(data) as store:
+        with pytest.raises(DataDamaged, match="it is of 'm' after 3 ticks"):
+            store.load("m", 5)
+        store.save(checkpoint(0, "n"))
+        shutil.copy(
+            folder / "checkpoint-000000000003.safetensors",
+            data / "models" / "n" / "checkpoint-000000000003.safetensors",
+        )
+        with pytest.raises(DataDamaged, match="it is of 'm'"):
+            store.load("n", 3)
+
+
+def test_a_missing_checkpoint_is_not_listed_and_the_one_before_leads_on(data: Path) -> None:
+    (model_folder(data) / "checkpoint-000000000003.safetensors").unlink()
+    with opened(data) as store:
+        assert [each.ticks for each in store.checkpoints("m")] == [0]
+        assert read(store) == (list(range(1, 11)), "")
+
+
+# ---------------------------------------------------------------------- the journal
+
+
+def change(data: Path, *statements: str) -> None:
+    """Do to the journal's tables what damage may have done."""
+    with closing(sqlite3.connect(model_folder(data) / "journal.sqlite3")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("statement", "given", "found"),
+    [
+        ("DELETE FROM journal WHERE tick = 6", 5, "has no tick 6: 7 follows 5"),
+        ("DELETE FROM journal WHERE tick > 8", 8, "has no tick 9: it ends, but 10 was committed"),
+        ("DELETE FROM journal WHERE tick < 3", 0, "has no tick 1: 3 follows 0"),
+        ("UPDATE journal SET tick = 12 WHERE tick = 10", 9, "has no tick 10: 12 follows 9"),
+        (
+            "UPDATE journal SET body = substr(body, 1, 40) WHERE tick = 7",
+            6,
+            "is damaged at tick 7: its checksum does not fit",
+        ),
+        (
+            "UPDATE journal SET body = (SELECT body FROM journal WHERE tick = 4) WHERE tick = 7",
+            6,
+            "is damaged at tick 7: its checksum does not fit",
+        ),
+        ("UPDATE journal SET body = x'01' WHERE tick = 7", 6, "at tick 7: 1 bytes are too few"),
+        ("UPDATE journal SET body = 5 WHERE tick = 7", 6, "at tick 7: it is no blob"),
+        ("DELETE FROM writer", 0, "is damaged: nobody may write to it"),
+        ("DROP TABLE journal", 0, "is damaged: no such table: journal"),
+        ("PRAGMA application_id = 7", 0, "is no journal that this program reads: application 0x7"),
+        ("PRAGMA user_version = 2", 0, "is no journal that this program reads"),
+        ("UPDATE writer SET base = 4", 0, "has no tick 1: it begins with 5"),
+    ],
+)
+def test_damage_of_the_journal_is_named_and_what_is_before_it_is_given(
+    data: Path, statement: str, given: int, found: str
+) -> None:
+    change(data, statement)
+    with opened(data) as store:
+        records, words = read(store)
+    assert records == list(range(1, given + 1))
+    assert str(model_folder(data) / "journal.sqlite3") in words
+    assert found in words
+
+
+def test_a_missing_journal_is_named(data: Path) -> None:
+    (model_folder(data) / "journal.sqlite3").unlink()
+    with opened(data) as store:
+        assert store.models() == ["m"]
+        assert read(store) == ([], f"{model_folder(data) / 'journal.sqlite3'} is missing")
+        with pytest.raises(DataDamaged, match="is missing"):
+            store.append("m", ticks(11, 11))
+        assert store.load("m", 3).ticks == 3
+    assert not (model_folder(data) / "journal.sqlite3").exists(), "it is not made up for"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_journal_is_named(tmp_path: Path, share: float) -> None:
+    with opened(tmp_path, "full") as store:
+        store.save(checkpoint(0))
+        store.append("m", [tick(number, steps=500) for number in range(1, 41)])
+    path = model_folder(tmp_path) / "journal.sqlite3"
+    os.truncate(path, int(path.stat().st_size * share))
+    with opened(tmp_path) as store:
+        records, words = read(store)
+    assert records == list(range(1, len(records) + 1))
+    assert len(records) < 40
+    assert str(path) in words
+
+
+def test_a_flipped_byte_anywhere_in_a_journal_gives_no_wrong_record(data: Path) -> None:
+    path = model_folder(data) / "journal.sqlite3"
+    whole = path.read_bytes()
+    with opened(data) as store:
+        right = list(store.tail("m", 0))
+    silent = 0
+    # Records lie at the end of their page, whatever rules SQLite has at its beginning.
+    places = [*range(200), *range(200, len(whole), 97)]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 0x55
+        path.write_bytes(flipped)
+        try:
+            found = [(each.tick, _inputs(each)) for each in journal.read(path.parent, 0)]
+        except (DataDamaged, StorageFailed):
+            continue
+        finally:
+            for rest in ("-wal", "-shm"):
+                Path(f"{path}{rest}").unlink(missing_ok=True)
+        silent += 1
+        assert found == [(each.tick, _inputs(each)) for each in right]
+    assert silent < len(places), "some of it must have been in what counts"
+
+
+def _inputs(record: Record) -> bytes:
+    assert isinstance(record.body, tuple)
+    return record.body[0].inputs.tobytes()
+
+
+def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:
+    with opened(killed, "full") as store:
+        assert read(store) == (list(range(1, 11)), "")
+        store.append("m", ticks(11, 11))
+
+
+@pytest.mark.parametrize("what", ["lost", "cut", "flipped", "torn at its end"])
+def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) -> None:
+    """SQLite takes a damaged write-ahead log for one that a crash has cut, and says nothing."""
+    path = model_folder(killed) / "journal.sqlite3-wal"
+    data = bytearray(path.read_bytes())
+    if what == "lost":
+        path.unlink()
+    elif what == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif what == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[:-100])
+    with opened(killed, "full") as store:
+        records, words = read(store)
+    assert records == list(range(1, len(records) + 1))
+    assert len(records) < 10
+    assert f"has no tick {len(records) + 1}: it ends, but 10 was committed" in words
+    if what == "torn at its end":
+        assert len(records) == 9
+
+
+def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> None:
+    path = model_folder(killed) / "journal.sqlite3-wal"
+    path.write_bytes(path.read_bytes()[:-100])
+    journal.write_mark(model_folder(killed), 9, synced=True)  # killed within the last commit
+    with opened(killed, "full") as store:
+        assert read(store) == (list(range(1, 10)), "")
+        store.append("m", ticks(10, 12))
+        assert numbers(store.tail("m", 9)) == [10, 11, 12]
+
+
+def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path, "process") as store:
+        store.save(checkpoint(0))
+        store.append("m", ticks(1, 5))
+    journal.write_mark(model_folder(tmp_path), 9, synced=False)
+    with opened(tmp_path, "process") as store, caplog.at_level(logging.WARNING):
+        assert read(store) == ([1, 2, 3, 4, 5], "")
+    assert "ends with tick 5; 9 was committed, but not synced" in caplog.text
+
+
+def test_a_damaged_mark_is_told_and_stops_nothing(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = model_folder(data) / "committed"
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    with opened(data) as store, caplog.at_level(logging.WARNING):
+        assert read(store) == (list(range(1, 11)), "")
+        assert "committed is damaged" in caplog.text
+        store.append("m", ticks(11, 11))
+        caplog.clear()
+        assert read(store, 10) == ([11], "")
+    assert not caplog.text, "the next commit has written it anew"
+
+
+def test_a_damaged_epoch_is_named(data: Path) -> None:
+    (data / "epoch").write_text("seven")
+    with pytest.raises(DataDamaged, match="epoch does not hold a number"):
+        SqliteStore(data).open()
+
+
+def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:
+    models = data / "models"
+    (models / "m" / "checkpoint-000000000012.safetensors.aside").write_bytes(b"half")
+    for leftover in (".deleted-n", ".new-o"):
+        (models / leftover).mkdir()
+        (models / leftover / "checkpoint-000000000002.safetensors").write_bytes(b"")
+    with opened(data) as store:
+        assert store.models() == ["m"]
+        assert sorted(each.name for each in models.iterdir()) == ["m"]
+        assert [each.ticks for each in store.checkpoints("m")] == [0, 3]
+
+
+def test_a_damaged_model_can_be_deleted(data: Path) -> None:
+    (model_folder(data) / "journal.sqlite3").write_bytes(b"no journal at all" * 100)
+    with opened(data) as store:
+        assert "file is not a database" in read(store)[1]
+        store.delete("m")
+        assert store.models() == []
