@@ -52,3 +52,19 @@ def assert_same_memory(a: Learner, b: Learner, tolerance: float) -> None:
             np.testing.assert_allclose(theirs[name], array, tolerance, tolerance, err_msg=name)
         else:
             assert array.tobytes() == theirs[name].tobytes(), name
+
+
+def assert_twin(comp: Any, ref: Any, dtype: str = "float64") -> None:
+    """A kernel's array, or number, is what its scalar twin says, to the digits of its dtype.
+
+    Relative to the largest element: single elements near zero carry no digits of their own.
+    """
+    tolerance = 1e-12 if dtype == "float64" else 1e-4
+    expected = np.asarray(ref, dtype=np.float64)
+    largest = float(np.abs(expected).max(initial=0.0, where=np.isfinite(expected)))
+    np.testing.assert_allclose(np.asarray(comp), expected, tolerance, tolerance * (largest or 1.0))
+
+
+def numbers(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
+    """Normal random numbers."""
+    return random.normal(size=shape).astype(dtype)

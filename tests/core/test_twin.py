@@ -1,0 +1,43 @@
+"""Whole learners, both backends, against the scalar twin of all that they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Learner
+from tests.core import naive
+from tests.core.test_backends import SPECS, ticks
+
+
+@pytest.mark.twin_of("windows.advance")
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> None:
+    spec = SPECS[name]
+    learner = Learner(spec, backend=backend)
+    twin = naive.Learner(spec, learner.parameters())
+    updates = 0
+    for tick in ticks(spec, seed=4):
+        expected, predictions = twin.apply(tick)
+        found = learner.apply(tick)
+        assert len(found.updates) == len(expected)
+        for report, ref in zip(found.updates, expected, strict=True):
+            for figure, value in vars(ref).items():
+                comp = getattr(report, figure)
+                assert comp == pytest.approx(value, rel=1e-8, abs=1e-12), figure
+        for chunk, ref_rows in zip(found.chunks, predictions, strict=True):
+            assert chunk.predictions is not None
+            np.testing.assert_allclose(chunk.predictions, np.array(ref_rows), 1e-8, 1e-10)
+        updates += len(expected)
+    assert updates > 20
+    for key, array in learner.parameters().items():
+        np.testing.assert_allclose(array, twin.network.named[key], 1e-8, 1e-10, err_msg=key)
+    for stream_id, stream in twin.streams.items():
+        np.testing.assert_allclose(learner.carried_state(stream_id), stream.live, 1e-8, 1e-10)
+    scored = learner.state()[0]
+    if spec.task in ("forecast", "regression"):
+        np.testing.assert_allclose(scored["model.error"], twin.error, 1e-8)
+        np.testing.assert_allclose(scored["model.naive_error"], twin.naive_error, 1e-8)
