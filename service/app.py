@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from service.config import ServerConfig
-from service.durability import FolderStore, Store
+from service.durability import SqliteStore, Store
 from service.engine.registry import Registry
 from service.errors import StorageFailed
 from service.observability.http import MetricsEndpoint
@@ -67,21 +67,20 @@ async def serve(
         CannotListen: an address cannot be listened on.
         StaleWriter: another server uses the data folder.
         StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
-        DataDamaged: a checkpoint cannot be read back.
     """
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))
         learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
         predict_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "predict"))
-        registry = Registry(config, learn_pool, store, metrics)
+        storage_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "storage"))
+        registry = Registry(config, learn_pool, store, metrics, storage=storage_pool)
         learner = LearnerService(registry, config.limits, predict_pool)
         metrics_address = None
         if config.metrics_address is not None:
             endpoint = MetricsEndpoint(config.metrics_address, metrics)
             stack.callback(endpoint.close)
             metrics_address = endpoint.address
-        await registry.recover()
         rpc = RpcServer(learner, ModelService(registry), metrics)
         asked = stop if stop is not None else last.enter_context(_signals())
         async with _stopping(config, registry, learner, rpc):
@@ -90,11 +89,45 @@ async def serve(
                 "listening on %s; metrics on %s; data in %s",
                 rpc.address,
                 f"http://{metrics_address}/metrics" if metrics_address else "no port",
-                config.data or "memory only",
+                f"{config.data}, durability {config.durability}" if config.data else "memory only",
             )
-            if on_ready is not None:
-                on_ready(RunningServer(rpc.address, metrics_address))
-            await asked.wait()
+            if await _recovered(registry, rpc, asked):
+                await rpc.serving()
+                if on_ready is not None:
+                    on_ready(RunningServer(rpc.address, metrics_address))
+                await asked.wait()
+
+
+async def _recovered(registry: Registry, rpc: RpcServer, asked: asyncio.Event) -> bool:
+    """Bring all models back, each served as soon as it is; False where a stop comes first."""
+    recovery = asyncio.create_task(registry.recover(rpc.model_serving), name="recovery")
+    stop = asyncio.create_task(asked.wait(), name="stop")
+    try:
+        await asyncio.wait((recovery, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not recovery.done():
+            registry.begin_stop()  # which ends what is being replayed
+        await recovery
+        return not asked.is_set()
+    finally:
+        stop.cancel()
+
+
+def failpoint() -> Callable[[str], None]:
+    """What a store calls at each of its `POINTS`: for tests, the end of the process at one of them.
+
+    BPTT_FAILPOINT=POINT or POINT:N, the N-th time that it is reached.
+    """
+    wanted, _, count = os.environ.get("BPTT_FAILPOINT", "").partition(":")
+    left = int(count or 1)
+
+    def at(point: str) -> None:
+        nonlocal left
+        if point == wanted:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return at
 
 
 @contextlib.contextmanager
@@ -102,7 +135,7 @@ def _store(config: ServerConfig) -> Iterator[Store | None]:
     if config.data is None:
         yield None
         return
-    store = FolderStore(config.data)
+    store = SqliteStore(config.data, config.durability, at_point=failpoint())
     store.open()
     try:
         yield store
@@ -161,5 +194,5 @@ def _leave(*signal_and_frame: object) -> None:
 
     Not with an exception: threads that still learn would be waited for.
     """
-    os.write(2, b"bptt: left at once; what came since the last checkpoint is not saved\n")
+    os.write(2, b"bptt: left at once; what was not acknowledged is not saved\n")
     os._exit(INTERRUPTED)

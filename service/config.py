@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args, Literal
 
 from service.errors import InvalidRequest
+
+Durability = Literal["full", "process", "none"]
+"""An acknowledged step survives the machine's end, the process's end, or a clean stop only."""
 
 MESSAGE_BYTES_MAX = 4 << 20
 """gRPC's own default, which clients in other languages have too; a million values a chunk."""
@@ -81,14 +85,19 @@ class ServerConfig:
     metrics_address: str | None = "127.0.0.1:9464"
     """Where Prometheus scrapes /metrics, host:port. Port 0: a free one. None: nowhere."""
     data: Path | None = None
-    """Folder of the checkpoints. None: nothing is stored, and a stop forgets every model."""
+    """Folder of journals and checkpoints. None: nothing is stored, and a stop forgets every
+    model."""
+    durability: Durability = "full"
+    """What an acknowledged step outlives: `full` the machine's end, `process` the process's, `none`
+    only a clean stop, for there is no journal."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that learn, shared by all models: as many as cores, for kernels run without the
     interpreter's lock."""
     checkpoint_ticks: int = 10_000
     """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
     checkpoint_seconds: float = 10.0
-    """What a killed server forgets is at most what was learned in this time."""
+    """What a server that was killed replays is at most what was learned in this time, which takes
+    no longer than it did; without a journal it is what it forgets."""
     gradient_flow_updates: int = 1000
     """Least updates of a model between two looks at how far its gradients reach back; 0: never.
     A look costs as much as 30 to 60 updates, and is put off where it would take more than half a
@@ -103,6 +112,9 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
+        if self.durability not in get_args(Durability):
+            choices = ", ".join(get_args(Durability))
+            raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
         for name in ("threads", "checkpoint_ticks"):
             value = getattr(self, name)
             if value < 1:

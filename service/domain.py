@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +126,9 @@ class Refused:
 
 Answer = ChunkResult | Refused
 
+Condition = Literal["learning", "paused", "diverged", "read_only"]
+"""What a model does with steps: see `ModelState` in protos/bptt/v1/bptt.proto."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
@@ -135,6 +138,7 @@ class ModelState:
     parameters: int
     streams: int
     figures: Figures
+    condition: Condition = "learning"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,6 +189,12 @@ class ModelSink(Protocol):
 
     def saved(self, seconds: float) -> None:
         """A checkpoint was written."""
+
+    def committed(self, seconds: float) -> None:
+        """What waited was committed to the journal."""
+
+    def recovered(self, seconds: float) -> None:
+        """The model was brought back from the store."""
 
 
 class ReportSink(Protocol):

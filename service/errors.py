@@ -10,10 +10,15 @@ ServiceError             INTERNAL             root; also any status that has no 
 ├── OutOfOrder           OUT_OF_RANGE         a chunk begins after its stream's next step
 ├── LimitReached         RESOURCE_EXHAUSTED   one more than the server is configured to hold
 │   └── QueueFull                             a model has had no room for a chunk for too long
+├── Aborted              ABORTED              somebody else is at it
+│   └── StreamInUse                           another call learns from the stream
 ├── ModelFailed          FAILED_PRECONDITION  the model stopped learning after an internal error
+│   └── ReadOnly                              it was opened with a damaged journal
 ├── Unavailable          UNAVAILABLE          not now; the same request may succeed later
 │   ├── ServerStopping                        the server is about to stop
+│   ├── Recovering                            the model is being brought back
 │   ├── StorageFailed                         the data folder could not be written
+│   │   └── StorageFull  RESOURCE_EXHAUSTED   for it has no room left; a LimitReached, too
 │   ├── StaleWriter                           another server writes to the data folder
 │   └── CannotListen                          an address cannot be listened on
 │       └── AddressInUse                      it is taken
@@ -188,6 +193,40 @@ class ModelFailed(ServiceError):
     reason = "model_failed"
 
 
+class ReadOnly(ModelFailed):
+    """The model's journal is damaged: it predicts, and learns nothing."""
+
+    reason = "read_only"
+
+    @classmethod
+    def of(cls, model_id: str, why: str) -> ReadOnly:
+        """The error for a model and what was found in its journal."""
+        return cls(
+            f"model {model_id} is read-only, because its journal is damaged ({why}); "
+            "`bptt repair` shows what would be lost, and repairs it"
+        )
+
+
+class Aborted(ServiceError):
+    """Somebody else is at it."""
+
+    code = "ABORTED"
+    reason = "aborted"
+
+
+class StreamInUse(Aborted):
+    """Another call that is still open learns from the stream."""
+
+    reason = "stream_in_use"
+
+    @classmethod
+    def of(cls, stream_id: str) -> StreamInUse:
+        """The error for this stream."""
+        bound = "a stream that no other open Learn call sends"
+        violation = Violation("stream_id", shorten(repr(stream_id)), bound)
+        return cls(f"stream_id {violation.description}", (violation,))
+
+
 class Unavailable(ServiceError):
     """Not now; the same request may succeed later."""
 
@@ -208,9 +247,27 @@ class ServerStopping(Unavailable):
         super().__init__(message, violations)
 
 
+class Recovering(Unavailable):
+    """The model is being brought back from the store."""
+
+    reason = "recovering"
+
+    @classmethod
+    def of(cls, model_id: str) -> Recovering:
+        """The error for this model."""
+        return cls(f"model {model_id} is being brought back from the store; try again later")
+
+
 class StorageFailed(Unavailable):
     """The data folder could not be written. What was learned is still in memory."""
 
+    reason = "storage"
+
+
+class StorageFull(StorageFailed, LimitReached):
+    """There is no room left in the data folder. What was learned is still in memory."""
+
+    code = "RESOURCE_EXHAUSTED"
     reason = "storage"
 
 
@@ -256,6 +313,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
         AlreadyExists,
         OutOfOrder,
         LimitReached,
+        Aborted,
         ModelFailed,
         Unavailable,
         DataDamaged,

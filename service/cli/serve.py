@@ -41,10 +41,22 @@ Example:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder in which models are kept. Left out: nothing is kept when the server stops.",
 )
+@click.option(
+    "--durability",
+    type=click.Choice(["full", "process", "none"]),
+    default="full",
+    show_default=True,
+    help="What an acknowledged step outlives: the machine's end, the process's, or a clean stop.",
+)
 @click.option("--until-input-ends", is_flag=True, hidden=True)
 @json_option("one document with the addresses once the server is ready")
 def serve(
-    address: str, metrics_address: str, data: Path | None, until_input_ends: bool, as_json: bool
+    address: str,
+    metrics_address: str,
+    data: Path | None,
+    durability: Any,
+    until_input_ends: bool,
+    as_json: bool,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM."""
     from service.app import configure_logging  # the server's libraries take a second to import
@@ -52,7 +64,9 @@ def serve(
     from service.config import ServerConfig
 
     configure_logging()
-    config = ServerConfig(address=address, metrics_address=metrics_address, data=data)
+    config = ServerConfig(
+        address=address, metrics_address=metrics_address, data=data, durability=durability
+    )
 
     def on_ready(server: Any) -> None:
         if as_json:

@@ -1,13 +1,11 @@
 """What outlives the process: the `Store` protocol and the store of one machine."""
 
 from service.durability.fingerprint import differences, fingerprint
-from service.durability.folder import FolderStore
 from service.durability.sqlite import Kept, SqliteStore
 from service.durability.store import (
     Checkpoint,
     CheckpointInfo,
     Command,
-    Durability,
     Record,
     Store,
     Tick,
@@ -17,8 +15,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "Command",
-    "Durability",
-    "FolderStore",
     "Kept",
     "Record",
     "SqliteStore",

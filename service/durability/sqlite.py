@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.config import Durability
 from service.durability import checkpoints, codec, journal, lock
 from service.durability.files import ASIDE, put_in_place, storage, sync_folder, write_aside
-from service.durability.store import Checkpoint, CheckpointInfo, Durability, Record
+from service.durability.store import Checkpoint, CheckpointInfo, Record
 from service.errors import DataDamaged, ServiceError, StaleWriter, StorageFailed
 
 log = logging.getLogger(__name__)

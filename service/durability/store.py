@@ -24,15 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from bptt_core import Chunk
 from service.durability.fingerprint import fingerprint
-
-Durability = Literal["full", "process", "none"]
-"""An acknowledged step survives the machine's end, the process's end, or a clean stop only."""
 
 Tick = tuple[Chunk, ...]
 """Exactly what `Learner.apply` got: at most one chunk a stream, in order."""

@@ -10,9 +10,19 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import deque
 
 from service.domain import Answer
+
+
+class News(enum.Enum):
+    """That something else is to be told."""
+
+    NEWS = enum.auto()
+
+
+NEWS = News.NEWS
 
 
 class Ticket:
@@ -48,6 +58,7 @@ class Outbox:
         self._taken = 0
         self._weight = 0
         self._end: tuple[Exception | None] | None = None
+        self._news = False
         self._reader: asyncio.Future[None] | None = None
         self._filler: asyncio.Future[None] | None = None
 
@@ -87,13 +98,21 @@ class Outbox:
             self._filler = asyncio.get_running_loop().create_future()
             await self._filler
 
-    async def next(self) -> Answer | None:
-        """The next answer in order; None after the last one.
+    def notify(self) -> None:
+        """There is news: who waits for the next answer looks at them first, if none is there."""
+        self._news = True
+        _wake(self._reader)
+
+    async def next(self) -> Answer | News | None:
+        """The next answer in order; `NEWS` after a `notify`, None after the last answer.
 
         Raises:
             Exception: with which the call was ended, after the last answer.
         """
         while not self._tickets or self._tickets[0].answer is None:
+            if self._news:
+                self._news = False
+                return NEWS
             if self._end is not None and not self._tickets:
                 if self._end[0] is not None:
                     raise self._end[0]

@@ -1,50 +1,141 @@
-"""From a learner to a checkpoint, and back to a learner that goes on where it was."""
+"""From a store back to a learner that goes on where it was."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bptt_core import Learner
 from bptt_core.errors import BpttError
 from service.domain import ModelDefinition
-from service.durability import Checkpoint, Store
-from service.errors import DataDamaged, InvalidRequest
+from service.durability import Checkpoint, differences, Record, Store
+from service.engine.records import apply_record, definition_from, learner_from
+from service.errors import DataDamaged
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 2.0  # between two lines of the log, while a long journal is replayed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
-    """A model as its newest checkpoint has it."""
+    """A model as it was when its last record was committed."""
 
     definition: ModelDefinition
     learner: Learner
     ticks: int
+    """Records in its life."""
+    replayed_steps: int
+    damage: str | None
+    """What is wrong with its journal; None: nothing, it may go on."""
 
 
-def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
-    """All of a model that a restart needs."""
-    arrays, metadata = learner.state()
-    named = {
-        "learner": metadata,
-        "input_names": list(definition.input_names),
-        "target_names": list(definition.target_names),
-    }
-    return Checkpoint(definition.model_id, ticks, arrays, named)
+def recover(
+    store: Store,
+    model_id: str,
+    check_going_on: Callable[[], None] = lambda: None,
+) -> Recovered:
+    """Read back a model's newest whole checkpoint, and replay the journal behind it.
 
+    Takes time: use a thread.
 
-def recover(store: Store, model_id: str) -> Recovered:
-    """Read back a model's newest checkpoint, and make its learner ready. Takes time: use a thread.
+    Args:
+        store: open.
+        model_id: a model of the store.
+        check_going_on: called now and then; raises to have it end early.
 
     Raises:
-        DataDamaged: it cannot be read back, or is of another version.
+        DataDamaged: none of its checkpoints can be read back.
     """
-    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].ticks)
-    try:
-        learner = Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
-        names = tuple(checkpoint.metadata["input_names"])
-        target_names = tuple(checkpoint.metadata.get("target_names", ()))  # older ones have none
-        definition = ModelDefinition(model_id, learner.spec, names, target_names)
-    except (BpttError, InvalidRequest, KeyError, TypeError) as error:
-        which = f"the checkpoint of model {model_id} after {checkpoint.ticks} ticks"
-        raise DataDamaged(f"{which} does not fit: {error}") from error
+    checkpoint, learner = _newest(store, model_id)
+    definition = definition_from(checkpoint, learner)
     learner.warm_up()
-    return Recovered(definition, learner, checkpoint.ticks)
+    replay = _Replay(store, model_id, checkpoint.ticks, learner, check_going_on)
+    damage = None
+    try:
+        replay.run(checkpoint)
+    except DataDamaged as error:
+        damage = error.message
+        log.error("model %s: opened read-only: %s", model_id, damage)
+    steps = replay.learner.figures.steps - checkpoint.steps
+    return Recovered(definition, replay.learner, replay.tick, max(steps, 0), damage)
+
+
+def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner]:
+    """The newest checkpoint that is whole; those that are not are told of."""
+    damage: DataDamaged | None = None
+    for info in reversed(store.checkpoints(model_id)):
+        try:
+            checkpoint = store.load(model_id, info.ticks)
+            learner = learner_from(checkpoint)
+        except DataDamaged as error:
+            log.error("model %s: going back one checkpoint: %s", model_id, error.message)
+            damage = damage or error
+            continue
+        return checkpoint, learner
+    raise damage or DataDamaged(f"model {model_id} has no checkpoint")
+
+
+class _Replay:
+    """The journal's records behind a checkpoint, done again."""
+
+    def __init__(
+        self,
+        store: Store,
+        model_id: str,
+        tick: int,
+        learner: Learner,
+        check_going_on: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._model_id = model_id
+        self._check_going_on = check_going_on
+        self.tick = tick
+        self.learner = learner
+        self._said = time.monotonic()
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        """All of them.
+
+        Raises:
+            DataDamaged: of one record; the learner is as it was before it.
+        """
+        for record in self._store.tail(self._model_id, self.tick):
+            if self.tick == checkpoint.ticks:
+                self._warn_of_differences(checkpoint)
+            self._check_going_on()
+            self._do(record)
+            self._say_progress(checkpoint)
+
+    def _do(self, record: Record) -> None:
+        try:
+            applied = apply_record(
+                self.learner, record, lambda ticks: self._store.load(self._model_id, ticks)
+            )
+        except BpttError as error:
+            raise DataDamaged(f"record {record.tick} cannot be learned again: {error}") from error
+        if applied.learner is not self.learner:
+            applied.learner.warm_up()
+        self.learner, self.tick = applied.learner, record.tick
+
+    def _warn_of_differences(self, checkpoint: Checkpoint) -> None:
+        """Other processors and libraries round differently: what is replayed may differ."""
+        for difference in differences(checkpoint.fingerprint):
+            log.warning(
+                "model %s: its journal is replayed on another machine than it was written on: %s",
+                self._model_id,
+                difference,
+            )
+
+    def _say_progress(self, checkpoint: Checkpoint) -> None:
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS:
+            self._said = now
+            log.info(
+                "model %s: recovering, %d records and %d steps replayed",
+                self._model_id,
+                self.tick - checkpoint.ticks,
+                self.learner.figures.steps - checkpoint.steps,
+            )

@@ -6,19 +6,22 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from bptt_core import Learner, ModelSpec
 from service.config import ServerConfig
 from service.domain import ModelDefinition, ReportSink
-from service.durability import Store
-from service.engine.recovery import make_checkpoint, recover
+from service.durability import CheckpointInfo, Store
+from service.engine.records import make_checkpoint
+from service.engine.recovery import recover, Recovered
 from service.engine.trainer import Trainer
 from service.errors import (
+    DataDamaged,
     LimitReached,
     ModelExists,
+    Recovering,
     ServerStopping,
     ServiceError,
     StorageFailed,
@@ -30,6 +33,10 @@ log = logging.getLogger(__name__)
 COMPILED_SECONDS = 2.0  # what loading kernels that are compiled never takes
 
 T = TypeVar("T")
+
+
+async def _nobody(model_id: str, is_served: bool) -> None:
+    """Nobody is told."""
 
 
 class Registry:
@@ -44,6 +51,7 @@ class Registry:
         store: where they are kept, already open; None: nowhere.
         sink: where they report to.
         make_learner: how a learner is made.
+        storage: where the disk is waited for; None: `executor`.
     """
 
     def __init__(
@@ -53,13 +61,16 @@ class Registry:
         store: Store | None,
         sink: ReportSink,
         make_learner: Callable[[ModelSpec], Learner] = Learner,
+        storage: Executor | None = None,
     ) -> None:
         self._config = config
         self._executor = executor
         self._store = store
         self._sink = sink
         self._make_learner = make_learner
+        self._storage = storage or executor
         self._models: dict[str, Trainer] = {}
+        self._absent: dict[str, ServiceError] = {}  # models of the store, and why they are not here
         self.making: set[str] = set()
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -72,10 +83,12 @@ class Registry:
 
         Raises:
             UnknownModel: there is none.
+            Recovering: it is being brought back.
+            DataDamaged: it could not be brought back.
         """
         trainer = self._models.get(model_id)
         if trainer is None:
-            raise UnknownModel.of(model_id)
+            raise self._absent.get(model_id) or UnknownModel.of(model_id)
         return trainer
 
     def page(self, after: str, size: int) -> tuple[list[Trainer], str]:
@@ -99,9 +112,9 @@ class Registry:
         if model_id in self._deleting:
             await asyncio.wait([self._deleting[model_id]])
             self.check_running()
-        if model_id in self._models or model_id in self.making:
+        if model_id in self._models or model_id in self.making or model_id in self._absent:
             raise ModelExists.of(model_id)
-        if len(self._models) + len(self.making) >= self._config.limits.models:
+        if len(self._models) + len(self._absent) + len(self.making) >= self._config.limits.models:
             raise LimitReached.of("models", self._config.limits.models)
         self.making.add(model_id)
         return await self._to_its_end(self._make(definition))
@@ -121,7 +134,7 @@ class Registry:
         try:
             loop = asyncio.get_running_loop()
             learner = await loop.run_in_executor(self._executor, in_thread)
-            trainer = self._start(definition, learner, ticks=0)
+            trainer = self._start(definition, learner)
         finally:
             self.making.discard(definition.model_id)
         spec = definition.spec
@@ -138,7 +151,13 @@ class Registry:
         )
         return trainer
 
-    def _start(self, definition: ModelDefinition, learner: Learner, ticks: int) -> Trainer:
+    def _start(
+        self,
+        definition: ModelDefinition,
+        learner: Learner,
+        ticks: int = 0,
+        damage: str | None = None,
+    ) -> Trainer:
         trainer = Trainer(
             definition,
             learner,
@@ -147,6 +166,8 @@ class Registry:
             sink=self._sink,
             config=self._config,
             ticks=ticks,
+            storage=self._storage,
+            damage=damage,
         )
         trainer.start()
         self._models[definition.model_id] = trainer
@@ -157,9 +178,14 @@ class Registry:
 
         Raises:
             UnknownModel: there is none of that name.
-            StorageFailed: it is gone, but its checkpoints could not be deleted.
+            StorageFailed: it is gone, but what is stored of it could not be deleted.
         """
         self.check_running()
+        if isinstance(self._absent.get(model_id), DataDamaged):
+            await self._in_storage(self._delete_stored, model_id)
+            del self._absent[model_id]
+            log.info("model %s deleted, which could not be brought back", model_id)
+            return
         trainer = self.get(model_id)
         del self._models[model_id]
         task = asyncio.ensure_future(self._delete(trainer))
@@ -170,13 +196,33 @@ class Registry:
         model_id = trainer.definition.model_id
         try:
             await trainer.stop(refusal=UnknownModel.of(model_id), save=False)
-            if self._store is not None:
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._executor, self._store.delete, model_id)
+            await self._in_storage(self._delete_stored, model_id)
         finally:
             self._sink.close_model(model_id)
             del self._deleting[model_id]
         log.info("model %s deleted after %d ticks", model_id, trainer.ticks)
+
+    def _delete_stored(self, model_id: str) -> None:
+        if self._store is not None:
+            self._store.delete(model_id)
+
+    async def _in_storage(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._storage, function, *arguments)
+
+    async def save_checkpoint(self, model_id: str) -> CheckpointInfo:
+        """Write a checkpoint of a model now. Raises as `get`, and StorageFailed."""
+        return await self._to_its_end(self.get(model_id).save_checkpoint())
+
+    async def list_checkpoints(self, model_id: str) -> list[CheckpointInfo]:
+        """A model's checkpoints, oldest first. Raises as `get`, and StorageFailed."""
+        return await self.get(model_id).checkpoints()
+
+    async def restore_checkpoint(self, model_id: str, ticks: int) -> Trainer:
+        """Take a model back to a checkpoint. Raises as `get`, NotFound, and StorageFailed."""
+        trainer = self.get(model_id)
+        await self._to_its_end(trainer.restore(ticks))
+        return trainer
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
         """Await work that goes on when whoever waits for it is cancelled."""
@@ -187,25 +233,59 @@ class Registry:
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self) -> None:
-        """Bring back every model of the store.
+    async def recover(self, tell: Callable[[str, bool], Awaitable[None]] = _nobody) -> None:
+        """Bring back every model of the store, side by side; each is served once it is back.
+
+        One that cannot be brought back is told of in the log, and to who asks for it; the others
+        do not wait for it.
+
+        Args:
+            tell: whether a model is served, when that changes.
 
         Raises:
-            ServiceError: one cannot be read back; it names the file.
+            StorageFailed: the store cannot be read.
         """
         if self._store is None:
             return
-        loop = asyncio.get_running_loop()
-        for model_id in await loop.run_in_executor(None, self._store.models):
-            found = await loop.run_in_executor(self._executor, recover, self._store, model_id)
-            trainer = self._start(found.definition, found.learner, found.ticks)
-            log.info(
-                "model %s recovered: %s, %s, %s",
-                model_id,
-                _count(trainer.figures.steps, "step"),
-                _count(trainer.figures.updates, "update"),
-                _count(len(trainer.views), "stream"),
+        model_ids = await self._in_storage(self._store.models)
+        self._absent = {model_id: Recovering.of(model_id) for model_id in model_ids}
+        for model_id in model_ids:
+            await tell(model_id, False)
+        await asyncio.gather(*(self._recover(model_id, tell) for model_id in model_ids))
+
+    async def _recover(self, model_id: str, tell: Callable[[str, bool], Awaitable[None]]) -> None:
+        assert self._store is not None
+        loop, start = asyncio.get_running_loop(), time.perf_counter()
+        try:
+            found = await loop.run_in_executor(
+                self._executor, recover, self._store, model_id, self.check_running
             )
+        except ServerStopping:
+            return
+        except ServiceError as error:
+            log.error("model %s not brought back: %s", model_id, error.message)
+            self._absent[model_id] = DataDamaged(f"model {model_id}: {error.message}")
+            return
+        del self._absent[model_id]
+        seconds = time.perf_counter() - start
+        trainer = self._start(found.definition, found.learner, found.ticks, found.damage)
+        trainer.sink.recovered(seconds)
+        self._say_recovered(found, trainer, seconds)
+        await tell(model_id, True)
+
+    def _say_recovered(self, found: Recovered, trainer: Trainer, seconds: float) -> None:
+        replayed = ""
+        if found.replayed_steps:
+            replayed = f"; {_count(found.replayed_steps, 'step')} replayed from its journal"
+        log.info(
+            "model %s recovered in %.1f s: %s, %s, %s%s",
+            found.definition.model_id,
+            seconds,
+            _count(trainer.figures.steps, "step"),
+            _count(trainer.figures.updates, "update"),
+            _count(len(trainer.views), "stream"),
+            replayed,
+        )
 
     def check_running(self) -> None:
         """Refuse what would begin now.

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from bptt_core import ChunkResult, Learner, Snapshot, StreamView
 from bptt_core.errors import BpttError, UnknownStream
 from service.domain import RunReport, TickReport
+from service.durability import Command, Tick
 from service.engine.batcher import QueuedChunk, Round, StreamCommand
+from service.engine.journaling import Move
+from service.engine.records import apply_body
 from service.errors import from_core, ServiceError
 
 
@@ -25,6 +28,8 @@ class Outcome:
     touched: set[str] = field(default_factory=set)
     views: dict[str, StreamView | None] = field(default_factory=dict)
     """Of the streams that were touched. None: the stream is gone."""
+    records: list[tuple[Tick | Command, list[Move]]] = field(default_factory=list)
+    """What changed the learner, in order, and the streams that it moved."""
     ticks: list[TickReport] = field(default_factory=list)
     snapshot: Snapshot | None = None
     report: RunReport | None = None
@@ -59,7 +64,8 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
         return
     start = time.perf_counter()
     try:
-        result = learner.apply([each.chunk for each in chunks])
+        body = tuple(each.chunk for each in chunks)
+        result = apply_body(learner, body).result
     except BpttError as error:
         if len(chunks) == 1:
             outcome.answers.append((chunks[0], from_core(error)))
@@ -67,24 +73,26 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
         for each in chunks:  # nothing was changed: one bad chunk does not take others with it
             _apply(learner, [each], outcome)
         return
+    assert result is not None
     seconds = time.perf_counter() - start
     outcome.answers += zip(chunks, result.chunks, strict=True)
     outcome.touched.update(each.stream_id for each in chunks)
+    moves = [(each.stream_id, each.first_step, each.next_step) for each in result.chunks]
+    outcome.records.append((body, moves))
     steps = sum(each.steps for each in chunks)
     outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
 
 
 def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:
     stream_id = command.stream_id
+    body = Command(command.action, {"stream_id": stream_id})
     try:
-        if command.action == "delete":
-            learner.delete_stream(stream_id)
-        else:
-            learner.reset_stream(stream_id)
+        apply_body(learner, body)
     except BpttError as error:
         outcome.commands.append((command, from_core(error)))
         return
     outcome.touched.add(stream_id)
+    outcome.records.append((body, []))
     outcome.commands.append((command, _next_step(learner, stream_id)))
 
 

@@ -1,6 +1,7 @@
 """The single writer of a model: one asyncio task that forms ticks, has them applied, and publishes.
 
-    offer → Batcher → run (in a thread: apply, snapshot) → publish (on the loop) → answers
+    accept → Batcher → run (in a thread: apply, snapshot) → publish (on the loop) → answers
+                                                              └→ JournalWriter → durable steps
 
 Rules:
 - The learner is touched by one run at a time, and by nothing outside a run.
@@ -10,41 +11,52 @@ Rules:
   tick is applied by itself; how ticks fall into runs changes nothing that is learned.
 - A chunk is placed in its stream when it is accepted, and what is accepted is applied, whoever
   hangs up.
+- Answers do not wait for the journal. Whoever wants to know what is durable asks `durable_step`,
+  and is told by `durable_listeners` when it has grown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from bptt_core import Chunk, ChunkResult, Learner
+from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
 from service.config import ServerConfig
 from service.domain import (
     Answer,
+    Condition,
     Gauges,
     IncomingChunk,
     ModelDefinition,
     ModelState,
     Refused,
     ReportSink,
+    RunReport,
 )
-from service.durability import Store
+from service.durability import Checkpoint, CheckpointInfo, Command, Store
 from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
 from service.engine.flow import FlowWatch
+from service.engine.journaling import DurableSteps, JournalWriter
 from service.engine.outbox import Ticket
-from service.engine.recovery import make_checkpoint
+from service.engine.records import apply_body, make_checkpoint
 from service.engine.run import Outcome, run
+from service.engine.saving import Saver
 from service.errors import (
     LimitReached,
     ModelFailed,
+    NotFound,
     OutOfOrder,
+    ReadOnly,
+    Recovering,
     ServiceError,
+    StorageFailed,
+    StreamInUse,
     UnknownStream,
 )
 
@@ -69,8 +81,19 @@ class Trainer:
         snapshot: what predictions read. Immutable.
         views: live state of each stream, as of the snapshot. Immutable values.
         figures: how the model does, as of the snapshot.
-        ticks: applied in the life of the model.
         listeners: told why the model stops, when it does.
+        durable_listeners: called when steps have become durable.
+
+    Args:
+        definition: what was asked for.
+        learner: of the definition, after `ticks` records.
+        executor: where it learns.
+        storage: where the disk is waited for; None: `executor`.
+        store: where the model is kept; None: nowhere.
+        sink: where it reports to.
+        config: limits, and how often it is saved.
+        ticks: records in its life so far.
+        damage: what is wrong with its journal; None: nothing. Else it only predicts.
     """
 
     def __init__(
@@ -83,13 +106,14 @@ class Trainer:
         sink: ReportSink,
         config: ServerConfig,
         ticks: int = 0,
+        storage: Executor | None = None,
+        damage: str | None = None,
     ) -> None:
         self.definition = definition
         self.snapshot = learner.snapshot()
         self.views = {each: learner.stream_view(each) for each in learner.stream_ids()}
         self.figures = learner.figures
         self.parameters = learner.parameter_count
-        self.ticks = ticks
         self._learner = learner
         self._executor = executor
         self._store = store
@@ -99,20 +123,43 @@ class Trainer:
         self._flow = FlowWatch(config.gradient_flow_updates)
         self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
         self._accepted_steps = 0  # accepted, but not in the snapshot
+        self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self.listeners: set[Callable[[ServiceError], None]] = set()
+        self.durable_listeners: set[Callable[[], None]] = set()
         self._space: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
         self._refusal: ServiceError | None = None  # why nothing more is accepted
+        if damage is not None:
+            self._refusal = ReadOnly.of(definition.model_id, damage)
+        self._read_only = damage is not None
+        self._controls: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._step_seconds = math.inf  # of runs of one chunk; unknown before the first of them
         self._give_up_with: ServiceError | None = None  # why what is queued is not learned
         self._failed = False
         self._ending = False
-        self._tried_ticks = ticks  # when a checkpoint was last written, or failed to be
-        self._unsaved = False
-        self._save_due = False
-        self._save_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.sink = sink.open_model(definition.model_id, self.figures, self._gauges)
+        self._durable = DurableSteps()
+        model_id, storage = definition.model_id, storage or executor
+        self._journal = JournalWriter(
+            model_id,
+            store,
+            storage,
+            last=ticks,
+            on_commit=self._committed,
+            on_change=self._wake.set,
+        )
+        self._storage = storage
+        self._saver = Saver(
+            model_id,
+            None if self._read_only else store,
+            self._journal,
+            storage,
+            config,
+            self.sink,
+            ticks=ticks,
+            wake=self._wake.set,
+        )
 
     # ------------------------------------------------------------------ life
 
@@ -129,29 +176,44 @@ class Trainer:
             grace: seconds to finish in; what is left then is refused.
 
         Raises:
-            StorageFailed: the checkpoint could not be written.
+            StorageFailed: the checkpoint, or the journal, could not be written.
         """
         self._refusal = refusal
         self._ending = True
         self._wake.set()
         for listener in list(self.listeners):
             listener(refusal)
-        if self._save_timer is not None:
-            self._save_timer.cancel()
         if math.isfinite(grace):
             asyncio.get_running_loop().call_later(grace, self._run_out_of_time)
         if self._task is not None:
             await self._task
-        if save and self._unsaved:
-            await self._save()
+        if not save:
+            self._journal.give_up(refusal)
+        await self._saver.stop()
+        if save:
+            await self._journal.up_to(self._journal.last)
+            if self._saver.unsaved and not self._failed:
+                await self._saver.save(await self._copy())
 
     def _run_out_of_time(self) -> None:
-        self._give_up_with = self._give_up_with or self._refusal
+        why = self._give_up_with or self._refusal
+        assert why is not None
+        self._give_up_with = why
+        self._journal.give_up(why)
+        self._wake.set()
 
     @property
     def state(self) -> ModelState:
         """The model as of its snapshot."""
-        return ModelState(self.definition, self.parameters, len(self.views), self.figures)
+        condition: Condition = "read_only" if self._read_only else "learning"
+        return ModelState(
+            self.definition, self.parameters, len(self.views), self.figures, condition
+        )
+
+    @property
+    def ticks(self) -> int:
+        """Records in the life of the model."""
+        return self._journal.last
 
     def _gauges(self) -> Gauges:
         return Gauges(len(self.views), self._batcher.chunks, self._accepted_steps)
@@ -179,15 +241,25 @@ class Trainer:
             self._space.append(waiter)
             await waiter
 
-    def accept(self, incoming: IncomingChunk, ticket: Ticket) -> None:
+    def accept(self, incoming: IncomingChunk, ticket: Ticket, sender: object = None) -> None:
         """Give a chunk its place in its stream; the answer fills the ticket.
+
+        Args:
+            incoming: well-formed.
+            ticket: of the call's outbox.
+            sender: the open call; from its first chunk of a stream until `leave` no other one may
+                send that stream. None: nobody in particular.
 
         Raises:
             ServiceError: the chunk is refused; nothing was changed.
         """
         if self._refusal is not None:
             raise self._refusal
+        if self._journal.failure is not None:
+            raise self._journal.failure
         stream_id, steps = incoming.stream_id, len(incoming.inputs)
+        if self._senders.get(stream_id, sender) is not sender:
+            raise StreamInUse.of(stream_id)
         expected = self.expected_step(stream_id)
         first = expected if incoming.first_step is None else incoming.first_step
         if first > expected:
@@ -204,6 +276,14 @@ class Trainer:
         chunk = Chunk(stream_id, expected, inputs, targets, ends)
         self._put(QueuedChunk(chunk, ticket), expected + steps - trimmed)
         self._accepted_steps += steps - trimmed
+        if sender is not None:
+            self._senders[stream_id] = sender
+
+    def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
+        """A call has ended: others may send its streams."""
+        for stream_id in stream_ids:
+            if self._senders.get(stream_id) is sender:
+                del self._senders[stream_id]
 
     def _check_streams(self) -> None:
         opening = sum(each not in self.views for each in self._accepted)
@@ -213,17 +293,24 @@ class Trainer:
     async def command(self, command: StreamCommand) -> int:
         """Reset or delete a stream after what was accepted of it. Its next step then.
 
+        It is durable when this returns.
+
         Raises:
             UnknownStream: there is none of that name.
+            ServiceError: the model takes nothing now.
         """
         if self._refusal is not None:
             raise self._refusal
+        if self._journal.failure is not None:
+            raise self._journal.failure
         stream_id = command.stream_id
         if stream_id not in self.views and stream_id not in self._accepted:
             raise UnknownStream.of(stream_id)
         deletes = command.action == "delete"
         self._put(command, 0 if deletes else self.expected_step(stream_id))
-        return await command.done
+        next_step = await command.done
+        await self._journal.up_to(self._journal.last)
+        return next_step
 
     def _put(self, entry: QueuedChunk | StreamCommand, next_step: int) -> None:
         accepted = self._accepted.setdefault(entry.stream_id, [0, 0])
@@ -245,10 +332,17 @@ class Trainer:
 
     async def _work(self) -> None:
         while True:
-            if self._save_due:
-                await self._save_and_go_on()
-            if not self._batcher:
-                if self._ending:
+            if self._saver.due and not self._failed:
+                self._saver.begin(await self._copy())
+            if self._controls and not self._batcher:
+                await self._control()
+                continue
+            stuck = self._journal.blocked and self._give_up_with is None
+            if stuck and self._journal.broken is not None:
+                self._fail([], self._journal.broken)
+                continue
+            if stuck or not self._batcher:
+                if self._ending and not self._batcher and not self._controls:
                     return
                 self._wake.clear()
                 await self._wake.wait()
@@ -299,11 +393,16 @@ class Trainer:
                 self.views.pop(stream_id, None)
             else:
                 self.views[stream_id] = view
-        self.ticks += len(outcome.ticks)
-        self._unsaved = self._unsaved or bool(outcome.touched)
+        for body, moves in outcome.records:
+            tick = self._journal.put(body)
+            if self._store is not None:
+                self._durable.applied(tick, moves)
         self._answer(outcome)
         self.sink.run(outcome.report)
-        self._plan_save()
+        if outcome.records and not self._ending:
+            self._saver.changed(self._journal.last)
+        elif outcome.records:
+            self._saver.unsaved = True
 
     def _answer(self, outcome: Outcome) -> None:
         for queued, result in outcome.answers:
@@ -340,7 +439,7 @@ class Trainer:
         log.error("model %s stopped learning", model_id, exc_info=failure)
         error = ModelFailed(
             f"model {model_id} stopped learning after an internal error; "
-            "a restart of the server goes back to its last checkpoint"
+            "a restart of the server brings it back as it was before that"
         )
         self._failed = True
         self._give_up_with = error
@@ -355,49 +454,131 @@ class Trainer:
             given_up.commands += [(command, error) for command in each.commands]
         self._answer(given_up)
 
-    # ------------------------------------------------------------------ checkpoints
+    # ------------------------------------------------------------------ what is durable
 
-    def _plan_save(self) -> None:
-        """A checkpoint is due after so many ticks, or so many seconds after the first of them."""
-        if self._store is None or not self._unsaved or self._ending:
-            return
-        if self.ticks - self._tried_ticks >= self._config.checkpoint_ticks:
-            self._save_due = True
-        elif self._save_timer is None:
-            loop = asyncio.get_running_loop()
-            seconds = self._config.checkpoint_seconds
-            self._save_timer = loop.call_later(seconds, self._save_is_due)
+    def durable_step(self, stream_id: str) -> int:
+        """All steps of a stream before this one are applied and durable.
 
-    def _save_is_due(self) -> None:
-        self._save_due = True
+        Without a store, or without a journal, that is all that is applied: nothing will ever be
+        more durable.
+        """
+        view = self.views.get(stream_id)
+        return self._durable.step(stream_id, 0 if view is None else view.next_step)
+
+    async def durable(self) -> None:
+        """Wait until all that is applied now is durable.
+
+        Raises:
+            ServiceError: it never will be.
+        """
+        await self._journal.up_to(self._journal.last)
+
+    def _committed(self, tick: int, seconds: float) -> None:
+        self.sink.committed(seconds)
+        if self._durable.committed(tick):
+            for listener in list(self.durable_listeners):
+                listener()
+
+    # ------------------------------------------------------------------ between two runs
+
+    async def _between_runs(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something to the learner once all that was accepted is applied."""
+        if self._refusal is not None:
+            raise self._refusal
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._controls.append((work, done))
         self._wake.set()
+        return await done
 
-    async def _save_and_go_on(self) -> None:
-        """A checkpoint in passing: should it fail, say so, and try again when the next is due."""
+    async def _control(self) -> None:
+        work, done = self._controls.popleft()
         try:
-            await self._save()
-        except ServiceError as error:
-            log.error("model %s not saved: %s", self.definition.model_id, error.message)
-        except Exception:
-            log.exception("model %s not saved", self.definition.model_id)
+            result = await work()
+        except Exception as error:  # noqa: BLE001 - for who asked
+            if not done.done():
+                done.set_exception(error)
+        else:
+            if not done.done():
+                done.set_result(result)
+
+    async def _copy(self) -> Checkpoint:
+        """Of the model as it is between two runs."""
+        return await self._in_thread(
+            make_checkpoint, self.definition, self._learner, self._journal.last
+        )
+
+    async def save_checkpoint(self) -> CheckpointInfo:
+        """Write a checkpoint of all that was accepted so far.
+
+        Raises:
+            StorageFailed: it could not be written, or there is no store.
+        """
+        if self._store is None:
+            raise _no_store()
+        checkpoint = await self._between_runs(self._copy)
+        await self._saver.save(checkpoint)
+        return next(each for each in await self.checkpoints() if each.ticks == checkpoint.ticks)
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        """Those that are kept, oldest first; none without a store."""
+        if self._store is None:
+            return []
+        loop = asyncio.get_running_loop()
+        model_id = self.definition.model_id
+        return await loop.run_in_executor(self._storage, self._store.checkpoints, model_id)
+
+    async def restore(self, ticks: int) -> None:
+        """Go back to the checkpoint after so many ticks, streams and all.
+
+        What was accepted before is learned first, and then undone; chunks that come meanwhile are
+        refused as if the model were being recovered. It is durable when this returns.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            DataDamaged: it cannot be read back.
+            StorageFailed: there is no store.
+        """
+        if self._store is None:
+            raise _no_store()
+        if self._refusal is not None:
+            raise self._refusal
+        if ticks not in {each.ticks for each in await self.checkpoints()}:
+            model_id = self.definition.model_id
+            raise NotFound(f"ticks is {ticks}; model {model_id} has no checkpoint after as many")
+        refusal = self._refusal = Recovering.of(self.definition.model_id)
+        try:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._controls.append((functools.partial(self._restore, ticks), done))
+            self._wake.set()
+            await asyncio.shield(done)
         finally:
-            self._tried_ticks = self.ticks
-            self._save_due = False
-            if self._save_timer is not None:
-                self._save_timer.cancel()
-                self._save_timer = None
-            self._plan_save()
+            if self._refusal is refusal:
+                self._refusal = None
+        await self.durable()
 
-    async def _save(self) -> None:
-        if self._store is None or self._failed:
-            return
-        start = time.perf_counter()
-        await self._in_thread(self._write_checkpoint, self._store)
-        self._unsaved = False
-        self.sink.saved(time.perf_counter() - start)
+    async def _restore(self, ticks: int) -> None:
+        store, model_id = self._store, self.definition.model_id
+        assert store is not None
+        command = Command("restore", {"ticks": ticks})
 
-    def _write_checkpoint(self, store: Store) -> None:
-        store.save(make_checkpoint(self.definition, self._learner, self.ticks))
+        def in_thread() -> tuple[Learner, Snapshot, dict[str, StreamView]]:
+            learner = apply_body(
+                self._learner, command, lambda wanted: store.load(model_id, wanted)
+            ).learner
+            views = {each: learner.stream_view(each) for each in learner.stream_ids()}
+            return learner, learner.snapshot(), views
+
+        learner, snapshot, views = await self._in_thread(in_thread)
+        self._learner, self.snapshot, self.views = learner, snapshot, views
+        self.figures = learner.figures
+        self._journal.put(command)
+        self._saver.changed(self._journal.last)
+        self.sink.run(RunReport([], self.figures))
+        log.info("model %s restored to %d steps", model_id, self.figures.steps)
+
+
+def _no_store() -> StorageFailed:
+    return StorageFailed("there is no data folder: start the server with one to keep checkpoints")
 
 
 def _single(rounds: list[Round]) -> QueuedChunk | None:

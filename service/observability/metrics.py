@@ -74,6 +74,8 @@ class ModelMetrics:
         self.update_seconds = Histogram(SECONDS_BOUNDS)
         self.predict_seconds = Histogram(SECONDS_BOUNDS)
         self.checkpoint_seconds = Histogram(SECONDS_BOUNDS)
+        self.journal_commit_seconds = Histogram(SECONDS_BOUNDS)
+        self.recovery_seconds = math.nan
 
     def run(self, report: RunReport) -> None:
         """See `ModelSink`."""
@@ -111,6 +113,14 @@ class ModelMetrics:
     def saved(self, seconds: float) -> None:
         """See `ModelSink`."""
         self.checkpoint_seconds.observe(seconds)
+
+    def committed(self, seconds: float) -> None:
+        """See `ModelSink`."""
+        self.journal_commit_seconds.observe(seconds)
+
+    def recovered(self, seconds: float) -> None:
+        """See `ModelSink`."""
+        self.recovery_seconds = seconds
 
 
 class MethodMetrics:
@@ -213,6 +223,7 @@ _HISTOGRAMS = {
     "update_seconds": ("update_seconds", "Time of an update: its tick's, shared evenly"),
     "predict_seconds": ("predict_seconds", "Time of a prediction, from request to answer"),
     "checkpoint_seconds": ("checkpoint_seconds", "Time of a checkpoint, until it is durable"),
+    "journal_commit_seconds": ("journal_commit_seconds", "Time of a commit to the journal"),
 }
 
 
@@ -229,6 +240,15 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         for name, values in looked:
             gauge.add_metric([name], values[key])
         yield gauge
+    recovery = GaugeMetricFamily(
+        "bptt_recovery_seconds",
+        "Time in which the model was brought back when the server started",
+        labels=["model"],
+    )
+    for name, each in models:
+        if not math.isnan(each.recovery_seconds):
+            recovery.add_metric([name], each.recovery_seconds)
+    yield recovery
     yield from _flow_families(models)
     for key, meaning in _COUNTERS.items():
         counter = CounterMetricFamily(f"bptt_{key}", meaning, labels=["model"])

@@ -11,6 +11,7 @@ from bptt_core.specs import INPUT_SIZE_MAX
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from service.domain import ModelDefinition, ModelState
+from service.durability import CheckpointInfo
 from service.errors import from_core, InvalidRequest
 
 _ALL_ENUMS: dict[str, tuple[Any, str]] = {
@@ -108,6 +109,20 @@ def model_to_proto(state: ModelState) -> pb.Model:
         skill_ratio=figures.skill_ratio,
         loss=figures.loss,
         gradient_norm=figures.gradient_norm,
+        state=pb.ModelState.Value(f"MODEL_STATE_{state.condition.upper()}"),
+    )
+
+
+def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:
+    """A checkpoint, as it stands in the store."""
+    return pb.Checkpoint(
+        ticks=info.ticks,
+        steps=info.steps,
+        updates=info.updates,
+        skill_ratio=info.skill_ratio,
+        loss=info.loss,
+        size_bytes=info.size_bytes,
+        best=info.best,
     )
 
 

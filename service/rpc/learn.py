@@ -6,6 +6,8 @@ Rules:
 - Only `close` means that all was sent. The end of the client's messages without it, or a lost
   connection, does not: what was accepted is learned, and the call does not end well.
 - Nothing is read while the model's queue or this call's outbox is full, so the client waits.
+- Answers do not wait for the journal. What has become durable since is told with the next answers,
+  or in an `acknowledged` of its own if none has come by then; the end of a call waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import grpc.aio
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import Limits, STREAM_ID_BYTES_MAX
 from service.domain import Answer, Refused
-from service.engine.outbox import Outbox, Ticket
+from service.engine.outbox import NEWS, Outbox, Ticket
 from service.engine.trainer import Trainer
 from service.errors import InvalidRequest, ServerStopping, ServiceError
 from service.rpc import convert, convert_models
@@ -27,6 +29,7 @@ Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
 
 _VALUE_BYTES = 8  # of a prediction, until it is sent
 _REPORT_BYTES = 256  # of an update's report, likewise
+_ACKNOWLEDGE_SECONDS = 0.005  # in which an answer may come that says the same
 
 
 class LearnCall:
@@ -48,6 +51,9 @@ class LearnCall:
         self._outbox = Outbox(limits.call_answers, limits.call_bytes)
         self._reader: asyncio.Task[None] | None = None
         self._server_stopping = False
+        self._streams: set[str] = set()  # sent by this call
+        self._behind: dict[str, tuple[int, int]] = {}  # stream: next step, durable step, as told
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serve the call to its end.
@@ -55,26 +61,67 @@ class LearnCall:
         Raises:
             ServiceError: the call ends with this status, after all answers.
         """
-        listeners = self._trainer.listeners
-        listeners.add(self._model_stops)
+        trainer = self._trainer
+        trainer.listeners.add(self._model_stops)
+        trainer.durable_listeners.add(self._steps_are_durable)
         try:
             opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.state))
             await self._context.write(pb.LearnResponse(opened=opened))
             if not self._outbox.ended:
                 self._reader = asyncio.create_task(self._read(), name="learn call")
             while (answer := await self._outbox.next()) is not None:
-                await self._context.write(self._message(answer))
+                if answer is NEWS:
+                    await self._acknowledge()
+                else:
+                    await self._context.write(self._message(answer))
+            if self._behind:
+                await trainer.durable()
+                await self._acknowledge()
             closed = pb.LearnClosed(server_stopping=self._server_stopping)
             await self._context.write(pb.LearnResponse(closed=closed))
         finally:
-            listeners.discard(self._model_stops)
+            trainer.listeners.discard(self._model_stops)
+            trainer.durable_listeners.discard(self._steps_are_durable)
+            trainer.leave(self, self._streams)
+            if self._timer is not None:
+                self._timer.cancel()
             if self._reader is not None:
                 self._reader.cancel()
 
     def _message(self, answer: Answer) -> pb.LearnResponse:
         if isinstance(answer, Refused):
             return convert.refused_to_proto(answer)
-        return self._writer.learned(answer, answer.next_step)
+        stream_id, next_step = answer.stream_id, answer.next_step
+        durable_step = min(self._trainer.durable_step(stream_id), next_step)
+        if durable_step < next_step:
+            self._behind[stream_id] = next_step, durable_step
+        else:
+            self._behind.pop(stream_id, None)
+        return self._writer.learned(answer, durable_step)
+
+    def _steps_are_durable(self) -> None:
+        if self._behind and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_ACKNOWLEDGE_SECONDS, self._time_to_tell)
+
+    def _time_to_tell(self) -> None:
+        self._timer = None
+        if self._behind:
+            self._outbox.notify()
+
+    async def _acknowledge(self) -> None:
+        """Say what has become durable of what was answered, where that has not been said."""
+        news = pb.Acknowledged()
+        for stream_id, (next_step, told) in list(self._behind.items()):
+            durable_step = min(self._trainer.durable_step(stream_id), next_step)
+            if durable_step >= next_step:
+                del self._behind[stream_id]
+            if durable_step > told:
+                news.streams.add(stream_id=stream_id, durable_step=durable_step)
+                if stream_id in self._behind:
+                    self._behind[stream_id] = next_step, durable_step
+        if news.streams:
+            await self._context.write(pb.LearnResponse(acknowledged=news))
 
     def _model_stops(self, why: ServiceError) -> None:
         """Read no more, answer what was accepted, and tell the client."""
@@ -130,7 +177,8 @@ class LearnCall:
         weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
         ticket = self._outbox.ticket(int(weight))
         try:
-            trainer.accept(incoming, ticket)
+            trainer.accept(incoming, ticket, self)
+            self._streams.add(incoming.stream_id)
         except ServiceError as error:
             self._refuse(message, error, ticket)
 

@@ -36,6 +36,8 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
+MODEL_HEALTH = "bptt.v1.models/"  # and the model's name: known while it is recovered, and after
+
 _SERVICES = tuple(each.full_name for each in pb.DESCRIPTOR.services_by_name.values())
 
 _CLOSE_SECONDS = 1.0  # for answers under way when the last of the work is done
@@ -59,7 +61,7 @@ class RpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, address: str) -> None:
-        """Listen, serve, and say so to whoever asks for health.
+        """Listen and serve; health says so once `serving` is called.
 
         Raises:
             AddressInUse: another program has the address.
@@ -74,7 +76,18 @@ class RpcServer:
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{port}"
         for service in ("", *_SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def serving(self) -> None:
+        """Health says from now on that all models are served."""
+        for service in ("", *_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def model_serving(self, model_id: str, is_serving: bool) -> None:
+        """Health says whether one model is served, under a service name of its own."""
+        status = health_pb2.HealthCheckResponse
+        said = status.SERVING if is_serving else status.NOT_SERVING
+        await self._health.set(MODEL_HEALTH + model_id, said)
 
     async def not_serving(self) -> None:
         """From now on health says that this server is about to stop."""

@@ -207,19 +207,26 @@ class ModelService(pb_grpc.ModelServiceServicer):
         self, request: pb.SaveCheckpointRequest, context: _AnyContext
     ) -> pb.SaveCheckpointResponse:
         """Write a checkpoint now."""
-        raise _not_yet("SaveCheckpoint")
+        model_id = check_model_id(request.model_id)
+        info = await self._registry.save_checkpoint(model_id)
+        return pb.SaveCheckpointResponse(checkpoint=convert_models.checkpoint_to_proto(info))
 
     async def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: _AnyContext
     ) -> pb.ListCheckpointsResponse:
         """The checkpoints of a model, oldest first."""
-        raise _not_yet("ListCheckpoints")
+        found = await self._registry.list_checkpoints(check_model_id(request.model_id))
+        checkpoints = [convert_models.checkpoint_to_proto(each) for each in found]
+        return pb.ListCheckpointsResponse(checkpoints=checkpoints)
 
     async def RestoreCheckpoint(
         self, request: pb.RestoreCheckpointRequest, context: _AnyContext
     ) -> pb.RestoreCheckpointResponse:
         """Take a model back to a checkpoint."""
-        raise _not_yet("RestoreCheckpoint")
+        self._registry.check_running()
+        model_id = check_model_id(request.model_id)
+        trainer = await self._registry.restore_checkpoint(model_id, request.ticks)
+        return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.state))
 
 
 def _not_yet(method: str) -> ServiceError:

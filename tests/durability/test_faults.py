@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from service.durability import Durability, Kept, lock, SqliteStore
+from service.config import Durability
+from service.durability import Kept, lock, SqliteStore
 from service.durability.sqlite import POINTS
 from service.errors import DataDamaged, StaleWriter, StorageFailed
 from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk
+from service.config import Durability
 from service.durability import (
     Checkpoint,
-    Durability,
     fingerprint,
     Kept,
     Record,

@@ -15,8 +15,9 @@ import pytest
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from service.config import ServerConfig
 from service.domain import Answer, IncomingChunk, ModelDefinition, Refused
-from service.durability import Checkpoint, FolderStore, Store
+from service.durability import Checkpoint, SqliteStore, Store
 from service.engine.outbox import Outbox
+from service.engine.records import make_checkpoint
 from service.engine.recovery import recover
 from service.engine.registry import page
 from service.engine.trainer import Trainer
@@ -33,10 +34,13 @@ def inputs(steps: int, first: int = 0) -> np.ndarray[Any, Any]:
 
 @contextlib.asynccontextmanager
 async def training(store: Store | None = None, **config: Any) -> AsyncIterator[Trainer]:
+    definition, learner = ModelDefinition("m", SPEC), Learner(SPEC, backend="reference")
+    if isinstance(store, SqliteStore):
+        SqliteStore.save(store, make_checkpoint(definition, learner, 0))  # as the registry does
     with ThreadPoolExecutor(1) as executor:
         trainer = Trainer(
-            ModelDefinition("m", SPEC),
-            Learner(SPEC, backend="reference"),
+            definition,
+            learner,
             executor=executor,
             store=store,
             sink=Metrics(),
@@ -53,7 +57,7 @@ def give(trainer: Trainer, outbox: Outbox, stream_id: str, values: np.ndarray[An
 
 async def answers(outbox: Outbox, count: int) -> list[Answer]:
     found = [await outbox.next() for _ in range(count)]
-    return [each for each in found if each is not None]
+    return [each for each in found if isinstance(each, (ChunkResult, Refused))]
 
 
 async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
@@ -128,7 +132,7 @@ async def test_how_ticks_fall_into_runs_changes_nothing() -> None:
 # ---------------------------------------------------------------------- checkpoints
 
 
-class WatchedStore(FolderStore):
+class WatchedStore(SqliteStore):
     """A folder whose writes can be waited for, and can be made to fail."""
 
     def __init__(self, folder: Path) -> None:
