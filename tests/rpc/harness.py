@@ -92,6 +92,7 @@ class Call:
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
+        self.durable: dict[str, int] = {}  # stream: durable step, as last told
 
     async def send(self, stream_id: str, inputs: Any, **fields: Any) -> None:
         values = np.asarray(inputs, np.float32).ravel().tolist()
@@ -99,12 +100,21 @@ class Call:
         await self.raw.write(pb.LearnRequest(chunk=chunk))
 
     async def read(self) -> Any:
-        return await self.raw.read()
+        """The next message but acknowledgements, which are noted."""
+        while True:
+            answer = await self.raw.read()
+            if answer is grpc.aio.EOF or answer.WhichOneof("message") != "acknowledged":
+                return answer
+            assert answer.acknowledged.streams
+            for each in answer.acknowledged.streams:
+                assert each.durable_step > self.durable.get(each.stream_id, 0)
+                self.durable[each.stream_id] = each.durable_step
 
     async def learned(self) -> pb.ChunkLearned:
         answer = await self.read()
         assert answer.WhichOneof("message") == "learned", answer
         learned: pb.ChunkLearned = answer.learned
+        self.durable[learned.stream_id] = learned.durable_step
         return learned
 
     async def refused(self) -> pb.ChunkRefused:
@@ -136,6 +146,7 @@ async def harness(
         learner = LearnerService(registry, config.limits, predict_pool)
         rpc = RpcServer(learner, ModelService(registry), metrics)
         await rpc.start(config.address)
+        await rpc.serving()
         server = Harness(registry, learner, rpc)
         server.gate, server.metrics = gate, metrics
         try:

@@ -173,36 +173,56 @@ async def test_a_gap_is_refused_with_the_step_that_was_expected(server: Harness)
     await call.close()
 
 
-async def test_two_calls_that_send_the_same_steps_learn_them_once(server: Harness) -> None:
+async def test_of_two_calls_on_one_stream_the_first_keeps_it(server: Harness) -> None:
     await server.create()
-    calls = [await server.learn(), await server.learn()]
-    for first in range(0, 40, 4):
-        for call in calls:
-            await call.send("s", wave(4, first), first_step=first)
-    for call in calls:
-        assert [(await call.learned()).next_step for _ in range(10)][-1] == 40
-        await call.close()
-    assert (await server.model()).steps == 40
+    first, second = await server.learn(), await server.learn()
+    await first.send("s", wave(4), first_step=0)
+    assert (await first.learned()).next_step == 4
+    for first_step in (0, 4):  # a resend is refused, too: who sends must know that it is not alone
+        await second.send("s", wave(4, first_step), first_step=first_step)
+        refused = await second.refused()
+        assert refused.code == grpc.StatusCode.ABORTED.value[0]
+        assert (refused.field, refused.stream_id, refused.expected_step) == ("stream_id", "s", 4)
+    await second.send("t", wave(4))  # its other streams go on
+    await second.learned()
+    await first.send("s", wave(4, 4))
+    assert (await first.learned()).next_step == 8
+    await first.close()
+    await second.send("s", wave(4), first_step=0)  # the first has gone
+    await second.send("s", wave(4, 8), first_step=8)
+    assert [(await second.learned()).next_step for _ in range(2)] == [8, 12]
+    await second.close()
+    assert (await server.model()).steps == 16
+
+
+async def test_a_stream_is_free_again_when_its_client_has_gone(server: Harness) -> None:
+    await server.create()
+    lost, second = await server.learn(), await server.learn()
+    await lost.send("s", wave(4), first_step=0)
+    await lost.learned()
+    lost.raw.cancel()
+    trainer = server.registry.get("m")
+    await until(lambda: len(trainer.listeners) == 1)
+    await second.send("s", wave(4, 4), first_step=4)
+    assert (await second.learned()).next_step == 8
+    await second.close()
 
 
 async def test_a_repeated_chunk_is_answered_only_when_it_is_learned(server: Harness) -> None:
     await server.create()
-    first, second = await server.learn(), await server.learn()
+    call = await server.learn()
     server.gate.close()
-    await first.send("s", wave(4), first_step=0)
-    trainer = server.registry.get("m")
-    await until(lambda: trainer.expected_step("s") == 4)
-    await second.send("s", wave(4), first_step=0)
-    await second.send("t", [1.0])  # refused at once, yet answered after the chunk before it
-    reading = asyncio.ensure_future(second.read())
+    await call.send("s", wave(4), first_step=0)
+    await call.send("s", wave(4), first_step=0)
+    await call.send("t", [1.0])  # refused at once, yet answered after the chunks before it
+    reading = asyncio.ensure_future(call.read())
     await until(lambda: _rejected(server) == 1)
     assert not reading.done()
     server.gate.open()
     assert (await reading).learned.next_step == 4
-    assert (await first.learned()).next_step == 4
-    await second.refused()
-    await first.close()
-    await second.close()
+    assert (await call.learned()).next_step == 4
+    await call.refused()
+    await call.close()
 
 
 def _rejected(server: Harness) -> float:

@@ -188,12 +188,27 @@ def test_the_data_of_another_server_is_not_touched(tmp_path: Path) -> None:
         assert str(tmp_path) in _fails(*FREE, "--data", str(tmp_path))
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "m"
-    folder.mkdir(parents=True)
-    path = folder / "checkpoint-000000000001.safetensors"
+async def test_a_model_that_cannot_be_brought_back_does_not_stop_the_others(
+    tmp_path: Path,
+) -> None:
+    data = ("--data", str(tmp_path))
+    with serving(*data) as served:
+        async with connected(served.address) as client:
+            await client.models.CreateModel(pb.CreateModelRequest(model_id="m", spec=small()))
+            await client.models.CreateModel(pb.CreateModelRequest(model_id="n", spec=small()))
+    [path] = (tmp_path / "models" / "m").glob("checkpoint-*.safetensors")
     path.write_bytes(b"not what it should be")
-    assert str(path) in _fails(*FREE, "--data", str(tmp_path))
+    with serving(*data) as served:
+        async with connected(served.address) as client:
+            await client.models.GetModel(pb.GetModelRequest(model_id="n"))
+            error = await failure(client.models.GetModel(pb.GetModelRequest(model_id="m")))
+            assert error.code() == grpc.StatusCode.DATA_LOSS
+            assert str(path) in (error.details() or "")
+            again = pb.CreateModelRequest(model_id="m", spec=small())
+            error = await failure(client.models.CreateModel(again))
+            assert error.code() == grpc.StatusCode.ALREADY_EXISTS
+            await client.models.DeleteModel(pb.DeleteModelRequest(model_id="m"))
+            await client.models.CreateModel(again)
 
 
 @pytest.mark.parametrize("address", ["", "50051", "localhost", "localhost:x", "1:2:3", "h:65536"])
