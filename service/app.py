@@ -85,14 +85,16 @@ async def serve(
         asked = stop if stop is not None else last.enter_context(_signals())
         async with _stopping(config, registry, learner, rpc):
             await rpc.start(config.address)
-            log.info(
-                "listening on %s; metrics on %s; data in %s",
-                rpc.address,
-                f"http://{metrics_address}/metrics" if metrics_address else "no port",
-                f"{config.data}, durability {config.durability}" if config.data else "memory only",
-            )
             if await _recovered(registry, rpc, asked):
                 await rpc.serving()
+                log.info(
+                    "listening on %s; metrics on %s; data in %s",
+                    rpc.address,
+                    f"http://{metrics_address}/metrics" if metrics_address else "no port",
+                    f"{config.data}, durability {config.durability}"
+                    if config.data
+                    else "memory only",
+                )
                 if on_ready is not None:
                     on_ready(RunningServer(rpc.address, metrics_address))
                 await asked.wait()
