@@ -174,7 +174,8 @@ class Learner:
             for s in range(T):
                 stream.states[stream.start + s] = tape.state_after(s)
             tapes.append(tape)
-        report = self._learn(group, tapes, new)
+        targets = [y for each in group for y in each.targets[each.learned : each.learned + new]]
+        report = self.learn(tapes, targets, new)
         if report is not None:
             reports.append(report)
         for stream, tape in zip(group, tapes, strict=True):
@@ -186,10 +187,10 @@ class Learner:
             stream.start += max(0, T + spec.k1 - spec.k2)
             stream.learned += new
 
-    def _learn(self, group: list[Stream], tapes: list[Tape], new: int) -> Report | None:
+    def learn(self, tapes: list[Tape], targets: Matrix, new: int) -> Report | None:
+        """Learn the last `new` steps of alike windows, whose targets follow stream by stream."""
         spec = self.spec
         outputs = [row for tape in tapes for row in tape.outputs[len(tape.outputs) - new :]]
-        targets = [y for each in group for y in each.targets[each.learned : each.learned + new]]
         loss, baseline, slopes, count = learning.losses_and_slopes(
             str(spec.loss), spec.reduction == "mean", outputs, targets
         )
@@ -203,7 +204,7 @@ class Learner:
                 total[name] = _add(total[name], gradient) if name in total else gradient
         self.updates += 1
         norm, clipped = self._step(total)
-        return Report(self.updates, new * len(group), len(group), loss, baseline, norm, clipped)
+        return Report(self.updates, new * len(tapes), len(tapes), loss, baseline, norm, clipped)
 
     def _step(self, gradient: Named) -> tuple[float, float]:
         """Clip and take one optimizer step; the norms before and after the clip."""
