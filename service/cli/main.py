@@ -12,6 +12,7 @@ from importlib import metadata
 
 import click
 
+from service.cli.backup import backup
 from service.cli.console import say_error
 from service.cli.csvfile import InputError
 from service.cli.demo import demo
@@ -20,7 +21,10 @@ from service.cli.job import INTERRUPTED
 from service.cli.learn import learn
 from service.cli.models import models
 from service.cli.predict import predict
+from service.cli.repair import repair
+from service.cli.replay import replay
 from service.cli.serve import serve
+from service.cli.verify import verify
 from service.errors import ServiceError
 
 
@@ -33,7 +37,18 @@ def bptt() -> None:
     """Learn from sequences while they stream in, and predict each step before it is learned."""
 
 
-for command in (serve, learn, predict, models, demo, gradients):
+for command in (
+    serve,
+    learn,
+    predict,
+    models,
+    demo,
+    gradients,
+    verify,
+    replay,
+    repair,
+    backup,
+):
     bptt.add_command(command)
 
 

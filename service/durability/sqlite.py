@@ -21,16 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.config import Durability
-from service.durability import checkpoints, codec, journal, lock
+from service.durability import checkpoints, codec, journal, lock, reading
 from service.durability.files import ASIDE, put_in_place, storage, sync_folder, write_aside
+from service.durability.layout import DELETED, MODELS, NEW
 from service.durability.store import Checkpoint, CheckpointInfo, Record
 from service.errors import DataDamaged, ServiceError, StaleWriter, StorageFailed
 
 log = logging.getLogger(__name__)
-
-MODELS = "models"
-_NEW = ".new-"
-_DELETED = ".deleted-"
 
 GIVE_WAY_SECONDS = 0.000_1
 """Between two slices of tidying up: a lock is not fair, and a commit that waits would be passed
@@ -122,7 +119,7 @@ class SqliteStore:
 
     def _clear(self) -> None:
         with storage("opened", self._folder):
-            for leftover in (*self._models.glob(f"{_DELETED}*"), *self._models.glob(f"{_NEW}*")):
+            for leftover in (*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")):
                 shutil.rmtree(leftover)
             for leftover in self._models.glob(f"*/*{ASIDE}"):
                 leftover.unlink()
@@ -241,7 +238,7 @@ class SqliteStore:
         """See `Store.tail`."""
         with self._journal(model_id):
             pass  # from here on no other writer can add to what is read
-        return journal.read(self._models / model_id, after)
+        return reading.read(self._models / model_id, after)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -271,7 +268,7 @@ class SqliteStore:
             log.warning("model %s: what is old was not let go of: %s", model_id, error.message)
 
     def _create(self, folder: Path, checkpoint: Checkpoint) -> None:
-        new = self._models / f"{_NEW}{checkpoint.model_id}"
+        new = self._models / f"{NEW}{checkpoint.model_id}"
         try:
             with storage("written", folder):
                 new.mkdir()
@@ -359,7 +356,7 @@ class SqliteStore:
         """See `Store.delete`."""
         self._check_writer()
         folder = self._models / model_id
-        gone = self._models / f"{_DELETED}{model_id}"
+        gone = self._models / f"{DELETED}{model_id}"
         if not folder.is_dir():
             return
         with self._journal_of_the_dead(model_id), storage("deleted", folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.durability import journal, Record, SqliteStore
+from service.durability import mark, reading, Record, SqliteStore
 from service.errors import DataDamaged, StorageFailed
 from tests.durability.support import checkpoint, numbers, opened, tick, ticks
 
@@ -191,7 +191,7 @@ def test_a_flipped_byte_anywhere_in_a_journal_gives_no_wrong_record(data: Path) 
         flipped[place] ^= 0x55
         path.write_bytes(flipped)
         try:
-            found = [(each.tick, _inputs(each)) for each in journal.read(path.parent, 0)]
+            found = [(each.tick, _inputs(each)) for each in reading.read(path.parent, 0)]
         except (DataDamaged, StorageFailed):
             continue
         finally:
@@ -239,7 +239,7 @@ def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) ->
 def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> None:
     path = model_folder(killed) / "journal.sqlite3-wal"
     path.write_bytes(path.read_bytes()[:-100])
-    journal.write_mark(model_folder(killed), 9, synced=True)  # killed within the last commit
+    mark.write(model_folder(killed), 9, synced=True)  # killed within the last commit
     with opened(killed, "full") as store:
         assert read(store) == (list(range(1, 10)), "")
         store.append("m", ticks(10, 12))
@@ -252,7 +252,7 @@ def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
     with opened(tmp_path, "process") as store:
         store.save(checkpoint(0))
         store.append("m", ticks(1, 5))
-    journal.write_mark(model_folder(tmp_path), 9, synced=False)
+    mark.write(model_folder(tmp_path), 9, synced=False)
     with opened(tmp_path, "process") as store, caplog.at_level(logging.WARNING):
         assert read(store) == ([1, 2, 3, 4, 5], "")
     assert "ends with tick 5; 9 was committed, but not synced" in caplog.text

@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_another_program_that_holds_the_journal_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.durability.journal.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("service.durability.reading.BUSY_SECONDS", 0.01)
     with opened(tmp_path) as store:
         store.save(checkpoint(0))
         store.append("m", ticks(1, 1))

@@ -1,0 +1,142 @@
+"""`bptt verify` on data folders that are whole, damaged, in use, or not replayed bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bptt_core import ModelSpec
+from service.durability import Command, Record, SqliteStore
+from tests.cli.conftest import run
+from tests.support.data import checkpoint_of, flip, journal_of, learn, ticks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, of different cells, with resets, deletions and a restore in the journal."""
+    folder = tmp_path_factory.mktemp("verify") / "data"
+    learn(folder, ticks(45))
+    bodies = ticks(20)
+    learn(
+        folder,
+        [
+            *bodies[:6],
+            Command("reset", {"stream_id": "s1"}),
+            Command("delete", {"stream_id": "s0"}),
+            Command("restore", {"ticks": 5}),
+            *bodies[5:12],
+        ],
+        model_id="n",
+        spec=ModelSpec(input_size=2, hidden_size=4, cell="lstm", k1=2, k2=4),
+        save_every=5,
+    )
+    return folder
+
+
+@pytest.fixture
+def data(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "data"))
+
+
+def test_a_whole_folder_is_replayed_bit_for_bit(whole: Path) -> None:
+    done = run("verify", str(whole))
+    assert done.status == 0, done.out
+    assert "m: whole\n" in done.out
+    assert "n: whole\n" in done.out
+    assert "bit for bit the checkpoints after: 20, 30, 40" in done.out
+    assert done.err == ""
+
+
+def test_for_machines(whole: Path) -> None:
+    done = run("verify", str(whole), "--json", "--model", "n")
+    assert done.status == 0, done.out
+    (found,) = done.document
+    assert (found["model_id"], found["first"], found["last"]) == ("n", 1, 16)
+    assert found["replayed_from"] == 5
+    assert found["compared"] == [10, 15]
+    assert (found["problems"], found["notes"]) == ([], [])
+
+
+def test_what_is_damaged_is_named(data: Path) -> None:
+    flip(checkpoint_of(data, 30), -5)
+    with closing(sqlite3.connect(journal_of(data, "n"))) as connection:
+        connection.execute("UPDATE journal SET body = x'00' WHERE tick = 8")
+        connection.commit()
+    done = run("verify", str(data))
+    assert done.status == 1
+    assert "m: NOT WHOLE\n" in done.out
+    assert f"{checkpoint_of(data, 30)} is damaged: its checksum does not fit" in done.out
+    assert "bit for bit the checkpoints after: 20, 40" in done.out
+    assert "n: NOT WHOLE\n" in done.out
+    assert f"{journal_of(data, 'n')} is damaged at tick 8: 1 bytes are too few" in done.out
+    assert "bit for bit the checkpoints after: none to compare" in done.out
+
+
+def test_another_model_than_the_journal_gives_is_seen(data: Path) -> None:
+    """A checkpoint that is whole, but is not what the records make."""
+    store = SqliteStore(data)
+    store.open()
+    found = store.load("m", 30)
+    found.arrays["model.parameters"] = found.arrays["model.parameters"] + 1e-7
+    store.save(found)
+    store.close()
+    done = run("verify", str(data), "--model", "m")
+    assert done.status == 1
+    words = "replay does not give the checkpoint after 30 ticks: model.parameters differ"
+    assert words in done.out
+    assert "bit for bit the checkpoints after: 20, 40" in done.out
+
+
+def test_a_record_that_the_model_cannot_have_learned_is_named(data: Path) -> None:
+    store = SqliteStore(data)
+    store.open()
+    (record,) = store.tail("m", 44)
+    assert isinstance(record.body, tuple)
+    store.append("m", [Record(46, record.body)])  # its first step has been learned
+    store.close()
+    done = run("verify", str(data), "--model", "m")
+    assert done.status == 1
+    assert "tick 46 cannot be replayed: first_step is 132, but must be at most 135" in done.out
+
+
+@pytest.mark.parametrize("lost", ["journal", "checkpoints"])
+def test_what_is_missing_is_named(data: Path, lost: str) -> None:
+    if lost == "journal":
+        journal_of(data).unlink()
+    else:
+        for path in (data / "models" / "m").glob("checkpoint*"):
+            path.unlink()
+    done = run("verify", str(data), "--model", "m")
+    assert done.status == 1
+    found = f"{journal_of(data)} is missing" if lost == "journal" else "has no checkpoint"
+    assert found in done.out
+
+
+def test_a_folder_in_use_is_left_alone(data: Path) -> None:
+    store = SqliteStore(data)
+    store.open()
+    try:
+        done = run("verify", str(data))
+        assert done.status == 1
+        assert done.err == f"bptt: data is {data}, which another server uses\n"
+        assert done.out == ""
+    finally:
+        store.close()
+
+
+def test_what_is_no_data_folder_is_told(tmp_path: Path) -> None:
+    done = run("verify", str(tmp_path))
+    assert done.status == 1
+    assert "is no data folder: it has no folder 'models'" in done.err
+    done = run("verify", str(tmp_path / "nowhere"))
+    assert done.status == 2
+    (tmp_path / "models").mkdir()
+    done = run("verify", str(tmp_path))
+    assert (done.status, done.out) == (0, f"no models in {tmp_path}\n")
+    done = run("verify", str(tmp_path), "--model", "none")
+    assert done.status == 1
+    assert "model_id is 'none'" in done.err

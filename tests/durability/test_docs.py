@@ -1,0 +1,52 @@
+"""docs/journal.md describes the format exactly enough: its reader reads what the store wrote."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bptt_core import Chunk
+from service.durability import Kept, Record
+from tests.durability.support import checkpoint, command, opened
+
+PAGE = (Path(__file__).parents[2] / "docs" / "journal.md").read_text()
+
+
+def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    with opened(tmp_path) as store:
+        store.save(checkpoint(0))
+        inputs = np.array([[0.5, -2.0]], np.float32)
+        targets = np.array([-1], np.int64)
+        tokens = np.array([3, 70_000], np.uint32)
+        store.append(
+            "m",
+            [
+                Record(1, (Chunk("é", 7, inputs, targets), Chunk("b", 0, inputs))),
+                command(2, "reset", stream_id="b"),
+                Record(3, (Chunk("b", 1, tokens, end_of_sequence=True),)),
+            ],
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "models" / "m" / "journal.sqlite3")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "1 é 7 ((1, 2), (0.5, -2.0)) ((1,), (-1,))",
+        "1 b 0 ((1, 2), (0.5, -2.0))",
+        '2 {"name":"reset","arguments":{"stream_id":"b"}}',
+        "3 b 1 ((2,), (3, 70000))",
+    ]
+
+
+def test_what_the_page_says_is_kept_is_what_is_kept() -> None:
+    kept = Kept()
+    assert f"the newest {kept.checkpoints} checkpoints" in PAGE
+    assert f"up to {kept.history_bytes >> 20} MB of journal" in PAGE
+    assert f"grows beyond {kept.model_bytes >> 30} GB" in PAGE
