@@ -1,6 +1,6 @@
 """All benchmarks, or those that are named.
 
-Run as `python -m benchmarks [core] [limits] [rivals] [accuracy] [service]`.
+Run as `python -m benchmarks [core] [limits] [rivals] [accuracy] [service] [durability]`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy, core, limits, service
+from benchmarks import accuracy, core, durability, limits, service
 
-PARTS = ("core", "limits", "rivals", "accuracy", "service")
+PARTS = ("core", "limits", "rivals", "accuracy", "service", "durability")
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
 PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
@@ -60,6 +60,7 @@ def measure(parts: Sequence[str], seconds: float) -> None:
         "rivals": core.run_rivals,
         "accuracy": accuracy.run,
         "service": lambda: asyncio.run(service.run(seconds)),
+        "durability": lambda: durability.run(seconds),
     }
     for part in parts:
         print(flush=True)
