@@ -26,8 +26,9 @@ from benchmarks.service import encoded_chunks, HIDDEN_SIZE, INPUT_SIZE, K, LEARN
 from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.client import Client
+from service.config import Durability
 from service.domain import ModelDefinition
-from service.durability import Durability, reading, Record, SqliteStore
+from service.durability import reading, Record, SqliteStore
 from service.engine.records import apply_record, make_checkpoint
 
 CHUNK_STEPS = (1, 64, 512)

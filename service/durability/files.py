@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from service.errors import StorageFailed
+from service.errors import StorageFailed, StorageFull
 
 ASIDE = ".aside"
 """Ends the name of a file that is still being written; an interrupted write leaves one."""
@@ -59,10 +60,18 @@ def storage(done: str, path: Path) -> Iterator[None]:
     """Say which path could not be `done` (read, written, …), and why.
 
     Raises:
-        StorageFailed: instead of an OSError of the body.
+        StorageFailed: instead of an OSError of the body; StorageFull where there is no room.
     """
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageFailed(f"{path} could not be {done}: {reason}") from error
+        raise failed(done, path, error) from error
+
+
+def failed(done: str, path: Path, error: OSError) -> StorageFailed:
+    """The service's error for one of the operating system's, in its words."""
+    kind = StorageFull if error.errno in _NO_ROOM else StorageFailed
+    return kind(f"{path} could not be {done}: {error.strerror or type(error).__name__}")
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

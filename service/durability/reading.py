@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.durability import codec, mark
+from service.durability.files import failed
 from service.durability.store import Record
 from service.errors import DataDamaged, StorageFailed
 
@@ -167,8 +168,7 @@ def errors(path: Path, done: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _named(path, done, error) from error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageFailed(f"{path} could not be {done}: {reason}") from error
+        raise failed(done, path, error) from error
 
 
 def _named(path: Path, done: str, error: sqlite3.Error) -> DataDamaged | StorageFailed:
@@ -181,7 +181,7 @@ def _named(path: Path, done: str, error: sqlite3.Error) -> DataDamaged | Storage
     if code == sqlite3.SQLITE_READONLY and _read_only(path):
         number = errno.EROFS
     name = getattr(error, "sqlite_errorname", "")
-    return StorageFailed(f"{path} could not be {done}: {os.strerror(number)} ({name})")
+    return failed(done, path, OSError(number, f"{os.strerror(number)} ({name})"))
 
 
 def _read_only(path: Path) -> bool:

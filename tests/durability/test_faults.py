@@ -19,7 +19,7 @@ import pytest
 from service.config import Durability
 from service.durability import Kept, lock, SqliteStore
 from service.durability.sqlite import POINTS
-from service.errors import DataDamaged, StaleWriter, StorageFailed
+from service.errors import DataDamaged, StaleWriter, StorageFailed, StorageFull
 from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks
 
 
@@ -70,9 +70,9 @@ def test_a_full_disk_loses_nothing_and_ends(tmp_path: Path, durability: Durabili
         store.append("m", ticks(1, 3))
         filler = fill(tmp_path / "disk")
         for _ in range(3):
-            with pytest.raises(StorageFailed, match=r"journal.*No space left on device"):
+            with pytest.raises(StorageFull, match=r"journal.*No space left on device"):
                 store.append("m", [tick(4, steps=20_000)])
-            with pytest.raises(StorageFailed, match=r"checkpoint.*No space left on device"):
+            with pytest.raises(StorageFull, match=r"checkpoint.*No space left on device"):
                 store.save(checkpoint(3, size=100_000))
         assert numbers(store.tail("m", 0)) == [1, 2, 3]
         filler.unlink()
@@ -86,7 +86,7 @@ def test_a_full_disk_loses_nothing_and_ends(tmp_path: Path, durability: Durabili
 def test_a_full_disk_while_a_model_is_made_leaves_none(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "1m"), opened(tmp_path / "disk") as store:
         filler = fill(tmp_path / "disk")
-        with pytest.raises(StorageFailed, match="No space left on device"):
+        with pytest.raises(StorageFull, match="No space left on device"):
             store.save(checkpoint(0))
         assert store.models() == []
         filler.unlink()
