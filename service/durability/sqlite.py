@@ -56,7 +56,7 @@ class Kept:
     checkpoints: int = 3
     """Of the newest: two to go back to should the newest be damaged. The best is kept beside."""
     history_bytes: int = 64 << 20
-    """Of journal beyond what recovery needs, for `bptt replay`: 1.5 million steps of 8 float32 in
+    """Of journal beyond what recovery needs, for `bptt replay`: 1.8 million steps of 8 float32 in
     chunks of 64."""
     model_bytes: int = 4 << 30
     """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first

@@ -1,0 +1,87 @@
+"""Data folders that real servers made: copied while they learn, and checked after a kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from service.client import Client
+from tests.cli.conftest import run
+from tests.support.server import serving
+
+CHUNK = 8
+
+
+async def learn(address: str, model_id: str, stop: asyncio.Event, least: int) -> int:
+    """Stream until told to stop, and at least so many chunks; the steps that are durable then."""
+    random = np.random.default_rng(0)
+    sent = 0
+    async with Client.connect(address) as client, client.learn(model_id) as session:
+        while sent < least or not stop.is_set():
+            await session.send("s", random.standard_normal((CHUNK, 2)).astype(np.float32))
+            await anext(session)
+            sent += 1
+        durable = await session.acknowledged("s")
+        await session.close()
+    return durable
+
+
+def at_once() -> asyncio.Event:
+    """An event that is set: stop after the least that is asked for."""
+    stop = asyncio.Event()
+    stop.set()
+    return stop
+
+
+async def test_a_server_that_learns_is_copied_and_the_copy_goes_on(tmp_path: Path) -> None:
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    with serving("--data", str(data)) as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", {"input_size": 2, "hidden_size": 8})
+            await client.save_checkpoint("m")
+        before = await learn(server.address, "m", at_once(), least=20)
+        stop = asyncio.Event()
+        learning = asyncio.create_task(learn(server.address, "m", stop, least=20))
+        done = await asyncio.to_thread(run, "backup", str(data), str(copy))
+        stop.set()
+        after = await learning
+        assert done.status == 0, done.err
+        refused = await asyncio.to_thread(run, "verify", str(data))
+        assert "which another server uses" in refused.err
+    checked = await asyncio.to_thread(run, "verify", str(copy))
+    assert checked.status == 0, checked.out
+    with serving("--data", str(copy)) as server:
+        async with Client.connect(server.address) as client:
+            found = await client.get_stream("m", "s")
+        assert before <= found.next_step <= after
+        assert await learn(server.address, "m", stop, least=5) == found.next_step + 5 * CHUNK
+    for folder in (data, copy):
+        checked = await asyncio.to_thread(run, "verify", str(folder))
+        assert checked.status == 0, checked.out
+
+
+async def test_what_a_killed_server_leaves_is_whole_and_can_be_learned_again(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    with serving("--data", str(data)) as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", {"input_size": 2, "hidden_size": 8})
+            await learn(server.address, "m", at_once(), least=40)
+            await client.save_checkpoint("m")
+            await client.reset_stream("m", "s")
+            durable = await learn(server.address, "m", at_once(), least=40)
+        server.process.kill()
+        server.process.wait()
+        server.process.returncode = 0  # as it was asked to
+    checked = await asyncio.to_thread(run, "verify", str(data), "--json")
+    assert checked.status == 0, checked.out
+    (found,) = checked.document
+    assert found["last"] >= 81
+    assert found["compared"], "a checkpoint was replayed"
+    again = await asyncio.to_thread(run, "replay", str(data), "--model", "m", "--json")
+    assert again.status == 0, again.err
+    assert again.document["steps"] == durable
+    assert (await asyncio.to_thread(run, "repair", str(data))).out == "m: whole\n"
