@@ -171,7 +171,8 @@ def _check_numbers(
     field: str, rows: npt.NDArray[np.float32], names: tuple[str, ...], *, nan_allowed: bool
 ) -> None:
     """Refuse what is not a number, naming the first of them by step and column."""
-    if math.isfinite(rows.sum()):  # 2 µs; it may overflow, and then we look again
+    flat = rows.ravel()
+    if math.isfinite(flat.dot(flat)):  # 0.3 µs for 512; it may overflow, and then we look again
         return
     bad = np.isinf(rows) if nan_allowed else ~np.isfinite(rows)
     if not bad.any():
