@@ -12,8 +12,9 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, UTC
 from typing import cast, IO, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ DELIMITERS = ",;\t"
 GZIP_MAGIC = b"\x1f\x8b"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TIME_NAME = re.compile(r"(unix[ _]?)?(date|time|datetime|timestamp|epoch|ts)([ _](utc|local)|\b)")
+_TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _TIME_VALUE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}:\d{2}")
 
 Record = tuple[int, list[str]]
@@ -53,6 +55,12 @@ class Sample:
     """Columns that are not numbers to learn from, with the reason."""
 
     @property
+    def time(self) -> int | None:
+        """The first column that is a time, by index."""
+        times = (i for i, name in enumerate(self.header) if self.left_out.get(name) == "a time")
+        return next(times, None)
+
+    @property
     def numeric(self) -> list[str]:
         """Columns to learn from unless told otherwise."""
         return [name for name in self.header if name not in self.left_out]
@@ -69,12 +77,29 @@ class Sample:
         return self.header.index(name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What of each row is read."""
+
+    columns: Sequence[int]
+    """By index."""
+    keep_missing: Sequence[bool] = ()
+    """For each column, whether a value may be missing; a row where another one is is left out.
+    Default: none may."""
+    classes: Mapping[str, int] | None = None
+    """The last column holds names of classes, which are read as these ids; missing is -1."""
+    time: int | None = None
+    """Column of the rows' times, by index."""
+    gap_seconds: float = math.inf
+    """A row that comes so long after the one before it begins a new sequence."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Consecutive rows without missing values."""
+    """Consecutive rows of one sequence."""
 
     values: NDArray[np.float32]
-    """(T, columns) of the chosen columns."""
+    """(T, columns) of the chosen columns; NaN where a value is missing."""
     first_line: int
     last_line: int
     """Lines of the input where the first and the last row end, from 1."""
@@ -82,6 +107,8 @@ class Batch:
     """Rows left out since the batch before, for a missing value."""
     position: int
     """Bytes of the input that were read so far."""
+    begins: bool = False
+    """The first row comes after a gap in time: another sequence ends before it."""
 
 
 class CsvTable:
@@ -145,13 +172,20 @@ class CsvTable:
         }
         return Sample(tuple(self._header), left_out)
 
-    def read(self, columns: list[int], rows_max: int, emit: Callable[[Batch], None]) -> None:
+    def read(
+        self,
+        choice: Choice,
+        rows_max: int,
+        emit: Callable[[Batch], None],
+        look: Callable[[list[str]], None] = lambda record: None,
+    ) -> None:
         """Hand all rows to `emit`, in batches of at most `rows_max`.
 
         Args:
-            columns: the columns to read, by index.
+            choice: what of each row is read.
             rows_max: rows in a batch; fewer where more would have to be waited for.
             emit: takes a batch.
+            look: is shown all fields of each row, as text, before it is taken.
 
         Raises:
             InputError: a value is not a number; the rows before it were handed on.
@@ -161,8 +195,15 @@ class CsvTable:
             self._on_wait = builder.flush
         try:
             with _reading(self.name):
+                before: float | None = None
                 for line, record in self._records:
-                    row = self._numbers(columns, line, record)
+                    row = self._row(choice, line, record)
+                    look(record)
+                    now = None if choice.time is None else seconds_of(record[choice.time])
+                    if now is not None:
+                        if before is not None and now - before >= choice.gap_seconds:
+                            builder.begin()
+                        before = now
                     builder.add(line, row)
                     if len(builder) >= rows_max:
                         builder.flush()
@@ -203,8 +244,8 @@ class CsvTable:
             return cast(IO[bytes], gzip.open(cast(IO[bytes], self._raw)))
         return cast(IO[bytes], self._raw)
 
-    def _numbers(self, columns: list[int], line: int, record: list[str]) -> list[float] | None:
-        """The chosen columns of one row; None where a value is missing."""
+    def _row(self, choice: Choice, line: int, record: list[str]) -> list[float] | None:
+        """The chosen columns of one row; None where a value is missing that may not be."""
         if len(record) != len(self._header):
             raise InputError(
                 f"line {line} of {self.name} has {len(record)} values, "
@@ -212,17 +253,20 @@ class CsvTable:
             )
         row = []
         missing = False
-        for column in columns:
+        for place, column in enumerate(choice.columns):
             text = record[column].strip()
+            is_class = choice.classes is not None and place == len(choice.columns) - 1
             if text.lower() in MISSING:
-                missing = True
+                missing = missing or not (choice.keep_missing and choice.keep_missing[place])
+                row.append(-1.0 if is_class else math.nan)
                 continue
-            value = _number(text)
+            where = f"line {line}, column {self._header[column]!r} of {self.name}"
+            value = choice.classes.get(text) if is_class and choice.classes else _number(text)
+            if value is None and is_class and choice.classes:
+                there = some(list(choice.classes))
+                raise InputError(f"{where} is {text!r}, but the classes are {there}")
             if value is None:
-                raise InputError(
-                    f"line {line}, column {self._header[column]!r} of {self.name} is {text!r}, "
-                    + _bound(text)
-                )
+                raise InputError(f"{where} is {text!r}, {_bound(text)}")
             row.append(value)
         return None if missing else row
 
@@ -235,9 +279,15 @@ class _BatchBuilder:
         self._position = position
         self._rows: list[list[float]] = []
         self._first_line = self._last_line = self._missing = 0
+        self._begins = False
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def begin(self) -> None:
+        """The next row begins a new sequence."""
+        self.flush()
+        self._begins = True
 
     def add(self, line: int, row: list[float] | None) -> None:
         if row is None:
@@ -253,7 +303,10 @@ class _BatchBuilder:
         if not self._rows and not self._missing:
             return
         values = np.asarray(self._rows, dtype=np.float32)
-        batch = Batch(values, self._first_line, self._last_line, self._missing, self._position())
+        lines = self._first_line, self._last_line
+        batch = Batch(values, *lines, self._missing, self._position(), self._begins)
+        if self._rows:
+            self._begins = False
         self._rows = []
         self._missing = 0
         self._emit(batch)
@@ -287,6 +340,25 @@ def _kind(name: str, text: str) -> str:
     if _TIME_NAME.match(name.lower()) or _TIME_VALUE.match(text.strip()):
         return "a time"
     return "number" if _number(text.strip()) is not None else "text"
+
+
+def seconds_of(text: str) -> float | None:
+    """A time in seconds, since whenever: a date and time, a number, or days and a time of day."""
+    text = text.strip()
+    days, _, rest = text.rpartition(" days ")
+    match = _TIME_OF_DAY.fullmatch(rest)
+    if match is not None and (days or " " not in text):
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return float(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def _bound(text: str) -> str:

@@ -20,10 +20,9 @@ from rich.text import Text
 from service.cli.child import ChildFailed, ServerChild
 from service.cli.console import json_option, number, output, print_json, progress_output
 from service.cli.create import create_model
-from service.cli.csvfile import Batch, CsvTable
+from service.cli.csvfile import Batch, Choice, CsvTable
 from service.cli.feed import Feed
 from service.cli.report import Display, Report, Summary
-from service.cli.score import ForecastScore
 from service.client import Client, Model
 
 SERIES = "sea_surface_temperature.csv.gz"
@@ -110,15 +109,15 @@ class _Demo:
             )
 
     async def _learn(self, client: Client, model: Model, values: NDArray[np.float32]) -> Summary:
-        report = Report(ForecastScore([0]))
+        report = Report(model)
         display = Display(self._console, total=len(values), as_json=False)
         async with client.learn(model.model_id) as session:
             feed = Feed(
                 session,
                 STREAM,
                 inputs=1,
-                first_step=0,
-                skip=0,
+                next_step=0,
+                append=False,
                 report=report,
                 on_progress=lambda position: display.update(report, position),
             )
@@ -148,8 +147,8 @@ def _series() -> NDArray[np.float32]:
     with resources.as_file(resources.files("service") / "data" / SERIES) as path:
         found: list[Batch] = []
         with CsvTable(str(path)) as table:
-            columns = [table.sample().index("column", COLUMN)]
-            table.read(columns, CHUNK_STEPS, found.append)
+            column = table.sample().index("column", COLUMN)
+            table.read(Choice(columns=[column]), CHUNK_STEPS, found.append)
     return np.concatenate([batch.values for batch in found])
 
 

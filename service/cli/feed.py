@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.cli.csvfile import Batch, InputError
 from service.cli.report import Report
@@ -21,19 +25,33 @@ class Feed:
     stream_id: str
     inputs: int
     """The first so many columns of a batch are inputs, the others targets."""
-    first_step: int | None
-    """Where the rows belong; None: at the stream's end, wherever that is."""
-    skip: int
-    """Rows that the stream already has."""
+    next_step: int
+    """The stream's next step, as last acknowledged."""
+    append: bool
+    """The rows come at the stream's end; else they begin at step 0, and what the stream has is
+    skipped."""
     report: Report
+    delay: int = 0
+    """The targets of a row are those of the row so many rows before it."""
+    look_ahead: bool = False
+    """Send a batch once the next is there, which tells whether its sequence has ended."""
+    reset: Callable[[], Awaitable[Any]] | None = None
+    """Ends a sequence that was sent by an earlier run."""
     on_progress: Callable[[int], None] = lambda position: None
     """Told after each answer how many bytes of the input are behind it."""
     missing: int = 0
     """Rows that were left out."""
     skipped: int = 0
     """Rows that the stream already had."""
-    next_step: int = 0
-    """The stream's next step, as last acknowledged."""
+    position: int = 0
+    """The step that the next row will be."""
+    skip: int = 0
+    """Rows that are still to be skipped."""
+
+    def __post_init__(self) -> None:
+        """Begin where the stream stands."""
+        self.position = self.next_step
+        self.skip = 0 if self.append else self.next_step
 
     async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
         """Send all rows, or those before `stop` is set, and wait until they are learned.
@@ -68,23 +86,63 @@ class Feed:
     async def _send(
         self, batches: AsyncIterator[Batch], pending: deque[Batch], stop: asyncio.Event
     ) -> None:
-        next_step = self.first_step
-        async for batch in _until(batches, stop):
-            self.missing += batch.missing
-            known = min(len(batch.values), self.skip)
-            self.skip -= known
-            self.skipped += known
-            values = batch.values[known:]
-            if not len(values):
-                continue
-            rest = Batch(values, batch.first_line, batch.last_line, 0, batch.position)
-            pending.append(rest)
-            targets = values[:, self.inputs :] if values.shape[1] > self.inputs else None
-            await self.session.send(
-                self.stream_id, values[:, : self.inputs], targets, first_step=next_step
-            )
-            if next_step is not None:
-                next_step += len(values)
+        held: Batch | None = None
+        try:
+            async for batch in _until(batches, stop):
+                new = self._new_rows(batch)
+                if new is None:
+                    continue
+                if held is not None:
+                    await self._send_batch(held, pending, ends=new.begins)
+                elif new.begins and self.position and self.reset is not None and not pending:
+                    await self.reset()
+                held = new
+                if not self.look_ahead:
+                    await self._send_batch(held, pending, ends=False)
+                    held = None
+        finally:
+            if held is not None:  # what was read before an error or a stop is learned
+                await self._send_batch(held, pending, ends=False)
+
+    def _new_rows(self, batch: Batch) -> Batch | None:
+        """What of a batch the stream does not have yet."""
+        self.missing += batch.missing
+        known = min(len(batch.values), self.skip)
+        self.skip -= known
+        self.skipped += known
+        values = batch.values[known:]
+        if not len(values):
+            return None
+        begins = batch.begins and not known
+        return Batch(values, batch.first_line, batch.last_line, 0, batch.position, begins)
+
+    async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
+        inputs, targets = self._split(batch.values)
+        first_target = None
+        if self.delay and targets is not None:
+            early = max(0, self.delay - self.position)  # labels of steps before the first
+            targets = targets[early:] if early < len(targets) else None
+            first_target = None if targets is None else self.position + early - self.delay
+        pending.append(batch)
+        await self.session.send(
+            self.stream_id,
+            inputs,
+            targets,
+            first_step=None if self.append else self.position,
+            first_target_step=first_target,
+            end_of_sequence=ends,
+        )
+        self.position += len(batch.values)
+
+    def _split(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Inputs and targets of rows, in the form that the task takes."""
+        task = self.session.model.task
+        inputs, targets = values[:, : self.inputs], values[:, self.inputs :]
+        if task == "next_token":
+            return inputs[:, 0].astype(np.int64), None
+        if task == "classification":
+            return inputs, targets[:, 0].astype(np.int64)
+        return inputs, targets if targets.shape[1] else None
 
     async def _read(self, pending: deque[Batch]) -> None:
         async for answer in self.session:
@@ -101,12 +159,13 @@ class Feed:
     def _score(self, answer: Learned, batch: Batch) -> None:
         self.report.add(answer)
         self.next_step = answer.next_step
-        learned = answer.next_step - answer.first_step
-        if not learned or answer.predictions is None:
+        tokens = self.session.model.task == "next_token"
+        predictions = answer.top_tokens if tokens else answer.predictions
+        if predictions is None or not len(predictions):  # lost with a connection
             return
-        values = batch.values[len(batch.values) - learned :]
-        self.report.score.learned(
-            values[:, : self.inputs], values[:, self.inputs :], answer.predictions
+        values = batch.values[len(batch.values) - len(predictions) :]
+        self.report.learned(
+            values[:, : self.inputs], values[:, self.inputs :], predictions, begins=batch.begins
         )
 
 

@@ -18,7 +18,7 @@ from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
 from bptt_core.specs import Cell
 from service.cli.console import json_option, number, output, print_json
-from service.cli.csvfile import Batch, CsvTable, InputError
+from service.cli.csvfile import Batch, Choice, CsvTable, InputError
 
 Array = NDArray[np.float64]
 
@@ -172,9 +172,9 @@ def _series(path: str, steps: int) -> Array:
         sample = table.sample()
         if not sample.numeric:
             raise InputError(f"{table.name} has no column of numbers")
-        columns = [sample.header.index(name) for name in sample.numeric]
+        choice = Choice(columns=[sample.header.index(name) for name in sample.numeric])
         try:
-            table.read(columns, steps, take)
+            table.read(choice, steps, take)
         except _Enough:
             pass
         else:

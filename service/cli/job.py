@@ -14,35 +14,38 @@ from typing import Any
 import click
 from rich.console import Console
 
+from service.cli import choose
 from service.cli.console import number, print_json, progress_output
 from service.cli.create import create_model
-from service.cli.csvfile import CsvTable, InputError, Sample, some
+from service.cli.csvfile import Batch, CsvTable, InputError, Sample, some
 from service.cli.feed import Feed
 from service.cli.pump import emitted, in_thread
-from service.cli.report import Display, Report
-from service.cli.score import ForecastScore, RegressionScore
-from service.client import Client, Model, ServerUnreachable
+from service.cli.report import Display, Report, Summary
+from service.cli.textfile import TextFile, VOCABULARY
+from service.client import Client, LearnSession, Model, ServerUnreachable
 from service.errors import NotFound, ServerStopping
 
 INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
 CHUNK_STEPS = 64  # 4 KB for 16 columns: the wire costs little, and progress is still smooth
+CHUNK_TOKENS = 256  # the same, of steps of one byte
 CHUNK_VALUES = 250_000  # inputs or predictions in a chunk: 1 MB, a quarter of a message's limit
 STREAM_ID_BYTES_MAX = 256  # the server's bound, checked here before a model is made
+
+Source = Callable[[int, Callable[[Batch], None]], None]
+"""Hands out batches of at most so many rows."""
 
 
 @dataclass(slots=True)
 class Job:
     """What was asked for; `run` does it."""
 
-    file: str
-    model_id: str
+    wish: choose.Wish
     stream_id: str
-    columns: list[str]
-    targets: list[str]
+    text: bool
     append: bool
+    reconnect_seconds: float
     address: str
     as_json: bool
-    settings: dict[str, Any]
     console: Console = field(init=False)
 
     async def run(self) -> bool:
@@ -57,135 +60,130 @@ class Job:
             raise InputError(
                 f"--stream is {size} bytes long, but must be 1 to {STREAM_ID_BYTES_MAX} bytes"
             )
-        with CsvTable(self.file) as table:
+        with (TextFile if self.text else CsvTable)(self.wish.file) as source:
             async with Client.connect(self.address) as client:
-                return await self._run(client, table)
-
-    async def _run(self, client: Client, table: CsvTable) -> bool:
-        model: Model | None
-        try:
-            model = await client.get_model(self.model_id)
-        except NotFound:
-            model = None
-        sample = await in_thread(table.sample)
-        inputs, targets = self._choose(sample, model)
-        columns = [sample.index("--columns", name) for name in inputs + targets]
-        if not table.is_live:
-            with self.console.status(f"reading {self.file}"):
-                await in_thread(partial(_check_values, self.file, columns))
-        if model is None:
-            model = await self._create(client, inputs, targets)
-        else:
-            self._check(model, inputs, targets)
-        return await self._learn(client, table, model, columns)
+                if isinstance(source, CsvTable):
+                    return await self._learn_table(client, source)
+                return await self._learn_text(client, source)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def _choose(self, sample: Sample, model: Model | None) -> tuple[list[str], list[str]]:
-        """Input columns, and for a regression the target columns behind them."""
-        task = self.settings.get("task") or (model.spec["task"] if model else "forecast")
-        for name in self.columns:
-            sample.index("--columns", name)
-        for name in self.targets:
-            sample.index("--target", name)
-        columns = self.columns or self._columns_of(model, sample)
-        if not columns:
-            for name in (n for n in sample.header if n in sample.left_out):
-                self._say(f"column {name!r} is left out: {sample.left_out[name]}")
-            columns = sample.numeric
-        if task == "regression":
-            if not self.targets:
-                raise InputError("--target is missing, but a regression must be told its columns")
-            columns = [name for name in columns if name not in self.targets]
-            targets = self.targets
-        else:
-            targets = []
-        if not columns:
-            raise InputError(f"{self.file} has no column of numbers to learn from")
-        return columns, targets
+    async def _model(self, client: Client) -> Model | None:
+        try:
+            return await client.get_model(self.wish.model_id)
+        except NotFound:
+            return None
 
-    def _columns_of(self, model: Model | None, sample: Sample) -> list[str]:
-        """The columns that the model was made with, if they are here."""
-        names = list(model.spec["input_names"]) if model else []
-        return names if all(name in sample.header for name in names) else []
+    # ------------------------------------------------------------------ what is learned
 
-    async def _create(self, client: Client, inputs: list[str], targets: list[str]) -> Model:
-        spec: dict[str, Any] = {"input_size": len(inputs), "input_names": inputs, **self.settings}
-        if targets:
-            spec["output_size"] = len(targets)
+    async def _learn_table(self, client: Client, table: CsvTable) -> bool:
+        model = await self._model(client)
+        sample = await in_thread(table.sample)
+        plan = choose.choose(self.wish, sample, model, self._say)
+        if not table.is_live:
+            with self.console.status(f"reading {self.wish.file}"):
+                plan.found = await in_thread(partial(choose.look_through, self.wish.file, plan))
+        if model is None:
+            model = await self._create(client, plan)
         else:
-            spec["target_columns"] = self._target_columns(inputs)
-        model = await create_model(client, self.model_id, spec, self.console)
-        what = f"predicts {some(targets)} from" if targets else "forecasts"
-        shown = inputs if targets else [inputs[i] for i in spec["target_columns"]] or inputs
-        self._say(
-            f"made model {self.model_id}: {what} {some(shown)} "
-            f"({model.spec['cell']}, {model.parameters:,} parameters)"
-        )
+            choose.check_model(self.wish, plan, model, self._say)
+        self._tell_findings(model, sample, plan)
+        choice = choose.choice_of(self.wish, plan, sample, model)
+        return await self._learn(client, model, table, partial(table.read, choice))
+
+    async def _learn_text(self, client: Client, text: TextFile) -> bool:
+        model = await self._model(client)
+        wanted = {"task": "next_token", "vocabulary_size": VOCABULARY, **self.wish.settings}
+        if model is None:
+            model = await create_model(client, self.wish.model_id, wanted, self.console)
+            self._say_made(model, "predicts the next byte of a text")
+        else:
+            choose.check_settings(self.wish.model_id, dict(model.spec), wanted, [])
+        return await self._learn(client, model, text, text.read)
+
+    async def _create(self, client: Client, plan: choose.Plan) -> Model:
+        spec = choose.spec_of(self.wish, plan)
+        model = await create_model(client, self.wish.model_id, spec, self.console)
+        if plan.targets:
+            self._say_made(model, f"predicts {some(plan.targets)} from {some(plan.inputs)}")
+        else:
+            self._say_made(model, f"forecasts {some(plan.forecast or plan.inputs)}")
         return model
 
-    def _target_columns(self, inputs: list[str]) -> list[int]:
-        for name in self.targets:
-            if name not in inputs:
-                raise InputError(
-                    f"--target: {name!r} is not among the columns learned from, which are "
-                    + some(inputs)
-                )
-        return [inputs.index(name) for name in self.targets]
+    def _say_made(self, model: Model, what: str) -> None:
+        cell = model.spec["cell"]
+        network = f"({cell}, {model.parameters:,} parameters)"
+        self._say(f"made model {model.model_id}: {what} {network}")
 
-    def _check(self, model: Model, inputs: list[str], targets: list[str]) -> None:
-        """A model that exists must be the one that the options describe."""
-        spec: dict[str, Any] = dict(model.spec)
-        wanted = {"input_size": len(inputs), **self.settings}
-        if targets:
-            wanted["output_size"] = len(targets)
-        elif self.targets:
-            wanted["target_columns"] = self._target_columns(inputs)
-        for name, value in wanted.items():
-            if spec.get(name) != value:
-                raise InputError(
-                    f"model {self.model_id} exists with {name} {spec.get(name)}, but this asks for "
-                    f"{value}; give another --model or leave the option out"
-                    + (f" (columns: {some(inputs)})" if name == "input_size" else "")
-                )
-        names = list(spec["input_names"])
-        if names and names != inputs:
-            self._say(f"note: model {self.model_id} was made for columns {some(names)}")
+    def _tell_findings(self, model: Model, sample: Sample, plan: choose.Plan) -> None:
+        """What is special about a file that can be read twice."""
+        found = plan.found
+        if found is None:
+            return
+        for name, count in found.missing.items():
+            field = "missing_inputs" if name in plan.inputs else "missing_targets"
+            if model.spec.get(field):
+                what = "the model takes them as missing"
+                self._say(f"column {name!r} lacks {_count(count, 'value')}: {what}")
+        if self.wish.gap_seconds is None and found.gaps:
+            assert plan.time is not None
+            self._say(
+                f"note: {found.gaps:,} rows come {choose.JUMP} times later than usual or more "
+                f"(column {sample.header[plan.time]!r}, usually {found.usual_seconds:g} s apart); "
+                "--gap SECONDS begins a new sequence there"
+            )
+
+    # ------------------------------------------------------------------ learning
 
     async def _learn(
-        self, client: Client, table: CsvTable, model: Model, columns: list[int]
+        self, client: Client, model: Model, source: CsvTable | TextFile, read: Source
     ) -> bool:
         next_step = await self._next_step(client)
+        feed_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
         width = max(model.spec["input_size"], model.horizon * model.targets)
-        rows = max(1, min(CHUNK_STEPS, CHUNK_VALUES // width))
-        report = Report(_score(model))
-        display = Display(self.console, total=table.size, as_json=self.as_json)
+        rows = max(1, min(feed_steps, CHUNK_VALUES // width))
+        report = Report(model)
+        display = Display(self.console, total=source.size, as_json=self.as_json)
         stop = asyncio.Event()
-        async with self._told_if_it_stops(), client.learn(self.model_id, resume=False) as session:
+        async with self._told_if_it_stops(), self._session(client) as session:
             feed = Feed(
                 session,
                 self.stream_id,
                 model.spec["input_size"],
-                first_step=None if self.append else next_step,
-                skip=0 if self.append else next_step,
-                report=report,
                 next_step=next_step,
+                append=self.append,
+                report=report,
+                delay=model.spec.get("label_delay", 0),
+                look_ahead=self.wish.gap_seconds is not None,
+                reset=partial(client.reset_stream, self.wish.model_id, self.stream_id),
                 on_progress=lambda position: display.update(report, position),
             )
-            rows_of = partial(table.read, columns, rows)
+            rows_of = partial(read, rows)
             with display, _interrupts(stop, self._say) as interrupted:
                 try:
                     await feed.run(emitted(rows_of), stop)
                 except Exception as error:
-                    self._finish(report, feed, event="failed")
+                    await self._finish(client, report, feed, event="failed")
                     raise error
             stopped = session.server_stopping and not interrupted
             event = "failed" if stopped else "interrupted" if interrupted else "done"
-            self._finish(report, feed, event)
+            await self._finish(client, report, feed, event)
             if stopped:
                 raise ServerStopping
+        if feed.skip and not interrupted:
+            raise InputError(
+                f"{self.wish.file} is shorter than its stream: {_count(feed.skipped, 'row')}, but "
+                f"stream {self.stream_id} of model {self.wish.model_id} has "
+                f"{_count(feed.skipped + feed.skip, 'step')}; give another --stream, or --append"
+            )
         return bool(interrupted)
+
+    def _session(self, client: Client) -> LearnSession:
+        seconds = self.reconnect_seconds
+        return client.learn(
+            self.wish.model_id, resume=seconds > 0, reconnect_seconds=seconds or 1.0
+        )
 
     @asynccontextmanager
     async def _told_if_it_stops(self) -> AsyncIterator[None]:
@@ -198,7 +196,7 @@ class Job:
 
     async def _next_step(self, client: Client) -> int:
         try:
-            next_step = (await client.get_stream(self.model_id, self.stream_id)).next_step
+            next_step = (await client.get_stream(self.wish.model_id, self.stream_id)).next_step
         except NotFound:
             return 0
         if next_step and not self.append:
@@ -207,37 +205,62 @@ class Job:
             )
         return next_step
 
-    def _finish(self, report: Report, feed: Feed, event: str) -> None:
+    # ------------------------------------------------------------------ telling
+
+    async def _finish(self, client: Client, report: Report, feed: Feed, event: str) -> None:
         summary = report.summary()
+        bits = math.nan
+        if feed.session.model.task == "next_token" and event != "failed":
+            bits = (await client.get_model(self.wish.model_id)).cross_entropy_bits
         if self.as_json:
-            facts = {
-                "model": self.model_id,
+            facts: dict[str, Any] = {
+                "model": self.wish.model_id,
                 "stream": self.stream_id,
                 "next_step": feed.next_step,
                 "rows_left_out": feed.missing,
                 "rows_skipped": feed.skipped,
             }
+            if math.isfinite(bits):
+                facts["cross_entropy_bits"] = bits
             print_json({"event": event, **facts, **summary.to_json()})
             return
         if feed.missing:
             self._say(f"{_count(feed.missing, 'row')} left out for a missing value")
         if event == "interrupted":
             self._say("interrupted: what was sent is learned")
-        if not report.steps:
-            if event == "failed":  # the error that follows says it all
-                return
-            self._say(f"nothing new for stream {self.stream_id} of model {self.model_id}")
-            return
+        if report.steps:
+            self._tell(summary, report.naive, feed, bits)
+        elif event != "failed" and not feed.skip:  # else the error that follows says it all
+            self._say(f"nothing new for stream {self.stream_id} of model {self.wish.model_id}")
+
+    def _tell(self, summary: Summary, naive: str, feed: Feed, bits: float) -> None:
         steps = _count(summary.steps, "step")
         click.echo(
-            f"{steps} learned on stream {self.stream_id} of model {self.model_id}, "
+            f"{steps} learned on stream {self.stream_id} of model {self.wish.model_id}, "
             f"{summary.steps_per_second:,.0f} a second; next step {feed.next_step:,}"
         )
-        naive = "repeating the last value" if self._is_forecast(report) else "the mean so far"
         click.echo(
             f"error over that of {naive}: {number(summary.whole.ratio)}, "
             f"second half {number(summary.second_half.ratio)}"
         )
+        if summary.farthest is not None:
+            whole, half = summary.farthest
+            click.echo(
+                f"{feed.session.model.horizon} steps ahead: {number(whole.ratio)}, "
+                f"second half {number(half.ratio)}"
+            )
+        if summary.accuracy is not None:
+            click.echo(
+                f"accuracy {_percent(summary.accuracy)}; cross-entropy "
+                f"{number(float(summary.whole.error[0]))} bits, second half "
+                f"{number(float(summary.second_half.error[0]))}"
+            )
+        if feed.session.model.task == "next_token":
+            wrong = float(summary.second_half.error[0])
+            click.echo(
+                f"the likeliest byte was right {_percent(1 - wrong)} of the time in the second "
+                f"half; lately {number(bits)} bits a byte"
+            )
         click.echo(
             f"loss {number(summary.loss)}, "
             f"median gradient norm {number(summary.median_gradient_norm)}, "
@@ -248,23 +271,6 @@ class Job:
                 f"{summary.skipped_updates:,} of {_count(summary.updates, 'update')} skipped: "
                 "not finite; try a lower --learning-rate"
             )
-
-    def _is_forecast(self, report: Report) -> bool:
-        return isinstance(report.score, ForecastScore)
-
-
-def _score(model: Model) -> ForecastScore | RegressionScore:
-    if model.spec["task"] == "regression":
-        return RegressionScore(model.targets)
-    columns = list(model.spec["target_columns"]) or list(range(model.spec["input_size"]))
-    return ForecastScore(columns)
-
-
-def _check_values(file: str, columns: list[int]) -> None:
-    """Read a file to its end, so that a bad value is told before anything is learned from it."""
-    with CsvTable(file) as table:
-        table.sample()
-        table.read(columns, CHUNK_STEPS, lambda batch: None)
 
 
 def _count(count: int, what: str) -> str:

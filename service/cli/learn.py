@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
+from service.cli.choose import Wish
 from service.cli.console import (
     address_option,
     json_option,
@@ -17,17 +18,21 @@ from service.cli.console import (
 from service.cli.job import INTERRUPTED, Job
 from service.client import ModelSpec
 
-CHUNK_STEPS = 64  # 4 KB for 16 columns: the wire costs little, and progress is still smooth
-CHUNK_VALUES = 250_000  # inputs or predictions in a chunk: 1 MB, a quarter of a message's limit
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 _HINTS = get_type_hints(ModelSpec)
+
+_LABEL_DELAY = (
+    "Regression, classification: the target in a row is that of the row so many rows before it. "
+    "[default: 0]"
+)
 
 EXAMPLE = """\b
 Examples:
   bptt learn temperature.csv --model sea
-  bptt learn glucose.csv.gz --model glucose --columns isig,glucose --target glucose
-  bptt learn drive.csv --model fuel --task regression --target consumption
+  bptt learn glucose.csv.gz --model glucose --columns isig,glucose --targets glucose
+  bptt learn drive.csv --model fuel --task regression --targets consumption
+  bptt learn machine.csv --model faults --task classification --targets fault --label-delay 10
+  bptt learn notes.txt --model prose --text
   tail -n +1 -f sensor.csv | bptt learn - --model sensor
 """
 
@@ -66,6 +71,7 @@ def _spec_options(command: Command) -> Command:
         ("final_learning_rate", float, "Where its fall ends. [default: 0]"),
         ("clip", None, "How the gradient is clipped. [default: norm]"),
         ("clip_threshold", float, "The bound of the clip. [default: 1]"),
+        ("label_delay", int, _LABEL_DELAY),
         ("seed", int, "Where the first parameters come from. [default: 0]"),
     ]
     for name, kind, text in reversed(options):
@@ -86,12 +92,47 @@ def _spec_options(command: Command) -> Command:
     help="Columns to learn from. [default: all that are numbers]",
 )
 @click.option(
+    "--targets",
     "--target",
     "targets",
     callback=_names,
     metavar="A,B",
     help="Forecast: the columns to forecast. [default: all] Regression: the columns to predict "
-    "from the others.",
+    "from the others. Classification: the column of the classes' names.",
+)
+@click.option(
+    "--classes",
+    callback=_names,
+    metavar="A,B",
+    help="Classification: the classes. [default: those in the file]",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["take", "leave-out"]),
+    help="Of a model that is made: take missing values as such, or leave their rows out. "
+    "[default: take, if the file has some]",
+)
+@click.option("--time", metavar="COLUMN", help="The rows' times. [default: the first there is]")
+@click.option(
+    "--gap",
+    "gap_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="A row that comes so long after the one before it begins a new sequence.",
+)
+@click.option(
+    "--other-names",
+    is_flag=True,
+    help="Learn columns of other names than those that the model was made for.",
+)
+@click.option("--text", is_flag=True, help="FILE is a text: learn to predict its next byte.")
+@click.option(
+    "--reconnect",
+    "reconnect_seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to wait for a server that went away, and then go on. [default: 0]",
 )
 @click.option(
     "--append",
@@ -106,21 +147,29 @@ def learn(
     file: str,
     model: str,
     stream: str | None,
-    columns: list[str],
-    targets: list[str],
     append: bool,
+    text: bool,
+    reconnect_seconds: float,
     address: str,
     as_json: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Stream a CSV to a model, which predicts each row before it learns it.
 
     FILE needs a header; `-` is standard input, learned line by line as it comes; gzip is read as it
-    is. Rows with missing values are left out.
+    is.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    for_rows = {name: options.pop(name) for name in _FOR_ROWS}
+    if text:
+        for name, value in for_rows.items():
+            if value:
+                flag = "--gap" if name == "gap_seconds" else "--" + name.replace("_", "-")
+                raise click.UsageError(f"{flag} is for columns, and --text has none")
+    settings = {name: value for name, value in options.items() if value is not None}
+    wish = Wish(file=file, model_id=model, settings=settings, **for_rows)
     stream = stream if stream is not None else _stream_of(file)
-    job = Job(file, model, stream, columns, targets, append or file == "-", address, as_json, given)
+    append = append or file == "-"
+    job = Job(wish, stream, text, append, reconnect_seconds, address, as_json)
     try:
         interrupted = asyncio.run(job.run())
     except asyncio.CancelledError:
@@ -128,6 +177,9 @@ def learn(
         interrupted = True
     if interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+_FOR_ROWS = ("columns", "targets", "classes", "missing", "time", "gap_seconds", "other_names")
 
 
 def _stream_of(file: str) -> str:

@@ -8,12 +8,23 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from service.cli.console import number, print_json
-from service.cli.score import Errors, ForecastScore, RegressionScore
-from service.client import Learned
+from service.cli.score import (
+    ClassScore,
+    Errors,
+    ForecastScore,
+    LateScore,
+    Predictions,
+    RegressionScore,
+    Score,
+    TokenScore,
+)
+from service.client import Learned, Model
 
 NORMS_MAX = 100_000  # gradient norms kept for the median: the last 400,000 steps with k1 = 4
 JSON_SECONDS = 1.0  # between two lines of progress
@@ -33,6 +44,10 @@ class Summary:
     median_gradient_norm: float
     whole: Errors
     second_half: Errors
+    farthest: tuple[Errors, Errors] | None
+    """The same two at the end of a forecast's horizon, if that is more than one step ahead."""
+    accuracy: float | None
+    """Classification: share of known classes that were the likeliest."""
 
     @property
     def steps_per_second(self) -> float:
@@ -46,7 +61,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The same, for machines."""
-        return {
+        facts: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
             "steps_per_second": self.steps_per_second,
@@ -59,6 +74,27 @@ class Summary:
             "whole": _errors_to_json(self.whole),
             "second_half": _errors_to_json(self.second_half),
         }
+        if self.farthest is not None:
+            names = ("farthest_whole", "farthest_second_half")
+            facts |= {
+                name: _errors_to_json(errors)
+                for name, errors in zip(names, self.farthest, strict=True)
+            }
+        if self.accuracy is not None:
+            facts["accuracy"] = self.accuracy
+        return facts
+
+
+def scores(model: Model) -> list[Score]:
+    """What tells how well a model does: of a forecast one step ahead and at its horizon."""
+    if model.task == "next_token":
+        return [TokenScore(model.targets)]
+    if model.task == "forecast":
+        columns = list(model.spec["target_columns"]) or list(range(model.spec["input_size"]))
+        return [ForecastScore(columns, ahead) for ahead in sorted({1, model.horizon})]
+    score = (RegressionScore if model.task == "regression" else ClassScore)(model.targets)
+    delay = model.spec.get("label_delay", 0)
+    return [LateScore(score, delay) if delay else score]
 
 
 def _errors_to_json(errors: Errors) -> dict[str, Any]:
@@ -73,9 +109,10 @@ def _errors_to_json(errors: Errors) -> dict[str, Any]:
 class Report:
     """Gathers answers; `summary` at any time."""
 
-    def __init__(self, score: ForecastScore | RegressionScore) -> None:
+    def __init__(self, model: Model) -> None:
         """Nothing was learned yet; the clock starts."""
-        self.score = score
+        self._scores = scores(model)
+        self.naive = self._scores[0].naive
         self.steps = 0
         self._updates = self._clipped = self._skipped = 0
         self._loss = self._norm = float("nan")
@@ -93,8 +130,28 @@ class Report:
             self._norm = update.gradient_norm
             self._norms.append(update.gradient_norm)
 
+    def learned(
+        self,
+        inputs: NDArray[np.float32],
+        targets: NDArray[np.float32],
+        predictions: Predictions,
+        *,
+        begins: bool = False,
+    ) -> None:
+        """Score steps that were learned; see `Score`. `begins`: a new sequence does with them."""
+        for score in self._scores:
+            if begins:
+                score.begin()
+            score.learned(inputs, targets, predictions)
+
+    def _accuracy(self) -> float | None:
+        score = self._scores[0]
+        inner = score.score if isinstance(score, LateScore) else score
+        return inner.accuracy if isinstance(inner, ClassScore) else None
+
     def summary(self) -> Summary:
         """The run so far."""
+        first, last = self._scores[0].blocks, self._scores[-1].blocks
         return Summary(
             steps=self.steps,
             seconds=time.perf_counter() - self._started,
@@ -104,13 +161,15 @@ class Report:
             loss=self._loss,
             gradient_norm=self._norm,
             median_gradient_norm=statistics.median(self._norms) if self._norms else float("nan"),
-            whole=self.score.errors(),
-            second_half=self.score.errors(second_half=True),
+            whole=first.errors(),
+            second_half=first.errors(second_half=True),
+            farthest=None if last is first else (last.errors(), last.errors(second_half=True)),
+            accuracy=self._accuracy(),
         )
 
     def line(self) -> str:
         """The run so far, in a few words."""
-        errors = self.score.errors()
+        errors = self._scores[0].blocks.errors()
         return (
             f"{self.steps:,} steps · error ×{number(errors.ratio)} "
             f"· loss {number(self._loss)} · gradient {number(self._norm)}"

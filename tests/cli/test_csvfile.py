@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli.csvfile import Batch, CsvTable, InputError, Sample, some
+from service.cli.csvfile import Batch, Choice, CsvTable, InputError, Sample, some
 
 
 def write(folder: Path, text: str | bytes) -> str:
@@ -24,7 +24,8 @@ def read(folder: Path, text: str | bytes, *columns: str, rows: int = 64) -> list
     found: list[Batch] = []
     with CsvTable(write(folder, text)) as table:
         sample = table.sample()
-        table.read([sample.index("--columns", name) for name in columns], rows, found.append)
+        chosen = [sample.index("--columns", name) for name in columns]
+        table.read(Choice(columns=chosen), rows, found.append)
     return found
 
 
@@ -77,7 +78,7 @@ def test_a_word_is_named_by_line_and_column_after_the_rows_before_it(
     with CsvTable(write(tmp_path, f'a,b\n1,2\n\n3,"{word}"\n5,6\n')) as table:
         columns = [table.sample().index("--columns", "b")]
         with pytest.raises(InputError, match="line 4, column 'b'"):
-            table.read(columns, 64, found.append)
+            table.read(Choice(columns=columns), 64, found.append)
     assert [batch.values.tolist() for batch in found] == [[[2]]]
 
 
@@ -136,4 +137,4 @@ def test_a_number_that_float32_cannot_hold_is_told_as_such(tmp_path: Path) -> No
     with CsvTable(str(path)) as table:
         table.sample()
         with pytest.raises(InputError, match=r"line 3.*'1e300', which does not fit float32"):
-            table.read([0], 8, lambda batch: None)
+            table.read(Choice(columns=[0]), 8, lambda batch: None)

@@ -19,7 +19,7 @@ def test_a_forecast_is_held_against_the_last_value_however_it_is_cut() -> None:
         for first in range(0, 50, cut):
             part = inputs[first : first + cut]
             score.learned(part, part[:, :0], predictions[first : first + cut])
-        found = score.errors()
+        found = score.blocks.errors()
         assert found.steps == 49
         np.testing.assert_allclose(found.error, np.mean(error, axis=0), rtol=1e-6)
         np.testing.assert_allclose(found.naive_error, np.mean(naive, axis=0), rtol=1e-6)
@@ -38,8 +38,10 @@ def test_a_regression_is_held_against_the_mean_of_all_targets_before() -> None:
         for first in range(0, 30, cut):
             part = targets[first : first + cut]
             score.learned(part, part, predictions[first : first + cut])
-        np.testing.assert_allclose(score.errors().naive_error, np.mean(naive, axis=0), rtol=1e-5)
-        np.testing.assert_allclose(score.errors().error, np.mean(error, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(
+            score.blocks.errors().naive_error, np.mean(naive, axis=0), rtol=1e-5
+        )
+        np.testing.assert_allclose(score.blocks.errors().error, np.mean(error, axis=0), rtol=1e-5)
 
 
 def test_the_second_half_is_the_later_steps() -> None:
@@ -50,18 +52,18 @@ def test_the_second_half_is_the_later_steps() -> None:
     for first in range(101):
         part = values[first : first + 1]
         score.learned(part, part[:, :0], predictions[first : first + 1])
-    assert score.errors(second_half=True).ratio == 0
-    assert score.errors().ratio == pytest.approx(2.0)
+    assert score.blocks.errors(second_half=True).ratio == 0
+    assert score.blocks.errors().ratio == pytest.approx(2.0)
 
 
 def test_blocks_are_merged_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_module, "BLOCKS_MAX", 8)
     score = ForecastScore([0])
     for value in range(1000):
-        score.add(np.array([[float(value)]]), np.ones((1, 1)))
-    assert score.errors().steps == 1000
-    assert score.errors().error[0] == pytest.approx(499.5)
+        score.blocks.add(np.array([[float(value)]]), np.ones((1, 1)))
+    assert score.blocks.errors().steps == 1000
+    assert score.blocks.errors().error[0] == pytest.approx(499.5)
 
 
 def test_there_is_no_ratio_before_there_is_an_error() -> None:
-    assert np.isnan(ForecastScore([0]).errors().ratio)
+    assert np.isnan(ForecastScore([0]).blocks.errors().ratio)
