@@ -71,6 +71,8 @@ def choose(wish: Wish, sample: Sample, model: Model | None, say: Say) -> Plan:
         InputError: they are not there, or do not fit the model.
     """
     task = wish.settings.get("task") or (model.task if model else "forecast")
+    if model is not None and model.task == "next_token" and not model.spec["input_names"]:
+        raise InputError(f"model {wish.model_id} was made for text: say so with --text")
     for name in wish.columns:
         sample.index("--columns", name)
     for name in wish.targets:
@@ -173,7 +175,7 @@ def spec_of(wish: Wish, plan: Plan) -> dict[str, Any]:
         spec |= {"output_size": len(plan.classes), "target_names": plan.classes}
     elif plan.targets:
         spec |= {"output_size": len(plan.targets), "target_names": plan.targets}
-    else:
+    elif plan.task == "forecast":
         spec["target_columns"] = target_columns(plan)
     if wish.missing != "leave-out":
         spec |= _missing(wish, plan)

@@ -53,6 +53,7 @@ def _spec_options(command: Command) -> Command:
     options: list[tuple[str, Any, str]] = [
         ("task", None, "What is learned. [default: forecast]"),
         ("horizon", int, "Forecast: steps ahead. [default: 1]"),
+        ("vocabulary_size", int, "Next token: ids are 0 to this minus 1; --text has 256."),
         ("cell", None, "The recurrent cell. [default: rnn_tanh]"),
         ("hidden_size", int, "Hidden units. [default: 64]"),
         ("layers", int, "Stacked layers. [default: 1]"),

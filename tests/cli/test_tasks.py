@@ -1,0 +1,195 @@
+"""`bptt learn` and `predict` for classes, text, gaps in time, and columns by name."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Bptt
+
+ROWS = 1200
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> str:
+    """Two inputs, and a class that follows from the first of them in the row before."""
+    x = np.random.default_rng(0).normal(size=(ROWS, 2))
+    past = np.concatenate([[0], x[:-1, 0]])
+    names = np.where(past > 0.7, "high", np.where(past < -0.7, "low", "fine"))
+    lines = [f"{a:.4f},{b:.4f},{name}" for (a, b), name in zip(x, names, strict=True)]
+    path = tmp_path / "faults.csv"
+    path.write_text("a,b,state\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_classes_are_learned_by_name(bptt: Bptt, faults: str, name: str) -> None:
+    options = ("--task", "classification", "--targets", "state", "--learning-rate", "0.01")
+    done = bptt("learn", faults, "--model", name, *options, "--json")
+    assert done.status == 0, done.err
+    last = done.lines[-1]
+    assert last["steps"] == ROWS
+    assert last["accuracy"] > 0.6
+    assert last["second_half"]["error_ratio"] < 0.8
+    model = next(each for each in bptt("models", "--json").document if each["model_id"] == name)
+    assert model["spec"]["target_names"] == ["fine", "high", "low"]
+    shown = bptt("predict", "--model", name, "--stream", "faults", "--input", "1,2")
+    assert "high" in shown.out
+    probabilities = bptt(
+        "predict", "--model", name, "--stream", "faults", "--input", "1,2", "--json"
+    ).document["predictions"]
+    assert np.sum(probabilities) == pytest.approx(1)
+    more = bptt("learn", faults, "--model", name, "--append", "--targets", "state")
+    assert "accuracy" in more.out
+
+
+def test_a_class_that_the_model_does_not_have_is_named(
+    bptt: Bptt, faults: str, tmp_path: Path, name: str
+) -> None:
+    options = ("--task", "classification", "--targets", "state")
+    assert bptt("learn", faults, "--model", name, *options).status == 0
+    path = tmp_path / "other.csv"
+    path.write_text("a,b,state\n1,2,fine\n3,4,broken\n")
+    done = bptt("learn", str(path), "--model", name, *options)
+    assert done.status == 1
+    assert "line 3, column 'state'" in done.err
+    assert "'broken', but the classes are fine, high, low" in done.err
+    live = bptt("learn", "-", "--model", f"{name}-live", *options, stdin="a,b,state\n1,2,fine\n")
+    assert live.status == 1
+    assert "--classes is missing" in live.err
+    told = bptt(
+        "learn", "-", "--model", f"{name}-live", *options, "--classes", "fine,bad",
+        stdin="a,b,state\n1,2,fine\n3,4,bad\n",
+    )  # fmt: skip
+    assert told.status == 0, told.err
+
+
+def test_a_text_is_learned_byte_by_byte(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    text = "the cat sat on the mat. " * 200
+    path = tmp_path / "cats.txt"
+    path.write_text(text)
+    done = bptt("learn", str(path), "--model", name, "--text", "--learning-rate", "0.01")
+    assert done.status == 0, done.err
+    assert f"{len(text):,} steps learned on stream cats.txt" in done.out
+    assert "the likeliest byte was right" in done.out
+    options = ("predict", "--model", name, "--stream", "cats.txt")
+    assert "'h'" in bptt(*options, "--text", "the cat sat on t").out
+    best = bptt(*options, "--text", "the cat s", "--json").document["top_tokens"][-1][0]
+    assert best == ord("a")
+    packed = tmp_path / "cats.txt.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    again = bptt("learn", str(packed), "--model", name, "--text", "--stream", "gz", "--json")
+    assert again.lines[-1]["next_step"] == len(text)
+    piped = bptt("learn", "-", "--model", name, "--text", stdin=text)
+    assert f"next step {len(text):,}" in piped.out
+
+
+def test_text_has_no_columns(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("abc")
+    done = bptt("learn", str(path), "--model", name, "--text", "--columns", "a")
+    assert done.status == 2
+    assert "--columns is for columns, and --text has none" in done.err
+    assert bptt("learn", str(path), "--model", name, "--text").status == 0
+    csv = tmp_path / "a.csv"
+    csv.write_text("a\n1\n2\n")
+    other = bptt("learn", str(csv), "--model", name)
+    assert other.status == 1
+    assert "was made for text" in other.err
+    shown = bptt("predict", "--model", name, "--stream", "a.txt", "--input", "97")
+    assert "next byte" in shown.out
+
+
+GAPPY = "when,a\n" + "".join(
+    f"2024-03-0{day}T{hour:02d}:00:00,{hour % 7}\n" for day in (1, 4) for hour in range(20)
+)
+
+
+@pytest.mark.parametrize("gap", [None, "7200"])
+def test_a_gap_in_time_begins_a_new_sequence_if_told(
+    bptt: Bptt, tmp_path: Path, name: str, gap: str | None
+) -> None:
+    path = tmp_path / "gappy.csv"
+    path.write_text(GAPPY)
+    options = () if gap is None else ("--gap", gap)
+    done = bptt("learn", str(path), "--model", name, "--k1", "4", *options, "--json")
+    # Each sequence of 20 steps: 19 targets, and an update for the 3 that are left at its end.
+    whole = 39 // 4
+    assert done.lines[-1]["updates"] == (whole if gap is None else 5 + 19 // 4)
+    assert done.lines[-1]["whole"]["steps"] == (39 if gap is None else 38)
+    said = bptt("learn", str(path), "--model", name, "--stream", "again", *options).err
+    assert ("1 rows come 10 times later than usual" in said) == (gap is None)
+
+
+def test_a_run_that_is_cut_at_a_gap_learns_the_same(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "gappy.csv"
+    path.write_text(GAPPY)
+    options = ("--gap", "7200", "--stream", "s")
+    assert bptt("learn", str(path), "--model", f"{name}-1", *options).status == 0
+    half = tmp_path / "half.csv"
+    half.write_text("\n".join(GAPPY.splitlines()[:30]) + "\n")
+    for file in (half, path):
+        assert bptt("learn", str(file), "--model", f"{name}-2", *options).status == 0
+    models = {each["model_id"]: each for each in bptt("models", "--json").document}
+    assert models[f"{name}-1"]["loss"] == models[f"{name}-2"]["loss"]
+
+
+def test_a_gap_needs_times(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "plain.csv"
+    path.write_text("a\n1\n2\n3\n")
+    done = bptt("learn", str(path), "--model", name, "--gap", "10")
+    assert done.status == 1
+    assert "--gap needs a column of times" in done.err
+
+
+def test_columns_of_other_names_are_an_error_unless_told(
+    bptt: Bptt, tmp_path: Path, name: str
+) -> None:
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("a,b\n" + "1,2\n3,4\n" * 10)
+    second.write_text("c,b\n" + "1,2\n3,4\n" * 10)
+    assert bptt("learn", str(first), "--model", name).status == 0
+    done = bptt("learn", str(second), "--model", name)
+    assert done.status == 1
+    assert f"model {name} was made for columns a, b, but" in done.err
+    swapped = bptt("learn", str(first), "--model", name, "--columns", "b,a")
+    assert swapped.status == 1
+    assert "made for columns a, b, not b, a; --other-names" in swapped.err
+    told = bptt("learn", str(second), "--model", name, "--columns", "c,b", "--other-names")
+    assert told.status == 0, told.err
+    assert "note: model" in told.err
+
+
+def test_a_file_shorter_than_its_stream_says_so(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a\n" + "1\n2\n" * 20)
+    assert bptt("learn", str(path), "--model", name).status == 0
+    same = bptt("learn", str(path), "--model", name)
+    assert same.status == 0
+    assert "nothing new" in same.err
+    path.write_text("a\n1\n2\n")
+    shorter = bptt("learn", str(path), "--model", name)
+    assert shorter.status == 1
+    assert "is shorter than its stream: 2 rows, but stream a" in shorter.err
+    assert "has 40 steps" in shorter.err
+
+
+def test_the_end_of_a_horizon_is_scored_too(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ramp.csv"
+    path.write_text("a\n" + "".join(f"{i}\n" for i in range(60)))
+    done = bptt("learn", str(path), "--model", name, "--horizon", "5", "--json").lines[-1]
+    assert done["farthest_whole"]["naive_error"] == [5]
+    assert done["farthest_whole"]["steps"] == 55
+    assert done["whole"]["naive_error"] == [1]
+
+
+def test_a_column_of_token_ids_is_learned_too(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text("id\n" + "0\n5\n9\n" * 100)
+    options = ("--task", "next_token", "--vocabulary-size", "10", "--learning-rate", "0.01")
+    done = bptt("learn", str(path), "--model", name, *options, "--json")
+    assert done.lines[-1]["second_half"]["error"] == [0]
+    shown = bptt("predict", "--model", name, "--stream", "ids", "--input", "0")
+    assert "5" in shown.out.splitlines()[3]
