@@ -137,7 +137,7 @@ def _store(config: ServerConfig) -> Iterator[Store | None]:
     if config.data is None:
         yield None
         return
-    store = SqliteStore(config.data, config.durability, at_point=failpoint())
+    store = SqliteStore(config.data, config.durability, config.kept, at_point=failpoint())
     store.open()
     try:
         yield store

@@ -72,6 +72,36 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the data folder keeps of each model.
+
+    Raises:
+        InvalidRequest: a field is out of its bounds; the error names it.
+    """
+
+    checkpoints: int = 3
+    """Of the newest: two to go back to should the newest be damaged. The best is kept beside."""
+    history_bytes: int = 64 << 20
+    """Of journal beyond what recovery needs, for `bptt replay`: 1.8 million steps of 8 float32 in
+    chunks of 64."""
+    model_bytes: int = 4 << 30
+    """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
+    and never the newest; the journal behind the newest stays whatever it takes."""
+    open_journals: int = 128
+    """At one time, three files and a mark each: half of the 1,024 files that a process may open by
+    default; the other half is for clients."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        for name, least in _KEPT_LEAST.items():
+            if getattr(self, name) < least:
+                raise InvalidRequest.of(f"kept.{name}", getattr(self, name), f"at least {least}")
+
+
+_KEPT_LEAST = {"checkpoints": 1, "history_bytes": 0, "model_bytes": 1, "open_journals": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Everything a server needs to know.
 
@@ -90,6 +120,8 @@ class ServerConfig:
     durability: Durability = "full"
     """What an acknowledged step outlives: `full` the machine's end, `process` the process's, `none`
     only a clean stop, for there is no journal."""
+    kept: Kept = field(default_factory=Kept)
+    """What is kept in `data`."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that learn, shared by all models: as many as cores, for kernels run without the
     interpreter's lock."""

@@ -48,6 +48,30 @@ Example:
     show_default=True,
     help="What an acknowledged step outlives: the machine's end, the process's, or a clean stop.",
 )
+@click.option(
+    "--kept-checkpoints",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="COUNT",
+    help="Newest checkpoints kept of each model; the best is kept beside them.",
+)
+@click.option(
+    "--history-megabytes",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    metavar="MB",
+    help="Journal of each model kept beyond what recovery needs, for `bptt replay`.",
+)
+@click.option(
+    "--model-megabytes",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="MB",
+    help="Checkpoints and journal of one model: beyond it the oldest go, and never the newest.",
+)
 @click.option("--until-input-ends", is_flag=True, hidden=True)
 @json_option("one document with the addresses once the server is ready")
 def serve(
@@ -55,17 +79,28 @@ def serve(
     metrics_address: str,
     data: Path | None,
     durability: Any,
+    kept_checkpoints: int,
+    history_megabytes: int,
+    model_megabytes: int,
     until_input_ends: bool,
     as_json: bool,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM."""
     from service.app import configure_logging  # the server's libraries take a second to import
     from service.app import serve as run
-    from service.config import ServerConfig
+    from service.config import Kept, ServerConfig
 
     configure_logging()
     config = ServerConfig(
-        address=address, metrics_address=metrics_address, data=data, durability=durability
+        address=address,
+        metrics_address=metrics_address,
+        data=data,
+        durability=durability,
+        kept=Kept(
+            checkpoints=kept_checkpoints,
+            history_bytes=history_megabytes << 20,
+            model_bytes=model_megabytes << 20,
+        ),
     )
 
     def on_ready(server: Any) -> None:

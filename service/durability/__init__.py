@@ -1,7 +1,7 @@
 """What outlives the process: the `Store` protocol and the store of one machine."""
 
 from service.durability.fingerprint import differences, fingerprint
-from service.durability.sqlite import Kept, SqliteStore
+from service.durability.sqlite import SqliteStore
 from service.durability.store import (
     Checkpoint,
     CheckpointInfo,
@@ -15,7 +15,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "Command",
-    "Kept",
     "Record",
     "SqliteStore",
     "Store",

@@ -39,7 +39,8 @@ from service.durability.store import Command, Record
 from service.errors import DataDamaged, StaleWriter
 
 PAGE_BYTES = 16_384
-LOG_BYTES_MAX = 16 << 20  # to which a write-ahead log is cut once a burst is over
+LOG_PAGES = 256  # of the write-ahead log, 4 MB, before it is moved into the file
+LOG_BYTES_MAX = 4 << 20  # to which a write-ahead log is cut once a burst is over
 DELETED_ROWS = 128  # at once, so that a commit waits milliseconds for it, not for all of them
 FREED_PAGES = 256  # 4 MB given back to the file system at once
 
@@ -101,6 +102,7 @@ class Journal:
                 check_schema(self._connection, self.path)
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 self._connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
+                self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
                 self._claim()
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 self._mark = os.open(folder / mark.FILE, flags, 0o644)

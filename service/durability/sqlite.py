@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.config import Durability
+from service.config import Durability, Kept
 from service.durability import checkpoints, codec, journal, lock, reading
 from service.durability.files import ASIDE, put_in_place, storage, sync_folder, write_aside
 from service.durability.layout import DELETED, MODELS, NEW
@@ -47,23 +47,6 @@ POINTS = (
     "delete.renamed",
 )
 """Where a store says that it has come to, for tests that end the process there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What a store keeps of each model."""
-
-    checkpoints: int = 3
-    """Of the newest: two to go back to should the newest be damaged. The best is kept beside."""
-    history_bytes: int = 64 << 20
-    """Of journal beyond what recovery needs, for `bptt replay`: 1.8 million steps of 8 float32 in
-    chunks of 64."""
-    model_bytes: int = 4 << 30
-    """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
-    and never the newest; the journal behind the newest stays whatever it takes."""
-    open_journals: int = 128
-    """At one time, three files and a mark each: half of the 1,024 files that a process may open by
-    default; the other half is for clients."""
 
 
 @dataclass(slots=True, eq=False)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bptt_core import Learner
+from service.config import Kept
 from service.domain import ModelDefinition
-from service.durability import Kept, Record, SqliteStore
+from service.durability import Record, SqliteStore
 from service.durability.backup import back_up
 from service.engine.records import make_checkpoint
 from tests.cli.conftest import run

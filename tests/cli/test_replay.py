@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, ModelSpec
-from service.durability import Command, inspection, Kept
+from service.config import Kept
+from service.durability import Command, inspection
 from service.engine import replay
 from tests.cli.conftest import run
 from tests.support.data import learn, SPEC, ticks

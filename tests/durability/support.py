@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bptt_core import Chunk
-from service.config import Durability
-from service.durability import Checkpoint, Command, Kept, Record, SqliteStore
+from service.config import Durability, Kept
+from service.durability import Checkpoint, Command, Record, SqliteStore
 
 
 def tick(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:

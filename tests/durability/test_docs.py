@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from bptt_core import Chunk
-from service.durability import Kept, Record
+from service.config import Kept
+from service.durability import Record
 from tests.durability.support import checkpoint, command, opened
 
 PAGE = (Path(__file__).parents[2] / "docs" / "journal.md").read_text()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Durability
-from service.durability import Kept, lock, SqliteStore
+from service.config import Durability, Kept
+from service.durability import lock, SqliteStore
 from service.durability.sqlite import POINTS
-from service.errors import DataDamaged, StaleWriter, StorageFailed, StorageFull
+from service.errors import DataDamaged, InvalidRequest, StaleWriter, StorageFailed, StorageFull
 from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks
 
 
@@ -255,6 +255,15 @@ def test_a_folder_stays_within_its_bound_and_the_log_says_what_went(
     assert "model m: dropped to stay within 1 MB: 0" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("checkpoints", 0), ("history_bytes", -1), ("model_bytes", 0), ("open_journals", 0)],
+)
+def test_bounds_that_cannot_be_are_refused(name: str, value: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"kept.{name} is {value}, but must be at least"):
+        Kept(**{name: value})
+
+
 def test_the_newest_stays_whatever_it_takes(tmp_path: Path) -> None:
     with opened(tmp_path, kept=Kept(model_bytes=1000, history_bytes=0)) as store:
         store.save(checkpoint(0, size=10_000))
@@ -406,7 +415,8 @@ def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None
 CHILD = """
 import os, sys
 from pathlib import Path
-from service.durability import Kept, SqliteStore
+from service.config import Kept
+from service.durability import SqliteStore
 from tests.durability.support import checkpoint, ticks
 
 folder, point, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

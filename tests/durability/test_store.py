@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk
-from service.config import Durability
+from service.config import Durability, Kept
 from service.durability import (
     Checkpoint,
     fingerprint,
-    Kept,
     Record,
     SqliteStore,
     Store,
