@@ -47,15 +47,13 @@ FREED_PAGES = 256  # 4 MB given back to the file system at once
 GO_BACK = ("restore", "roll_back")
 """Commands that name a checkpoint, as `ticks`, without which they cannot be replayed."""
 
-_SCHEMA = """
-CREATE TABLE writer (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    epoch INTEGER NOT NULL,
-    base INTEGER NOT NULL
-);
-CREATE TABLE journal (tick INTEGER PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE needs (tick INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL);
-"""
+_SCHEMA = (
+    """CREATE TABLE writer (
+        one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
+    )""",
+    "CREATE TABLE journal (tick INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE needs (tick INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL)",
+)
 
 
 def create(folder: Path, epoch: int, base: int) -> None:
@@ -65,14 +63,21 @@ def create(folder: Path, epoch: int, base: int) -> None:
         StorageFailed: it could not be made.
     """
     path = folder / FILE
-    with errors(path, "written"), contextlib.closing(connect(path, "rwc")) as connection:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(_SCHEMA)
-        connection.execute("INSERT INTO writer VALUES (1, ?, ?)", (epoch, base))
+    with errors(path, "written"):
+        with contextlib.closing(connect(path, "rwc")) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # once, in the end, is enough
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute("INSERT INTO writer VALUES (1, ?, ?)", (epoch, base))
+            connection.execute("COMMIT")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 class Journal:
@@ -100,10 +105,13 @@ class Journal:
             self._connection = connect(self.path, "rw")
             try:
                 check_schema(self._connection, self.path)
-                self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                # The claim need not be synced: it is, with the first commit behind it.
+                self._connection.execute("PRAGMA synchronous = NORMAL")
                 self._connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
                 self._claim()
+                if synced:
+                    self._connection.execute("PRAGMA synchronous = FULL")
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 self._mark = os.open(folder / mark.FILE, flags, 0o644)
             except BaseException:

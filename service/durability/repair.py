@@ -68,6 +68,10 @@ def plan(found: Survey) -> Plan:
     for tick, record in _records(found.folder):
         upper = max(upper, tick)
         bad = _reason(record, whole)
+        if bad and tick <= newest and isinstance(record, Record):
+            # Nobody replays it any more. What is before it leads to no checkpoint that is kept.
+            before, expected = tick, tick + 1
+            continue
         if tick != expected or bad:
             path = found.folder / reading.FILE
             gap = f"{path} has no tick {expected}: {tick} follows {expected - 1}"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.errors import BpttError, UnknownStream
 from service.durability import checkpoints, differences, inspection, reading
+from service.durability.journal import GO_BACK
 from service.durability.store import Command, Record, Tick
 from service.engine.records import apply_record, learner_from
 from service.errors import DataDamaged, from_core, InvalidRequest, ServiceError
@@ -86,10 +87,21 @@ def _replay(found: inspection.Survey, result: Verified, on_progress: Progress) -
     result.replayed_from = basis.ticks
     learner = learner_from(basis)
     changed = differences(basis.fingerprint)
+    begin = basis.ticks
     for record in reading.read(folder, found.base):
         if record.tick % PROGRESS_RECORDS == 0:
             on_progress(record.tick - found.base, found.last - found.base)
-        if record.tick <= basis.ticks:
+        if record.tick <= begin:
+            continue
+        later = [ticks for ticks in reach if ticks >= record.tick]
+        if later and _goes_back_to_one_gone(folder, record):
+            # Let go of, for replay from the oldest that is needed does not meet this record.
+            begin = later[0]
+            learner = learner_from(checkpoints.load(folder, model_id, begin))
+            result.notes.append(
+                f"tick {record.tick} goes back to a checkpoint that is no longer kept: replayed "
+                f"again from {begin}"
+            )
             continue
         try:
             learner = apply_record(
@@ -107,6 +119,13 @@ def _replay(found: inspection.Survey, result: Verified, on_progress: Progress) -
             "replayed"
         )
     on_progress(found.last - found.base, found.last - found.base)
+
+
+def _goes_back_to_one_gone(folder: Path, record: Record) -> bool:
+    body = record.body
+    if not isinstance(body, Command) or body.name not in GO_BACK:
+        return False
+    return not checkpoints.path_of(folder, body.arguments["ticks"]).exists()
 
 
 PROGRESS_RECORDS = 256  # between two calls: a bar is drawn ten times a second at most
@@ -291,7 +310,7 @@ def compare(
     for record in reading.read(folder, base):
         last = record.tick  # more may have come since
         if isinstance(record.body, Command):
-            left_out += record.body.name in ("restore", "roll_back")
+            left_out += record.body.name in GO_BACK
         else:
             steps += sum(len(chunk.inputs) for chunk in record.body)
             streams |= {chunk.stream_id for chunk in record.body}

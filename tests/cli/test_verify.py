@@ -116,6 +116,24 @@ def test_what_is_missing_is_named(data: Path, lost: str) -> None:
     assert found in done.out
 
 
+def test_a_return_to_a_checkpoint_that_is_gone_by_now_is_no_damage(tmp_path: Path) -> None:
+    """The history that is kept for `bptt replay` may reach further back than replay needs."""
+    bodies = ticks(60)
+    data, other = tmp_path / "data", tmp_path / "other"
+    learn(data, [*bodies[:12], Command("restore", {"ticks": 10}), *bodies[10:50]], save_every=5)
+    learn(other, bodies[:5], save_every=5)
+    shutil.copy(checkpoint_of(other, 5), checkpoint_of(data, 5))  # as if it were the best of all
+    assert not checkpoint_of(data, 10).exists()
+    done = run("verify", str(data), "--json")
+    assert done.status == 0, done.out
+    (found,) = done.document
+    assert (found["first"], found["replayed_from"]) == (1, 5)
+    assert found["compared"][-2:] == [45, 50]
+    (note,) = found["notes"]
+    assert "tick 13 goes back to a checkpoint that is no longer kept" in note
+    assert run("repair", str(data)).out == "m: whole\n"
+
+
 def test_a_folder_in_use_is_left_alone(data: Path) -> None:
     store = SqliteStore(data)
     store.open()
