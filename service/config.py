@@ -59,6 +59,9 @@ class Limits:
     """Chunks that wait for one model: 8 MB at 8 KB a chunk. When it is full the client waits."""
     queue_bytes: int = 32 << 20
     """The same in bytes, for large chunks: eight of the largest."""
+    queue_seconds: float = 30.0
+    """How long a client waits for that queue, which is worked off in a second or two; then its call
+    ends, and it is told when to come back."""
     call_answers: int = 1024
     """Chunks of one Learn call that are not answered yet or whose answer is not yet sent: a client
     that does not read its answers is not read from."""

@@ -1,7 +1,8 @@
 """Around every call: its errors become statuses, and it is counted.
 
 - A `ServiceError` ends the call with its status; `google.rpc.Status`, with the fields that were
-  wrong as `google.rpc.BadRequest`, goes into the trailing metadata.
+  wrong as `google.rpc.BadRequest` and the time after which to try again as `google.rpc.RetryInfo`,
+  goes into the trailing metadata.
 - Any other exception is a defect: logged once with its traceback, answered as INTERNAL without its
   text.
 - A client that hung up is neither.
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 import grpc.aio
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
@@ -186,6 +188,10 @@ async def abort(context: Any, error: ServiceError) -> NoReturn:
     """End a call with the status of an error and its details."""
     code = grpc.StatusCode[error.code]
     status = status_pb2.Status(code=code.value[0], message=error.message)
+    if error.retry_seconds:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_seconds * 1000))
+        _attach(status, retry)
     if error.violations:
         bad_request = error_details_pb2.BadRequest(
             field_violations=[
@@ -195,9 +201,13 @@ async def abort(context: Any, error: ServiceError) -> NoReturn:
                 for each in error.violations
             ]
         )
-        detail = any_pb2.Any()
-        detail.Pack(bad_request)
-        status.details.append(detail)
+        _attach(status, bad_request)
     metadata = rpc_status.to_status(status).trailing_metadata
     await context.abort(code, error.message, trailing_metadata=metadata)
     raise AssertionError("abort always raises")
+
+
+def _attach(status: Any, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -5,7 +5,8 @@ Rules:
 - What is refused is answered and changes nothing; the call goes on.
 - Only `close` means that all was sent. The end of the client's messages without it, or a lost
   connection, does not: what was accepted is learned, and the call does not end well.
-- Nothing is read while the model's queue or this call's outbox is full, so the client waits.
+- Nothing is read while the model's queue or this call's outbox is full, so the client waits. If
+  the queue stays full for too long the call ends, and says when to come back.
 - Answers do not wait for the journal. What has become durable since is told with the next answers,
   or in an `acknowledged` of its own if none has come by then; the end of a call waits for it.
 """
@@ -22,7 +23,7 @@ from service.config import Limits, STREAM_ID_BYTES_MAX
 from service.domain import Answer, Refused
 from service.engine.outbox import NEWS, Outbox, Ticket
 from service.engine.trainer import Trainer
-from service.errors import InvalidRequest, ServerStopping, ServiceError
+from service.errors import InvalidRequest, QueueFull, ServerStopping, ServiceError
 from service.rpc import convert, convert_models
 
 Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
@@ -40,6 +41,7 @@ class LearnCall:
     ) -> None:
         self._trainer = trainer
         self._context = context
+        self._limits = limits
         spec = trainer.definition.spec
         self._chunk_reader = convert.ChunkReader(trainer.definition)
         self._writer = convert.AnswerWriter(
@@ -169,11 +171,11 @@ class LearnCall:
         trainer = self._trainer
         try:
             incoming = self._chunk_reader.chunk(message)
-            if trainer.full:
-                await trainer.room()
         except ServiceError as error:
             self._refuse(message, error, self._outbox.ticket(0))
             return
+        if trainer.full:
+            await self._queue_room()
         weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
         ticket = self._outbox.ticket(int(weight))
         try:
@@ -181,6 +183,21 @@ class LearnCall:
             self._streams.add(incoming.stream_id)
         except ServiceError as error:
             self._refuse(message, error, ticket)
+
+    async def _queue_room(self) -> None:
+        """Wait for room in the model's queue, within the limit.
+
+        Raises:
+            QueueFull: there was none. It ends the call: chunks that follow one that was refused
+                would be gaps.
+        """
+        seconds = self._limits.queue_seconds
+        try:
+            await asyncio.wait_for(self._trainer.room(), seconds)
+        except TimeoutError:
+            error = QueueFull.of_model(self._trainer.definition.model_id, seconds)
+            self._trainer.sink.refused(error.reason)
+            raise error from None
 
     def _refuse(self, message: pb.Chunk, error: ServiceError, ticket: Ticket) -> None:
         trainer, stream_id = self._trainer, message.stream_id

@@ -1,0 +1,110 @@
+"""Full queues, clients that do not read, and what they cost the server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status  # type: ignore[import-untyped]
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
+from service.client import Client, Learned
+from service.config import Limits
+from tests.rpc.harness import Call, Harness, harness, until, wave
+from tests.support.server import serving
+
+MEGABYTE = 1 << 20
+
+
+def rejected(server: Harness) -> dict[str, float]:
+    """Chunks refused, by reason."""
+    families = {each.name: each for each in server.metrics.registry.collect()}
+    return {s.labels["reason"]: s.value for s in families["bptt_rejected_chunks"].samples}
+
+
+async def test_a_queue_that_stays_full_ends_the_call_and_says_when_to_come_back() -> None:
+    async with harness(Limits(queue_chunks=2, queue_seconds=0.05)) as server:
+        await server.create()
+        call = await server.learn()
+        server.gate.close()
+        for _ in range(8):
+            await call.send("s", wave(2))
+        await until(lambda: rejected(server).get("queue_full") == 1)
+        accepted = server.registry.get("m").expected_step("s")
+        server.gate.open()
+        for step in range(2, accepted + 2, 2):  # all that was accepted is answered first
+            assert (await call.learned()).next_step == step
+        try:
+            await call.read()
+        except grpc.aio.AioRpcError as error:
+            ended = error
+        assert ended.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "had no room for another chunk for 0.05 s" in str(ended.details())
+        [detail] = rpc_status.from_call(ended).details
+        retry = error_details_pb2.RetryInfo()
+        assert detail.Unpack(retry)
+        assert retry.retry_delay.ToTimedelta().total_seconds() == 1.0
+
+
+async def test_the_client_comes_back_to_a_queue_that_was_full() -> None:
+    async with harness(Limits(queue_chunks=2, queue_seconds=0.05)) as server:
+        await server.create()
+        server.gate.close()
+        async with Client.connect(server.rpc.address) as client, client.learn("m") as session:
+
+            async def send() -> None:
+                for first in range(0, 40, 2):
+                    await session.send("s", wave(2, first))
+
+            sending = asyncio.create_task(send())
+            await until(lambda: rejected(server).get("queue_full") == 1)
+            server.gate.open()
+            await sending
+            await session.close()
+            answers = [answer async for answer in session]
+            assert session.reconnections >= 1
+        ends = [answer.next_step for answer in answers if isinstance(answer, Learned)]
+        assert len(ends) == 20
+        assert ends[-1] == 40
+        assert (await server.model()).steps == 40
+
+
+async def test_a_client_that_never_reads_its_answers_costs_a_bounded_memory() -> None:
+    """Answers of 64 times the size of their chunk, as many as the client manages to ask for."""
+    with serving() as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", {"input_size": 1, "horizon": 64, "hidden_size": 4})
+            async with client.learn("m") as session:  # what learning itself takes
+                await session.send("warm", np.zeros((4096, 1), np.float32))
+            process = psutil.Process(server.process.pid)
+            before = process.memory_info().rss
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                call = Call(pb_grpc.LearnerServiceStub(channel).Learn())
+                await call.raw.write(pb.LearnRequest(open=pb.OpenLearn(model_id="m")))
+                sent = await _send_until_it_waits(call, np.zeros(4096, np.float32))
+                asked = sent * 4096 * 64 * 4
+                grown = process.memory_info().rss - before
+                call.raw.cancel()
+            assert (await client.get_model("m")).steps > 4096
+    # 16 MB of predictions in the outbox, held as float64 and sent as float32, and 4 MB in gRPC.
+    assert grown < 120 * MEGABYTE, f"{grown / MEGABYTE:.0f} MB for {sent} chunks"
+    assert asked > 20 * MEGABYTE, "too little was asked for to tell"
+
+
+async def _send_until_it_waits(call: Call, inputs: Any) -> int:
+    """Send until the server reads no more; how many chunks it took."""
+    sent = 0
+    while sent < 10_000:
+        writing = asyncio.ensure_future(call.send("s", inputs))
+        done, _ = await asyncio.wait([writing], timeout=3.0)
+        if not done:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            return sent
+        sent += 1
+    raise AssertionError("the server never stopped reading")
