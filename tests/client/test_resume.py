@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,36 @@ async def test_a_session_that_should_not_resume_fails_when_its_line_breaks(
         with pytest.raises(ServerUnreachable):
             await go_on()
         assert line.accepted == 1
+
+
+@pytest.mark.parametrize("durability", ["full", "process"])
+async def test_a_server_that_is_killed_is_gone_on_with_and_nothing_is_lost(
+    tmp_path: Path, name: str, durability: str
+) -> None:
+    """Killed amid the stream, again and again: each step is learned once, in order."""
+    values = walk(3000)
+    options = ("--data", str(tmp_path), "--durability", durability)
+    with contextlib.ExitStack() as servers:
+        server = servers.enter_context(serving(*options))
+        async with Client.connect(server.address) as client:
+            await client.create_model(name, SPEC)
+            async with client.learn(name) as session:
+                feeding = asyncio.create_task(feed(session, values))
+                for after in (300, 1200, 2100):
+                    await until(lambda: session.durable_step("s") >= after)  # noqa: B023
+                    await asyncio.to_thread(kill, server)
+                    again = serving(*options, "--address", server.address)
+                    server = servers.enter_context(again)
+                answers = await feeding
+                assert session.durable_step("s") == 3000
+            assert session.reconnections >= 3
+            model = await client.get_model(name)
+    check(answers, 3000)
+    assert model.steps == 3000
+    assert model.loss == twin(values).figures.loss
+
+
+def kill(server: Served) -> None:
+    server.process.kill()
+    server.process.wait(30)
+    server.process.returncode = 0  # as meant: `serving` takes any other end for a failure
