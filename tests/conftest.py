@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from tests.support.jit import PLAIN_PYTHON
 from tests.support.server import Served, serving
 
 
@@ -18,7 +18,7 @@ def served() -> Iterator[Served]:
         yield server
 
 
-@pytest.fixture(autouse=os.environ.get("NUMBA_DISABLE_JIT", "0") != "0")
+@pytest.fixture(autouse=PLAIN_PYTHON)
 def _kernels_as_plain_python() -> Iterator[None]:
     """What overflows in a kernel is looked for there; only plain Python warns of it as well."""
     with np.errstate(all="ignore"):

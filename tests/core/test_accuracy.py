@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from bptt_core import Learner, ModelSpec
+from tests.support.jit import PLAIN_PYTHON
+
+pytestmark = pytest.mark.skipif(PLAIN_PYTHON, reason="75,000 steps: hours in plain Python")
 
 DATA = Path(__file__).parents[2] / "service" / "data"
 

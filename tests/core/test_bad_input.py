@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt_core import Chunk, gradient_flow, Learner, ModelSpec
+from bptt_core import Chunk, clipping, gradient_flow, Learner, ModelSpec
 from bptt_core.errors import (
     DtypeError,
     InvalidArgument,
@@ -60,6 +60,13 @@ CLASSES = ModelSpec(task="classification", input_size=2, output_size=3, hidden_s
         ("warmup_updates", {"warmup_updates": -1}),
         ("final_learning_rate", {"final_learning_rate": 0.1}),
         ("max_batch_streams", {"max_batch_streams": 0}),
+        ("learning_rate", {"learning_rate": "fast"}),
+        ("clip_threshold", {"clip_threshold": True}),
+        ("target_columns", {"task": "regression", "output_size": 1, "target_columns": (0,)}),
+        (
+            "output_size",
+            {"task": "next_token", "input_size": 1, "vocabulary_size": 10, "output_size": 9},
+        ),
     ],
 )
 def test_spec_names_field_and_value(field: str, values: dict[str, Any]) -> None:
@@ -267,7 +274,39 @@ def test_state_is_checked() -> None:
     arrays, metadata = learner.state()
     with pytest.raises(InvalidArgument, match="format"):
         Learner.from_state(arrays, metadata | {"format": 99})
+    with pytest.raises(InvalidArgument, match="streams is 'a', but must be a list of names"):
+        Learner.from_state(arrays, metadata | {"streams": "a"})
     with pytest.raises(InvalidArgument, match=r"model\.moments"):
         Learner.from_state({k: v for k, v in arrays.items() if "moments" not in k}, metadata)
     with pytest.raises(ShapeError, match=r"streams\.inputs"):
         Learner.from_state(arrays | {"streams.inputs": arrays["streams.inputs"][:, :1]}, metadata)
+
+
+def test_a_backend_is_one_of_two() -> None:
+    with pytest.raises(InvalidArgument, match="backend is 'torch', but must be one of compiled, "):
+        Learner(FORECAST, backend="torch")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_not_clipped(wrong: float) -> None:
+    clips: list[Callable[[Any], float]] = [
+        lambda gradient: clipping.clip_by_global_norm(gradient, 1.0),
+        lambda gradient: clipping.clip_by_layer_norm(gradient, [1, 3], 1.0),
+        lambda gradient: clipping.clip_by_value(gradient, 1.0),
+    ]
+    for clip in clips:
+        gradient = np.array([3.0, wrong, -5.0])
+        with pytest.raises(NonFiniteError, match="gradient is of norm (nan|inf), but must be"):
+            clip(gradient)
+        assert gradient.tolist() == pytest.approx([3.0, wrong, -5.0], nan_ok=True)
+
+
+def test_there_must_be_something_to_predict_from() -> None:
+    learner = Learner(REGRESSION, backend="reference")
+    with pytest.raises(InvalidArgument, match="inputs is left out, but must be given for task"):
+        learner.snapshot().predict(None)
+    learner = Learner(FORECAST, backend="reference")
+    learner.apply([Chunk("a", 0, X, end_of_sequence=True)])
+    for view in (None, learner.stream_view("a")):
+        with pytest.raises(InvalidArgument, match="for a stream whose sequence has no step yet"):
+            learner.snapshot().predict(view)

@@ -37,6 +37,18 @@ def test_a_saved_learner_goes_on_bit_for_bit(backend: Any) -> None:
     assert_same_memory(learner, copy, 0)
 
 
+@pytest.mark.parametrize("streams", [0, 1])
+def test_a_saved_learner_of_few_streams_goes_on(streams: int) -> None:
+    learner = Learner(SPEC, backend="reference")
+    x, _ = random_steps(SPEC, 40, 1)
+    if streams:
+        learner.feed(x[:20])
+    copy = twin(learner, "reference")
+    for each in (learner, copy):
+        each.feed(x[20:])
+    assert_same_memory(learner, copy, 0)
+
+
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 def test_end_of_sequence_learns_the_rest_and_begins_anew(backend: Any) -> None:
     learner = Learner(replace(SPEC, horizon=1, k1=8), backend=backend)
