@@ -2,6 +2,7 @@
 #
 #   make run      the demo: a server, a real series streamed to it, what it learned
 #   make test     every test                        (ARGS="-k name" passes options on)
+#   make coverage the core's tests with its kernels as plain Python: every line is run
 #   make check    lint, format, types, imports, protos
 #   make bench    speed, against what it is compared to
 #   make protos   generates the Python code of protos/ again
@@ -23,7 +24,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
 protoc = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
-.PHONY: help run test check bench protos clean
+.PHONY: help run test coverage check bench protos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +35,12 @@ run: $(RUNTIME)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Lines are counted where Python runs them, so nothing is compiled; tests look at fewer examples.
+coverage: $(DEV)
+	@mkdir -p build
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest tests/core tests/property $(ARGS)
+	@$(BIN)/python -m coverage report
 
 bench: $(RUNTIME)
 	@$(BIN)/python -m benchmarks $(ARGS)
