@@ -7,6 +7,7 @@ it was fed.
 from bptt_core import errors
 from bptt_core.gradient_flow import gradient_flow, GradientFlow, spectral_radii
 from bptt_core.learner import FeedResult, Learner
+from bptt_core.settings import Settings
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
@@ -19,6 +20,7 @@ __all__ = [
     "GradientFlow",
     "Learner",
     "ModelSpec",
+    "Settings",
     "Snapshot",
     "StreamView",
     "TickResult",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from bptt_core import checks, params, scaling, windows
 from bptt_core.backends import BackendName, make
-from bptt_core.errors import UnknownStream
+from bptt_core.errors import InvalidArgument, UnknownStream
+from bptt_core.settings import Settings
 from bptt_core.snapshot import finish, Snapshot, StreamView
-from bptt_core.specs import ModelSpec
+from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
     BASELINE_LOSS,
     CLIPPED,
@@ -60,6 +62,10 @@ class Learner:
 
     def __init__(self, spec: ModelSpec, *, backend: BackendName = "compiled") -> None:
         self.spec = spec
+        self.settings = Settings(None, spec.clip, spec.clip_threshold, paused=False)
+        """How it learns now; see `configure`."""
+        self._steered = spec  # the spec with the settings in place of its own
+        self._backend_name = backend
         self._backend = make(spec, backend)
         self._model = new_model(spec)
         self._table = StreamTable(spec)
@@ -149,6 +155,8 @@ class Learner:
             self._backend.prepare(model, arrays, int(row), x, y)
             for row, x, y in zip(rows, xs, ys, strict=True)
         ]
+        if self.settings.paused:
+            prepared = [_without_targets(each) for each in prepared]
         lanes = _side_by_side(spec, rows, ends, prepared)
         T, B = lanes.features.shape[:2]
         outputs = np.empty((T, B, spec.outputs), spec.dtype) if predictions else None
@@ -165,6 +173,43 @@ class Learner:
                 self._backend.score(model, arrays, row, first, mine, steps.naive, truth)
                 made[lane] = mine
         return made, tuple(map(_report, reports.tolist())), members.tolist()
+
+    def configure(
+        self,
+        *,
+        learning_rate: float | None = None,
+        clip: Clip | None = None,
+        clip_threshold: float | None = None,
+        paused: bool | None = None,
+    ) -> None:
+        """Change how the model learns from its next update on. Part of what it remembers.
+
+        Args:
+            learning_rate: > 0; takes the place of the spec's, and of its schedule.
+            clip: how the gradient is clipped.
+            clip_threshold: the bound of the clip, > 0.
+            paused: learn nothing until it is False again. Targets that come meanwhile, and those
+                that wait for their update, are never learned.
+
+        Raises:
+            InvalidArgument: a value is out of its bounds; nothing was changed.
+        """
+        now = self.settings
+        if paused is not None and not isinstance(paused, bool):
+            raise InvalidArgument("paused", paused, "true or false")
+        settings = Settings(
+            now.learning_rate if learning_rate is None else learning_rate,
+            now.clip if clip is None else clip,
+            now.clip_threshold if clip_threshold is None else clip_threshold,
+            now.paused if paused is None else paused,
+        )
+        self._steered = _steered(self.spec, settings)
+        self._backend = make(self._steered, self._backend_name)
+        if settings.learning_rate is not None:
+            self._model.rates[0] = settings.learning_rate
+        if settings.paused and not now.paused:
+            self._table.arrays.targets[...] = np.nan
+        self.settings = settings
 
     # ------------------------------------------------------------------ streams
 
@@ -230,7 +275,7 @@ class Learner:
             skill_ratio=scaling.skill_ratio(self._model),
             parameter_norm=norm,
             learning_rate=windows.learning_rate(
-                self.spec, self._model, counters[UPDATES] - counters[SKIPPED]
+                self._steered, self._model, counters[UPDATES] - counters[SKIPPED]
             ),
         )
 
@@ -296,7 +341,12 @@ class Learner:
         names, streams = self._table.compact()
         arrays = {f"model.{name}": array.copy() for name, array in self._model._asdict().items()}
         arrays |= {f"streams.{name}": array for name, array in streams.items()}
-        metadata = {"format": STATE_FORMAT, "spec": self.spec.to_dict(), "streams": names}
+        metadata = {
+            "format": STATE_FORMAT,
+            "spec": self.spec.to_dict(),
+            "settings": dataclasses.asdict(self.settings),
+            "streams": names,
+        }
         return arrays, metadata
 
     @classmethod
@@ -314,6 +364,7 @@ class Learner:
         """
         spec = checks.state(arrays, metadata, STATE_FORMAT)
         learner = cls(spec, backend=backend)
+        learner.configure(**metadata.get("settings", {}))  # older states have none
         for name, array in learner._model._asdict().items():
             array[...] = arrays[f"model.{name}"]
         streams = {name: arrays[f"streams.{name}"] for name in learner._table.arrays._fields}
@@ -352,6 +403,27 @@ def _side_by_side(
         features[: lengths[lane], lane] = each.features
         targets[: lengths[lane], lane] = each.targets
     return Lanes(rows, lengths, ends, features, targets)
+
+
+def _without_targets(prepared: scaling.Prepared) -> scaling.Prepared:
+    """The same steps, none of whose targets is known."""
+    return prepared._replace(targets=np.full_like(prepared.targets, np.nan))
+
+
+def _steered(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """A spec with the settings in place of its own."""
+    values: dict[str, Any] = {
+        "clip": settings.clip,
+        "clip_threshold": settings.clip_threshold,
+    }
+    if settings.learning_rate is not None:
+        values |= {
+            "learning_rate": settings.learning_rate,
+            "warmup_updates": 0,
+            "decay_updates": 0,
+            "final_learning_rate": 0.0,
+        }
+    return dataclasses.replace(spec, **values)
 
 
 def _report(row: list[float]) -> UpdateReport:

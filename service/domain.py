@@ -10,7 +10,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt_core import ChunkResult, Figures, GradientFlow, ModelSpec, params, UpdateReport
+from bptt_core import (
+    ChunkResult,
+    Figures,
+    GradientFlow,
+    ModelSpec,
+    params,
+    Settings,
+    UpdateReport,
+)
 from service.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
 from service.errors import InvalidRequest, ServiceError, shorten
 
@@ -138,7 +146,8 @@ class ModelState:
     parameters: int
     streams: int
     figures: Figures
-    condition: Condition = "learning"
+    condition: Condition
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

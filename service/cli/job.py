@@ -257,9 +257,10 @@ class Job:
             )
         if feed.session.model.task == "next_token":
             wrong = float(summary.second_half.error[0])
+            lately = f"; lately {number(bits)} bits each" if math.isfinite(bits) else ""
             click.echo(
-                f"the likeliest byte was right {_percent(1 - wrong)} of the time in the second "
-                f"half; lately {number(bits)} bits a byte"
+                f"the likeliest token was right {_percent(1 - wrong)} of the time in the second "
+                f"half{lately}"
             )
         click.echo(
             f"loss {number(summary.loss)}, "

@@ -61,6 +61,8 @@ def apply_body(
         learner.reset_stream(arguments["stream_id"])
     elif body.name == "delete":
         learner.delete_stream(arguments["stream_id"])
+    elif body.name == "configure":
+        learner.configure(**arguments)
     elif body.name == "restore":
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")

@@ -210,6 +210,13 @@ class Registry:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._storage, function, *arguments)
 
+    async def update_model(self, model_id: str, **changes: Any) -> Trainer:
+        """Change how a model learns, between two runs. Raises as `get`, and InvalidRequest."""
+        self.check_running()
+        trainer = self.get(model_id)
+        await self._to_its_end(trainer.configure(changes))
+        return trainer
+
     async def save_checkpoint(self, model_id: str) -> CheckpointInfo:
         """Write a checkpoint of a model now. Raises as `get`, and StorageFailed."""
         return await self._to_its_end(self.get(model_id).save_checkpoint())

@@ -27,6 +27,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
+from bptt_core.errors import BpttError
 from service.config import ServerConfig
 from service.domain import (
     Answer,
@@ -48,6 +49,7 @@ from service.engine.records import apply_body, make_checkpoint
 from service.engine.run import Outcome, run
 from service.engine.saving import Saver
 from service.errors import (
+    from_core,
     LimitReached,
     ModelFailed,
     NotFound,
@@ -63,6 +65,9 @@ from service.errors import (
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Control = tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]
+"""Something to be done between two runs, and who waits for it."""
 
 INLINE_SECONDS = 0.000_3
 """A run of one chunk that is expected to be as short is made on the event loop. Handing it to a
@@ -81,6 +86,7 @@ class Trainer:
         snapshot: what predictions read. Immutable.
         views: live state of each stream, as of the snapshot. Immutable values.
         figures: how the model does, as of the snapshot.
+        settings: how it learns now.
         listeners: told why the model stops, when it does.
         durable_listeners: called when steps have become durable.
 
@@ -113,6 +119,7 @@ class Trainer:
         self.snapshot = learner.snapshot()
         self.views = {each: learner.stream_view(each) for each in learner.stream_ids()}
         self.figures = learner.figures
+        self.settings = learner.settings
         self.parameters = learner.parameter_count
         self._learner = learner
         self._executor = executor
@@ -132,7 +139,8 @@ class Trainer:
         if damage is not None:
             self._refusal = ReadOnly.of(definition.model_id, damage)
         self._read_only = damage is not None
-        self._controls: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
+        self._controls: deque[Control] = deque()  # once all that was accepted is applied
+        self._steering: deque[Control] = deque()  # between the next two runs
         self._step_seconds = math.inf  # of runs of one chunk; unknown before the first of them
         self._give_up_with: ServiceError | None = None  # why what is queued is not learned
         self._failed = False
@@ -205,10 +213,21 @@ class Trainer:
     @property
     def state(self) -> ModelState:
         """The model as of its snapshot."""
-        condition: Condition = "read_only" if self._read_only else "learning"
         return ModelState(
-            self.definition, self.parameters, len(self.views), self.figures, condition
+            self.definition,
+            self.parameters,
+            len(self.views),
+            self.figures,
+            self.condition,
+            self.settings,
         )
+
+    @property
+    def condition(self) -> Condition:
+        """What the model does with chunks."""
+        if self._read_only:
+            return "read_only"
+        return "paused" if self.settings.paused else "learning"
 
     @property
     def ticks(self) -> int:
@@ -335,11 +354,14 @@ class Trainer:
             if self._saver.due and not self._failed:
                 self._saver.begin(await self._copy())
             if self._controls and not self._batcher:
-                await self._control()
+                await self._control(self._controls)
                 continue
             stuck = self._journal.blocked and self._give_up_with is None
             if stuck and self._journal.broken is not None:
                 self._fail([], self._journal.broken)
+                continue
+            if self._steering and not stuck:
+                await self._control(self._steering)
                 continue
             if stuck or not self._batcher:
                 if self._ending and not self._batcher and not self._controls:
@@ -490,8 +512,39 @@ class Trainer:
         self._wake.set()
         return await done
 
-    async def _control(self) -> None:
-        work, done = self._controls.popleft()
+    async def configure(self, changes: dict[str, Any]) -> None:
+        """Change how the model learns; it is durable when this returns.
+
+        Args:
+            changes: as `Learner.configure` takes them.
+
+        Raises:
+            InvalidRequest: one is out of its bounds; nothing was changed.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if self._journal.failure is not None:
+            raise self._journal.failure
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._steering.append((functools.partial(self._configure, changes), done))
+        self._wake.set()
+        await asyncio.shield(done)
+        await self.durable()
+
+    async def _configure(self, changes: dict[str, Any]) -> None:
+        command = Command("configure", changes)
+        try:
+            await self._in_thread(apply_body, self._learner, command)
+        except BpttError as error:
+            raise from_core(error) from error
+        self.settings, self.figures = self._learner.settings, self._learner.figures
+        self._journal.put(command)
+        self._saver.changed(self._journal.last)
+        self.sink.run(RunReport([], self.figures))
+        log.info("model %s: %s", self.definition.model_id, self.settings)
+
+    async def _control(self, controls: deque[Control]) -> None:
+        work, done = controls.popleft()
         try:
             result = await work()
         except Exception as error:  # noqa: BLE001 - for who asked
@@ -570,7 +623,7 @@ class Trainer:
 
         learner, snapshot, views = await self._in_thread(in_thread)
         self._learner, self.snapshot, self.views = learner, snapshot, views
-        self.figures = learner.figures
+        self.figures, self.settings = learner.figures, learner.settings
         self._journal.put(command)
         self._saver.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))

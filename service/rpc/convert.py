@@ -20,6 +20,7 @@ from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from service.domain import (
     check_stream_id,
+    Condition,
     FloatArray,
     IncomingChunk,
     IntArray,
@@ -27,6 +28,7 @@ from service.domain import (
     Refused,
 )
 from service.errors import InvalidRequest
+from service.rpc.convert_models import condition_to_proto
 
 _LENGTH_DELIMITED = 2  # wire type of packed numbers
 
@@ -229,7 +231,9 @@ class AnswerWriter:
         self._predictions = predictions
         self._top = top_tokens
 
-    def learned(self, result: ChunkResult, durable_step: int) -> pb.LearnResponse:
+    def learned(
+        self, result: ChunkResult, durable_step: int, condition: Condition
+    ) -> pb.LearnResponse:
         """The answer to a chunk that was learned."""
         response = pb.LearnResponse(
             learned=pb.ChunkLearned(
@@ -238,7 +242,7 @@ class AnswerWriter:
                 next_step=result.next_step,
                 updates=[_update_to_proto(each) for each in result.updates],
                 durable_step=durable_step,
-                model_state=pb.MODEL_STATE_LEARNING,
+                model_state=condition_to_proto(condition),
             )
         )
         if self._predictions and result.predictions is not None:

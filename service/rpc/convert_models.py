@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+import math
+from typing import Any, cast, get_args
 
 from bptt_core import ModelSpec
 from bptt_core.errors import InvalidArgument
 from bptt_core.specs import INPUT_SIZE_MAX
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from service.domain import ModelDefinition, ModelState
+from service.domain import Condition, ModelDefinition, ModelState
 from service.durability import CheckpointInfo
 from service.errors import from_core, InvalidRequest
 
@@ -109,8 +110,36 @@ def model_to_proto(state: ModelState) -> pb.Model:
         skill_ratio=figures.skill_ratio,
         loss=figures.loss,
         gradient_norm=figures.gradient_norm,
-        state=pb.ModelState.Value(f"MODEL_STATE_{state.condition.upper()}"),
+        state=condition_to_proto(state.condition),
+        learning_rate=figures.learning_rate,
+        clip=_number("clip", state.settings.clip),
+        clip_threshold=state.settings.clip_threshold,
+        accuracy=math.nan,
+        cross_entropy_bits=math.nan,
     )
+
+
+_CONDITIONS = {
+    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(Condition)
+}
+
+
+def condition_to_proto(condition: Condition) -> Any:
+    """What a model does with chunks."""
+    return _CONDITIONS[condition]
+
+
+def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:
+    """What of a model's settings is to change.
+
+    Raises:
+        InvalidRequest: there is no such clip.
+    """
+    names = ("learning_rate", "clip_threshold", "paused")
+    changes = {name: getattr(message, name) for name in names if message.HasField(cast(Any, name))}
+    if message.clip:
+        changes["clip"] = choice("clip", "clip", message.clip)
+    return changes
 
 
 def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:

@@ -99,7 +99,7 @@ class LearnCall:
             self._behind[stream_id] = next_step, durable_step
         else:
             self._behind.pop(stream_id, None)
-        return self._writer.learned(answer, durable_step)
+        return self._writer.learned(answer, durable_step, self._trainer.condition)
 
     def _steps_are_durable(self) -> None:
         if self._behind and self._timer is None:

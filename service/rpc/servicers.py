@@ -18,7 +18,7 @@ from service.domain import check_model_id, check_stream_id
 from service.engine.batcher import StreamCommand
 from service.engine.registry import page, Registry
 from service.engine.trainer import Trainer
-from service.errors import from_core, InvalidRequest, ServiceError, UnknownStream
+from service.errors import from_core, InvalidRequest, UnknownStream
 from service.rpc import convert, convert_models
 from service.rpc.learn import Context, LearnCall
 
@@ -201,7 +201,10 @@ class ModelService(pb_grpc.ModelServiceServicer):
         self, request: pb.UpdateModelRequest, context: _AnyContext
     ) -> pb.UpdateModelResponse:
         """Change how a model learns, between two updates."""
-        raise _not_yet("UpdateModel")
+        model_id = check_model_id(request.model_id)
+        changes = convert_models.changes_from_proto(request)
+        trainer = await self._registry.update_model(model_id, **changes)
+        return pb.UpdateModelResponse(model=convert_models.model_to_proto(trainer.state))
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: _AnyContext
@@ -227,9 +230,3 @@ class ModelService(pb_grpc.ModelServiceServicer):
         model_id = check_model_id(request.model_id)
         trainer = await self._registry.restore_checkpoint(model_id, request.ticks)
         return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.state))
-
-
-def _not_yet(method: str) -> ServiceError:
-    error = ServiceError(f"this server does not know {method} yet")
-    error.code = "UNIMPLEMENTED"
-    return error

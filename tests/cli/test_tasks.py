@@ -73,7 +73,7 @@ def test_a_text_is_learned_byte_by_byte(bptt: Bptt, tmp_path: Path, name: str) -
     done = bptt("learn", str(path), "--model", name, "--text", "--learning-rate", "0.01")
     assert done.status == 0, done.err
     assert f"{len(text):,} steps learned on stream cats.txt" in done.out
-    assert "the likeliest byte was right" in done.out
+    assert "the likeliest token was right" in done.out
     options = ("predict", "--model", name, "--stream", "cats.txt")
     assert "'h'" in bptt(*options, "--text", "the cat sat on t").out
     best = bptt(*options, "--text", "the cat s", "--json").document["top_tokens"][-1][0]
@@ -193,3 +193,22 @@ def test_a_column_of_token_ids_is_learned_too(bptt: Bptt, tmp_path: Path, name: 
     assert done.lines[-1]["second_half"]["error"] == [0]
     shown = bptt("predict", "--model", name, "--stream", "ids", "--input", "0")
     assert "5" in shown.out.splitlines()[3]
+
+
+def test_a_model_is_steered(bptt: Bptt, faults: str, name: str) -> None:
+    assert bptt("learn", faults, "--model", name, "--columns", "a,b").status == 0
+    changed = bptt("models", "update", name, "--learning-rate", "0.01", "--pause")
+    assert changed.out == f"model {name}: paused, learning rate 0.01, clip norm at 1\n"
+    assert "paused" in bptt("models").out
+    resumed = bptt("models", "update", name, "--resume", "--json").document
+    assert (resumed["state"], resumed["learning_rate"]) == ("learning", 0.01)
+    nothing = bptt("models", "update", name)
+    assert nothing.status == 2
+    assert "nothing to change" in nothing.err
+    bad = bptt("models", "update", name, "--clip-threshold", "0")
+    assert bad.status == 1
+    assert "clip_threshold is 0" in bad.err
+    assert bptt("models", "checkpoints", name).out == f"model {name} has no checkpoints\n"
+    unsaved = bptt("models", "save", name)
+    assert unsaved.status == 1
+    assert "data folder" in unsaved.err
