@@ -288,13 +288,16 @@ async def test_a_server_that_is_killed_is_gone_on_with_and_nothing_is_lost(
         async with Client.connect(server.address) as client:
             await client.create_model(name, SPEC)
             async with client.learn(name) as session:
-                feeding = asyncio.create_task(feed(session, values))
-                for after in (300, 1200, 2100):
-                    await until(lambda: session.durable_step("s") >= after)  # noqa: B023
-                    await asyncio.to_thread(kill, server)
-                    again = serving(*options, "--address", server.address)
-                    server = servers.enter_context(again)
-                answers = await feeding
+                for first in range(0, 3000, CHUNK):
+                    await session.send("s", values[first : first + CHUNK])
+                    if first in (600, 1200, 2400):  # with many chunks on their way
+                        await asyncio.to_thread(kill, server)
+                        again = serving(*options, "--address", server.address)
+                        server = servers.enter_context(again)
+                        before = session.reconnections
+                        await until(lambda: session.reconnections > before)  # noqa: B023
+                await session.close()
+                answers = [answer async for answer in session if isinstance(answer, Learned)]
                 assert session.durable_step("s") == 3000
             assert session.reconnections >= 3
             model = await client.get_model(name)

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     initialize,
     invariant,
-    precondition,
     rule,
     RuleBasedStateMachine,
     run_state_machine_as_test,
@@ -49,7 +48,10 @@ def step(stream_id: str, life: int, number: int) -> list[float]:
 
 
 class Clients(RuleBasedStateMachine):
-    """What the clients do, and what should have come of it."""
+    """What the clients do, and what should have come of it.
+
+    How much of a lost client was accepted is not the same each time, so no rule has a precondition.
+    """
 
     @initialize()
     def begin(self) -> None:
@@ -231,7 +233,6 @@ class Clients(RuleBasedStateMachine):
             self.owned[client].clear()
 
     @rule(stream_id=streams)
-    @precondition(lambda self: self.known)
     def reset(self, stream_id: str) -> None:
         if stream_id in self.known:
             request = pb.ResetStreamRequest(model_id="m", stream_id=stream_id)
@@ -242,7 +243,6 @@ class Clients(RuleBasedStateMachine):
             self.journal.append(("reset", stream_id))
 
     @rule(stream_id=streams)
-    @precondition(lambda self: self.known)
     def delete(self, stream_id: str) -> None:
         if stream_id in self.known:
             request = pb.DeleteStreamRequest(model_id="m", stream_id=stream_id)
@@ -293,6 +293,7 @@ def test_clients_at_random_are_learned_once_each_and_in_order() -> None:
             max_examples=40,
             stateful_step_count=25,
             deadline=None,
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
