@@ -39,8 +39,8 @@ from service.durability.store import Command, Record
 from service.errors import DataDamaged, StaleWriter
 
 PAGE_BYTES = 16_384
-LOG_PAGES = 256  # of the write-ahead log, 4 MB, before it is moved into the file
-LOG_BYTES_MAX = 4 << 20  # to which a write-ahead log is cut once a burst is over
+LOG_PAGES = 1000  # of the write-ahead log, 16 MB, before it is moved into the file
+LOG_BYTES_MAX = 16 << 20  # to which a write-ahead log is cut once a burst is over
 DELETED_ROWS = 128  # at once, so that a commit waits milliseconds for it, not for all of them
 FREED_PAGES = 256  # 4 MB given back to the file system at once
 
