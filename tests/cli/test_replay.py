@@ -105,6 +105,25 @@ def test_commands_are_followed_as_far_as_a_fresh_model_can(data: Path) -> None:
     assert trial.learner.stream_ids() == ["s1"]
 
 
+def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tried(
+    tmp_path: Path,
+) -> None:
+    change = Command("configure", {"learning_rate": 0.02})
+    bodies = ticks(30)
+    learner = learn(tmp_path, [*bodies[:10], change, *bodies[10:]])
+    own = replay.Trial("own", SPEC)
+    other = replay.Trial(
+        "other",
+        replay.changed_spec(SPEC, {"learning_rate": 0.005}),
+        frozenset({"learning_rate"}),
+    )
+    replay.compare(model(tmp_path), [own, other])
+    assert replay.different(own.learner.state(), learner.state()) == []
+    assert own.learner.figures.learning_rate == 0.02
+    assert other.learner.figures.learning_rate < 0.02
+    assert run("verify", str(tmp_path)).status == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
