@@ -28,8 +28,8 @@ class Wish:
     columns: list[str]
     targets: list[str]
     classes: list[str]
-    missing: str | None
-    """`take`, `leave-out` or None: whatever suits the file."""
+    missing: str
+    """`take` or `leave-out`."""
     time: str | None
     gap_seconds: float | None
     other_names: bool
@@ -177,8 +177,10 @@ def spec_of(wish: Wish, plan: Plan) -> dict[str, Any]:
         spec |= {"output_size": len(plan.targets), "target_names": plan.targets}
     elif plan.task == "forecast":
         spec["target_columns"] = target_columns(plan)
-    if wish.missing != "leave-out":
-        spec |= _missing(wish, plan)
+    if plan.task == "classification":
+        spec["missing_targets"] = True
+    if wish.missing == "take":
+        spec |= _missing(plan)
     return spec | wish.settings
 
 
@@ -200,15 +202,13 @@ def _class_order(name: str) -> tuple[float, str]:
         return math.inf, name
 
 
-def _missing(wish: Wish, plan: Plan) -> dict[str, bool]:
-    lacking = plan.found.missing if plan.found else {}
-    take = wish.missing == "take"
+def _missing(plan: Plan) -> dict[str, bool]:
+    """What a model takes as missing: inputs where the file lacks some, or cannot be looked at."""
+    lacking = plan.inputs + plan.targets if plan.found is None else list(plan.found.missing)
     spec = {}
-    if take or any(name in lacking for name in plan.inputs):
+    if any(name in lacking for name in plan.inputs):
         spec["missing_inputs"] = True
-    if plan.task == "classification" or (
-        plan.task == "regression" and (take or any(name in lacking for name in plan.targets))
-    ):
+    if plan.task == "regression" and any(name in lacking for name in plan.targets):
         spec["missing_targets"] = True
     return spec
 

@@ -31,7 +31,7 @@ Examples:
   bptt learn temperature.csv --model sea
   bptt learn glucose.csv.gz --model glucose --columns isig,glucose --targets glucose
   bptt learn drive.csv --model fuel --task regression --targets consumption
-  bptt learn machine.csv --model faults --task classification --targets fault --label-delay 10
+  bptt learn machine.csv --model faults --task classification --targets fault
   bptt learn notes.txt --model prose --text
   tail -n +1 -f sensor.csv | bptt learn - --model sensor
 """
@@ -110,8 +110,9 @@ def _spec_options(command: Command) -> Command:
 @click.option(
     "--missing",
     type=click.Choice(["take", "leave-out"]),
-    help="Of a model that is made: take missing values as such, or leave their rows out. "
-    "[default: take, if the file has some]",
+    default="leave-out",
+    show_default=True,
+    help="Of a model that is made: take missing values as such, or leave their rows out.",
 )
 @click.option("--time", metavar="COLUMN", help="The rows' times. [default: the first there is]")
 @click.option(
@@ -163,7 +164,7 @@ def learn(
     for_rows = {name: options.pop(name) for name in _FOR_ROWS}
     if text:
         for name, value in for_rows.items():
-            if value:
+            if value and value != "leave-out":
                 flag = "--gap" if name == "gap_seconds" else "--" + name.replace("_", "-")
                 raise click.UsageError(f"{flag} is for columns, and --text has none")
     settings = {name: value for name, value in options.items() if value is not None}

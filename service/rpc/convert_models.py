@@ -31,6 +31,11 @@ _FIELDS = [
 ]
 _ENUMS = {name: _ALL_ENUMS[name] for name in _FIELDS if name in _ALL_ENUMS}
 _REPEATED = ("target_columns",)
+_NAMES = ("input_names", "target_names")  # which the core has no use for
+_UNKNOWN = [
+    name for name in pb.ModelSpec.DESCRIPTOR.fields_by_name if name not in (*_FIELDS, *_NAMES)
+]
+"""Fields of the API that the core has none for: to pass them over would be to promise them."""
 _SCALARS = [name for name in _FIELDS if name not in _ENUMS and name not in _REPEATED]
 
 
@@ -46,6 +51,10 @@ def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefiniti
     if "input_size" not in values and message.task != pb.TASK_NEXT_TOKEN:
         bound = f"a whole number from 1 to {INPUT_SIZE_MAX}"
         raise InvalidRequest.of("spec.input_size", "left out", bound)
+    for name in _UNKNOWN:
+        if getattr(message, name):
+            value, bound = getattr(message, name), "left out: this server does not know it"
+            raise InvalidRequest.of(f"spec.{name}", value, bound)
     for name in _ENUMS:
         number = getattr(message, name)
         if number:

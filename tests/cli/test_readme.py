@@ -36,7 +36,9 @@ def test_there_are_commands_to_test() -> None:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_each_command_and_option_exists(words: list[str]) -> None:
-    command = group.commands[words[0]]
+    command, words = group.commands[words[0]], words
+    if isinstance(command, click.Group) and words[1:] and words[1] in command.commands:
+        command, words = command.commands[words[1]], words[1:]
     known = {name for option in command.params for name in option.opts}
     assert {word for word in words if word.startswith("--")} <= known
     # Parses with all its options, and names all that are required.

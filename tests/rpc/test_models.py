@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from typing import Any
 
 import grpc
 import pytest
 
+from bptt_core import ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import Limits
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
@@ -290,3 +292,15 @@ async def test_a_creation_is_finished_though_its_client_hangs_up(server: Harness
     server.gate.open()
     await until(lambda: not server.registry.making)
     assert (await server.model()).steps == 0
+
+
+@pytest.mark.parametrize("fields", [{"label_delay": 3}, {"missing_inputs": True}])
+async def test_a_field_that_the_core_does_not_have_is_refused_not_passed_over(
+    server: Harness, fields: dict[str, Any]
+) -> None:
+    [name] = fields
+    if name in {field.name for field in dataclasses.fields(ModelSpec)}:
+        pytest.skip("the core has it")
+    request = pb.CreateModelRequest(model_id="m", spec=small(**fields))
+    error = await failure(server.models.CreateModel(request))
+    assert violations(error)[0][0] == f"spec.{name}"
