@@ -1,6 +1,6 @@
 """All benchmarks, or those that are named.
 
-Run as `python -m benchmarks [core] [limits] [rivals] [accuracy] [service] [durability]`.
+Run as `python -m benchmarks [part ...]`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy, core, durability, limits, service
+from benchmarks import accuracy, characters, core, durability, limits, service
 
-PARTS = ("core", "limits", "rivals", "accuracy", "service", "durability")
+PARTS = ("core", "limits", "rivals", "accuracy", "characters", "service", "durability")
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
 PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
@@ -59,6 +59,7 @@ def measure(parts: Sequence[str], seconds: float) -> None:
         "limits": limits.run,
         "rivals": core.run_rivals,
         "accuracy": accuracy.run,
+        "characters": characters.run,
         "service": lambda: asyncio.run(service.run(seconds)),
         "durability": lambda: durability.run(seconds),
     }

@@ -25,6 +25,17 @@ BackendName = Literal["compiled", "reference"]
 class Backend(Protocol):
     """Arithmetic of one spec. Not thread-safe, but for `forward`."""
 
+    def begin(self, steps: int) -> None:
+        """A call of the learner begins, which brings so many steps over all its streams.
+
+        What `prepare` and `empty` gave before is not used any more.
+        """
+        ...
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Room of the spec's dtype and of any values, one of each name between two `begin`."""
+        ...
+
     def prepare(
         self, model: Model, streams: Streams, row: int, x: Array, y: Array | None
     ) -> Prepared:
@@ -60,6 +71,13 @@ class Reference:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
+
+    def begin(self, steps: int) -> None:
+        """As `Backend.begin`."""
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Array:
+        """As `Backend.empty`."""
+        return np.empty(shape, self._spec.dtype)
 
     def prepare(
         self, model: Model, streams: Streams, row: int, x: Array, y: Array | None

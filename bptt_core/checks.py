@@ -76,10 +76,11 @@ def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int, ...]) -> A
     if spec.task == "regression":
         missing = spec.missing_targets
         y = _numbers("targets", target, (*steps, spec.outputs), nan_allowed=missing)
-        outside = (y < 0) | (y > 1)
-        if spec.loss == "bernoulli" and outside.any():
-            where, wrong = _first("targets", y, outside)
-            raise InvalidArgument(where, str(wrong), "a number from 0 to 1 for loss bernoulli")
+        if spec.loss == "bernoulli":
+            outside = (y < 0) | (y > 1)
+            if outside.any():
+                where, wrong = _first("targets", y, outside)
+                raise InvalidArgument(where, str(wrong), "a number from 0 to 1 for loss bernoulli")
         return y
     lowest = -1 if spec.missing_targets else 0
     ids = _ids("targets", target, steps, spec.outputs, lowest=lowest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import checks, params, scaling, windows
-from bptt_core.backends import BackendName, make
+from bptt_core.backends import Backend, BackendName, make
 from bptt_core.errors import InvalidArgument, UnknownStream
 from bptt_core.settings import Settings
 from bptt_core.snapshot import finish, Snapshot, StreamView
@@ -137,7 +138,9 @@ class Learner:
         ends = np.full(len(xs), end_of_sequence)
         made, updates, _ = self._advance(rows, xs, ys, ends, predictions)
         side_by_side = None
-        if predictions:
+        if predictions and len(made) == 1 and made[0] is not None:
+            side_by_side = made[0][:, np.newaxis]
+        elif predictions:
             side_by_side = np.stack([each for each in made if each is not None], axis=1)
         return FeedResult(updates, side_by_side)
 
@@ -150,18 +153,19 @@ class Learner:
         predictions: bool,
     ) -> tuple[list[Array | None], tuple[UpdateReport, ...], list[list[int]]]:
         """Scale, run, score: the same way for `apply` and `feed`."""
-        spec, model, arrays = self.spec, self._model, self._table.arrays
+        spec, model, arrays, backend = self.spec, self._model, self._table.arrays, self._backend
+        backend.begin(sum(map(len, xs)))
         prepared = [
-            self._backend.prepare(model, arrays, int(row), x, y)
+            backend.prepare(model, arrays, int(row), x, y)
             for row, x, y in zip(rows, xs, ys, strict=True)
         ]
         if self.settings.paused:
             prepared = [_without_targets(each) for each in prepared]
-        lanes = _side_by_side(spec, rows, ends, prepared)
+        lanes = _side_by_side(backend, rows, ends, prepared)
         T, B = lanes.features.shape[:2]
-        outputs = np.empty((T, B, spec.outputs), spec.dtype) if predictions else None
+        outputs = backend.empty("outputs", (T, B, spec.outputs)) if predictions else None
         begins = arrays.counters[rows, SEQUENCE_STEP].tolist()
-        reports, members = self._backend.advance(model, arrays, lanes, outputs)
+        reports, members = backend.advance(model, arrays, lanes, outputs)
         made: list[Array | None] = [None] * B
         if outputs is None:
             arrays.forecasts[rows] = np.nan  # what was not forecast is not scored
@@ -170,7 +174,7 @@ class Learner:
                 mine = finish(spec, outputs[: len(x), lane], steps.base, steps.unit)
                 truth = x if y is None else y
                 row, first = int(rows[lane]), begins[lane]
-                self._backend.score(model, arrays, row, first, mine, steps.naive, truth)
+                backend.score(model, arrays, row, first, mine, steps.naive, truth)
                 made[lane] = mine
         return made, tuple(map(_report, reports.tolist())), members.tolist()
 
@@ -262,7 +266,7 @@ class Learner:
     def figures(self) -> Figures:
         """How the model is doing."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
-        norm = float(np.linalg.norm(self._model.parameters.astype(np.float64)))
+        norm = math.sqrt(float(np.dot(self._model.parameters, self._model.parameters)))
         return Figures(
             steps=counters[STEPS],
             updates=counters[UPDATES],
@@ -389,7 +393,7 @@ class Learner:
 
 
 def _side_by_side(
-    spec: ModelSpec, rows: Array, ends: Array, prepared: list[scaling.Prepared]
+    backend: Backend, rows: Array, ends: Array, prepared: list[scaling.Prepared]
 ) -> Lanes:
     """Lanes padded to the longest."""
     lengths = np.array([len(each.features) for each in prepared], np.int64)
@@ -397,8 +401,8 @@ def _side_by_side(
     if B == 1:
         features, targets = prepared[0].features[:, None], prepared[0].targets[:, None]
         return Lanes(rows, lengths, ends, features, targets)
-    features = np.zeros((T, B, spec.features), spec.dtype)
-    targets = np.zeros((T, B, spec.target_width), spec.dtype)
+    features = backend.empty("features", (T, B, prepared[0].features.shape[1]))
+    targets = backend.empty("targets", (T, B, prepared[0].targets.shape[1]))
     for lane, each in enumerate(prepared):
         features[: lengths[lane], lane] = each.features
         targets[: lengths[lane], lane] = each.targets

@@ -119,4 +119,7 @@ def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
         return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
     if spec.loss == "bernoulli":
         return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
-    return np.asarray(base + unit * outputs)
+    made = outputs.astype(np.float64)  # and all else in place
+    made *= unit
+    made += base
+    return made

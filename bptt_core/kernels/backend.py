@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -34,10 +35,32 @@ class Compiled:
         self._members = np.empty((0, 2), np.int64)
         self._lists = np.empty((5, 0), np.int64)
         self._done = np.zeros(2, np.int64)
+        self._room_of: dict[str, Array] = {}
+        self._rows = slice(0, 0)
         self._nobody_asks = np.empty((0, 0, spec.outputs), spec.dtype)
         # A prediction may run while the trainer does, and in several threads at once: each has
         # buffers of its own.
         self._predicting = threading.local()
+        self._features = self._targets = np.empty((0, 0), spec.dtype)
+        self._base = self._unit = self._naive = np.empty((0, 0))
+
+    def begin(self, steps: int) -> None:
+        """As `Backend.begin`. Room grows to the largest call there has been, and stays."""
+        self._rows = slice(0, 0)
+        if steps <= len(self._features):
+            return
+        spec = self._spec
+        self._features = np.empty((steps, spec.features), spec.dtype)
+        self._targets = np.empty((steps, spec.target_width), spec.dtype)
+        self._base, self._unit, self._naive = np.empty((3, steps, spec.outputs))
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Array:
+        """As `Backend.empty`."""
+        size = math.prod(shape)
+        room = self._room_of.get(name)
+        if room is None or room.size < size:
+            room = self._room_of[name] = np.empty(size, self._spec.dtype)
+        return room[:size].reshape(shape)
 
     def prepare(
         self, model: Model, streams: Streams, row: int, x: Array, y: Array | None
@@ -47,10 +70,9 @@ class Compiled:
         x = np.ascontiguousarray(x)
         if spec.task == "next_token":
             return reference.prepare(spec, model, streams, row, x, y)
-        features = np.empty((T, spec.features), spec.dtype)
-        targets = np.empty((T, spec.target_width), spec.dtype)
-        base, unit = np.empty((2, T, spec.outputs))
-        naive = base
+        self._rows = rows = slice(self._rows.stop, self._rows.stop + T)
+        features, targets = self._features[rows], self._targets[rows]
+        base, unit, naive = self._base[rows], self._unit[rows], self._base[rows]
         if spec.task == "forecast":
             begin = int(streams.counters[row, SEQUENCE_STEP])
             scaling.prepare_forecast(
@@ -61,7 +83,8 @@ class Compiled:
             assert y is not None
             y = np.ascontiguousarray(y)
             scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
-            naive = np.zeros((T, spec.outputs))
+            naive = self._naive[rows]
+            naive[:] = 0
             scaling.prepare_steps(
                 spec.scaling, scale_targets, spec.task == "regression", model, x, y,
                 features, targets, base, unit, naive,
