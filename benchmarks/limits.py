@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,8 @@ from benchmarks.cases import Case, INPUT_SIZE, OUTPUT_SIZE
 from benchmarks.core import ONE_THREAD, ROUNDS, Side
 from bptt_core import Learner, ModelSpec
 
-PEAK_SIZE = 2048  # rows of the matrices whose product is the peak: 34 GFLOP a second and more
+PEAK_SIZE = 2048  # rows of the matrices whose product is the peak: 17 GFLOP, a tenth of a second
+CALL_STEPS = 320
 WINDOWS = (8, 32, 128, 512, 1024)
 FLOP_A_WEIGHT = 6  # multiply and add: forward, backward, weight gradient
 SPEC = ModelSpec(
@@ -43,19 +46,54 @@ def peak_gflops() -> float:
     return best
 
 
-def allocated_bytes(steps: int) -> float:
+def kept_bytes(steps: int) -> float:
     """Bytes that a warm learner of one stream takes and does not give back, a step."""
-    learner = Learner(SPEC)
-    random = np.random.default_rng(0)
-    x = random.normal(size=(320, 1, INPUT_SIZE)).astype(np.float32)
-    learner.feed(x, x, predictions=False)
-    tracemalloc.start()
+    feed = _warm_call()
     before = tracemalloc.get_traced_memory()[0]
-    for _ in range(steps // len(x)):
+    for _ in range(steps // CALL_STEPS):
+        feed()
+    return (tracemalloc.get_traced_memory()[0] - before) / steps
+
+
+def peak_bytes(steps: int) -> float:
+    """Bytes that a warm learner of one stream takes at most in a call, a step; the largest call.
+
+    What the call hands over is part of it: the reports of 10 updates.
+    """
+    feed, most = _warm_call(), 0
+    for _ in range(steps // CALL_STEPS):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        feed()
+        most = max(most, tracemalloc.get_traced_memory()[1] - before)
+    return most / CALL_STEPS
+
+
+def _warm_call() -> Callable[[], object]:
+    """Feeds CALL_STEPS steps to a learner that has seen some; what it allocates is traced."""
+    learner = Learner(SPEC)
+    x = np.random.default_rng(0).normal(size=(CALL_STEPS, 1, INPUT_SIZE))
+    for _ in range(2):
         learner.feed(x, x, predictions=False)
-    after = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    return (after - before) / steps
+    tracemalloc.start()
+    learner.feed(x, x, predictions=False)
+    return functools.partial(learner.feed, x, x, predictions=False)
+
+
+FIRST_UPDATE = """
+import numpy as np
+from bptt_core import Learner, ModelSpec
+spec = ModelSpec(task="regression", input_size=8, output_size=8, k1=32, k2=32)
+x = np.zeros((32, 1, 8))
+assert Learner(spec).feed(x, x).updates
+"""
+
+
+def first_update_seconds() -> float:
+    """From the start of a process to its first update, interpreter and imports included."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", FIRST_UPDATE], check=True)
+    return time.perf_counter() - start
 
 
 def resident_bytes(k: int, steps: int) -> int:
@@ -85,7 +123,16 @@ def run() -> None:
         reached = FLOP_A_WEIGHT * 512 * 512 / step / 1e3
         print(f"share of one thread's matrix-product peak, B=64 H=512 k=32: {reached / peak:.0%}")
         print(f"  ({reached:.0f} of {peak:.0f} GFLOP/s)")
-        print(f"bytes kept a step by a warm learner: {_measure('allocated_bytes', 320_000):.4f}")
+        kept, most = _measure("kept_bytes", 960_000), _measure("peak_bytes", 960_000)
+        print(
+            f"bytes allocated a step by a warm learner: {most:.1f} at most within a call of "
+            f"{CALL_STEPS} steps, reports and checks included; {kept:.4f} kept"
+        )
+        seconds = [first_update_seconds() for _ in range(ROUNDS + 1)][1:]  # the first may compile
+        print(
+            "start of a process to its first update, kernels in the cache: "
+            f"{statistics.median(seconds):.2f} s"
+        )
         first, second = (_measure("resident_bytes", 32, steps) for steps in (50_000, 500_000))
         grown = (second - first) / 2**20
         print(f"resident memory after 500,000 steps, over that after 50,000: {grown:+.1f} MB")
@@ -100,5 +147,6 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    functions = {each.__name__: each for each in (peak_gflops, allocated_bytes, resident_bytes)}
+    measures = (peak_gflops, kept_bytes, peak_bytes, resident_bytes)
+    functions = {each.__name__: each for each in measures}
     print(json.dumps(functions[sys.argv[1]](*map(int, sys.argv[2:]))))
