@@ -124,7 +124,7 @@ class Checkpoint:
     """Prequential, when it was written, as is `skill_ratio`."""
     size_bytes: int
     best: bool
-    """No other has a lower prequential loss."""
+    """No other has a lower prequential error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,11 @@ def infos(folder: Path) -> list[CheckpointInfo]:
             except FileNotFoundError:
                 continue  # another thread has just let go of it
             found.append((ticks, size, _known(path)))
-    losses = [figures[2] for _, _, figures in found if math.isfinite(figures[2])]
-    best = min(losses, default=math.nan)
-    named = [ticks for ticks, _, figures in found if figures[2] == best]
+    # The ratio is of many steps and fades; the loss is of one update, where there is nothing else.
+    rated = any(math.isfinite(figures[3]) for _, _, figures in found)
+    merits = {ticks: figures[3] if rated else figures[2] for ticks, _, figures in found}
+    best = min(filter(math.isfinite, merits.values()), default=math.nan)
+    named = [ticks for ticks, merit in merits.items() if merit == best]
     return [
         CheckpointInfo(ticks, *figures, size, best=ticks in named[-1:])
         for ticks, size, figures in found

@@ -68,7 +68,7 @@ class Checkpoint:
     """Learned in the life of the model."""
     updates: int = 0
     loss: float = math.nan
-    """Prequential; the lowest is the best. NaN: not known yet."""
+    """Of the last update, before it was made. NaN: not known yet."""
     skill_ratio: float = math.nan
     fingerprint: dict[str, str] = field(default_factory=fingerprint)
     """Processor and libraries that made it: see `fingerprint.differences`."""
@@ -86,7 +86,8 @@ class CheckpointInfo:
     skill_ratio: float
     size_bytes: int
     best: bool
-    """It has the lowest loss of those that are kept."""
+    """It has the lowest prequential error of those that are kept, over that of the naive forecast;
+    where none has one, the lowest loss."""
 
 
 class Store(Protocol):
@@ -148,7 +149,7 @@ class Store(Protocol):
         The first one of a model makes the model. Later ones may hold no record that was not
         appended, where there is a journal at all.
 
-        Kept are the newest few, the one of the lowest loss, those that the journal names, and the
+        Kept are the newest few, the best, those that the journal names, and the
         journal from the oldest of the newest few on.
 
         Raises:

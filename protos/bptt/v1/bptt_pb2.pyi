@@ -1535,7 +1535,7 @@ class Checkpoint(_message.Message):
     loss: _builtins.float
     size_bytes: _builtins.int
     best: _builtins.bool
-    """Kept because no other has a lower prequential loss."""
+    """Kept because no other has a lower prequential error."""
     def __init__(
         self,
         *,
