@@ -27,6 +27,8 @@ class Recovered:
     learner: Learner
     ticks: int
     """Records in its life."""
+    saved_ticks: int
+    """Those that its newest whole checkpoint holds; the rest was replayed."""
     replayed_steps: int
     damage: str | None
     """What is wrong with its journal; None: nothing, it may go on."""
@@ -60,7 +62,9 @@ def recover(
         damage = error.message
         log.error("model %s: opened read-only: %s", model_id, damage)
     steps = replay.learner.figures.steps - checkpoint.steps
-    return Recovered(definition, replay.learner, replay.tick, max(steps, 0), damage)
+    return Recovered(
+        definition, replay.learner, replay.tick, checkpoint.ticks, max(steps, 0), damage
+    )
 
 
 def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner]:

@@ -134,7 +134,7 @@ class Registry:
         try:
             loop = asyncio.get_running_loop()
             learner = await loop.run_in_executor(self._executor, in_thread)
-            trainer = self._start(definition, learner)
+            trainer = self._start(definition, learner, ticks=0, saved_ticks=0)
         finally:
             self.making.discard(definition.model_id)
         spec = definition.spec
@@ -155,7 +155,9 @@ class Registry:
         self,
         definition: ModelDefinition,
         learner: Learner,
-        ticks: int = 0,
+        *,
+        ticks: int,
+        saved_ticks: int,
         damage: str | None = None,
     ) -> Trainer:
         trainer = Trainer(
@@ -166,6 +168,7 @@ class Registry:
             sink=self._sink,
             config=self._config,
             ticks=ticks,
+            saved_ticks=saved_ticks,
             storage=self._storage,
             damage=damage,
         )
@@ -275,7 +278,13 @@ class Registry:
             return
         del self._absent[model_id]
         seconds = time.perf_counter() - start
-        trainer = self._start(found.definition, found.learner, found.ticks, found.damage)
+        trainer = self._start(
+            found.definition,
+            found.learner,
+            ticks=found.ticks,
+            saved_ticks=found.saved_ticks,
+            damage=found.damage,
+        )
         trainer.sink.recovered(seconds)
         self._say_recovered(found, trainer, seconds)
         await tell(model_id, True)

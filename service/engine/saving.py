@@ -5,6 +5,8 @@ Rules:
   It changes nothing in the model, so when it is written does not matter to what is learned.
 - The copy is made between two runs; the file is written while the next ones go on.
 - A checkpoint is written once all that it holds is in the journal.
+- What a restart has replayed is due at once: else a server that ends again and again before one
+  is due replays more each time.
 - One at a time. Should it fail, that is said, and tried again when the next one is due.
 """
 
@@ -78,6 +80,10 @@ class Saver:
         elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._config.checkpoint_seconds, self._time_is_up)
+
+    def replayed(self) -> None:
+        """The model was brought back from more than a checkpoint."""
+        self.due = self.unsaved = True
 
     @property
     def _is_writing(self) -> bool:

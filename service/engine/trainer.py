@@ -99,6 +99,7 @@ class Trainer:
         sink: where it reports to.
         config: limits, and how often it is saved.
         ticks: records in its life so far.
+        saved_ticks: those that its newest whole checkpoint holds; None: all.
         damage: what is wrong with its journal; None: nothing. Else it only predicts.
     """
 
@@ -112,6 +113,7 @@ class Trainer:
         sink: ReportSink,
         config: ServerConfig,
         ticks: int = 0,
+        saved_ticks: int | None = None,
         storage: Executor | None = None,
         damage: str | None = None,
     ) -> None:
@@ -168,6 +170,8 @@ class Trainer:
             ticks=ticks,
             wake=self._wake.set,
         )
+        if saved_ticks is not None and saved_ticks < ticks and not self._read_only:
+            self._saver.replayed()
 
     # ------------------------------------------------------------------ life
 
