@@ -151,6 +151,9 @@ async def run(seconds: float = RUN_SECONDS) -> None:
                 f"{row.ratio:>7.0%} {row.core:>11,.0f}",
                 flush=True,
             )
+        from benchmarks import latency  # which takes its load from here
+
+        await latency.run(service, echo)
 
 
 def _spread(rates: list[float]) -> str:

@@ -66,6 +66,9 @@ class Learner:
         self.settings = Settings(None, spec.clip, spec.clip_threshold, paused=False)
         """How it learns now; see `configure`."""
         self._steered = spec  # the spec with the settings in place of its own
+        # Parameters change with an update and not between two: what is worked out of them is kept.
+        self._norm: tuple[int, float] | None = None
+        self._published: tuple[int, Array] | None = None
         self._backend_name = backend
         self._backend = make(spec, backend)
         self._model = new_model(spec)
@@ -266,7 +269,8 @@ class Learner:
     def figures(self) -> Figures:
         """How the model is doing."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
-        norm = math.sqrt(float(np.dot(self._model.parameters, self._model.parameters)))
+        if self._norm is None or self._norm[0] != counters[UPDATES]:
+            self._norm = counters[UPDATES], math.sqrt(float(np.dot(self._model.parameters, self._model.parameters)))
         return Figures(
             steps=counters[STEPS],
             updates=counters[UPDATES],
@@ -277,7 +281,7 @@ class Learner:
             gradient_norm=last[GRADIENT_NORM],
             clipped_gradient_norm=last[CLIPPED_GRADIENT_NORM],
             skill_ratio=scaling.skill_ratio(self._model),
-            parameter_norm=norm,
+            parameter_norm=self._norm[1],
             learning_rate=windows.learning_rate(
                 self._steered, self._model, counters[UPDATES] - counters[SKIPPED]
             ),
@@ -285,10 +289,14 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """An immutable copy of what predictions need."""
+        update = int(self._model.counters[UPDATES])
+        if self._published is None or self._published[0] != update:
+            self._published = update, _frozen(self._model.parameters.copy())
         moments = np.empty((0, 0), self.spec.dtype)
-        copies = (array.copy() for array in self._model._replace(moments=moments))
-        model = type(self._model)(*map(_frozen, copies))
-        return Snapshot(self.spec, self._backend, model, int(model.counters[UPDATES]))
+        rest = self._model._replace(moments=moments, parameters=moments)
+        model = type(self._model)(*(_frozen(array.copy()) for array in rest))
+        model = model._replace(parameters=self._published[1])
+        return Snapshot(self.spec, self._backend, model, update)
 
     def stream_view(self, stream_id: str) -> StreamView:
         """An immutable copy of one stream's live state.
@@ -337,6 +345,7 @@ class Learner:
             InvalidArgument: a name or an array does not fit; nothing was changed.
         """
         params.load(self.spec, self._model.parameters, source)
+        self._norm = self._published = None
 
     # ------------------------------------------------------------------ keeping
 

@@ -1,0 +1,114 @@
+"""How long one message takes: round trips, predictions beside training, many streams at once."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from typing import Any
+
+import grpc
+import numpy as np
+
+from benchmarks.processes import started
+from benchmarks.service import INPUT_SIZE, LEARN, MODEL, walk
+from bptt_core import Chunk, Learner, ModelSpec
+from protos.bptt.v1 import bptt_pb2 as pb
+from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
+from service.client import Client
+
+ROUNDS = 5  # of each server, in turns
+TRIPS = 500  # in a round: its median is steady, and its 99th percentile is of five
+PREDICTIONS = 500
+STREAMS, WIDE, WIDE_K = 64, 128, 32
+TICKS = 40  # of so many streams each: a second
+
+
+async def trip_seconds(address: str, stream_id: str) -> float:
+    """Median of round trips: one step out, its answer back."""
+    step = pb.Chunk(stream_id=stream_id, inputs=walk(1)[0].ravel())
+    message = pb.LearnRequest(chunk=step).SerializeToString()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream(LEARN)()
+        opening = pb.LearnRequest(open=pb.OpenLearn(model_id=MODEL))
+        await call.write(opening.SerializeToString())
+        await call.read()
+        seconds = []
+        for _ in range(TRIPS):
+            start = time.perf_counter()
+            await call.write(message)
+            await call.read()
+            seconds.append(time.perf_counter() - start)
+        call.cancel()
+    return statistics.median(seconds)
+
+
+async def predict_seconds(address: str) -> list[float]:
+    """Of single predictions from a stream's live state, one after the other."""
+    seconds = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = pb_grpc.LearnerServiceStub(channel)
+        request = pb.PredictRequest(model_id=MODEL, stream_id="predicted")
+        for _ in range(PREDICTIONS):
+            start = time.perf_counter()
+            await stub.Predict(request)
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+async def streams_together(address: str) -> tuple[float, float]:
+    """Steps a second of 64 streams in one call and model, and of the core fed the same batches."""
+    spec = {"input_size": INPUT_SIZE, "hidden_size": WIDE, "k1": WIDE_K, "k2": WIDE_K}
+    steps = TICKS * STREAMS * WIDE_K
+    rows = np.concatenate(walk(WIDE_K))[:WIDE_K]
+    async with Client.connect(address) as client:
+        await client.create_model("wide", spec)
+        async with client.learn("wide") as session:
+
+            async def send(ticks: int) -> None:
+                for _ in range(ticks):
+                    for stream in range(STREAMS):
+                        await session.send(str(stream), rows)
+
+            async def read(answers: int) -> None:
+                for _ in range(answers):
+                    await anext(session)
+
+            await asyncio.gather(send(2), read(2 * STREAMS))
+            start = time.perf_counter()
+            await asyncio.gather(send(TICKS), read(TICKS * STREAMS))
+            seconds = time.perf_counter() - start
+    learner = Learner(ModelSpec(input_size=INPUT_SIZE, hidden_size=WIDE, k1=WIDE_K, k2=WIDE_K))
+    learner.warm_up()
+    begin = time.perf_counter()
+    for tick in range(TICKS):
+        learner.apply([Chunk(str(s), tick * WIDE_K, rows, None) for s in range(STREAMS)])
+    return steps / seconds, steps / (time.perf_counter() - begin)
+
+
+async def run(service: str, echo: str) -> None:
+    """Measure and print."""
+    trips: dict[str, list[float]] = {service: [], echo: []}
+    for place in range(ROUNDS):
+        for address, found in trips.items():
+            found.append(await trip_seconds(address, f"trip-{place}"))
+    mine, its = (statistics.median(found) * 1e6 for found in trips.values())
+    print(f"round trip of one step, p50: {mine:.0f} µs; echo {its:.0f} µs: {mine / its:.2f}x")
+    async with Client.connect(service) as client, client.learn(MODEL) as session:
+        await session.send("predicted", walk(64)[0])
+    idle, busy = [], []
+    for _ in range(ROUNDS):
+        idle += await predict_seconds(service)
+        with started("benchmarks.load", service):
+            busy += await predict_seconds(service)
+    for percent in (50, 99):
+        a, b = (float(np.percentile(each, percent)) * 1e6 for each in (idle, busy))
+        print(
+            f"Predict p{percent}: idle {a:.0f} µs; while its model trains {b:.0f} µs: {b / a:.1f}x"
+        )
+    together, alone = await streams_together(service)
+    print(
+        f"{STREAMS} streams in one model, H={WIDE}, chunks of {WIDE_K}: {together:,.0f} steps/s; "
+        f"core alone {alone:,.0f}: {together / alone:.0%}",
+        flush=True,
+    )
