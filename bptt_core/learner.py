@@ -270,7 +270,10 @@ class Learner:
         """How the model is doing."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
         if self._norm is None or self._norm[0] != counters[UPDATES]:
-            self._norm = counters[UPDATES], math.sqrt(float(np.dot(self._model.parameters, self._model.parameters)))
+            self._norm = (
+                counters[UPDATES],
+                math.sqrt(float(np.dot(self._model.parameters, self._model.parameters))),
+            )
         return Figures(
             steps=counters[STEPS],
             updates=counters[UPDATES],
