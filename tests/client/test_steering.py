@@ -47,7 +47,8 @@ async def test_settings_and_checkpoints_outlive_a_server_that_is_killed(
             assert str(after) == str(before)  # as text, NaN equals itself
             assert (after.state, after.learning_rate, after.clip) == ("paused", 0.02, "value")
             assert after.steps == 250
-            assert saved in await client.list_checkpoints(name)
+            kept = {each.ticks: each.steps for each in await client.list_checkpoints(name)}
+            assert kept[saved.ticks] == saved.steps  # which of them is the best may have changed
             restored = await client.restore_checkpoint(name, saved.ticks)
             assert (restored.steps, restored.state) == (100, "learning")
             assert restored.learning_rate == pytest.approx(0.001, rel=0.01)
