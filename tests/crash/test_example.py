@@ -1,0 +1,20 @@
+"""The script that shows it, in a small form."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "survives_kill.py"
+
+
+def test_a_model_whose_server_was_killed_has_the_digest_of_one_that_nobody_disturbed() -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", "2", "--chunks", "900"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kill -9:") == 2
+    calm, killed = re.findall(r"digest ([0-9a-f]{64})", done.stdout)
+    assert calm == killed
+    assert done.stdout.count("7,200 steps learned") == 2

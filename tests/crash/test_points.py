@@ -1,0 +1,146 @@
+"""A server that dies at each named point of a commit, a checkpoint, a trim, a restore, a deletion.
+
+It kills itself there (BPTT_FAILPOINT); it is started again, and its client goes on by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+from bptt_core import Chunk, Learner, ModelSpec
+from service.client import Client, ServerUnreachable
+from service.durability.sqlite import POINTS
+from service.engine import replay
+from service.engine.replay import different
+from service.errors import AlreadyExists, NotFound
+from tests.crash.support import (
+    check_walkers,
+    KEEP_ALL,
+    newest,
+    Restarted,
+    restarted,
+    SPEC,
+    Walker,
+)
+
+TRIMS = ("--history-megabytes", "0", "--kept-checkpoints", "1")
+SAVES = [point for point in POINTS if point.startswith("save.")]
+KILLED = -signal.SIGKILL
+
+
+async def save_until_it_dies(server: Restarted, client: Client) -> None:
+    """Ask for checkpoints until the server dies of one, or of what it commits meanwhile."""
+    process = server.process
+    assert process is not None
+    while process.poll() is None:
+        with contextlib.suppress(ServerUnreachable):
+            await client.save_checkpoint("m")
+    assert await server.wait() == KILLED
+
+
+def check_twin(folder: Path, walker: Walker) -> None:
+    """The model is bit for bit one that learned what was sent in one go, and its folder whole."""
+    found = replay.verify(folder / "models" / "m")
+    assert not found.problems
+    twin = Learner(ModelSpec(**SPEC))
+    twin.apply([Chunk("s", 0, walker.values)])
+    assert not different(newest(folder, "m"), twin.state())
+    assert walker.durable == len(walker.values)
+
+
+@pytest.mark.parametrize("point", [each for each in POINTS if each != "delete.renamed"])
+async def test_a_server_that_dies_at_a_point_is_gone_on_with(tmp_path: Path, point: str) -> None:
+    """The third time it comes there, which for a checkpoint is not the one that makes the model."""
+    trims = point.startswith(("trim.", "prune."))
+    options = TRIMS if trims else KEEP_ALL
+    async with restarted(tmp_path, *options, failpoint=f"{point}:3") as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", SPEC)
+            walker = Walker(server.address, "m", "s", 3)
+            walker.start()
+            await save_until_it_dies(server, client)
+            await server.start()
+            assert walker.session is not None
+            await walker.finish(len(walker.sent) + 50)
+            assert walker.session.reconnections >= 1
+        await server.stop()
+        assert not server.lines("ERROR")
+        assert not server.lines("Traceback")
+    check_twin(server.folder, walker)
+    if not trims:
+        check_walkers(server.folder, "m", [walker])
+
+
+@pytest.mark.parametrize("point", SAVES)
+async def test_a_model_that_a_server_died_of_making_is_there_whole_or_not_at_all(
+    tmp_path: Path, point: str
+) -> None:
+    async with restarted(tmp_path, *KEEP_ALL, failpoint=point) as server:
+        async with Client.connect(server.address) as client:
+            with pytest.raises(ServerUnreachable):
+                await client.create_model("m", SPEC)
+            assert await server.wait() == KILLED
+            await server.start()
+        async with Client.connect(server.address) as client:
+            is_there = [model.model_id for model in await client.list_models()]
+            assert is_there == (["m"] if point in ("save.renamed", "save.committed") else [])
+            with contextlib.suppress(AlreadyExists):
+                await client.create_model("m", SPEC)
+        walker = Walker(server.address, "m", "s", 3)
+        await walker.walk(20)
+        await server.stop()
+    check_walkers(server.folder, "m", [walker])
+
+
+@pytest.mark.parametrize("point", ["append.inserted", "append.committed"])
+async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
+    tmp_path: Path, point: str
+) -> None:
+    async with restarted(tmp_path, *KEEP_ALL) as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", SPEC)
+        first = Walker(server.address, "m", "s", 3)
+        await first.walk(20)
+        async with Client.connect(server.address) as client:
+            saved = await client.save_checkpoint("m")
+        before = Walker(server.address, "m", "later", 4)
+        await before.walk(20)
+        await server.stop()
+        await server.start(point)
+        async with Client.connect(server.address) as client:
+            with pytest.raises(ServerUnreachable):
+                await client.restore_checkpoint("m", saved.ticks)
+            assert await server.wait() == KILLED
+            await server.start()
+        async with Client.connect(server.address) as client:
+            streams = [stream.stream_id for stream in await client.list_streams("m")]
+            assert sorted(streams) == (["s"] if point == "append.committed" else ["later", "s"])
+        after = Walker(server.address, "m", "last", 5)
+        await after.walk(20)
+        await server.stop()
+    assert not replay.verify(server.folder / "models" / "m").problems
+
+
+async def test_a_deletion_that_a_server_died_of_is_done(tmp_path: Path) -> None:
+    async with restarted(tmp_path, *KEEP_ALL, failpoint="delete.renamed") as server:
+        async with Client.connect(server.address) as client:
+            await client.create_model("m", SPEC)
+            with pytest.raises(ServerUnreachable):
+                await client.delete_model("m")
+            assert await server.wait() == KILLED
+            await server.start()
+        async with Client.connect(server.address) as client:
+            with pytest.raises(NotFound):
+                await client.get_model("m")
+            await client.create_model("m", SPEC)
+        walker = Walker(server.address, "m", "s", 3)
+        await walker.walk(20)
+        await server.stop()
+    left = await asyncio.to_thread(lambda: sorted((server.folder / "models").iterdir()))
+    assert [each.name for each in left] == ["m"]
+    check_walkers(server.folder, "m", [walker])
