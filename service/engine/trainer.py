@@ -253,16 +253,31 @@ class Trainer:
 
     @property
     def full(self) -> bool:
-        """Whether a chunk must wait for room in the queue."""
+        """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
+        return bool(self._space) or self._is_full
+
+    @property
+    def _is_full(self) -> bool:
         queue, limits = self._batcher, self._limits
         return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
 
     async def room(self) -> None:
-        """Wait until the queue has room for a chunk."""
-        while self.full:
-            waiter = asyncio.get_running_loop().create_future()
-            self._space.append(waiter)
+        """Wait until the queue has room for a chunk. Who came first goes first."""
+        if not self.full:
+            return
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._space.append(waiter)
+        try:
             await waiter
+            while self._is_full:  # somebody was quicker: this one keeps its place in the line
+                waiter = loop.create_future()
+                self._space.appendleft(waiter)
+                await waiter
+        finally:
+            if waiter in self._space:  # it waits no longer, and nobody should behind it
+                self._space.remove(waiter)
+            loop.call_soon(self._wake_waiters)  # what it does not take is for the next
 
     def accept(self, incoming: IncomingChunk, ticket: Ticket, sender: object = None) -> None:
         """Give a chunk its place in its stream; the answer fills the ticket.
@@ -344,7 +359,7 @@ class Trainer:
 
     def _wake_waiters(self) -> None:
         """Let as many go on as there may be room for; each looks again when its turn comes."""
-        count = self._limits.queue_chunks - self._batcher.chunks
+        count = 0 if self._is_full else self._limits.queue_chunks - self._batcher.chunks
         while self._space and count > 0:
             waiter = self._space.popleft()
             if not waiter.done():

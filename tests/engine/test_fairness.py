@@ -1,0 +1,55 @@
+"""A stream that sends without end does not starve one that sends a little."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bptt_core import ChunkResult, Learner, ModelSpec
+from service.config import Limits, ServerConfig
+from service.domain import IncomingChunk, ModelDefinition
+from service.engine.outbox import Outbox
+from service.engine.trainer import Trainer
+from service.errors import ServerStopping
+from service.observability.metrics import Metrics
+
+SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=4)
+LIMITS = Limits(queue_chunks=64, run_chunks=4, call_answers=10_000)
+STEPS = np.ones((2, 1), np.float32)
+
+
+async def feed(trainer: Trainer, outbox: Outbox, stream_id: str, chunks: int) -> None:
+    """As a Learn call does: wait for room, then take a place."""
+    for _ in range(chunks):
+        await trainer.room()
+        trainer.accept(IncomingChunk(stream_id, None, STEPS, None, False), outbox.ticket(0))
+
+
+async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        trainer = Trainer(
+            ModelDefinition("m", SPEC),
+            Learner(SPEC, backend="reference"),
+            executor=executor,
+            store=None,
+            sink=Metrics(),
+            config=ServerConfig(limits=LIMITS),
+        )
+        large, small = Outbox(10_000, 1 << 30), Outbox(1, 1)
+        sending = asyncio.create_task(feed(trainer, large, "large", 1000))
+        while not trainer.full:  # noqa: ASYNC110 - nothing is learned yet: it only takes turns
+            await asyncio.sleep(0)
+        asked = asyncio.create_task(feed(trainer, small, "small", 1))
+        await asyncio.sleep(0)  # it waits for room now, and so does the other
+        trainer.start()
+        await asked
+        answer = await small.next()
+        assert isinstance(answer, ChunkResult)
+        learned_before = trainer.views["large"].next_step // len(STEPS)
+        assert learned_before <= 3 * LIMITS.run_chunks < LIMITS.queue_chunks
+        await sending
+        await trainer.stop(refusal=ServerStopping(), save=False)
+        assert trainer.views["large"].next_step == 1000 * len(STEPS)
+        assert trainer.views["small"].next_step == len(STEPS)

@@ -1,0 +1,64 @@
+"""A model that was brought back is saved with what was replayed, whether it learns more or not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bptt_core import Chunk, Learner, ModelSpec
+from service.config import ServerConfig
+from service.domain import ModelDefinition
+from service.durability import Record, SqliteStore
+from service.engine.records import apply_record, make_checkpoint
+from service.engine.recovery import recover, Recovered
+from service.engine.registry import Registry
+from service.observability.metrics import Metrics
+
+SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=4)
+TICKS = 5
+
+
+def killed(store: SqliteStore) -> Learner:
+    """The learner of a model whose server saved it at its beginning only; its journal is whole."""
+    learner = Learner(SPEC)
+    store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
+    values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None]
+    records = [
+        Record(tick, (Chunk("s", 3 * tick - 3, values[3 * tick - 3 : 3 * tick]),))
+        for tick in range(1, TICKS + 1)
+    ]
+    store.append("m", records)
+    for record in records:
+        apply_record(learner, record)
+    return learner
+
+
+async def stopped(store: SqliteStore) -> Recovered:
+    """A server starts on the store and is stopped, and nobody learns; what the next one finds."""
+    with ThreadPoolExecutor(1) as executor:
+        registry = Registry(ServerConfig(), executor, store, Metrics())
+        await registry.recover()
+        assert await registry.stop(10.0) == []
+    return recover(store, "m")
+
+
+async def test_a_clean_stop_saves_what_was_only_replayed(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    store.open()
+    try:
+        learner = killed(store)
+        before = recover(store, "m")
+        assert (before.saved_ticks, before.replayed_steps) == (0, 3 * TICKS)
+        after = await stopped(store)
+        assert (after.saved_ticks, after.replayed_steps) == (TICKS, 0)
+        assert after.ticks == before.ticks == TICKS
+        np.testing.assert_array_equal(
+            after.learner.state()[0]["model.parameters"], learner.state()[0]["model.parameters"]
+        )
+        written = [each.ticks for each in store.checkpoints("m")]
+        await stopped(store)
+        assert [each.ticks for each in store.checkpoints("m")] == written, "nothing was new"
+    finally:
+        store.close()
