@@ -47,7 +47,7 @@ def test_a_whole_folder_is_replayed_bit_for_bit(whole: Path) -> None:
     assert done.status == 0, done.out
     assert "m: whole\n" in done.out
     assert "n: whole\n" in done.out
-    assert "bit for bit the checkpoints after: 20, 30, 40" in done.out
+    assert "bit for bit the checkpoints after: 30, 40" in done.out
     assert done.err == ""
 
 
@@ -70,7 +70,7 @@ def test_what_is_damaged_is_named(data: Path) -> None:
     assert done.status == 1
     assert "m: NOT WHOLE\n" in done.out
     assert f"{checkpoint_of(data, 30)} is damaged: its checksum does not fit" in done.out
-    assert "bit for bit the checkpoints after: 20, 40" in done.out
+    assert "bit for bit the checkpoints after: 40" in done.out
     assert "n: NOT WHOLE\n" in done.out
     assert f"{journal_of(data, 'n')} is damaged at tick 8: 1 bytes are too few" in done.out
     assert "bit for bit the checkpoints after: none to compare" in done.out
@@ -88,7 +88,7 @@ def test_another_model_than_the_journal_gives_is_seen(data: Path) -> None:
     assert done.status == 1
     words = "replay does not give the checkpoint after 30 ticks: model.parameters differ"
     assert words in done.out
-    assert "bit for bit the checkpoints after: 20, 40" in done.out
+    assert "bit for bit the checkpoints after: 40" in done.out
 
 
 def test_a_record_that_the_model_cannot_have_learned_is_named(data: Path) -> None:
