@@ -1,125 +1,122 @@
-"""A character model of source text, learned while it is read, against the same loop in PyTorch.
+"""Bits per character on the standard library's source text, against a PyTorch loop.
 
-The text is the standard library's own source: the .py files of the running Python, one after the
-other by path, as bytes. Every byte is predicted before it is learned; the figure is the mean of the
-bits that each prediction lacked. Both sides begin with the same weights and have the same windows,
-clip and optimizer, so they should come to the same figure.
+Both sides read the same bytes once, as one stream, begin with the same weights, and predict each
+byte before they learn it. Each is a process of its own with one thread, and they take turns, so
+that a machine that slows down slows both.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.characters_core import new_learner
+from benchmarks.characters_process import Settings, TEXT, WEIGHTS
 from benchmarks.core import ONE_THREAD, rivals_python
-from bptt_core import Learner, ModelSpec
-
-Array = NDArray[Any]
 
 CHARACTERS = 2_000_000
-WINDOW = 64
-HIDDEN_SIZE = 256
-LEARNING_RATE = 1e-3
-CLIP = 1.0
-PIECE = 64 * WINDOW  # characters in one call of `feed`
-LAST = 100_000  # characters of the second figure
+TURN = 200_000  # characters of one side, before it is the other's turn; a multiple of k
 CELLS = ("rnn_tanh", "lstm")
 
 
-def text(characters: int) -> Array:
-    """The first bytes of the standard library's source, as token ids."""
+def source_text(size: int) -> bytes:
+    """The first bytes of the standard library's modules, one after the other, sorted by path."""
     folder = Path(sysconfig.get_path("stdlib"))
-    found = bytearray()
-    paths = (path for path in folder.rglob("*.py") if "site-packages" not in path.parts)
-    for path in sorted(paths):
-        found += path.read_bytes()
-        if len(found) >= characters:
-            return np.frombuffer(bytes(found[:characters]), np.uint8).astype(np.int64)
-    raise SystemExit(f"{folder} holds {len(found)} characters of source, fewer than {characters}")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    text = bytearray()
+    for name in names:
+        if not {"site-packages", "dist-packages"} & set(Path(name).parts):
+            text += (folder / name).read_bytes()
+        if len(text) >= size:
+            return bytes(text[:size])
+    raise ValueError(f"the standard library has {len(text):,} bytes; {size:,} were asked for")
 
 
-def learner_of(cell: Any, hidden_size: int = HIDDEN_SIZE) -> Learner:
-    """A model that has read nothing yet."""
-    spec = ModelSpec(
-        task="next_token",
-        input_size=1,
-        vocabulary_size=256,
-        cell=cell,
-        hidden_size=hidden_size,
-        k1=WINDOW,
-        k2=WINDOW,
-        optimizer="adam",
-        learning_rate=LEARNING_RATE,
-        clip="norm",
-        clip_threshold=CLIP,
-    )
-    return Learner(spec)
+class Side:
+    """One process that learns the text."""
+
+    def __init__(self, name: str, python: str, module: str, folder: str, options: Settings) -> None:
+        self.name = name
+        self.bits = self.seconds = 0.0
+        self._process = subprocess.Popen(
+            [python, "-m", module, folder, json.dumps(dataclasses.asdict(options))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | ONE_THREAD,
+        )
+        self._line()
+
+    def learn(self, characters: int) -> None:
+        """Learn so many more characters; adds up their bits and seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{characters}\n")
+        self._process.stdin.flush()
+        took = json.loads(self._line())
+        self.bits += took["bits"]
+        self.seconds += took["seconds"]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended")
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def bits(learner: Learner, tokens: Array) -> Array:
-    """Mean bits that the predictions of each window lacked, made before they were learned."""
-    losses = []
-    for start in range(0, len(tokens), PIECE):
-        # With k1 = k2 a window's loss is that of the predictions made as its steps came.
-        updates = learner.feed(tokens[start : start + PIECE, None], predictions=False).updates
-        losses += [update.loss for update in updates]
-    return np.asarray(np.asarray(losses) / np.log(2))
-
-
-def by_torch(learner: Learner, tokens: Array) -> Array:
-    """The same by a PyTorch loop that begins with the learner's weights."""
+def compare(settings: Settings, text: bytes) -> None:
+    """Print bits per character so far, turn by turn, and the ratio at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "given.npz", Path(folder) / "made.npy"
-        data: dict[str, Any] = {
-            "tokens": tokens,
-            "cell": learner.spec.cell,
-            "window": WINDOW,
-            "learning_rate": LEARNING_RATE,
-            "clip": CLIP,
-        }
-        np.savez(given, **(data | learner.parameters()))
-        command = [rivals_python(), "-m", "benchmarks.characters_torch", str(given), str(made)]
-        subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
-        losses: Array = np.load(made)
-    return np.asarray(losses / np.log(2))
+        (Path(folder) / TEXT).write_bytes(text)
+        np.savez(Path(folder) / WEIGHTS, **new_learner(settings).parameters())  # type: ignore[arg-type]
+        sides = [
+            Side("core", sys.executable, "benchmarks.characters_core", folder, settings),
+            Side("PyTorch", rivals_python(), "benchmarks.characters_torch", folder, settings),
+        ]
+        try:
+            for first in range(0, len(text) - 1, TURN):
+                characters = min(TURN, len(text) - 1 - first)
+                for side in sides:
+                    side.learn(characters)
+                done = first + characters
+                core, torch = (side.bits / done for side in sides)
+                row = f"{settings.cell:<9}{done:>10,}{core:>9.4f}{torch:>9.4f}"
+                times = "".join(f"{1e6 * side.seconds / done:>9.1f}" for side in sides)
+                print(f"{row}{100 * (core / torch - 1):>+8.2f} %{times}", flush=True)
+        finally:
+            for side in sides:
+                side.close()
 
 
-def run(characters: int = CHARACTERS) -> None:
-    """Print a line for each cell."""
-    tokens = text(characters)
+def run(cells: Sequence[str] = CELLS, characters: int = CHARACTERS) -> None:
+    """The core against PyTorch, for each cell."""
+    settings = Settings(CELLS[0])
+    text = source_text(characters + 1)
     print(
-        f"next byte of {characters:,} bytes of the standard library's source, "
-        f"H = {HIDDEN_SIZE}, k1 = k2 = {WINDOW},\n"
-        f"Adam {LEARNING_RATE:g}, clip {CLIP:g}, one stream; bits a character, of all and of the "
-        f"last {LAST:,}"
+        "character model: the standard library's source, one stream, "
+        f"H={settings.hidden_size}, k1=k2={settings.k}, Adam {settings.learning_rate},"
     )
     print(
-        f"{'cell':<9}{'core':>8}{'PyTorch':>9}{'ratio':>8}{'core':>9}{'PyTorch':>9}{'ratio':>8}",
-        end="",
+        f"clip {settings.clip_threshold}, one thread; all characters so far, each predicted before "
+        f"it was learned; text {hashlib.sha256(text).hexdigest()[:12]}"
     )
-    print(f"{'core':>9}{'PyTorch':>10}")
-    for cell in CELLS:
-        learner = learner_of(cell)
-        learner.warm_up()
-        first = learner_of(cell)
-        start = time.perf_counter()
-        mine = bits(learner, tokens)
-        middle = time.perf_counter()
-        theirs = by_torch(first, tokens)
-        end = time.perf_counter()
-        row = f"{cell:<9}"
-        tail = LAST // WINDOW
-        for of_mine, of_theirs in ((mine, theirs), (mine[-tail:], theirs[-tail:])):
-            a, b = of_mine.mean(), of_theirs.mean()
-            row += f"{a:>8.3f}{b:>9.3f}{a / b:>8.4f} "
-        print(f"{row}{middle - start:>7.0f} s{end - middle:>8.0f} s", flush=True)
-    sys.stdout.flush()
+    print(f"{'':<19}{'bits a character':>18}{'':>10}{'µs a character':>18}")
+    print(f"{'cell':<9}{'so far':>10}{'core':>9}{'PyTorch':>9}{'':>10}{'core':>9}{'PyTorch':>9}")
+    for cell in cells:
+        compare(Settings(cell), text)

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
     parser.add_argument("--length", type=int, default=100, help="steps, 40 or more; default 100")
     parser.add_argument("--hidden-size", type=int, default=32, help="default 32")
-    parser.add_argument("--at-most", type=int, default=40_000, help="sequences; default 40000")
+    parser.add_argument("--at-most", type=int, default=74_000, help="sequences; default 74000")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     options = parser.parse_args()
     if options.length < 40:
