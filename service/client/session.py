@@ -315,7 +315,7 @@ class LearnSession:
         except grpc.aio.AioRpcError as broken:
             error = from_broken_call(broken, self._address)
         except _Again as again:
-            error = again.error
+            return again.error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -391,7 +391,8 @@ class LearnSession:
 
     def _is_passing(self, sent: Sent, error: ServiceError) -> bool:
         """Whether a refusal may be another one the next time."""
-        own = sent.attempt > 0 and error.code == "ABORTED"  # our broken call still has the stream
+        # A broken call of ours may still have the stream: its server has not noticed its end yet.
+        own = error.code == "ABORTED" and (sent.attempt > 0 or self.reconnections > 0)
         return passes(error) or own
 
     def _answered(self, sent: Sent, answer: Answer, next_step: int) -> None:

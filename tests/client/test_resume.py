@@ -211,6 +211,33 @@ async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
             await go_on()
 
 
+async def test_a_stream_that_a_call_still_has_after_a_reconnection_is_waited_for(
+    shared: Served, name: str
+) -> None:
+    """As a broken call of the session's own does, whose end the server has not noticed."""
+    values = walk(20)
+    async with (
+        proxy(shared.address) as line,
+        Client.connect(line.address) as client,
+        Client.connect(shared.address) as other,
+    ):
+        await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            await session.send("s", values[:10])
+            await session.acknowledged("s")
+            line.drop()
+            await until(lambda: session.reconnections == 1)
+            async with other.learn(name) as holder:
+                await holder.send("s", values[:10], first_step=0)
+                while isinstance(await anext(holder), Refused):  # the broken call has it still
+                    await holder.send("s", values[:10], first_step=0)
+                await session.send("s", values[10:])  # for the first time
+                await until(lambda: session.reconnections >= 2)
+            assert await session.acknowledged("s") == 20
+        model = await client.get_model(name)
+    assert model.loss == twin(values).figures.loss
+
+
 async def test_chunks_behind_one_that_is_refused_move_up(client: Client, name: str) -> None:
     await client.create_model(name, SPEC)
     values = walk(40)
