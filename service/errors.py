@@ -269,6 +269,7 @@ class StorageFull(StorageFailed, LimitReached):
 
     code = "RESOURCE_EXHAUSTED"
     reason = "storage"
+    retry_seconds = 1.0  # a commit is tried again as often; somebody may have made room
 
 
 class StaleWriter(Unavailable):

@@ -261,6 +261,11 @@ class Trainer:
         queue, limits = self._batcher, self._limits
         return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
 
+    @property
+    def stalled(self) -> ServiceError | None:
+        """Why nothing can be committed for now; None: it can."""
+        return self._journal.failure
+
     async def room(self) -> None:
         """Wait until the queue has room for a chunk. Who came first goes first."""
         if not self.full:

@@ -6,7 +6,8 @@ Rules:
 - Only `close` means that all was sent. The end of the client's messages without it, or a lost
   connection, does not: what was accepted is learned, and the call does not end well.
 - Nothing is read while the model's queue or this call's outbox is full, so the client waits. If
-  the queue stays full for too long the call ends, and says when to come back.
+  the queue stays full for too long the call ends, and says when to come back; so it does when the
+  disk is full.
 - Answers do not wait for the journal. What has become durable since is told with the next answers,
   or in an `acknowledged` of its own if none has come by then; the end of a call waits for it.
 """
@@ -176,6 +177,10 @@ class LearnCall:
             return
         if trainer.full:
             await self._queue_room()
+        stalled = trainer.stalled
+        if stalled is not None and stalled.retry_seconds:
+            trainer.sink.refused(stalled.reason)
+            raise stalled  # which ends the call, as QueueFull does: chunks that follow were gaps
         weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
         ticket = self._outbox.ticket(int(weight))
         try:
