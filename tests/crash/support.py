@@ -196,6 +196,10 @@ class Walker:
         await self._walk()
         assert self.answered == len(self.sent) == chunks
 
+    async def more(self, chunks: int) -> None:
+        """Go on, in a session of its own, until there are so many chunks in all."""
+        await self.walk(chunks)
+
     def _chunk(self) -> NDArray[np.float32]:
         steps = int(self._random.integers(1, 13))
         moves = self._random.normal(size=(steps, 2)).astype(np.float32)
@@ -225,7 +229,7 @@ class Walker:
                 reader.cancel()
 
     async def _read(self, session: LearnSession) -> None:
-        ends = 0
+        ends = sum(len(chunk) for chunk in self.sent[: self.answered])
         async for answer in session:
             assert isinstance(answer, Learned), answer
             ends += len(self.sent[self.answered])

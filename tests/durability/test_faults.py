@@ -21,6 +21,7 @@ from service.durability import lock, SqliteStore
 from service.durability.sqlite import POINTS
 from service.errors import DataDamaged, InvalidRequest, StaleWriter, StorageFailed, StorageFull
 from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks
+from tests.support.disk import fill, mounted
 
 
 @contextlib.contextmanager
@@ -32,32 +33,6 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A file system of its own, of so many bytes; skips the test where nobody may mount one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip("a file system can be mounted by root only")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """A file that takes all the room that is left."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    return filler
 
 
 # ---------------------------------------------------------------------- no room
