@@ -11,12 +11,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import network, params, scaling, windows
+from bptt_core import network, params, transition
 from bptt_core.errors import InvalidArgument
-from bptt_core.scaling import Prepared
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, Streams
-from bptt_core.windows import Advanced, Lanes
+from bptt_core.transition import Steps
+from bptt_core.windows import Advanced
 
 Array = NDArray[Any]
 BackendName = Literal["compiled", "reference"]
@@ -25,40 +25,10 @@ BackendName = Literal["compiled", "reference"]
 class Backend(Protocol):
     """Arithmetic of one spec. Not thread-safe, but for `forward`."""
 
-    def begin(self, steps: int) -> None:
-        """A call of the learner begins, which brings so many steps over all its streams.
-
-        What `prepare` and `empty` gave before is not used any more.
-        """
-        ...
-
-    def empty(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Room of the spec's dtype and of any values, one of each name between two `begin`."""
-        ...
-
-    def prepare(
-        self, model: Model, streams: Streams, row: int, x: Array, y: Array | None
-    ) -> Prepared:
-        """As `scaling.prepare`."""
-        ...
-
-    def score(
-        self,
-        model: Model,
-        streams: Streams,
-        row: int,
-        first: int,
-        predictions: Array,
-        naive: Array,
-        truth: Array,
-    ) -> None:
-        """As `scaling.score`."""
-        ...
-
-    def advance(
-        self, model: Model, streams: Streams, lanes: Lanes, outputs: Array | None
+    def run(
+        self, model: Model, streams: Streams, steps: Steps, predictions: Array | None
     ) -> Advanced:
-        """As `windows.advance`."""
+        """As `transition.run`; what it returns is good until the next call."""
         ...
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
@@ -72,38 +42,12 @@ class Reference:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
 
-    def begin(self, steps: int) -> None:
-        """As `Backend.begin`."""
-
-    def empty(self, name: str, shape: tuple[int, ...]) -> Array:
-        """As `Backend.empty`."""
-        return np.empty(shape, self._spec.dtype)
-
-    def prepare(
-        self, model: Model, streams: Streams, row: int, x: Array, y: Array | None
-    ) -> Prepared:
-        """As `scaling.prepare`."""
-        return scaling.prepare(self._spec, model, streams, row, x, y)
-
-    def score(
-        self,
-        model: Model,
-        streams: Streams,
-        row: int,
-        first: int,
-        predictions: Array,
-        naive: Array,
-        truth: Array,
-    ) -> None:
-        """As `scaling.score`."""
-        scaling.score(self._spec, model, streams, row, first, predictions, naive, truth)
-
-    def advance(
-        self, model: Model, streams: Streams, lanes: Lanes, outputs: Array | None
+    def run(
+        self, model: Model, streams: Streams, steps: Steps, predictions: Array | None
     ) -> Advanced:
-        """As `windows.advance`."""
+        """As `transition.run`."""
         with np.errstate(all="ignore"):  # what is not finite is looked for, and skipped
-            return windows.advance(self._spec, model, streams, lanes, outputs)
+            return transition.run(self._spec, model, streams, steps, predictions)
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
         """As `Backend.forward`."""

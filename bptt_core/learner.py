@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import checks, params, scaling, windows
-from bptt_core.backends import Backend, BackendName, make
+from bptt_core.backends import BackendName, make
 from bptt_core.errors import InvalidArgument, UnknownStream
 from bptt_core.settings import Settings
-from bptt_core.snapshot import finish, Snapshot, StreamView
+from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
     BASELINE_LOSS,
@@ -26,14 +26,13 @@ from bptt_core.state import (
     new_model,
     NEXT_STEP,
     ROWS,
-    SEQUENCE_STEP,
     SKIPPED,
     STEPS,
     StreamTable,
     UPDATES,
 )
 from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
-from bptt_core.windows import Lanes
+from bptt_core.transition import ROW, Steps
 
 Array = NDArray[Any]
 
@@ -90,28 +89,26 @@ class Learner:
         Nothing is changed where an error is raised.
         """
         checked = checks.tick(self.spec, tick, self._next_step_or_zero)
-        for chunk in tick:
-            self._table.open(chunk.stream_id)
-        lengths = [len(x) for x, _ in checked]
-        rows = np.array([self._table.rows[chunk.stream_id] for chunk in tick], np.int64)
-        ends = np.array([chunk.end_of_sequence for chunk in tick], bool)
+        lanes = np.empty((len(tick), 4), np.int64)
+        stop = 0
+        for lane, (chunk, (x, _)) in enumerate(zip(tick, checked, strict=True)):
+            lanes[lane] = self._table.open(chunk.stream_id), stop, len(x), chunk.end_of_sequence
+            stop += len(x)
         xs = [x for x, _ in checked]
-        ys = [y for _, y in checked]
-        first = self._table.arrays.counters[rows, NEXT_STEP].tolist()
-        made, updates, members = self._advance(rows, xs, ys, ends, predictions)
+        ys = [y for _, y in checked if y is not None]
+        steps = Steps(lanes, _joined(xs), _joined(ys) if ys else None)
+        first = self._table.arrays.counters[lanes[:, ROW], NEXT_STEP].tolist()
+        made, updates, members = self._run(steps, predictions)
         took_part: list[list[UpdateReport]] = [[] for _ in tick]
         for report, lane in members:
             took_part[lane].append(updates[report])
-        results = [
-            ChunkResult(
-                chunk.stream_id,
-                first[lane],
-                first[lane] + lengths[lane],
-                made[lane],
-                tuple(took_part[lane]),
-            )
-            for lane, chunk in enumerate(tick)
-        ]
+        results = []
+        for lane, chunk in enumerate(tick):
+            _, start, length, _ = lanes[lane].tolist()
+            mine = None if made is None else made[start : start + length]
+            reports = tuple(took_part[lane])
+            before = first[lane]
+            results.append(ChunkResult(chunk.stream_id, before, before + length, mine, reports))
         return TickResult(tuple(results), updates)
 
     def feed(
@@ -135,50 +132,23 @@ class Learner:
             InvalidArgument: shape, type or value; nothing was changed.
         """
         x, target = checks.feed(self.spec, x, target)
-        rows = np.array([self._table.open(str(lane)) for lane in range(x.shape[1])], np.int64)
-        xs = [x[:, lane] for lane in range(x.shape[1])]
-        ys = [None if target is None else target[:, lane] for lane in range(x.shape[1])]
-        ends = np.full(len(xs), end_of_sequence)
-        made, updates, _ = self._advance(rows, xs, ys, ends, predictions)
-        side_by_side = None
-        if predictions and len(made) == 1 and made[0] is not None:
-            side_by_side = made[0][:, np.newaxis]
-        elif predictions:
-            side_by_side = np.stack([each for each in made if each is not None], axis=1)
-        return FeedResult(updates, side_by_side)
+        T, B = x.shape[:2]
+        lanes = np.empty((B, 4), np.int64)
+        for lane in range(B):
+            lanes[lane] = self._table.open(str(lane)), lane * T, T, end_of_sequence
+        steps = Steps(lanes, _by_stream(x), None if target is None else _by_stream(target))
+        made, updates, _ = self._run(steps, predictions)
+        if made is None:
+            return FeedResult(updates, None)
+        return FeedResult(updates, made.reshape(B, T, -1).swapaxes(0, 1))
 
-    def _advance(
-        self,
-        rows: Array,
-        xs: list[Array],
-        ys: list[Array | None],
-        ends: Array,
-        predictions: bool,
-    ) -> tuple[list[Array | None], tuple[UpdateReport, ...], list[list[int]]]:
-        """Scale, run, score: the same way for `apply` and `feed`."""
-        spec, model, arrays, backend = self.spec, self._model, self._table.arrays, self._backend
-        backend.begin(sum(map(len, xs)))
-        prepared = [
-            backend.prepare(model, arrays, int(row), x, y)
-            for row, x, y in zip(rows, xs, ys, strict=True)
-        ]
-        if self.settings.paused:
-            prepared = [_without_targets(each) for each in prepared]
-        lanes = _side_by_side(backend, rows, ends, prepared)
-        T, B = lanes.features.shape[:2]
-        outputs = backend.empty("outputs", (T, B, spec.outputs)) if predictions else None
-        begins = arrays.counters[rows, SEQUENCE_STEP].tolist()
-        reports, members = backend.advance(model, arrays, lanes, outputs)
-        made: list[Array | None] = [None] * B
-        if outputs is None:
-            arrays.forecasts[rows] = np.nan  # what was not forecast is not scored
-        else:
-            for lane, (x, y, steps) in enumerate(zip(xs, ys, prepared, strict=True)):
-                mine = finish(spec, outputs[: len(x), lane], steps.base, steps.unit)
-                truth = x if y is None else y
-                row, first = int(rows[lane]), begins[lane]
-                backend.score(model, arrays, row, first, mine, steps.naive, truth)
-                made[lane] = mine
+    def _run(
+        self, steps: Steps, predictions: bool
+    ) -> tuple[Array | None, tuple[UpdateReport, ...], list[list[int]]]:
+        """The same way for `apply` and `feed`: predictions (N, O), reports, who took part."""
+        made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
+        steps = steps._replace(paused=self.settings.paused)
+        reports, members = self._backend.run(self._model, self._table.arrays, steps, made)
         return made, tuple(map(_report, reports.tolist())), members.tolist()
 
     def configure(
@@ -404,26 +374,15 @@ class Learner:
         twin.snapshot().predict(None, x[:, 0])
 
 
-def _side_by_side(
-    backend: Backend, rows: Array, ends: Array, prepared: list[scaling.Prepared]
-) -> Lanes:
-    """Lanes padded to the longest."""
-    lengths = np.array([len(each.features) for each in prepared], np.int64)
-    T, B = int(lengths.max()), len(prepared)
-    if B == 1:
-        features, targets = prepared[0].features[:, None], prepared[0].targets[:, None]
-        return Lanes(rows, lengths, ends, features, targets)
-    features = backend.empty("features", (T, B, prepared[0].features.shape[1]))
-    targets = backend.empty("targets", (T, B, prepared[0].targets.shape[1]))
-    for lane, each in enumerate(prepared):
-        features[: lengths[lane], lane] = each.features
-        targets[: lengths[lane], lane] = each.targets
-    return Lanes(rows, lengths, ends, features, targets)
+def _joined(arrays: list[Array]) -> Array:
+    """All rows of some arrays, one after the other."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _without_targets(prepared: scaling.Prepared) -> scaling.Prepared:
-    """The same steps, none of whose targets is known."""
-    return prepared._replace(targets=np.full_like(prepared.targets, np.nan))
+def _by_stream(steps: Array) -> Array:
+    """Steps side by side (T, B, n) as (B T, n), stream after stream."""
+    T, B, n = steps.shape
+    return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(B * T, n)
 
 
 def _steered(spec: ModelSpec, settings: Settings) -> ModelSpec:

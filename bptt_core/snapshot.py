@@ -14,6 +14,7 @@ from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import deviation, forecast_columns
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model
+from bptt_core.transition import finish
 
 Array = NDArray[Any]
 
@@ -110,16 +111,3 @@ class Snapshot:
             base[:] = model.target_mean[0]
             unit[:] = deviation(model.target_count[0], model.target_m2[0])
         return base, unit
-
-
-def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
-    """Raw outputs (T, O) in the user's units; probabilities where targets are classes."""
-    if spec.loss == "cross_entropy":
-        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
-        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
-    if spec.loss == "bernoulli":
-        return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
-    made = outputs.astype(np.float64)  # and all else in place
-    made *= unit
-    made += base
-    return made

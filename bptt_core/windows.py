@@ -56,9 +56,9 @@ class Lanes(NamedTuple):
     ends: Array
     """(B,) bool: the sequence ends with this chunk."""
     features: Array
-    """(T, B, F)"""
+    """(B, T, F)"""
     targets: Array
-    """(T, B, target_width)"""
+    """(B, T, target_width)"""
 
 
 class Log:
@@ -84,26 +84,26 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (T, B, O), filled with the raw output of every step before it is learned; None
+        outputs: (B, T, O), filled with the raw output of every step before it is learned; None
             where nobody asks.
     """
     log = Log()
     late = spec.delay > 0
-    for t in range(len(lanes.features)):
+    for t in range(lanes.features.shape[1]):
         active = np.flatnonzero(lanes.lengths > t)
         rows = lanes.rows[active]
         if late:
             complete = streams.counters[rows, SEQUENCE_STEP] >= spec.delay
-            _push_targets(streams, rows[complete], lanes.targets[t, active[complete]])
+            _push_targets(streams, rows[complete], lanes.targets[active[complete], t])
             _update_full(spec, model, streams, lanes.rows, active, log)
-        _push_inputs(streams, rows, lanes.features[t, active])
+        _push_inputs(streams, rows, lanes.features[active, t])
         if outputs is not None:
-            outputs[t, active] = _live_step(spec, model, streams, rows, lanes.features[t, active])
+            outputs[active, t] = _live_step(spec, model, streams, rows, lanes.features[active, t])
         streams.counters[rows, NEXT_STEP] += 1
         streams.counters[rows, SEQUENCE_STEP] += 1
         model.counters[STEPS] += active.size
         if not late:
-            _push_targets(streams, rows, lanes.targets[t, active])
+            _push_targets(streams, rows, lanes.targets[active, t])
             _update_full(spec, model, streams, lanes.rows, active, log)
         _finish(spec, model, streams, lanes, active[lanes.lengths[active] == t + 1], log)
     return log.result()

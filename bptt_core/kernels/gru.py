@@ -45,7 +45,7 @@ def gru_forward(
     for t in range(T):
         for b in range(B):
             copy(b_hidden, w[b])
-        add_rows_times_transpose(states[0, t], W, scratch, w)
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, w)
         for b in range(B):
             gates, w_b, q_b = tape[t, b], w[b], q[t, b]
             for i in range(2 * H):
@@ -98,4 +98,4 @@ def gru_backward(
             for b in range(B):
                 for k in range(H):
                     dh[t - 1, b, k] += dh[t, b, k] * tape[t, b, H + k]
-            add_rows_times(dw[t], W, scratch, dh[t - 1])
+            add_rows_times(dw[t], W, t % 2 == 1, scratch, dh[t - 1])

@@ -135,38 +135,36 @@ def global_norm(gradient: Array) -> float:
 
 
 @compiled
-def scale_to_norm(gradient: Array, norm: float, max_norm: float) -> None:
-    """Scale a gradient of that norm in place so that its norm is at most `max_norm`."""
-    scale = max_norm / (norm + NORM_EPSILON)
-    if scale < 1.0:
-        factor = gradient.dtype.type(scale)
-        for i in range(gradient.size):
-            gradient[i] *= factor
+def scale_of_norm(norm: float, max_norm: float) -> float:
+    """What a gradient of that norm is multiplied with so that its norm is at most `max_norm`."""
+    return min(1.0, max_norm / (norm + NORM_EPSILON))
 
 
 @compiled
-def clip(sizes: Sizes, gradient: Array, norm: float) -> float:
-    """Clip in place as the spec says; the norm after it."""
+def clip(sizes: Sizes, gradient: Array, norm: float) -> tuple[float, float]:
+    """Clip as the spec says, in place but for a last factor; the norm after it, and that factor."""
     if sizes.clip == CLIP_NONE:
-        return norm
+        return norm, 1.0
     if sizes.clip == CLIP_NORM:
-        scale_to_norm(gradient, norm, sizes.clip_threshold)
+        factor = scale_of_norm(norm, sizes.clip_threshold)
         # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
         # clipped.
-        return global_norm(gradient) if norm > sizes.clip_threshold else norm
+        return norm * factor if norm > sizes.clip_threshold else norm, factor
     if sizes.clip == CLIP_LAYER_NORM:
         start = 0
         for part in range(sizes.L + 1):
             stop = start + layer_size(sizes, part) if part < sizes.L else sizes.P
             piece = gradient[start:stop]
-            scale_to_norm(piece, global_norm(piece), sizes.clip_threshold)
+            factor = piece.dtype.type(scale_of_norm(global_norm(piece), sizes.clip_threshold))
+            for i in range(piece.size):
+                piece[i] *= factor
             start = stop
-        return min(norm, global_norm(gradient))
+        return min(norm, global_norm(gradient)), 1.0
     bound = gradient.dtype.type(sizes.clip_threshold)
     for i in range(gradient.size):
         g = gradient[i]
         gradient[i] = bound if g > bound else (-bound if g < -bound else g)
-    return global_norm(gradient)
+    return global_norm(gradient), 1.0
 
 
 @compiled
@@ -174,13 +172,14 @@ def optimizer_step(
     sizes: Sizes,
     parameters: Array,
     gradient: Array,
+    factor: float,
     moments: Array,
     update: int,
     learning_rate: float,
 ) -> None:
-    """One update in place; as `bptt_core.optimizers.step`."""
+    """One update in place, with `factor` times the gradient; as `bptt_core.optimizers.step`."""
     number = parameters.dtype.type
-    rate, decay = number(learning_rate), number(sizes.weight_decay)
+    rate, decay, scale = number(learning_rate), number(sizes.weight_decay), number(factor)
     n = parameters.size
     if sizes.optimizer == ADAMW:
         shrink = number(1 - learning_rate * sizes.weight_decay)
@@ -188,28 +187,31 @@ def optimizer_step(
             parameters[i] *= shrink
     elif sizes.weight_decay != 0.0:
         for i in range(n):
-            gradient[i] += decay * parameters[i]
+            gradient[i] = scale * gradient[i] + decay * parameters[i]
+        scale = number(1)
     if sizes.optimizer == SGD:
         for i in range(n):
-            parameters[i] -= rate * gradient[i]
+            parameters[i] -= rate * (scale * gradient[i])
     elif sizes.optimizer == MOMENTUM:
         v = moments[0]
         keep = number(MOMENTUM_FACTOR) if update > 1 else number(0)
         for i in range(n):
-            v[i] = keep * v[i] + gradient[i]
+            v[i] = keep * v[i] + scale * gradient[i]
             parameters[i] -= rate * v[i]
     elif sizes.optimizer == RMSPROP:
         s = moments[0]
         keep, take, tiny = number(RMSPROP_ALPHA), number(1 - RMSPROP_ALPHA), number(EPSILON)
         for i in range(n):
-            s[i] = keep * s[i] + take * gradient[i] * gradient[i]
-            parameters[i] -= rate * gradient[i] / (np.sqrt(s[i]) + tiny)
+            g = scale * gradient[i]
+            s[i] = keep * s[i] + take * g * g
+            parameters[i] -= rate * g / (np.sqrt(s[i]) + tiny)
     elif sizes.optimizer == ADAGRAD:
         s = moments[0]
         tiny = number(ADAGRAD_EPSILON)
         for i in range(n):
-            s[i] += gradient[i] * gradient[i]
-            parameters[i] -= rate * gradient[i] / (np.sqrt(s[i]) + tiny)
+            g = scale * gradient[i]
+            s[i] += g * g
+            parameters[i] -= rate * g / (np.sqrt(s[i]) + tiny)
     else:
         m, v = moments[0], moments[1]
         keep_1, take_1 = number(ADAM_BETA_1), number(1 - ADAM_BETA_1)
@@ -218,7 +220,7 @@ def optimizer_step(
         v_scale = number(1 / math.sqrt(1 - ADAM_BETA_2**update))
         tiny = number(EPSILON)
         for i in range(n):
-            g = gradient[i]
+            g = scale * gradient[i]
             m[i] = keep_1 * m[i] + take_1 * g
             v[i] = keep_2 * v[i] + take_2 * g * g
             parameters[i] -= m_scale * m[i] / (np.sqrt(v[i]) * v_scale + tiny)

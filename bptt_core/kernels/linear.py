@@ -1,7 +1,9 @@
 """Products of small vectors and matrices, and elementwise functions, so that they vectorise.
 
-A product with a batch of rows goes to BLAS, and so does one with a large matrix; a small one does
-not, because the call would cost as much as the product.
+A product with a batch of rows goes to BLAS. One with a single row does not: the call would cost as
+much as a small product, and a large one takes as long as its matrix takes to come out of a cache,
+whoever computes it. There it helps to read the matrix forth in one step and back in the next:
+what was read last is still near.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ Array = NDArray[Any]
 
 LARGEST = float(np.finfo(np.float64).max)
 BLAS_ROWS = 4  # from this many rows a BLAS product beats row by row (measured at H = 64)
-BLAS_SIZE = 128 * 128  # from this many elements its product with one vector is faster, by a fifth
 
 # tanh(x) ≈ x P(x²) / Q(x²) on [-7.9, 7.9], beyond which float32's tanh is 1 to its last digits: the
 # coefficients of Eigen's and XLA's float32 tanh, within 3 units in the last place.
@@ -77,11 +78,18 @@ def tanh_into(a: Array, out: Array) -> None:
 def sigmoid_in_place(a: Array) -> None:
     """Replace a by σ(a) = (tanh(a / 2) + 1) / 2, element by element, 1-D."""
     half = a.dtype.type(0.5)
-    for i in range(a.size):
-        a[i] *= half
-    tanh_into(a, a)
-    for i in range(a.size):
-        a[i] = half * a[i] + half
+    if a.itemsize == 8:
+        for i in range(a.size):
+            a[i] = half * np.tanh(half * a[i]) + half
+    else:  # in one pass: with tanh_into it would take three
+        for i in range(a.size):
+            x = half * np.float32(a[i])
+            x = TANH_BOUND if x > TANH_BOUND else x
+            x = -TANH_BOUND if x < -TANH_BOUND else x
+            s = x * x
+            p = s * (s * (s * (s * (s * (s * A13 + A11) + A9) + A7) + A5) + A3) + A1
+            q = s * (s * (s * B6 + B4) + B2) + B0
+            a[i] = half * (x * p / q) + half
 
 
 # The products below index the matrix itself: eight views of its rows would cost as much as the work
@@ -89,14 +97,15 @@ def sigmoid_in_place(a: Array) -> None:
 
 
 @inlined
-def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
-    """Add v (n,) · matrix (n, m) to out (m,).
+def add_vector_matrix(v: Array, matrix: Array, back: bool, out: Array) -> None:
+    """Add v (n,) · matrix (n, m) to out (m,); with `back`, from the matrix's end to its beginning.
 
     Eight rows at once: `out` is then read and written once for all of them.
     """
     n, m = matrix.shape
-    for block in range(n // 8):
-        j = 8 * block
+    blocks = n // 8
+    for block in range(blocks):
+        j = 8 * (blocks - 1 - block) if back else 8 * block
         v0, v1, v2, v3 = v[j], v[j + 1], v[j + 2], v[j + 3]
         v4, v5, v6, v7 = v[j + 4], v[j + 5], v[j + 6], v[j + 7]
         for i in range(m):
@@ -111,11 +120,15 @@ def add_vector_matrix(v: Array, matrix: Array, out: Array) -> None:
 
 
 @inlined
-def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
-    """Add matrix (n, m) · v (m,) to out (n,), eight rows at once."""
+def add_matrix_vector(matrix: Array, v: Array, back: bool, out: Array) -> None:
+    """Add matrix (n, m) · v (m,) to out (n,), eight rows at once.
+
+    With `back`, from the matrix's end to its beginning, which changes no bit.
+    """
     n, m = matrix.shape
-    for block in range(n // 8):
-        i = 8 * block
+    blocks = n // 8
+    for block in range(blocks):
+        i = 8 * (blocks - 1 - block) if back else 8 * block
         s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = out.dtype.type(0)
         for j in range(m):
             x = v[j]
@@ -143,38 +156,32 @@ def add_matrix_vector(matrix: Array, v: Array, out: Array) -> None:
 
 
 @inlined
-def add_rows_times_transpose(rows: Array, matrix: Array, scratch: Array, out: Array) -> None:
+def add_rows_times_transpose(
+    rows: Array, matrix: Array, back: bool, scratch: Array, out: Array
+) -> None:
     """Add rows (B, m) · matrix (n, m)ᵀ to out (B, n); scratch (B, n).
 
-    How many rows there are below BLAS_ROWS changes no bit of any of them.
+    How many rows there are below BLAS_ROWS changes no bit of any of them, nor does `back`.
     """
     if rows.shape[0] >= BLAS_ROWS:
         np.dot(rows, matrix.T, scratch)
         for b in range(rows.shape[0]):
             add_flat(scratch[b], out[b])
-    elif matrix.size >= BLAS_SIZE:
-        for b in range(rows.shape[0]):
-            np.dot(matrix, rows[b], scratch[b])
-            add_flat(scratch[b], out[b])
     else:
         for b in range(rows.shape[0]):
-            add_matrix_vector(matrix, rows[b], out[b])
+            add_matrix_vector(matrix, rows[b], back, out[b])
 
 
 @inlined
-def add_rows_times(rows: Array, matrix: Array, scratch: Array, out: Array) -> None:
+def add_rows_times(rows: Array, matrix: Array, back: bool, scratch: Array, out: Array) -> None:
     """Add rows (B, n) · matrix (n, m) to out (B, m); scratch (B, m)."""
     if rows.shape[0] >= BLAS_ROWS:
         np.dot(rows, matrix, scratch)
         for b in range(rows.shape[0]):
             add_flat(scratch[b], out[b])
-    elif matrix.size >= BLAS_SIZE:
-        for b in range(rows.shape[0]):
-            np.dot(rows[b], matrix, scratch[b])
-            add_flat(scratch[b], out[b])
     else:
         for b in range(rows.shape[0]):
-            add_vector_matrix(rows[b], matrix, out[b])
+            add_vector_matrix(rows[b], matrix, back, out[b])
 
 
 @inlined

@@ -37,7 +37,7 @@ def lstm_forward(W: Array, states: Array, tape: Array, scratch: Array) -> None:
     T, B, H4 = tape.shape
     H = H4 // 4
     for t in range(T):
-        add_rows_times_transpose(states[0, t], W, scratch, tape[t])
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, tape[t])
         for b in range(B):
             gates = tape[t, b]
             sigmoid_in_place(gates[: 2 * H])
@@ -84,4 +84,4 @@ def lstm_backward(
                 a[3 * H + k] = dh_b[k] * tanh_c[k] * o * (one - o)
                 dc_b[k] = dL_dc * f
         if t > 0:
-            add_rows_times(da[t], W, scratch, dh[t - 1])
+            add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])

@@ -25,7 +25,7 @@ def project(rows: Array, matrix: Array, bias: Array, by_row: bool, out: Array) -
     if by_row or n < BLAS_ROWS:
         for r in range(n):
             copy(bias, out[r])
-            add_matrix_vector(matrix, rows[r], out[r])
+            add_matrix_vector(matrix, rows[r], False, out[r])
         return
     np.dot(rows, matrix.T, out)
     for r in range(n):

@@ -40,7 +40,7 @@ def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Ar
     T, B, H = tape.shape
     zero = tape.dtype.type(0)
     for t in range(T):
-        add_rows_times_transpose(states[0, t], W, scratch, tape[t])
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, tape[t])
         for b in range(B):
             a, h = tape[t, b], states[0, t + 1, b]
             if cell.relu:
@@ -77,4 +77,4 @@ def rnn_backward(
                 for i in range(H):
                     a[i] = (one - h[i] * h[i]) * g[i]
         if t > 0:
-            add_rows_times(da[t], W, scratch, dh[t - 1])
+            add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])

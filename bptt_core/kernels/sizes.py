@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from bptt_core import params, scaling
 from bptt_core.specs import ModelSpec
+from bptt_core.windows import REPORT_COLUMNS
 
 Array = NDArray[Any]
 
 SQUARED_ERROR, HUBER, CROSS_ENTROPY, BERNOULLI = range(4)
 SGD, MOMENTUM, RMSPROP, ADAGRAD, ADAM, ADAMW = range(6)
+FORECAST, REGRESSION, CLASSIFICATION, NEXT_TOKEN = range(4)
 CLIP_NONE, CLIP_VALUE, CLIP_NORM, CLIP_LAYER_NORM = range(4)
 
 _LOSS = {
@@ -31,6 +33,12 @@ _OPTIMIZER = {
     "adamw": ADAMW,
 }
 _CLIP = {"none": CLIP_NONE, "value": CLIP_VALUE, "norm": CLIP_NORM, "layer_norm": CLIP_LAYER_NORM}
+_TASK = {
+    "forecast": FORECAST,
+    "regression": REGRESSION,
+    "classification": CLASSIFICATION,
+    "next_token": NEXT_TOKEN,
+}
 
 
 class Sizes(NamedTuple):
@@ -64,6 +72,8 @@ class Sizes(NamedTuple):
     sum_steps: bool
     """reduction="sum"."""
     scaled: bool
+    scaled_targets: bool
+    task: int
     bias_apart: bool
     """A GRU's hidden bias acts inside the reset gate."""
     clip_threshold: float
@@ -100,6 +110,31 @@ class Work(NamedTuple):
     """(P,)"""
 
 
+class Room(NamedTuple):
+    """Flat buffers of one call: N steps of B streams, of which the longest brings T."""
+
+    features: Array
+    """(B, T, F)"""
+    targets: Array
+    """(B, T, width)"""
+    outputs: Array
+    """(B, T, O)"""
+    base: Array
+    """(N, O) float64"""
+    unit: Array
+    """(N, O) float64"""
+    naive: Array
+    """(N, O) float64"""
+    lists: Array
+    """(9, B) int64: five for `windows.advance`; rows, lengths, first steps and ends."""
+    reports: Array
+    """(updates, REPORT_COLUMNS) float64"""
+    members: Array
+    """(updates, 2) int64"""
+    done: Array
+    """(2,) int64: rows of reports and of members that were filled."""
+
+
 def sizes(spec: ModelSpec) -> Sizes:
     """A spec in numbers."""
     assert spec.loss is not None
@@ -127,6 +162,8 @@ def sizes(spec: ModelSpec) -> Sizes:
         clip=_CLIP[spec.clip],
         sum_steps=spec.reduction == "sum",
         scaled=spec.scaling,
+        scaled_targets=spec.scaling and spec.task == "regression" and spec.loss != "bernoulli",
+        task=_TASK[spec.task],
         bias_apart=spec.cell == "gru",
         clip_threshold=float(spec.clip_threshold),
         weight_decay=float(spec.weight_decay),
@@ -155,6 +192,22 @@ def work(spec: ModelSpec, steps: int, streams: int) -> Work:
         dw=room(rows, GH) if spec.cell == "gru" else room(0),
         scratch=room(streams, GH),
         gradient=room(params.count(spec)),
+    )
+
+
+def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
+    """Buffers for calls of so many steps, padding and all, streams, and updates."""
+    return Room(
+        features=np.zeros(rows * spec.features, spec.dtype),
+        targets=np.zeros(rows * spec.target_width, spec.dtype),
+        outputs=np.zeros(rows * spec.outputs, spec.dtype),
+        base=np.zeros(rows * spec.outputs),
+        unit=np.zeros(rows * spec.outputs),
+        naive=np.zeros(rows * spec.outputs),
+        lists=np.zeros((9, streams), np.int64),
+        reports=np.zeros((updates, REPORT_COLUMNS)),
+        members=np.zeros((updates, 2), np.int64),
+        done=np.zeros(2, np.int64),
     )
 
 

@@ -99,14 +99,14 @@ def read_steps(
     x = work.inputs[: steps * B * sizes.F].reshape(steps, B, sizes.F)
     for i in range(steps):
         for b in range(B):
-            copy(features[t + i, lanes[b]], x[i, b])
+            copy(features[lanes[b], t + i], x[i, b])
     load_states(sizes, live_state, rows, steps, B, work)
     by_row = B < BLAS_ROWS
     network_forward(cell, sizes, parameters, steps, B, by_row, work)
     output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
     for i in range(steps):
         for b in range(B):
-            copy(output[i, b], outputs[t + i, lanes[b]])
+            copy(output[i, b], outputs[lanes[b], t + i])
     for layer in range(sizes.L):
         states = layer_states(sizes, steps, B, work, layer)
         for part in range(sizes.parts):
@@ -139,7 +139,7 @@ def learn(
     if skipped:
         model.counters[SKIPPED] += 1
     else:
-        clipped_norm = clip(sizes, work.gradient, norm)
+        clipped_norm, factor = clip(sizes, work.gradient, norm)
         if clipped_norm < norm:
             model.counters[CLIPPED] += 1
         update = model.counters[UPDATES] - model.counters[SKIPPED]
@@ -150,7 +150,7 @@ def learn(
             sizes.warmup_updates,
             sizes.decay_updates,
         )
-        optimizer_step(sizes, model.parameters, work.gradient, model.moments, update, rate)
+        optimizer_step(sizes, model.parameters, work.gradient, factor, model.moments, update, rate)
         model.last[0], model.last[1] = loss, baseline
         model.last[2], model.last[3] = norm, clipped_norm
     report[0], report[1], report[2] = model.counters[UPDATES], new, B
@@ -265,7 +265,7 @@ def push_targets(
         row = rows[k]
         if counters[row, SEQUENCE_STEP] >= sizes.delay:
             at = counters[row, READY]
-            copy(targets[t, active[k]], held[row, at])
+            copy(targets[active[k], t], held[row, at])
             counters[row, READY] = at + 1
             if at + 1 == sizes.k1:
                 full[ready] = active[k]
@@ -310,9 +310,9 @@ def push_steps(
         sequence = counters[row, SEQUENCE_STEP]
         for i in range(steps):
             if not late or (i > 0 and sequence + i >= sizes.delay):
-                copy(targets[t + i, lane], held_targets[row, at])
+                copy(targets[lane, t + i], held_targets[row, at])
                 at += 1
-            copy(features[t + i, lane], held_inputs[row, held + i])
+            copy(features[lane, t + i], held_inputs[row, held + i])
         counters[row, READY] = at
         counters[row, ROWS] = held + steps
         counters[row, NEXT_STEP] += steps
@@ -345,14 +345,14 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (T, B, O), filled; (0, 0, O) where nobody asks.
+        outputs: (B, T, O), filled; (0, 0, O) where nobody asks.
         work: of the spec.
         lists: (5, B) int64 scratch, or wider.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
         done: (2,) int64 zeros: how many rows of both were filled.
     """
-    T, B = lanes.features.shape[:2]
+    B, T = lanes.features.shape[:2]
     active, active_rows, full = lists[0], lists[1], lists[2]
     group, group_rows = lists[3], lists[4]
     late = sizes.delay > 0

@@ -73,40 +73,44 @@ def test_tanh_of_what_is_not_finite(dtype: str) -> None:
 
 @pytest.mark.twin_of("linear.add_matrix_vector", "linear.add_vector_matrix")
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("back", [False, True])
 @dtypes
-def test_products_with_a_vector(size: tuple[int, int], dtype: str) -> None:
+def test_products_with_a_vector(size: tuple[int, int], back: bool, dtype: str) -> None:
     matrix = numbers(RANDOM, size, dtype)
     v, out = numbers(RANDOM, size[1:], dtype), numbers(RANDOM, size[:1], dtype)
     ref = naive.affine(matrix.tolist(), v.tolist(), out.tolist())
-    linear.add_matrix_vector(matrix, v, out)
+    other = out.copy()
+    linear.add_matrix_vector(matrix, v, back, out)
     assert_twin(out, ref, dtype)
+    linear.add_matrix_vector(matrix, v, not back, other)
+    assert other.tobytes() == out.tobytes()
     v, out = numbers(RANDOM, size[:1], dtype), numbers(RANDOM, size[1:], dtype)
     ref = naive.add(out.tolist(), naive.vector_matrix(v.tolist(), matrix.tolist()))
-    linear.add_vector_matrix(v, matrix, out)
+    linear.add_vector_matrix(v, matrix, back, out)
     assert_twin(out, ref, dtype)
 
 
 @pytest.mark.twin_of("linear.add_rows_times", "linear.add_rows_times_transpose")
 @pytest.mark.parametrize("rows", [1, 3, linear.BLAS_ROWS, 6])
-@pytest.mark.parametrize("size", [(13, 9), (130, 129)], ids=["small", "beyond BLAS_SIZE"])
+@pytest.mark.parametrize("size", [(13, 9), (130, 129)], ids=["small", "large"])
+@pytest.mark.parametrize("back", [False, True])
 @dtypes
-def test_products_with_rows(size: tuple[int, int], rows: int, dtype: str) -> None:
+def test_products_with_rows(size: tuple[int, int], back: bool, rows: int, dtype: str) -> None:
     n, m = size
     matrix, out = numbers(RANDOM, size, dtype), numbers(RANDOM, (rows, m), dtype)
-    assert (matrix.size >= linear.BLAS_SIZE) == (n > 13)
     each = numbers(RANDOM, (rows, n), dtype)
     ref: Any = [
         naive.add(old, naive.vector_matrix(row, matrix.tolist()))
         for old, row in zip(out.tolist(), each.tolist(), strict=True)
     ]
-    linear.add_rows_times(each, matrix, np.empty_like(out), out)
+    linear.add_rows_times(each, matrix, back, np.empty_like(out), out)
     assert_twin(out, ref, dtype)
     each, out = numbers(RANDOM, (rows, m), dtype), numbers(RANDOM, (rows, n), dtype)
     ref = [
         naive.affine(matrix.tolist(), row, old)
         for old, row in zip(out.tolist(), each.tolist(), strict=True)
     ]
-    linear.add_rows_times_transpose(each, matrix, np.empty_like(out), out)
+    linear.add_rows_times_transpose(each, matrix, back, np.empty_like(out), out)
     assert_twin(out, ref, dtype)
 
 

@@ -121,16 +121,16 @@ def test_what_is_read_is_not_learned(streams: int) -> None:
     spec = SPECS["classes of a gru"]
     told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), cells.tag(spec)
     model, live = new_model(spec), streams_of(spec, streams)
-    x, outputs = numbers(RANDOM, (T, streams, 3), "float64"), np.zeros((T, streams, 2))
+    x, outputs = numbers(RANDOM, (streams, T, 3), "float64"), np.zeros((streams, T, 2))
     twin = naive.Network(spec, params.views(spec, model.parameters))
-    tapes = [twin.forward(x[2:5, b].tolist(), live[b].tolist()) for b in range(streams)]
+    tapes = [twin.forward(x[b, 2:5].tolist(), live[b].tolist()) for b in range(streams)]
     every, before = np.arange(streams), model.parameters.copy()
     windows.read_steps(
         tag, told, model.parameters, live, every, every, streams, 2, 3, x, outputs, work
     )
     for b, tape in enumerate(tapes):
-        assert_twin(outputs[2:5, b], tape.outputs)
+        assert_twin(outputs[b, 2:5], tape.outputs)
         assert_twin(live[b], tape.state_after(3))
-    assert not outputs[:2].any()
-    assert not outputs[5:].any()
+    assert not outputs[:, :2].any()
+    assert not outputs[:, 5:].any()
     assert model.parameters.tobytes() == before.tobytes()

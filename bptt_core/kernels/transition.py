@@ -1,0 +1,272 @@
+"""One call of the learner, from its first step to its last report: the twin of `transition`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels.addresses import array_1d, array_2d, array_3d, array_4d
+from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import fill
+from bptt_core.kernels.scaling import (
+    prepare_forecast,
+    prepare_steps,
+    score_forecast,
+    score_regression,
+)
+from bptt_core.kernels.sizes import (
+    BERNOULLI,
+    CROSS_ENTROPY,
+    FORECAST,
+    NEXT_TOKEN,
+    REGRESSION,
+    Room,
+    Sizes,
+    Work,
+)
+from bptt_core.kernels.windows import advance
+from bptt_core.state import Model, SEQUENCE_STEP, Streams
+from bptt_core.transition import ENDS, LENGTH, OFFSET, ROW
+from bptt_core.windows import Lanes
+
+Array = NDArray[Any]
+
+# Where each begins in the table that `backend.Compiled` keeps, in fields: they are in their order.
+MODEL = 0
+STREAMS = MODEL + len(Model._fields)
+WORK = STREAMS + len(Streams._fields)
+ROOM = WORK + len(Work._fields)
+COLUMNS = ROOM + len(Room._fields)
+SIZES = COLUMNS + 1
+
+
+@compiled
+def sizes_at(table: Array) -> Sizes:
+    """The sizes, which the table leads to as float64 numbers."""
+    n = array_1d(table, SIZES, table.view(np.float64))
+    return Sizes(
+        int(n[0]), int(n[1]), int(n[2]), int(n[3]), int(n[4]), int(n[5]), n[6] != 0, int(n[7]),
+        int(n[8]), int(n[9]), int(n[10]), int(n[11]), int(n[12]), int(n[13]), int(n[14]),
+        int(n[15]), int(n[16]), int(n[17]), n[18] != 0, n[19] != 0, n[20] != 0, int(n[21]),
+        n[22] != 0, n[23], n[24], n[25], int(n[26]), int(n[27]),
+    )  # fmt: skip
+
+
+@compiled
+def model_at(table: Array, like: Array) -> Model:
+    """The model's arrays; `like` is any of the spec's dtype."""
+    real = table.view(np.float64)
+    return Model(
+        array_1d(table, MODEL, like),
+        array_2d(table, MODEL + 1, like),
+        array_1d(table, MODEL + 2, table),
+        array_1d(table, MODEL + 3, real),
+        array_1d(table, MODEL + 4, real),
+        array_1d(table, MODEL + 5, real),
+        array_1d(table, MODEL + 6, real),
+        array_1d(table, MODEL + 7, real),
+        array_1d(table, MODEL + 8, real),
+        array_2d(table, MODEL + 9, real),
+        array_2d(table, MODEL + 10, real),
+        array_1d(table, MODEL + 11, real),
+        array_1d(table, MODEL + 12, real),
+    )
+
+
+@compiled
+def streams_at(table: Array, like: Array) -> Streams:
+    """The streams' arrays."""
+    real = table.view(np.float64)
+    return Streams(
+        array_2d(table, STREAMS, table),
+        array_3d(table, STREAMS + 1, like),
+        array_3d(table, STREAMS + 2, like),
+        array_4d(table, STREAMS + 3, like),
+        array_4d(table, STREAMS + 4, like),
+        array_3d(table, STREAMS + 5, real),
+        array_3d(table, STREAMS + 6, real),
+    )
+
+
+@compiled
+def work_at(table: Array, like: Array) -> Work:
+    """The buffers of a window."""
+    return Work(
+        array_1d(table, WORK, like),
+        array_1d(table, WORK + 1, like),
+        array_1d(table, WORK + 2, like),
+        array_1d(table, WORK + 3, like),
+        array_1d(table, WORK + 4, like),
+        array_1d(table, WORK + 5, like),
+        array_1d(table, WORK + 6, like),
+        array_1d(table, WORK + 7, like),
+        array_1d(table, WORK + 8, like),
+        array_1d(table, WORK + 9, like),
+        array_1d(table, WORK + 10, like),
+    )
+
+
+@compiled
+def room_at(table: Array, like: Array) -> Room:
+    """The buffers of a call."""
+    real = table.view(np.float64)
+    return Room(
+        array_1d(table, ROOM, like),
+        array_1d(table, ROOM + 1, like),
+        array_1d(table, ROOM + 2, like),
+        array_1d(table, ROOM + 3, real),
+        array_1d(table, ROOM + 4, real),
+        array_1d(table, ROOM + 5, real),
+        array_2d(table, ROOM + 6, table),
+        array_2d(table, ROOM + 7, real),
+        array_2d(table, ROOM + 8, table),
+        array_1d(table, ROOM + 9, table),
+    )
+
+
+@compiled
+def finish(sizes: Sizes, outputs: Array, base: Array, unit: Array, out: Array) -> None:
+    """Fill out (T, O) with raw outputs (T, O) in the user's units; as `transition.finish`."""
+    for t in range(out.shape[0]):
+        row, made = outputs[t], out[t]
+        if sizes.loss == CROSS_ENTROPY:
+            highest = row[0]
+            for i in range(row.size):
+                highest = max(highest, row[i])
+            total = 0.0
+            for i in range(row.size):
+                made[i] = math.exp(float(row[i] - highest))
+                total += made[i]
+            for i in range(row.size):
+                made[i] /= total
+        elif sizes.loss == BERNOULLI:
+            for i in range(row.size):
+                made[i] = 0.5 * (math.tanh(0.5 * float(row[i])) + 1)
+        else:
+            for i in range(row.size):
+                made[i] = base[t, i] + unit[t, i] * row[i]
+
+
+@compiled
+def prepare(
+    sizes: Sizes,
+    columns: Array,
+    model: Model,
+    recent: Array,
+    begin: int,
+    x: Array,
+    y: Array,
+    features: Array,
+    targets: Array,
+    base: Array,
+    unit: Array,
+    naive: Array,
+) -> None:
+    """Steps of one stream as the network sees them; arrays as in `scaling.Prepared`, filled.
+
+    Args:
+        sizes: of the spec.
+        columns: (targets,) inputs that are forecast.
+        model: statistics; changed.
+        recent: (S, D) the stream's last inputs, of a forecast; changed.
+        begin: steps in the stream's sequence before these.
+        x: (T, D) in the user's units.
+        y: (T, width); (0, width) where the task has none.
+        features: filled.
+        targets: filled.
+        base: filled.
+        unit: filled.
+        naive: filled, but for a forecast, whose naive forecast is `base`.
+    """
+    if sizes.task == FORECAST:
+        prepare_forecast(
+            sizes, columns, model, recent, begin, x, features, targets, base, unit
+        )  # fmt: skip
+    elif sizes.task == NEXT_TOKEN:
+        for t in range(x.shape[0]):
+            features[t, 0] = targets[t, 0] = x[t, 0]
+    else:
+        fill(naive.reshape(naive.size), 0.0)
+        prepare_steps(
+            sizes.scaled, sizes.scaled_targets, sizes.task == REGRESSION, model, x, y,
+            features, targets, base, unit, naive,
+        )  # fmt: skip
+
+
+@compiled
+def run(
+    cell: CellTag,
+    like: Array,
+    table: Array,
+    lanes: Array,
+    x: Array,
+    y: Array,
+    predictions: Array,
+    asked: bool,
+    paused: bool,
+) -> None:
+    """Learn steps; as `bptt_core.transition.run`.
+
+    Args:
+        cell: of the spec.
+        like: any array of the spec's dtype.
+        table: where all else stands.
+        lanes: (B, 4) as in `Steps`.
+        x: (N, D).
+        y: (N, width); (0, width) where the task has none.
+        predictions: (N, O) filled, if it is asked for.
+        asked: predictions are.
+        paused: no target is learned.
+    """
+    sizes, model, streams = sizes_at(table), model_at(table, like), streams_at(table, like)
+    work, room = work_at(table, like), room_at(table, like)
+    columns = array_1d(table, COLUMNS, table)
+    B, T = lanes.shape[0], 0
+    for b in range(B):
+        T = max(T, lanes[b, LENGTH])
+    O, width = sizes.O, sizes.width
+    features = room.features[: B * T * sizes.F].reshape(B, T, sizes.F)
+    targets = room.targets[: B * T * width].reshape(B, T, width)
+    n = B * T if asked else 0
+    outputs = room.outputs[: n * O].reshape(B if asked else 0, T, O)
+    N = x.shape[0]
+    base, unit = room.base[: N * O].reshape(N, O), room.unit[: N * O].reshape(N, O)
+    naive = base if sizes.task == FORECAST else room.naive[: N * O].reshape(N, O)
+    rows, lengths, begins = room.lists[5], room.lists[6], room.lists[7]
+    ends = room.lists[8]
+    for b in range(B):
+        row, start = lanes[b, ROW], lanes[b, OFFSET]
+        rows[b], lengths[b], ends[b] = row, lanes[b, LENGTH], lanes[b, ENDS]
+        begins[b] = streams.counters[row, SEQUENCE_STEP]
+        stop = start + lengths[b]
+        prepare(
+            sizes, columns, model, streams.recent[row], begins[b], x[start:stop], y[start:stop],
+            features[b, : lengths[b]], targets[b, : lengths[b]], base[start:stop],
+            unit[start:stop], naive[start:stop],
+        )  # fmt: skip
+        if paused:
+            fill(targets[b].reshape(T * width), np.nan)
+
+    room.done[0] = room.done[1] = 0
+    side_by_side = Lanes(rows[:B], lengths[:B], ends[:B], features, targets)
+    advance(cell, sizes, model, streams, side_by_side, outputs, work, room.lists, room.reports,
+            room.members, room.done)  # fmt: skip
+    for b in range(B):
+        if sizes.task == FORECAST and not asked:  # what was not forecast is not scored
+            held = streams.forecasts[rows[b]]
+            fill(held.reshape(held.size), np.nan)
+        if not asked:
+            continue
+        start = lanes[b, OFFSET]
+        stop = start + lengths[b]
+        made = predictions[start:stop]
+        finish(sizes, outputs[b, : lengths[b]], base[start:stop], unit[start:stop], made)
+        if sizes.task == FORECAST:
+            score_forecast(columns, model, streams.forecasts[rows[b]], begins[b], made,
+                           naive[start:stop], x[start:stop])  # fmt: skip
+        elif sizes.task == REGRESSION:
+            score_regression(model, made, naive[start:stop], y[start:stop])

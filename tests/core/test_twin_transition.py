@@ -1,0 +1,143 @@
+"""A call's table, what is read of it, and a call of the learner, against what they stand for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Learner, ModelSpec
+from bptt_core.kernels import addresses, cells, sizes, transition
+from bptt_core.kernels.backend import Compiled
+from bptt_core.state import new_model, new_streams
+from bptt_core.transition import Steps
+from tests.core.support import assert_same_memory, random_steps
+
+RANDOM = np.random.default_rng(23)
+SPEC = ModelSpec(input_size=2, hidden_size=5, layers=2, horizon=3, k1=3, k2=7)
+SPECS = {
+    "forecast": SPEC,
+    "regression": replace(SPEC, task="regression", output_size=2, horizon=1, loss=None),
+    "tokens": replace(
+        SPEC, task="next_token", input_size=1, vocabulary_size=7, horizon=1, loss=None
+    ),
+}
+
+
+@pytest.mark.twin_of(
+    "addresses.array_1d", "addresses.array_2d", "addresses.array_3d", "addresses.array_4d"
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_array_is_found_by_its_address(dtype: str) -> None:
+    arrays = [
+        RANDOM.normal(size=shape).astype(dtype)
+        for shape in [(7,), (3, 4), (2, 3, 2), (2, 1, 3, 2), (0,)]
+    ]
+    numbers, like = addresses.table(arrays), np.zeros(1, dtype)
+    readers = [
+        addresses.array_1d, addresses.array_2d, addresses.array_3d, addresses.array_4d,
+        addresses.array_1d,
+    ]  # fmt: skip
+    for slot, (array, read) in enumerate(zip(arrays, readers, strict=True)):
+        found = read(numbers, slot, like)
+        assert found.dtype == array.dtype
+        assert found.shape == array.shape
+        assert found.tobytes() == array.tobytes()
+        found[...] = 1  # it is the array, not a copy
+        assert (array == 1).all()
+
+
+def test_what_is_not_contiguous_has_no_address() -> None:
+    with pytest.raises(AssertionError):
+        addresses.table([np.zeros((3, 4))[:, 1]])
+
+
+@pytest.mark.twin_of(
+    "transition.sizes_at",
+    "transition.model_at",
+    "transition.streams_at",
+    "transition.work_at",
+    "transition.room_at",
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SPECS)
+def test_every_field_stands_in_the_table_where_it_is_read(name: str, dtype: Any) -> None:
+    spec = replace(
+        SPECS[name], dtype=dtype, warmup_updates=3, decay_updates=4, final_learning_rate=1e-5
+    )
+    told = sizes.sizes(spec)
+    tuples: list[Any] = [
+        new_model(spec), new_streams(spec, 3), sizes.work(spec, 4, 2), sizes.room(spec, 8, 2, 5)
+    ]  # fmt: skip
+    arrays = [array for each in tuples for array in each]
+    for number, array in enumerate(arrays):
+        array[...] = number + 1
+    columns, numbers = sizes.columns(spec), np.array(told, np.float64)
+    table = addresses.table([*arrays, columns, numbers])
+    assert transition.sizes_at(table) == told
+    like = np.zeros(1, dtype)
+    readers = [
+        transition.model_at, transition.streams_at, transition.work_at, transition.room_at
+    ]  # fmt: skip
+    for each, read in zip(tuples, readers, strict=True):
+        for field, found in zip(each._fields, read(table, like), strict=True):
+            expected = getattr(each, field)
+            assert found.dtype == expected.dtype, field
+            assert found.shape == expected.shape, field
+            assert found.tobytes() == expected.tobytes(), field
+
+
+@pytest.mark.twin_of("transition.finish")
+@pytest.mark.parametrize("loss", ["squared_error", "bernoulli", "cross_entropy"])
+def test_outputs_in_the_users_units(loss: Any) -> None:
+    task: Any = "classification" if loss == "cross_entropy" else "regression"
+    spec = ModelSpec(task=task, input_size=1, output_size=3, loss=loss)
+    outputs, base, unit = 30 * RANDOM.normal(size=(3, 4, 3))
+    made = np.zeros((4, 3))
+    transition.finish(sizes.sizes(spec), outputs, base, unit, made)
+    for t in range(4):
+        odds = [math.exp(s - max(outputs[t])) for s in outputs[t]]
+        for i, s in enumerate(outputs[t]):
+            ref = base[t, i] + unit[t, i] * s
+            if loss == "bernoulli":
+                ref = 1 / (1 + math.exp(-s))
+            elif loss == "cross_entropy":
+                ref = odds[i] / sum(odds)
+            assert made[t, i] == pytest.approx(ref, rel=1e-12)
+
+
+@pytest.mark.twin_of("transition.prepare", "transition.run")
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("paused", [True, False])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
+    """Whose parts, and whose whole, are held to the scalar twin in test_twin."""
+    spec = replace(SPECS[name], dtype="float64")
+    compiled, reference = Learner(spec), Learner(spec, backend="reference")
+    x, y = random_steps(spec, 40, streams=3)
+    for learner in (compiled, reference):
+        learner.feed(x[:11], None if y is None else y[:11])
+        learner.configure(paused=paused)
+        learner.feed(x[11:], None if y is None else y[11:], predictions=asked)
+    assert_same_memory(compiled, reference, 1e-9)
+    assert compiled.figures.updates == reference.figures.updates
+
+
+def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt_core.kernels.backend.ROWS_KEPT", 50)
+    spec = SPECS["regression"]
+    backend, model, streams = Compiled(spec), new_model(spec), new_streams(spec, 1)
+    whole = Learner(spec)
+    for steps in (50, 51, 10):
+        x, y = (each[:, 0].copy() for each in random_steps(spec, steps, streams=1, seed=steps))
+        made = np.zeros((steps, 2))
+        lanes = np.array([[0, 0, steps, 0]])
+        backend.run(model, streams, Steps(lanes, x, y), made)
+        assert (len(backend._room.base) < 2 * steps) == (steps == 51)
+        fed = whole.feed(x[:, None], y[:, None])
+        assert fed.predictions is not None
+        assert made.tobytes() == fed.predictions.tobytes()
+    assert cells.tag(spec) == backend._cell
