@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,16 +40,46 @@ def cache_folder() -> Path:
 _FOLDER = str(cache_folder())
 
 
-def compiled(function: Function) -> Function:
+class _Whole(JITCodeLibrary):  # type: ignore[misc]
+    """Machine code that calls nothing but itself.
+
+    Numba links what a function calls into it, and optimises that copy once more: sums may then be
+    taken in another order than in the callee's own code. Which of the copies a call ends up in is
+    decided when code is loaded, for the name that all share: the first that was there. So a process
+    that compiled would have other last bits than one that found all of it on the disk. Copies that
+    no one else can see are never taken for another.
+    """
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage.name == "linkonce_odr":
+                function.linkage = "internal"
+        super()._optimize_final_module()
+
+
+class _WholeCompiler(Compiler):  # type: ignore[misc]
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        if library is None:
+            library = _Whole(target.codegen(), "whole")
+            library.enable_object_caching()
+        super().__init__(typing, target, library, *rest)
+
+
+def compiled(function: Function, pipeline: type[Compiler] = Compiler) -> Function:
     """Compile on first use and keep it; Numba's own settings stay as the host process has them."""
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _FOLDER
     try:
         return numba.njit(  # type: ignore[no-any-return]
-            nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH
+            nogil=True, cache=True, error_model="numpy", fastmath=FAST_MATH, pipeline_class=pipeline
         )(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+def entry(function: Function) -> Function:
+    """As `compiled`, for what Python calls: the same bits whether it was compiled now or before."""
+    return compiled(function, _WholeCompiler)
 
 
 def inlined(function: Function) -> Function:

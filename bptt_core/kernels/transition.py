@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bptt_core.kernels.addresses import array_1d, array_2d, array_3d, array_4d
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.jit import compiled, entry
 from bptt_core.kernels.linear import fill
 from bptt_core.kernels.scaling import (
     prepare_forecast,
@@ -197,7 +197,7 @@ def prepare(
         )  # fmt: skip
 
 
-@compiled
+@entry
 def run(
     cell: CellTag,
     like: Array,

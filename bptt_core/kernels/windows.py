@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled, whole
+from bptt_core.kernels.jit import compiled, entry, whole
 from bptt_core.kernels.learning import (
     clip,
     global_norm,
@@ -413,7 +413,7 @@ def advance(
             forget(sizes, streams.live_state[row])
 
 
-@compiled
+@entry
 def forward_stream(
     cell: CellTag,
     sizes: Sizes,
