@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 
 from tests.support.jit import PLAIN_PYTHON
 from tests.support.server import Served, serving
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, whose processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # would be deaf to Ctrl-C like it
 
 
 @pytest.fixture
