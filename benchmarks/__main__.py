@@ -12,8 +12,9 @@ import importlib.metadata
 import io
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import accuracy, characters, core, durability, limits, service
@@ -21,6 +22,9 @@ from benchmarks import accuracy, characters, core, durability, limits, service
 PARTS = ("core", "limits", "rivals", "accuracy", "characters", "service", "durability")
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
+SECTION = re.compile(
+    r"^### (?P<part>\w+)\n\n```text\n(?P<figures>.*?)```$", re.MULTILINE | re.DOTALL
+)
 PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
 
 
@@ -50,10 +54,14 @@ class Tee(io.TextIOBase):
         sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
-def measure(parts: Sequence[str], seconds: float) -> None:
-    """Print what the figures were measured on, then each part's figures."""
+def machine() -> str:
+    """What figures were measured on, in a line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}")
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+
+
+def measure(parts: Sequence[str], seconds: float) -> dict[str, str]:
+    """Print each part's figures; and they by part."""
     runs: dict[str, Callable[[], object]] = {
         "core": core.run,
         "limits": limits.run,
@@ -63,9 +71,23 @@ def measure(parts: Sequence[str], seconds: float) -> None:
         "service": lambda: asyncio.run(service.run(seconds)),
         "durability": lambda: durability.run(seconds),
     }
+    figures = {}
     for part in parts:
-        print(flush=True)
-        runs[part]()
+        tee = Tee()
+        with contextlib.redirect_stdout(tee):
+            print(machine())
+            runs[part]()
+            print(flush=True)
+        figures[part] = tee.kept.getvalue().rstrip() + "\n"
+    return figures
+
+
+def written(page: str, figures: Mapping[str, str]) -> str:
+    """The page with these figures; those of other parts stay."""
+    head, _, tail = page.partition(MARK)
+    kept = {match["part"]: match["figures"] for match in SECTION.finditer(tail)} | dict(figures)
+    sections = [f"### {part}\n\n```text\n{kept[part]}```\n" for part in PARTS if part in kept]
+    return "\n".join([f"{head}{MARK}\n", *sections])
 
 
 def main() -> None:
@@ -75,17 +97,14 @@ def main() -> None:
         "parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; default: all"
     )
     parser.add_argument("--seconds", type=float, default=service.RUN_SECONDS, help="of one run")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md anew")
+    parser.add_argument("--write", action="store_true", help="write them to docs/benchmarks.md")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    tee = Tee()
-    with contextlib.redirect_stdout(tee):
-        measure(options.parts or PARTS, options.seconds)
+    figures = measure(options.parts or PARTS, options.seconds)
     if options.write:
-        head, _, _ = RESULTS.read_text().partition(MARK)
-        RESULTS.write_text(f"{head}{MARK}\n\n```text\n{tee.kept.getvalue()}```\n")
+        RESULTS.write_text(written(RESULTS.read_text(), figures))
 
 
 if __name__ == "__main__":
