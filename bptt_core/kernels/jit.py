@@ -46,14 +46,15 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
     Numba links what a function calls into it, and optimises that copy once more: sums may then be
     taken in another order than in the callee's own code. Which of the copies a call ends up in is
     decided when code is loaded, for the name that all share: the first that was there. So a process
-    that compiled would have other last bits than one that found all of it on the disk. Copies that
-    no one else can see are never taken for another.
+    that compiled would have other last bits than one that found all of it on the disk. Private
+    copies have no name to be found by. (Internal ones have: a call from elsewhere would find them,
+    with arguments that were optimised away.)
     """
 
     def _optimize_final_module(self) -> None:
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage.name == "linkonce_odr":
-                function.linkage = "internal"
+                function.linkage = "private"
         super()._optimize_final_module()
 
 
