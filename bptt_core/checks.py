@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import state as state_arrays
-from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, OrderError, ShapeError
+from bptt_core.errors import (
+    DtypeError,
+    InvalidArgument,
+    LabelTooEarly,
+    LabelTooLate,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+)
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Chunk
@@ -17,23 +25,76 @@ from bptt_core.ticks import Chunk
 Array = NDArray[Any]
 
 
+class Checked(NamedTuple):
+    """A chunk that is good."""
+
+    x: Array
+    """(T, D) float64."""
+    y: Array | None
+    """(T, target_width) float64, of the same steps; None for a forecast and for tokens."""
+    earlier: Array | None = None
+    """(n, target_width) float64 late labels of the n steps from `first_earlier` on."""
+    first_earlier: int = 0
+
+
 def tick(
-    spec: ModelSpec, chunks: Sequence[Chunk], next_step: Callable[[str], int]
-) -> list[tuple[Array, Array | None]]:
-    """Inputs (T, D) and targets (T, target_width) of each chunk in float64."""
+    spec: ModelSpec, chunks: Sequence[Chunk], position: Callable[[str], tuple[int, int]]
+) -> list[Checked]:
+    """The chunks, checked; `position` tells a stream's next step and steps in its sequence."""
     if not chunks:
         raise InvalidArgument("tick", "empty", "at least one chunk")
     if len({chunk.stream_id for chunk in chunks}) != len(chunks):
         raise InvalidArgument("tick", "two chunks of one stream", "at most one chunk a stream")
     result = []
     for chunk in chunks:
-        x = inputs(spec, "inputs", chunk.inputs, (None,))
-        y = _targets(spec, chunk.targets, (len(x),))
-        expected = next_step(chunk.stream_id)
+        expected, sequence_step = position(chunk.stream_id)
+        empty_allowed = spec.label_delay > 0 and (
+            chunk.targets is not None or chunk.end_of_sequence
+        )
+        x = inputs(spec, "inputs", chunk.inputs, (None,), chunk.first_step, empty_allowed)
+        if spec.label_delay:
+            y = None if chunk.targets is None else _targets(spec, chunk.targets, (None,))
+        else:
+            y = _targets(spec, chunk.targets, (len(x),))
+            if chunk.first_target_step not in (None, chunk.first_step):
+                bound = f"left out, or first_step, which is {chunk.first_step}"
+                raise InvalidArgument("first_target_step", chunk.first_target_step, bound)
         if chunk.first_step != expected:
             raise OrderError(chunk.stream_id, chunk.first_step, expected)
-        result.append((x, y))
+        checked = Checked(x, y)
+        if spec.label_delay:
+            checked = _late(spec, chunk, x, y, sequence_step)
+        result.append(checked)
     return result
+
+
+def _late(
+    spec: ModelSpec, chunk: Chunk, x: Array, labels: Array | None, sequence_step: int
+) -> Checked:
+    """Late labels, those of the chunk's own steps apart from those of steps before it."""
+    T = len(x)
+    own = np.full((T, spec.target_width), np.nan)
+    if labels is None:
+        if chunk.first_target_step is not None:
+            bound = "left out where there are no targets"
+            raise InvalidArgument("first_target_step", chunk.first_target_step, bound)
+        return Checked(x, own)
+    first = chunk.first_step if chunk.first_target_step is None else chunk.first_target_step
+    if isinstance(first, bool) or not isinstance(first, (int, np.integer)):
+        raise InvalidArgument("first_target_step", first, "a whole number")
+    oldest = chunk.first_step - min(spec.label_delay, sequence_step)
+    if first < oldest:
+        bound = f"at least {oldest}: older labels come too late"
+        raise LabelTooLate("first_target_step", first, bound)
+    newest = chunk.first_step + T - 1
+    if first + len(labels) - 1 > newest:
+        bound = f"at most {newest - len(labels) + 1}, for the last of {len(labels)} to be of a step"
+        raise LabelTooEarly("first_target_step", first, f"{bound} that has come")
+    before = max(0, chunk.first_step - first)
+    start = max(0, first - chunk.first_step)
+    rest = labels[before:]
+    own[start : start + len(rest)] = rest
+    return Checked(x, own, labels[:before], first)
 
 
 def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array | None]:
@@ -65,7 +126,7 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     return spec
 
 
-def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int, ...]) -> Array | None:
+def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int | None, ...]) -> Array | None:
     """Targets (*steps, target_width) in float64, or None for a forecast."""
     if spec.task in ("forecast", "next_token"):
         if target is not None:
@@ -73,25 +134,35 @@ def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int, ...]) -> A
         return None
     if target is None:
         raise InvalidArgument("targets", "left out", f"given for task {spec.task}")
+    may_be_missing = spec.missing_targets or spec.label_delay > 0
     if spec.task == "regression":
-        missing = spec.missing_targets
-        y = _numbers("targets", target, (*steps, spec.outputs), nan_allowed=missing)
+        y = _numbers("targets", target, (*steps, spec.outputs), nan_allowed=may_be_missing)
         if spec.loss == "bernoulli":
             outside = (y < 0) | (y > 1)
             if outside.any():
                 where, wrong = _first("targets", y, outside)
                 raise InvalidArgument(where, str(wrong), "a number from 0 to 1 for loss bernoulli")
         return y
-    lowest = -1 if spec.missing_targets else 0
+    lowest = -1 if may_be_missing else 0
     ids = _ids("targets", target, steps, spec.outputs, lowest=lowest)
     return np.where(ids < 0, np.nan, ids)
 
 
-def inputs(spec: ModelSpec, field: str, values: Array, shape: tuple[int | None, ...]) -> Array:
+def inputs(
+    spec: ModelSpec,
+    field: str,
+    values: Array,
+    shape: tuple[int | None, ...],
+    first_step: int = 0,
+    empty_allowed: bool = False,
+) -> Array:
     """Inputs (*shape, D) in float64: numbers, or for tokens their ids."""
     if spec.task == "next_token":
         return _ids(field, values, shape, spec.vocabulary_size, lowest=0)
-    return _numbers(field, values, (*shape, spec.input_size))
+    if empty_allowed and np.shape(values) == (0, spec.input_size):
+        return np.empty((0, spec.input_size))
+    shape = (*shape, spec.input_size)
+    return _numbers(field, values, shape, nan_allowed=spec.missing_inputs, first_step=first_step)
 
 
 def _ids(
@@ -112,9 +183,17 @@ def _ids(
 
 
 def _numbers(
-    field: str, values: Array, shape: tuple[int | None, ...], *, nan_allowed: bool = False
+    field: str,
+    values: Array,
+    shape: tuple[int | None, ...],
+    *,
+    nan_allowed: bool = False,
+    first_step: int | None = None,
 ) -> Array:
-    """Values in float64 of a shape, where None is any length of at least 1."""
+    """Values in float64 of a shape, where None is any length of at least 1.
+
+    With `first_step`, the number of the first of them, an error names the step and the column.
+    """
     array = np.asarray(values)
     check_floats(field, array)
     _check_shape(field, array, shape)
@@ -124,7 +203,11 @@ def _numbers(
         bad = np.isinf(array) if nan_allowed else ~np.isfinite(array)
         if bad.any():
             where, wrong = _first(field, array, bad)
-            raise NonFiniteError(where, str(wrong), "a finite number")
+            bound = "a finite number"
+            if first_step is not None:
+                place = np.argwhere(bad)[0].tolist()
+                bound += f" (step {first_step + place[0]}, column {place[-1]})"
+            raise NonFiniteError(where, str(wrong), bound)
     return array
 
 

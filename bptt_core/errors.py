@@ -5,7 +5,9 @@ BpttError
 │   ├── ShapeError      an array's shape does not match
 │   ├── DtypeError      an array's element type is not one that is read
 │   ├── LayoutError     an array does not lie in memory as it must
-│   └── NonFiniteError  NaN or infinity where a number must be
+│   ├── NonFiniteError  NaN or infinity where a number must be
+│   ├── LabelTooLate    a target's step is too old by now, or of an earlier sequence
+│   └── LabelTooEarly   a target's step has not come yet
 ├── OrderError          a chunk does not begin with its stream's next step
 └── UnknownStream       no stream of that name
 """
@@ -47,6 +49,14 @@ class LayoutError(InvalidArgument):
 
 class NonFiniteError(InvalidArgument):
     """A number is NaN or infinite where it must not be."""
+
+
+class LabelTooLate(InvalidArgument):
+    """A target belongs to a step that has left the delay window, or to an earlier sequence."""
+
+
+class LabelTooEarly(InvalidArgument):
+    """A target belongs to a step that the stream has not seen."""
 
 
 class OrderError(BpttError):

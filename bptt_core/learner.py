@@ -11,22 +11,26 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, params, scaling, windows
+from bptt_core import checks, params, scoring, windows
 from bptt_core.backends import BackendName, make
 from bptt_core.errors import InvalidArgument, UnknownStream
 from bptt_core.settings import Settings
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
+    APPLIED,
     BASELINE_LOSS,
     CLIPPED,
     CLIPPED_GRADIENT_NORM,
+    ERRORS,
     GRADIENT_NORM,
     LOSS,
     new_model,
     NEXT_STEP,
     ROWS,
+    SEQUENCE_STEP,
     SKIPPED,
+    SKIPPED_IN_A_ROW,
     STEPS,
     StreamTable,
     UPDATES,
@@ -36,7 +40,7 @@ from bptt_core.transition import ROW, Steps
 
 Array = NDArray[Any]
 
-STATE_FORMAT = 1  # of what `Learner.state` gives
+STATE_FORMAT = 2  # of what `Learner.state` gives
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,20 +89,24 @@ class Learner:
 
         Raises:
             InvalidArgument: a chunk's shape, type or value; its subclasses say which.
+            LabelTooLate, LabelTooEarly: a target's step cannot be learned any more, or not yet.
             OrderError: a chunk does not begin with its stream's next step.
         Nothing is changed where an error is raised.
         """
-        checked = checks.tick(self.spec, tick, self._next_step_or_zero)
+        checked = checks.tick(self.spec, tick, self._position)
         lanes = np.empty((len(tick), 4), np.int64)
         stop = 0
-        for lane, (chunk, (x, _)) in enumerate(zip(tick, checked, strict=True)):
-            lanes[lane] = self._table.open(chunk.stream_id), stop, len(x), chunk.end_of_sequence
-            stop += len(x)
-        xs = [x for x, _ in checked]
-        ys = [y for _, y in checked if y is not None]
+        for lane, (chunk, good) in enumerate(zip(tick, checked, strict=True)):
+            row, T = self._table.open(chunk.stream_id), len(good.x)
+            if good.earlier is not None:
+                self._table.hold_labels(row, good.first_earlier, good.earlier)
+            lanes[lane] = row, stop, T, chunk.end_of_sequence
+            stop += T
+        xs = [good.x for good in checked]
+        ys = [good.y for good in checked if good.y is not None]
         steps = Steps(lanes, _joined(xs), _joined(ys) if ys else None)
         first = self._table.arrays.counters[lanes[:, ROW], NEXT_STEP].tolist()
-        made, updates, members = self._run(steps, predictions)
+        made, updates, members, scores = self._run(steps, predictions)
         took_part: list[list[UpdateReport]] = [[] for _ in tick]
         for report, lane in members:
             took_part[lane].append(updates[report])
@@ -107,8 +115,10 @@ class Learner:
             _, start, length, _ = lanes[lane].tolist()
             mine = None if made is None else made[start : start + length]
             reports = tuple(took_part[lane])
-            before = first[lane]
-            results.append(ChunkResult(chunk.stream_id, before, before + length, mine, reports))
+            before, seen = first[lane], None if scores is None else scores[start : start + length]
+            results.append(
+                ChunkResult(chunk.stream_id, before, before + length, mine, reports, seen)
+            )
         return TickResult(tuple(results), updates)
 
     def feed(
@@ -123,7 +133,7 @@ class Learner:
 
         Args:
             x: (T, B, D) inputs; (T, B) token ids.
-            target: (T, B, O), or (T, B) class ids, or None for a forecast.
+            target: (T, B, O), or (T, B) class ids, of these very steps; None for a forecast.
             predictions: False saves a third of the work, and leaves the figures of merit as they
                 are.
             end_of_sequence: learn the unfinished windows, then reset the states.
@@ -137,19 +147,26 @@ class Learner:
         for lane in range(B):
             lanes[lane] = self._table.open(str(lane)), lane * T, T, end_of_sequence
         steps = Steps(lanes, _by_stream(x), None if target is None else _by_stream(target))
-        made, updates, _ = self._run(steps, predictions)
+        made, updates, _, _ = self._run(steps, predictions)
         if made is None:
             return FeedResult(updates, None)
         return FeedResult(updates, made.reshape(B, T, -1).swapaxes(0, 1))
 
     def _run(
         self, steps: Steps, predictions: bool
-    ) -> tuple[Array | None, tuple[UpdateReport, ...], list[list[int]]]:
-        """The same way for `apply` and `feed`: predictions (N, O), reports, who took part."""
+    ) -> tuple[Array | None, tuple[UpdateReport, ...], list[list[int]], Array | None]:
+        """The same way for `apply` and `feed`.
+
+        Predictions (N, O), reports, who took part, and anomaly scores (N,) of a forecast.
+        """
         made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
         steps = steps._replace(paused=self.settings.paused)
-        reports, members = self._backend.run(self._model, self._table.arrays, steps, made)
-        return made, tuple(map(_report, reports.tolist())), members.tolist()
+        done = self._backend.run(self._model, self._table.arrays, steps, made)
+        scores = None
+        if predictions and self.spec.task == "forecast":
+            scores = done.scores.copy()
+        updates = tuple(map(_report, done.reports.tolist()))
+        return made, updates, done.members.tolist(), scores
 
     def configure(
         self,
@@ -166,7 +183,8 @@ class Learner:
             clip: how the gradient is clipped.
             clip_threshold: the bound of the clip, > 0.
             paused: learn nothing until it is False again. Targets that come meanwhile, and those
-                that wait for their update, are never learned.
+                that wait for their update, are never learned. False also lets a model learn again
+                that has diverged.
 
         Raises:
             InvalidArgument: a value is out of its bounds; nothing was changed.
@@ -186,7 +204,40 @@ class Learner:
             self._model.rates[0] = settings.learning_rate
         if settings.paused and not now.paused:
             self._table.arrays.targets[...] = np.nan
+        if paused is False:
+            self._model.counters[SKIPPED_IN_A_ROW] = 0
         self.settings = settings
+
+    def roll_back(
+        self, arrays: Mapping[str, Array], metadata: Mapping[str, Any], *, learning_rate: float
+    ) -> None:
+        """Go back to what an earlier `state` had learned; the streams go on from where they are.
+
+        Parameters, optimizer, scalers and figures of merit are those of the earlier state.
+        Streams keep their next step and begin a new sequence there; counters and settings stay,
+        but for the learning rate.
+
+        Args:
+            arrays: of the earlier state.
+            metadata: of the earlier state.
+            learning_rate: > 0, from now on, as `configure` takes it.
+
+        Raises:
+            InvalidArgument: the state is of another spec, or is not whole; nothing was changed.
+        """
+        spec = checks.state(arrays, metadata, STATE_FORMAT)
+        if spec != self.spec:
+            raise InvalidArgument("spec", "another model's", "that of this model")
+        self.configure(learning_rate=learning_rate)
+        for name, array in self._model._asdict().items():
+            if name not in ("counters", "rates"):
+                array[...] = arrays[f"model.{name}"]
+        earlier = arrays["model.counters"]
+        self._model.counters[[APPLIED, ERRORS]] = earlier[[APPLIED, ERRORS]]
+        self._model.counters[SKIPPED_IN_A_ROW] = 0
+        for row in self._table.rows.values():
+            self._table.reset(row)
+        self._norm = self._published = None
 
     # ------------------------------------------------------------------ streams
 
@@ -224,9 +275,13 @@ class Learner:
             raise UnknownStream(stream_id)
         return self._table.rows[stream_id]
 
-    def _next_step_or_zero(self, stream_id: str) -> int:
+    def _position(self, stream_id: str) -> tuple[int, int]:
+        """The stream's next step, and the steps of its sequence so far."""
         row = self._table.rows.get(stream_id)
-        return 0 if row is None else int(self._table.arrays.counters[row, NEXT_STEP])
+        if row is None:
+            return 0, 0
+        counters = self._table.arrays.counters[row]
+        return int(counters[NEXT_STEP]), int(counters[SEQUENCE_STEP])
 
     # ------------------------------------------------------------------ looking
 
@@ -244,6 +299,7 @@ class Learner:
                 counters[UPDATES],
                 math.sqrt(float(np.dot(self._model.parameters, self._model.parameters))),
             )
+        accuracy, bits = scoring.of_classes(self._model)
         return Figures(
             steps=counters[STEPS],
             updates=counters[UPDATES],
@@ -253,11 +309,13 @@ class Learner:
             baseline_loss=last[BASELINE_LOSS],
             gradient_norm=last[GRADIENT_NORM],
             clipped_gradient_norm=last[CLIPPED_GRADIENT_NORM],
-            skill_ratio=scaling.skill_ratio(self._model),
+            skill_ratio=scoring.skill_ratio(self._model),
+            accuracy=accuracy,
+            cross_entropy_bits=bits,
+            consecutive_skipped=counters[SKIPPED_IN_A_ROW],
+            diverged=windows.diverged(self.spec, self._model),
             parameter_norm=self._norm[1],
-            learning_rate=windows.learning_rate(
-                self._steered, self._model, counters[UPDATES] - counters[SKIPPED]
-            ),
+            learning_rate=windows.learning_rate(self._steered, self._model, counters[APPLIED]),
         )
 
     def snapshot(self) -> Snapshot:
@@ -265,11 +323,23 @@ class Learner:
         update = int(self._model.counters[UPDATES])
         if self._published is None or self._published[0] != update:
             self._published = update, _frozen(self._model.parameters.copy())
-        moments = np.empty((0, 0), self.spec.dtype)
-        rest = self._model._replace(moments=moments, parameters=moments)
+        none = np.empty((0, 0), self.spec.dtype)
+        rest = self._model._replace(
+            moments=none, parameters=none, errors=none, class_counts=np.empty(0)
+        )
         model = type(self._model)(*(_frozen(array.copy()) for array in rest))
         model = model._replace(parameters=self._published[1])
         return Snapshot(self.spec, self._backend, model, update)
+
+    def error_band(self) -> tuple[Array, Array]:
+        """How far recent truths were from their predictions, which is a prediction's error band.
+
+        Returns:
+            low, high: (O,) each, in the user's units: the 0.05 and 0.95 quantiles of recent
+            prequential errors, truth - prediction, of each output; NaN for one with too few. Both
+            empty before there are any, and for classes and tokens.
+        """
+        return scoring.error_band(self._model)
 
     def stream_view(self, stream_id: str) -> StreamView:
         """An immutable copy of one stream's live state.

@@ -1,12 +1,18 @@
-"""Online scaling and the figures of merit, step by step; the reference.
+"""Online scaling, step by step; the reference.
 
-`prepare` turns steps in the user's units into features and targets of the network, `score` compares
-earlier predictions with what came. Statistics at a step are those of this step and all before it
-(Welford), never of a later one.
+`prepare` turns steps in the user's units into features and targets of the network, `finish` its
+outputs into predictions. Statistics at a step are those of this step and all before it (Welford),
+never of a later one.
 
 A forecast means change: the network is fed each variable's standardised level and standardised last
 change, and predicts the change j steps ahead in units of the running standard deviation of such
 changes. A prediction in the user's units is `base + unit * output`.
+
+A value that is missing, NaN, is fed as the variable's mean, with a flag that says so, and in a
+forecast as no change: the next change is measured from the value that was seen last. It enters no
+statistics, and as a target it has no loss.
+
+Late labels are held until their step is `label_delay` steps old. What is there then is its target.
 
 Source: Welford (1962), "Note on a method for calculating corrected sums of squares and products".
 """
@@ -23,35 +29,44 @@ from bptt_core.state import Model, SEQUENCE_STEP, Streams
 
 Array = NDArray[Any]
 
-FADING = 1e-3  # share that one step has in the figures of merit: they speak of the last 1,000 or so
-
 
 class Prepared(NamedTuple):
-    """Steps as the network sees them."""
+    """T steps as the network sees them.
+
+    Targets, their truth and their naive forecasts are of the step `label_delay` before; where a
+    sequence ends, those of its last `label_delay` steps follow: N = T + label_delay rows, else T.
+    """
 
     features: Array
     """(T, F) of the spec's dtype."""
     targets: Array
-    """(T, target_width): those that are complete with this step (for a forecast, of the step
+    """(N, target_width): those that are complete with this step (for a forecast, of the step
     `horizon` before); NaN where none."""
     base: Array
     """(T, O) float64: what a prediction made at this step starts from."""
     unit: Array
     """(T, O) float64."""
     naive: Array
-    """(T, O) float64: the naive forecast, the last value or the mean of the targets so far."""
+    """What the naive forecast makes of the same, float64. Regression: (N, O) the mean of the
+    targets so far. Classes: (N, 1) cross-entropy of their frequencies so far. Forecast: (T,
+    targets), of this step: the values seen last, NaN where there was none."""
+    truth: Array
+    """(N, target_width) float64: targets in the user's units. Forecast: (T, targets), the step's
+    own values."""
 
 
-def welford(count: float, mean: Array, m2: Array, x: Array) -> None:
-    """Take x into a mean and a sum of squared deviations, in place; `count` includes it."""
-    delta = x - mean
-    mean += delta / count
-    m2 += delta * (x - mean)
+def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
+    """Take x into counts, means and sums of squared deviations, in place; NaN is left out."""
+    known = ~np.isnan(x)
+    count[known] += 1
+    delta = x[known] - mean[known]
+    mean[known] += delta / count[known]
+    m2[known] += delta * (x[known] - mean[known])
 
 
-def deviation(count: float, m2: Array) -> Array:
-    """Standard deviation, and 1 where there is none yet."""
-    return np.where(m2 > 0, np.sqrt(m2 / max(count, 1.0)), 1.0)
+def deviation(count: Array, m2: Array) -> Array:
+    """Standard deviations, and 1 where there is none yet."""
+    return np.where(m2 > 0, np.sqrt(m2 / np.maximum(count, 1.0)), 1.0)
 
 
 def forecast_columns(spec: ModelSpec) -> Array:
@@ -59,51 +74,98 @@ def forecast_columns(spec: ModelSpec) -> Array:
     return np.array(spec.target_columns or range(spec.input_size), dtype=np.int64)
 
 
+def levels(spec: ModelSpec, model: Model, x: Array) -> Array:
+    """Inputs (…, D) standardised; the mean where they are missing."""
+    if not spec.scaling:
+        return np.where(np.isnan(x), model.input_mean, x)
+    standard = (x - model.input_mean) / deviation(model.input_count, model.input_m2)
+    return np.where(np.isnan(x), 0.0, standard)
+
+
 def prepare(
-    spec: ModelSpec, model: Model, streams: Streams, row: int, x: Array, y: Array | None
+    spec: ModelSpec,
+    model: Model,
+    streams: Streams,
+    row: int,
+    x: Array,
+    y: Array | None,
+    ends: bool,
 ) -> Prepared:
     """Scale steps of one stream and learn their statistics.
 
     Args:
         spec: the model's.
         model: statistics; changed.
-        streams: `recent` inputs; changed. Counters are left to `windows.advance`.
+        streams: `recent` inputs and `labels`; changed. Counters are left to `windows.advance`.
         row: the stream's row.
         x: (T, D) inputs in the user's units.
-        y: (T, target_width) targets, or None for a forecast.
+        y: (T, target_width) their own targets, or None for a forecast and for tokens.
+        ends: the sequence ends with them.
     """
     if spec.task == "forecast":
         return _prepare_forecast(spec, model, streams, row, x)
-    T, O = len(x), spec.outputs
     if spec.task == "next_token":  # each token is the target of the one before
         tokens = x.astype(spec.dtype)
-        return Prepared(tokens, tokens, np.zeros((T, 0)), np.ones((T, 0)), np.zeros((T, 0)))
+        naive = np.array([[_frequency(model, token)] for token in x[:, 0]]).reshape(-1, 1)
+        return Prepared(tokens, tokens, np.zeros((len(x), 0)), np.ones((len(x), 0)), naive, x)
     assert y is not None
+    return _prepare_steps(spec, model, streams, row, x, y, ends)
+
+
+def _prepare_steps(
+    spec: ModelSpec, model: Model, streams: Streams, row: int, x: Array, y: Array, ends: bool
+) -> Prepared:
+    T, O, late = len(x), spec.outputs, spec.label_delay
+    N = T + late if ends else T
     features = np.empty((T, spec.features), spec.dtype)
-    targets = np.empty((T, spec.target_width), spec.dtype)
-    base, unit, naive = np.zeros((T, O)), np.ones((T, O)), np.zeros((T, O))
-    scale_targets = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
-    for t in range(T):
-        features[t] = x[t]
-        targets[t] = y[t]
-        if spec.scaling:
-            model.input_count[0] += 1
-            welford(model.input_count[0], model.input_mean, model.input_m2, x[t])
-            spread = deviation(model.input_count[0], model.input_m2)
-            features[t] = (x[t] - model.input_mean) / spread
-        if spec.task != "regression":
+    targets = np.empty((N, spec.target_width), spec.dtype)
+    base, unit, truth = np.zeros((T, O)), np.ones((T, O)), np.empty((N, spec.target_width))
+    naive = np.empty((N, 1 if spec.task == "classification" else O))
+    scaled = spec.scaling and spec.task == "regression" and spec.loss != "bernoulli"
+    begin, held = int(streams.counters[row, SEQUENCE_STEP]), streams.labels[row]
+    for t in range(N):
+        m = begin + t
+        label = truth[t]
+        label[:] = np.nan
+        if t < T:
+            if spec.scaling or spec.missing_inputs:
+                welford(model.input_count, model.input_mean, model.input_m2, x[t])
+            features[t, : spec.input_size] = levels(spec, model, x[t])
+            if spec.missing_inputs:
+                features[t, spec.input_size :] = ~np.isnan(x[t])
+            if scaled:
+                base[t] = model.target_mean[0]
+                unit[t] = deviation(model.target_count[0], model.target_m2[0])
+            if not late:
+                label[:] = y[t]
+        if late and m >= late:
+            label[:] = held[m % late]  # of step m - late
+        if late and t < T:
+            held[m % late] = y[t]
+        targets[t] = label
+        if spec.task == "classification":
+            naive[t] = _frequency(model, label[0])
             continue
         naive[t] = model.target_mean[0]
-        if scale_targets:
-            base[t] = model.target_mean[0]
-            unit[t] = deviation(model.target_count[0], model.target_m2[0])
-        if not np.isnan(y[t]).any():
-            model.target_count[0] += 1
-            welford(model.target_count[0], model.target_mean[0], model.target_m2[0], y[t])
-        if scale_targets:
+        welford(model.target_count[0], model.target_mean[0], model.target_m2[0], label)
+        if scaled:
             spread = deviation(model.target_count[0], model.target_m2[0])
-            targets[t] = (y[t] - model.target_mean[0]) / spread
-    return Prepared(features, targets, base, unit, naive)
+            targets[t] = (label - model.target_mean[0]) / spread
+    return Prepared(features, targets, base, unit, naive, truth)
+
+
+def _frequency(model: Model, wanted: float) -> float:
+    """Cross-entropy of the class frequencies before this one, which is then counted; NaN of none.
+
+    Every class counts as seen once more than it was, so that a new one is not impossible.
+    """
+    if np.isnan(wanted):
+        return np.nan
+    seen, total = model.class_counts, model.target_count[0]
+    entropy = np.log((total[0] + seen.size) / (seen[int(wanted)] + 1))
+    seen[int(wanted)] += 1
+    total[0] += 1
+    return float(entropy)
 
 
 def _prepare_forecast(
@@ -111,94 +173,58 @@ def _prepare_forecast(
 ) -> Prepared:
     T, D, h = len(x), spec.input_size, spec.horizon
     columns = forecast_columns(spec)
-    features = np.empty((T, 2 * D), spec.dtype)
-    targets = np.full((T, h, columns.size), np.nan, spec.dtype)
-    base, unit = np.empty((T, h, columns.size)), np.ones((T, h, columns.size))
-    recent = streams.recent[row]
+    n = columns.size
+    features = np.empty((T, spec.features), spec.dtype)
+    targets = np.full((T, h, n), np.nan, spec.dtype)
+    base, unit, naive = np.empty((T, h, n)), np.ones((T, h, n)), np.empty((T, n))
+    recent = streams.recent[row]  # the values that were seen last, and beyond row h as they came
+    came = recent[h:] if spec.missing_inputs else recent
     for t in range(T):
         m = int(streams.counters[row, SEQUENCE_STEP]) + t
-        level, spread = np.zeros(D), np.ones((h, D))
-        level_spread = np.ones(D)
-        change = x[t] - recent[(m - 1) % h] if m else np.zeros(D)
+        last = recent[(m - 1) % h] if m else np.full(D, np.nan)
+        seen = np.where(np.isnan(x[t]), last, x[t])
+        if spec.scaling or spec.missing_inputs:
+            welford(model.input_count, model.input_mean, model.input_m2, x[t])
         if spec.scaling:
-            model.input_count[0] += 1
-            welford(model.input_count[0], model.input_mean, model.input_m2, x[t])
             for j in range(1, min(h, m) + 1):
-                model.target_count[j - 1] += 1
-                welford(
+                ahead = (
                     model.target_count[j - 1],
                     model.target_mean[j - 1],
                     model.target_m2[j - 1],
-                    x[t] - recent[(m - j) % h],
                 )
-            level = model.input_mean
-            level_spread = deviation(model.input_count[0], model.input_m2)
-            for j in range(h):
-                spread[j] = deviation(model.target_count[j], model.target_m2[j])
-        features[t, :D] = (x[t] - level) / level_spread
-        features[t, D:] = change / spread[0]
+                welford(*ahead, x[t] - recent[(m - j) % h])
+        spread = np.ones((h, D))
+        if spec.scaling:
+            spread = deviation(model.target_count, model.target_m2)
+        features[t, :D] = levels(spec, model, x[t])
+        features[t, D : 2 * D] = np.nan_to_num((x[t] - last) / spread[0], nan=0.0)
+        if spec.missing_inputs:
+            features[t, 2 * D :] = ~np.isnan(x[t])
         if m >= h:
             origin = recent[m % h].copy()  # step m - h
             for j in range(1, h + 1):
-                later = x[t] if j == h else recent[(m + j) % h]
+                later = x[t] if j == h else came[(m + j) % h]
                 targets[t, j - 1] = ((later - origin) / spread[j - 1])[columns]
-        base[t], unit[t] = x[t, columns], spread[:, columns]
-        recent[m % h] = x[t]
+        base[t] = np.where(np.isnan(seen), model.input_mean, seen)[columns]
+        unit[t], naive[t] = spread[:, columns], seen[columns]
+        if spec.missing_inputs:
+            came[m % h] = x[t]
+        recent[m % h] = seen
     O = spec.outputs
-    last = base.reshape(T, O)
-    return Prepared(features, targets.reshape(T, O), last, unit.reshape(T, O), last)
+    truth = x[:, columns]
+    return Prepared(
+        features, targets.reshape(T, O), base.reshape(T, O), unit.reshape(T, O), naive, truth
+    )
 
 
-def score(
-    spec: ModelSpec,
-    model: Model,
-    streams: Streams,
-    row: int,
-    first: int,
-    predictions: Array,
-    naive: Array,
-    truth: Array,
-) -> None:
-    """Add the errors of predictions whose truth has come to the fading figures of merit.
-
-    Args:
-        spec: the model's.
-        model: `error` and `naive_error`; changed.
-        streams: `forecasts`; changed.
-        row: the stream's row.
-        first: steps in the stream's sequence before these.
-        predictions: (T, O) in the user's units, made at these steps.
-        naive: (T, O) the naive forecast at these steps.
-        truth: (T, D) inputs for a forecast, (T, O) targets for regression.
-    """
+def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
+    """Raw outputs (T, O) in the user's units; probabilities where targets are classes."""
     if spec.loss == "cross_entropy":
-        return
-    if spec.task == "regression":
-        for t in range(len(truth)):
-            error = np.abs(truth[t] - predictions[t])
-            _fade(model, slice(None), error, np.abs(truth[t] - naive[t]))
-        return
-    columns, h, O = forecast_columns(spec), spec.horizon, spec.outputs
-    n = columns.size
-    held = streams.forecasts[row]
-    for t in range(len(truth)):
-        m = first + t
-        now = truth[t, columns]
-        for j in range(1, min(h, m) + 1):
-            earlier = held[(m - j) % h]
-            outputs = slice((j - 1) * n, j * n)
-            _fade(model, outputs, np.abs(now - earlier[outputs]), np.abs(now - earlier[O:]))
-        held[m % h, :O] = predictions[t]
-        held[m % h, O:] = naive[t, :n]
-
-
-def _fade(model: Model, outputs: slice, error: Array, naive_error: Array) -> None:
-    if np.isfinite(error).all() and np.isfinite(naive_error).all():
-        model.error[outputs] += FADING * (error - model.error[outputs])
-        model.naive_error[outputs] += FADING * (naive_error - model.naive_error[outputs])
-
-
-def skill_ratio(model: Model) -> float:
-    """Prequential absolute error over the naive forecast's, mean over outputs; NaN if none yet."""
-    known = model.naive_error > 0
-    return float(np.mean(model.error[known] / model.naive_error[known])) if known.any() else np.nan
+        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
+        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    if spec.loss == "bernoulli":
+        return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
+    made = outputs.astype(np.float64)  # and all else in place
+    made *= unit
+    made += base
+    return made

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from bptt_core import checks
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
-from bptt_core.scaling import deviation, forecast_columns
+from bptt_core.scaling import deviation, finish, forecast_columns, levels
+from bptt_core.scoring import error_band
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model
-from bptt_core.transition import finish
 
 Array = NDArray[Any]
 
@@ -29,7 +29,8 @@ class StreamView:
     state: Array
     """(L, parts, H), not writeable."""
     last_input: Array
-    """(D,) float64 the newest step of a forecast, in the user's units."""
+    """(D,) float64 the newest step of a forecast, in the user's units; where a value is missing,
+    the one that was seen last, and NaN before there was one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class Snapshot:
     spec: ModelSpec
     backend: Backend
     model: Model
-    """Its arrays are not writeable; moments are left out."""
+    """Its arrays are not writeable; moments, errors and class counts are left out."""
     update: int
     """Updates it has seen."""
 
@@ -58,7 +59,7 @@ class Snapshot:
         """
         spec = self.spec
         if inputs is None or len(inputs) == 0:
-            if spec.delay == 0:
+            if spec.task not in ("forecast", "next_token"):
                 raise InvalidArgument("inputs", "left out", f"given for task {spec.task}")
             if view is None or view.sequence_step == 0:
                 raise InvalidArgument(
@@ -73,20 +74,25 @@ class Snapshot:
         if spec.task == "next_token":
             outputs = self.backend.forward(self.model.parameters, x.astype(spec.dtype), view.state)
             return finish(spec, outputs, x, x)
-        features = np.empty((len(x), spec.features), spec.dtype)
-        D = spec.input_size
-        level, spread, change_unit = np.zeros(D), np.ones(D), np.ones(D)
-        if spec.scaling:
-            level = self.model.input_mean
-            spread = deviation(self.model.input_count[0], self.model.input_m2)
-        features[:, :D] = (x - level) / spread
+        columns = [levels(spec, self.model, x)]
+        seen = x
         if spec.task == "forecast":
+            before = view.last_input if view.sequence_step else np.full(spec.input_size, np.nan)
+            seen = _seen(np.vstack([before, x]))
+            change = np.nan_to_num(x - seen[:-1], nan=0.0)
             if spec.scaling:
-                change_unit = deviation(self.model.target_count[0], self.model.target_m2[0])
-            before = view.last_input if view.sequence_step else x[0]
-            features[:, D:] = np.diff(x, axis=0, prepend=before[np.newaxis]) / change_unit
+                change /= deviation(self.model.target_count[0], self.model.target_m2[0])
+            columns.append(change)
+            seen = seen[1:]
+        if spec.missing_inputs:
+            columns.append((~np.isnan(x)).astype(float))
+        features = np.concatenate(columns, axis=1).astype(spec.dtype)
         outputs = self.backend.forward(self.model.parameters, features, view.state)
-        return finish(spec, outputs, *self._user_scale(x))
+        return finish(spec, outputs, *self._user_scale(seen))
+
+    def error_band(self) -> tuple[Array, Array]:
+        """As `Learner.error_band`, at the time of the snapshot."""
+        return error_band(self.model)
 
     def _head(self, h: Array) -> Array:
         spec = self.spec
@@ -95,19 +101,27 @@ class Snapshot:
         return np.asarray(weight.reshape(spec.outputs, spec.hidden_size) @ h + bias)
 
     def _user_scale(self, x: Array) -> tuple[Array, Array]:
-        """Base and unit (T, O) of predictions made after inputs x (T, D)."""
+        """Base and unit (T, O) of predictions after inputs x (T, D), missing ones filled in."""
         spec, model = self.spec, self.model
         base, unit = np.zeros((len(x), spec.outputs)), np.ones((len(x), spec.outputs))
         if spec.task == "forecast":
             columns = forecast_columns(spec)
+            x = np.where(np.isnan(x), model.input_mean, x)
             base[:] = np.tile(x[:, columns], spec.horizon)
             if spec.scaling:
-                spreads = [
-                    deviation(model.target_count[j], model.target_m2[j])[columns]
-                    for j in range(spec.horizon)
-                ]
-                unit[:] = np.concatenate(spreads)
+                spread = deviation(model.target_count, model.target_m2)
+                unit[:] = spread[:, columns].reshape(-1)
         elif spec.scaling and spec.task == "regression" and spec.loss != "bernoulli":
             base[:] = model.target_mean[0]
             unit[:] = deviation(model.target_count[0], model.target_m2[0])
         return base, unit
+
+
+def _seen(x: Array) -> Array:
+    """Steps (T, D) with the value that was seen last in place of each that is missing."""
+    if not np.isnan(x[1:]).any():
+        return x
+    seen = x.copy()
+    for t in range(1, len(x)):
+        np.copyto(seen[t], seen[t - 1], where=np.isnan(seen[t]))
+    return seen

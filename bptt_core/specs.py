@@ -19,6 +19,7 @@ Reduction = Literal["mean", "sum"]
 OptimizerName = Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
 Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
+Divergence = Literal["stop", "roll_back"]
 
 INPUT_SIZE_MAX = 4096  # a step of 16 KB in float32, the message size at which the wire is busy
 OUTPUT_SIZE_MAX = 4096  # the same, for targets times horizon
@@ -26,9 +27,11 @@ HIDDEN_SIZE_MAX = 4096  # W alone is 64 MB in float32; an update then takes abou
 LAYERS_MAX = 8
 WINDOW_MAX = 4096  # k2: a window of 512 units then holds 8 MB of states
 HORIZON_MAX = 64
+LABEL_DELAY_MAX = 1024  # a stream holds as many labels, predictions and steps more
 VOCABULARY_MAX = 65_536  # ids stay exact in float32, and fit two bytes
 UPDATES_MAX = 10**9  # of a schedule: years, at a thousand updates a second
 BATCH_STREAMS_MAX = 1024
+DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
 
 DEFAULT_LEARNING_RATE = 0.001
@@ -71,6 +74,12 @@ class ModelSpec:
     """Forecast: the inputs that are forecast, by index; empty means all."""
     vocabulary_size: int = 0
     """Next token: the number of token ids, 2 to VOCABULARY_MAX; else 0."""
+    missing_inputs: bool = False
+    """An input may be missing, NaN: it is fed as its mean, with a flag for each variable that says
+    whether it is there. Not for tokens."""
+    label_delay: int = 0
+    """Regression and classification: steps after its own, 0 to LABEL_DELAY_MAX, until which a
+    step's target may come; windows train as many steps behind."""
     missing_targets: bool = False
     """Regression and classification: a target may be missing, NaN or class -1, and has no loss."""
     cell: Cell = "rnn_tanh"
@@ -113,6 +122,11 @@ class ModelSpec:
     """Standardise inputs and targets with running statistics of the steps so far."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
+    divergence_patience: int = 10
+    """Skipped updates in a row after which the model counts as diverged and stops learning, 1 to
+    DIVERGENCE_PATIENCE_MAX."""
+    on_divergence: Divergence = "stop"
+    """What is then done by whoever keeps the model: it stays stopped, or `Learner.roll_back`."""
     dtype: Dtype = "float32"
     """Of parameters, states and arithmetic."""
     seed: int = 0
@@ -139,6 +153,7 @@ class ModelSpec:
             raise InvalidArgument("k2", self.k2, f"at least k1, which is {self.k1}")
         _check_int("max_batch_streams", self.max_batch_streams, 1, BATCH_STREAMS_MAX)
         _check_int("seed", self.seed, 0, SEED_MAX)
+        _check_int("divergence_patience", self.divergence_patience, 1, DIVERGENCE_PATIENCE_MAX)
         _check_int("warmup_updates", self.warmup_updates, 0, UPDATES_MAX)
         _check_int("decay_updates", self.decay_updates, 0, UPDATES_MAX)
         _check_float("final_learning_rate", self.final_learning_rate, positive=False)
@@ -150,6 +165,11 @@ class ModelSpec:
         if self.final_learning_rate > self.learning_rate:
             bound = f"at most learning_rate, which is {self.learning_rate}"
             raise InvalidArgument("final_learning_rate", self.final_learning_rate, bound)
+        _check_int("label_delay", self.label_delay, 0, LABEL_DELAY_MAX)
+        if self.label_delay and self.task not in ("regression", "classification"):
+            raise InvalidArgument("label_delay", self.label_delay, f"0 for task {self.task}")
+        if self.missing_inputs and self.task == "next_token":
+            raise InvalidArgument("missing_inputs", True, "left out for task next_token")
         if self.missing_targets and self.task not in ("regression", "classification"):
             raise InvalidArgument("missing_targets", True, f"left out for task {self.task}")
         if self.loss not in LOSSES_OF_TASK[self.task]:
@@ -224,8 +244,12 @@ class ModelSpec:
 
     @property
     def features(self) -> int:
-        """Columns of a step as it is held; a forecast's are each variable's level and change."""
-        return 2 * self.input_size if self.task == "forecast" else self.input_size
+        """Columns of a step as it is held.
+
+        Each variable's level; of a forecast, then each one's change; where inputs may be missing,
+        then a flag for each, 1 where it is there.
+        """
+        return self.input_size * (1 + (self.task == "forecast") + self.missing_inputs)
 
     @property
     def network_inputs(self) -> int:
@@ -235,12 +259,17 @@ class ModelSpec:
     @property
     def delay(self) -> int:
         """Steps between an input and the arrival of the last of its targets."""
-        return self.horizon if self.task in ("forecast", "next_token") else 0
+        return self.horizon if self.task in ("forecast", "next_token") else self.label_delay
 
     @property
     def target_width(self) -> int:
         """Columns of a target row: O, or 1 for a class id."""
         return 1 if self.loss == "cross_entropy" else self.outputs
+
+    @property
+    def truth_width(self) -> int:
+        """Columns of a target in the user's units: target columns, outputs, or 1 for a class id."""
+        return self.target_count if self.task == "forecast" else self.target_width
 
     @property
     def gates(self) -> int:
@@ -279,6 +308,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(OptimizerName),
     "clip": get_args(Clip),
     "dtype": get_args(Dtype),
+    "on_divergence": get_args(Divergence),
 }
 
 

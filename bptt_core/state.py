@@ -16,6 +16,9 @@ from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
 
+ERRORS_MOST = 512  # rows in the ring of errors: its 0.05 quantile then rests on 25 of them
+ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in float32
+ERRORS_SIZE = 65_536  # numbers in the ring, between the two
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
 
 NEXT_STEP, SEQUENCE_STEP, ROWS, READY = range(4)
@@ -25,8 +28,13 @@ The next step's number; steps since the sequence began; steps held since the win
 whose targets are complete but not learned yet.
 """
 
-UPDATES, STEPS, CLIPPED, SKIPPED = range(4)
-"""Columns of `Model.counters`."""
+UPDATES, STEPS, CLIPPED, SKIPPED, SKIPPED_IN_A_ROW, APPLIED, ERRORS = range(7)
+"""Columns of `Model.counters`.
+
+Updates, and those that were clipped or skipped, and steps are of all the model's life. APPLIED are
+the updates that its parameters and moments have seen: fewer after a roll-back. ERRORS were put into
+`Model.errors`.
+"""
 
 LOSS, BASELINE_LOSS, GRADIENT_NORM, CLIPPED_GRADIENT_NORM = range(4)
 """Columns of `Model.last`: figures of the last update."""
@@ -47,10 +55,17 @@ class Streams(NamedTuple):
     live_state: Array
     """(S, L, parts, H) the carried state after the last step."""
     recent: Array
-    """(S, h, D) float64: the last h inputs in the user's units; step m stands in row m mod h."""
+    """(S, h, D) float64: the last h inputs in the user's units; step m stands in row m mod h. Where
+    they may be missing (S, 2h, D): first with the value seen last in place of each that is missing,
+    NaN before there is one, then as they came."""
     forecasts: Array
     """(S, h, O + targets) float64: the last h forecasts in the user's units, and the values they
-    started from."""
+    started from. Late labels: (S, label_delay, O), the last predictions."""
+    labels: Array
+    """(S, label_delay, target_width) float64: labels of the last steps in the user's units; NaN
+    where there is none yet."""
+    surprise: Array
+    """(S, 3) float64, of forecasts: number, mean and variance of the sizes of recent errors."""
 
 
 class Model(NamedTuple):
@@ -61,65 +76,90 @@ class Model(NamedTuple):
     moments: Array
     """(moments of the optimizer, P)"""
     counters: Array
-    """(4,) int64: UPDATES, STEPS, CLIPPED, SKIPPED."""
+    """(7,) int64: UPDATES, STEPS, CLIPPED, SKIPPED, SKIPPED_IN_A_ROW, APPLIED, ERRORS."""
     last: Array
     """(4,) float64: figures of the last update; NaN before the first."""
     rates: Array
     """(1,) float64: the learning rate."""
     input_count: Array
-    """(1,) float64: steps in the inputs' statistics."""
+    """(D,) float64: values in the inputs' statistics."""
     input_mean: Array
     """(D,) float64"""
     input_m2: Array
     """(D,) float64: sum of squared deviations from the mean."""
     target_count: Array
-    """(h,) float64: changes (or targets) in their statistics, for each step ahead."""
+    """(h, W) float64: changes (or targets) in their statistics, for each step ahead."""
     target_mean: Array
     """(h, W) float64"""
     target_m2: Array
     """(h, W) float64"""
+    class_counts: Array
+    """(classes,) float64: how often each class or token was a target."""
     error: Array
-    """(O,) float64: fading sum of absolute prequential errors."""
+    """(O,) float64: fading sum of absolute prequential errors; (1,) of cross-entropies."""
     naive_error: Array
-    """(O,) float64: the same of the naive forecast."""
+    """The same of the naive forecast."""
+    hits: Array
+    """(2,) float64, of classes: fading sum of targets that were the likeliest, and of all."""
+    errors: Array
+    """(N, O) ring of the last prequential errors with their sign, truth - prediction in the user's
+    units; NaN where there is none. Empty for classes."""
+    error_band: Array
+    """(2, O) float64: their quantiles; NaN where there are too few."""
+
+
+def error_rows(spec: ModelSpec) -> int:
+    """Rows in the ring of errors."""
+    return max(ERRORS_LEAST, min(ERRORS_MOST, ERRORS_SIZE // spec.outputs))
 
 
 def new_model(spec: ModelSpec) -> Model:
     """A model that has learned nothing yet."""
     parameters = params.initialise(spec)
     moments = np.zeros((optimizers.MOMENTS[spec.optimizer], parameters.size), spec.dtype)
-    scored = spec.outputs if spec.task in ("forecast", "regression") else 0
+    classes = spec.loss == "cross_entropy"
+    scored = 1 if classes else spec.outputs
+    kept = 0 if classes else spec.outputs
     width = spec.input_size if spec.task == "forecast" else spec.target_width
     return Model(
         parameters=parameters,
         moments=moments,
-        counters=np.zeros(4, np.int64),
+        counters=np.zeros(7, np.int64),
         last=np.full(4, np.nan),
         rates=np.array([spec.learning_rate]),
-        input_count=np.zeros(1),
+        input_count=np.zeros(spec.input_size),
         input_mean=np.zeros(spec.input_size),
         input_m2=np.zeros(spec.input_size),
-        target_count=np.zeros(spec.horizon),
+        target_count=np.zeros((spec.horizon, width)),
         target_mean=np.zeros((spec.horizon, width)),
         target_m2=np.zeros((spec.horizon, width)),
+        class_counts=np.zeros(spec.outputs if classes else 0),
         error=np.zeros(scored),
         naive_error=np.zeros(scored),
+        hits=np.zeros(2),
+        errors=np.zeros((error_rows(spec), kept), spec.dtype),
+        error_band=np.full((2, kept), np.nan),
     )
 
 
 def new_streams(spec: ModelSpec, capacity: int) -> Streams:
     """Room for `capacity` streams, all at their beginning."""
-    h, targets = spec.horizon, spec.target_count
+    forecast, late = spec.task == "forecast", spec.label_delay
+    recent = spec.horizon * (1 + spec.missing_inputs) if forecast else 0
+    held, width = (
+        (spec.horizon, spec.outputs + spec.target_count) if forecast else (late, spec.outputs)
+    )
     state = (capacity, spec.layers, spec.state_parts, spec.hidden_size)
-    forecast = spec.task == "forecast"
     return Streams(
         counters=np.zeros((capacity, 4), np.int64),
         inputs=np.zeros((capacity, spec.k2 + spec.delay, spec.features), spec.dtype),
         targets=np.zeros((capacity, spec.k1, spec.target_width), spec.dtype),
         start_state=np.zeros(state, spec.dtype),
         live_state=np.zeros(state, spec.dtype),
-        recent=np.zeros((capacity, h if forecast else 0, spec.input_size)),
-        forecasts=np.zeros((capacity, h if forecast else 0, spec.outputs + targets)),
+        recent=np.zeros((capacity, recent, spec.input_size)),
+        forecasts=np.zeros((capacity, held, width)),
+        labels=np.zeros((capacity, late, spec.target_width)),
+        surprise=np.zeros((capacity, 3 if forecast else 0)),
     )
 
 
@@ -153,6 +193,14 @@ class StreamTable:
         self.arrays.counters[row, SEQUENCE_STEP:] = 0
         self.arrays.start_state[row] = 0
         self.arrays.live_state[row] = 0
+
+    def hold_labels(self, row: int, first_step: int, labels: Array) -> None:
+        """Keep late labels (n, target_width) of steps that were read; NaN erases none."""
+        next_step, sequence_step = self.arrays.counters[row, :2].tolist()
+        held = self.arrays.labels[row]
+        for step, label in enumerate(labels, start=first_step):
+            mine = held[(sequence_step - (next_step - step)) % len(held)]
+            np.copyto(mine, label, where=~np.isnan(label))
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
         """Names in the order of their rows, and the rows in use: what a checkpoint holds."""

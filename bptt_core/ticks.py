@@ -23,11 +23,19 @@ class Chunk:
     first_step: int
     """Number of the first step; must be the stream's next."""
     inputs: Array
-    """(T, D) float32 or float64; (T,) token ids."""
+    """(T, D) float32 or float64, NaN where the spec allows `missing_inputs`; (T,) token ids. With
+    `label_delay` there may be none, T = 0."""
     targets: Array | None = None
-    """Regression: (T, O) floats. Classification: (T,) class ids. Else None."""
+    """Regression: (T, O) floats. Classification: (T,) class ids. Else None. NaN or -1: missing.
+
+    With `label_delay`: of any S >= 1 consecutive steps, or None; NaN or -1 where there is none yet.
+    Of two labels of a step, the one that comes last holds.
+    """
     end_of_sequence: bool = False
     """Learn the unfinished window after these steps, then reset the state."""
+    first_target_step: int | None = None
+    """Step of the first target; None: the first step. With `label_delay` at most so many before the
+    stream's next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,10 @@ class ChunkResult:
     target was learned."""
     updates: tuple[UpdateReport, ...]
     """Those the chunk's stream took part in."""
+    anomaly_scores: Array | None = None
+    """Forecast, where predictions were made: (T,) float64, the probability of an error as large as
+    that of the forecast for this step or larger, by the stream's recent errors; near 0 is an
+    anomaly. NaN where there was no forecast, or too few before it to tell."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +105,17 @@ class Figures:
     gradient_norm: float
     clipped_gradient_norm: float
     skill_ratio: float
-    """Prequential absolute error over that of the naive forecast, fading over the last 1,000 or so
-    steps."""
+    """Prequential error over that of the naive forecast, fading over the last 1,000 or so targets:
+    absolute error over that of the last value (forecast) or the mean (regression), cross-entropy
+    over that of the class frequencies so far."""
+    accuracy: float
+    """Prequential, of classes and tokens: share of targets that were the likeliest, fading over the
+    last 1,000 or so. NaN for other tasks, and before the first target."""
+    cross_entropy_bits: float
+    """Of the same targets: mean of -log2 of the probability that they were given."""
+    consecutive_skipped: int
+    """Skipped updates in a row, up to the last."""
+    diverged: bool
+    """They are `divergence_patience`: nothing is learned until `configure(paused=False)`."""
     parameter_norm: float
     learning_rate: float

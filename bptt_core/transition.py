@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import scaling, windows
+from bptt_core import scaling, scoring, windows
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, SEQUENCE_STEP, Streams
 from bptt_core.windows import Advanced, Lanes
@@ -27,7 +27,7 @@ class Steps(NamedTuple):
     x: Array
     """(N, D) float64."""
     y: Array | None
-    """(N, target_width) float64; None for a forecast and for tokens."""
+    """(N, target_width) float64, of the same steps; None for a forecast and for tokens."""
     paused: bool = False
     """No target is learned."""
 
@@ -47,12 +47,13 @@ def run(
     """
     lanes = [slice(start, start + n) for _, start, n, _ in steps.lanes.tolist()]
     rows = steps.lanes[:, ROW]
-    xs = [steps.x[lane] for lane in lanes]
-    ys = [None if steps.y is None else steps.y[lane] for lane in lanes]
-    prepared = [
-        scaling.prepare(spec, model, streams, int(row), x, y)
-        for row, x, y in zip(rows, xs, ys, strict=True)
-    ]
+    prepared = []
+    for row, lane, ends in zip(rows, lanes, steps.lanes[:, ENDS], strict=True):
+        y = None if steps.y is None else steps.y[lane]
+        mine = scaling.prepare(spec, model, streams, int(row), steps.x[lane], y, bool(ends))
+        if predictions is not None:
+            scoring.score_live(spec, model, streams, int(row), mine)
+        prepared.append(mine)
     side_by_side = _side_by_side(spec, steps, prepared)
     B, T = side_by_side.features.shape[:2]
     begins = streams.counters[rows, SEQUENCE_STEP].tolist()
@@ -62,12 +63,14 @@ def run(
         return advanced
     outputs = np.zeros((B, T, spec.outputs), spec.dtype)
     advanced = windows.advance(spec, model, streams, side_by_side, outputs)
-    for b, (x, y, mine) in enumerate(zip(xs, ys, prepared, strict=True)):
+    scores = np.empty(len(steps.x) if spec.task == "forecast" else 0)
+    for b, mine in enumerate(prepared):
         made = predictions[lanes[b]]
-        made[:] = finish(spec, outputs[b, : len(x)], mine.base, mine.unit)
-        truth = x if y is None else y
-        scaling.score(spec, model, streams, int(rows[b]), begins[b], made, mine.naive, truth)
-    return advanced
+        made[:] = scaling.finish(spec, outputs[b, : len(made)], mine.base, mine.unit)
+        found = scoring.score(spec, model, streams, int(rows[b]), begins[b], made, mine)
+        if found is not None:
+            scores[lanes[b]] = found
+    return advanced._replace(scores=scores)
 
 
 def _side_by_side(spec: ModelSpec, steps: Steps, prepared: list[scaling.Prepared]) -> Lanes:
@@ -75,21 +78,8 @@ def _side_by_side(spec: ModelSpec, steps: Steps, prepared: list[scaling.Prepared
     lanes = steps.lanes
     B, T = len(prepared), int(lanes[:, LENGTH].max())
     features = np.zeros((B, T, spec.features), spec.dtype)
-    targets = np.zeros((B, T, spec.target_width), spec.dtype)
+    targets = np.zeros((B, T + spec.label_delay, spec.target_width), spec.dtype)
     for lane, each in enumerate(prepared):
         features[lane, : len(each.features)] = each.features
         targets[lane, : len(each.targets)] = np.nan if steps.paused else each.targets
     return Lanes(lanes[:, ROW], lanes[:, LENGTH], lanes[:, ENDS] != 0, features, targets)
-
-
-def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
-    """Raw outputs (T, O) in the user's units; probabilities where targets are classes."""
-    if spec.loss == "cross_entropy":
-        shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
-        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
-    if spec.loss == "bernoulli":
-        return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
-    made = outputs.astype(np.float64)  # and all else in place
-    made *= unit
-    made += base
-    return made

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bptt_core import clipping, losses, network, optimizers, params
 from bptt_core.specs import ModelSpec
 from bptt_core.state import (
+    APPLIED,
     CLIPPED,
     Model,
     NEXT_STEP,
@@ -26,6 +27,7 @@ from bptt_core.state import (
     ROWS,
     SEQUENCE_STEP,
     SKIPPED,
+    SKIPPED_IN_A_ROW,
     STEPS,
     Streams,
     UPDATES,
@@ -44,6 +46,8 @@ class Advanced(NamedTuple):
     """(updates, REPORT_COLUMNS) float64."""
     members: Array
     """(n, 2) int64: pairs of report and lane, in order: which lane took part in which update."""
+    scores: Array = np.empty(0)
+    """(N,) float64: anomaly scores of all steps of a forecast that are predicted, else empty."""
 
 
 class Lanes(NamedTuple):
@@ -58,7 +62,8 @@ class Lanes(NamedTuple):
     features: Array
     """(B, T, F)"""
     targets: Array
-    """(B, T, target_width)"""
+    """(B, T + label_delay, target_width): after a lane's steps, those of its last label_delay steps
+    if its sequence ends."""
 
 
 class Log:
@@ -89,6 +94,7 @@ def advance(
     """
     log = Log()
     late = spec.delay > 0
+    _finish(spec, model, streams, lanes, np.flatnonzero(lanes.lengths == 0), log)
     for t in range(lanes.features.shape[1]):
         active = np.flatnonzero(lanes.lengths > t)
         rows = lanes.rows[active]
@@ -160,9 +166,16 @@ def _finish(
 ) -> None:
     """Learn what is left of sequences that end, and reset their streams."""
     ending = done[lanes.ends[done]]
-    rest = ending[streams.counters[lanes.rows[ending], READY] > 0]
-    _update_groups(spec, model, streams, lanes.rows, rest, spec.delay, log)
     rows = lanes.rows[ending]
+    for i in range(spec.label_delay):  # labels of the last steps, as far as they came
+        complete = streams.counters[rows, SEQUENCE_STEP] + i >= spec.label_delay
+        mine = ending[complete]
+        _push_targets(streams, rows[complete], lanes.targets[mine, lanes.lengths[mine] + i])
+        full = mine[streams.counters[rows[complete], READY] == spec.k1]
+        _update_groups(spec, model, streams, lanes.rows, full, spec.label_delay - 1 - i, log)
+    rest = ending[streams.counters[rows, READY] > 0]
+    pending = spec.delay - spec.label_delay
+    _update_groups(spec, model, streams, lanes.rows, rest, pending, log)
     streams.counters[rows, SEQUENCE_STEP:] = 0
     streams.start_state[rows] = 0
     streams.live_state[rows] = 0
@@ -202,7 +215,7 @@ def update(
     streams.counters[rows, ROWS] = held - next_start
     streams.counters[rows, READY] = 0
 
-    if losses.target_count(target):
+    if losses.target_count(target) and not diverged(spec, model):
         log.members.extend((len(log.reports), int(lane)) for lane in members)
         log.reports.append(_learn(spec, model, named, tape, target))
     live = tape.state_after(length)
@@ -239,10 +252,13 @@ def _learn(
     skipped = not (np.isfinite(loss) and np.isfinite(norm))
     if skipped:
         model.counters[SKIPPED] += 1
+        model.counters[SKIPPED_IN_A_ROW] += 1
     else:
+        model.counters[SKIPPED_IN_A_ROW] = 0
+        model.counters[APPLIED] += 1
         clipped_norm = _clip(spec, gradient, norm)
         model.counters[CLIPPED] += clipped_norm < norm
-        applied = int(model.counters[UPDATES] - model.counters[SKIPPED])
+        applied = int(model.counters[APPLIED])
         optimizers.step(
             spec.optimizer,
             model.parameters,
@@ -255,6 +271,11 @@ def _learn(
         model.last[:] = loss, baseline, norm, clipped_norm
     update_number = float(model.counters[UPDATES])
     return (update_number, new, streams, loss, baseline, norm, clipped_norm, float(skipped))
+
+
+def diverged(spec: ModelSpec, model: Model) -> bool:
+    """So many updates in a row were skipped that the model has stopped learning."""
+    return bool(model.counters[SKIPPED_IN_A_ROW] >= spec.divergence_patience)
 
 
 def learning_rate(spec: ModelSpec, model: Model, update: int) -> float:

@@ -63,7 +63,10 @@ class Compiled:
                 steps.paused,
             )  # fmt: skip
         reports, members = self._room.done.tolist()
-        advanced = Advanced(self._room.reports[:reports], self._room.members[:members])
+        room = self._room
+        advanced = Advanced(
+            room.reports[:reports], room.members[:members], room.scores[: len(steps.x)]
+        )
         if B * longest > ROWS_KEPT:
             self._room = kernel_sizes.room(self._spec, 1, 1, 1)
             self._model = None  # the table leads to what is gone
@@ -73,9 +76,9 @@ class Compiled:
         """Make room for a call of so many streams and steps of the longest; whether it moved."""
         spec, room = self._spec, self._room
         # Each lane takes part in at most one update every k1 steps, and one more at its end.
-        updates = streams * (longest // spec.k1 + 2)
+        updates = streams * ((longest + spec.label_delay) // spec.k1 + 2)
         rows, moved = streams * longest, False
-        before = (len(room.base) // spec.outputs, room.lists.shape[1], len(room.reports))
+        before = (len(room.scores), room.lists.shape[1], len(room.reports))
         needed = (rows, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
             self._room = kernel_sizes.room(spec, *map(max, needed, before))

@@ -1,4 +1,4 @@
-"""Online scaling and figures of merit: the twin of `bptt_core.scaling`."""
+"""Online scaling: the twin of `bptt_core.scaling`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import copy, is_finite
-from bptt_core.kernels.sizes import Sizes
-from bptt_core.scaling import FADING
+from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
 from bptt_core.state import Model
 
 Array = NDArray[Any]
 
 
 @compiled
-def welford(count: float, mean: Array, m2: Array, x: Array) -> None:
-    """Take x into a mean and a sum of squared deviations, in place; `count` includes it."""
+def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
+    """Take x into counts, means and sums of squared deviations, in place; NaN is left out."""
     for i in range(x.size):
-        delta = x[i] - mean[i]
-        mean[i] += delta / count
-        m2[i] += delta * (x[i] - mean[i])
+        if not math.isnan(x[i]):
+            count[i] += 1
+            delta = x[i] - mean[i]
+            mean[i] += delta / count[i]
+            m2[i] += delta * (x[i] - mean[i])
 
 
 @compiled
@@ -33,52 +34,107 @@ def deviation(count: float, m2: float) -> float:
 
 
 @compiled
+def level_features(sizes: Sizes, model: Model, x: Array, features: Array) -> None:
+    """Take inputs x (D,) into their statistics; levels into features, and flags at their end."""
+    D = x.size
+    if sizes.scaled or sizes.missing_inputs:
+        welford(model.input_count, model.input_mean, model.input_m2, x)
+    for i in range(D):
+        mean, value = model.input_mean[i], x[i]
+        missing = math.isnan(value)
+        if missing:
+            value = mean
+        if sizes.scaled:
+            value = (value - mean) / deviation(model.input_count[i], model.input_m2[i])
+        features[i] = value
+        if sizes.missing_inputs:
+            features[features.size - D + i] = 0.0 if missing else 1.0
+
+
+@compiled
+def class_entropy(model: Model, wanted: float) -> float:
+    """Cross-entropy of the class frequencies before this one, which is then counted; NaN of none.
+
+    Every class counts as seen once more than it was, so that a new one is not impossible.
+    """
+    if math.isnan(wanted):
+        return wanted
+    seen, at = model.class_counts, int(wanted)
+    entropy = math.log((model.target_count[0, 0] + seen.size) / (seen[at] + 1))
+    seen[at] += 1
+    model.target_count[0, 0] += 1
+    return entropy
+
+
+@compiled
+def prepare_tokens(
+    model: Model, x: Array, features: Array, targets: Array, naive: Array, truth: Array
+) -> None:
+    """Next token; arrays as in `bptt_core.scaling.Prepared`, filled."""
+    for t in range(x.shape[0]):
+        features[t, 0] = targets[t, 0] = truth[t, 0] = x[t, 0]
+        naive[t, 0] = class_entropy(model, x[t, 0])
+
+
+@compiled
 def prepare_steps(
-    scaled: bool,
-    scale_targets: bool,
-    average_targets: bool,
+    sizes: Sizes,
     model: Model,
+    held: Array,
+    begin: int,
     x: Array,
     y: Array,
+    ends: bool,
     features: Array,
     targets: Array,
     base: Array,
     unit: Array,
     naive: Array,
+    truth: Array,
 ) -> None:
-    """Regression and classification; arrays as in `bptt_core.scaling.Prepared`, filled."""
-    D, width = x.shape[1], y.shape[1]
-    for t in range(x.shape[0]):
-        for i in range(D):
-            features[t, i] = x[t, i]
-        for i in range(width):
-            targets[t, i] = y[t, i]
-        for i in range(base.shape[1]):
-            base[t, i], unit[t, i] = 0.0, 1.0
-        if scaled:
-            model.input_count[0] += 1
-            count = model.input_count[0]
-            welford(count, model.input_mean, model.input_m2, x[t])
-            for i in range(D):
-                spread = deviation(count, model.input_m2[i])
-                features[t, i] = (x[t, i] - model.input_mean[i]) / spread
-        if not average_targets:
+    """Regression and classification; arrays as in `bptt_core.scaling.Prepared`, filled.
+
+    Args:
+        sizes: the spec's.
+        model: statistics; changed.
+        held: (label_delay, width) late labels of the stream; changed.
+        begin: steps in the stream's sequence before these.
+        x: (T, D) inputs in the user's units.
+        y: (T, width) their own targets.
+        ends: the sequence ends with them.
+        features: filled.
+        targets: filled.
+        base: filled.
+        unit: filled.
+        naive: filled.
+        truth: filled.
+    """
+    T, late = x.shape[0], sizes.label_delay
+    count, mean, m2 = model.target_count[0], model.target_mean[0], model.target_m2[0]
+    for t in range(T + late if ends else T):
+        m, label = begin + t, truth[t]
+        fill(label, np.nan)
+        if t < T:
+            level_features(sizes, model, x[t], features[t])
+            for i in range(base.shape[1]):
+                base[t, i], unit[t, i] = 0.0, 1.0
+                if sizes.scaled_targets:
+                    base[t, i], unit[t, i] = mean[i], deviation(count[i], m2[i])
+            if late == 0:
+                copy(y[t], label)
+        if late > 0 and m >= late:
+            copy(held[m % late], label)  # of step m - late
+        if late > 0 and t < T:
+            copy(y[t], held[m % late])
+        copy(label, targets[t])
+        if sizes.task == CLASSIFICATION:
+            naive[t, 0] = class_entropy(model, label[0])
             continue
-        mean, m2 = model.target_mean[0], model.target_m2[0]
-        missing = False
-        for i in range(width):
-            naive[t, i] = mean[i]
-            if scale_targets:
-                base[t, i] = mean[i]
-                unit[t, i] = deviation(model.target_count[0], m2[i])
-            missing = missing or math.isnan(y[t, i])
-        if not missing:
-            model.target_count[0] += 1
-            welford(model.target_count[0], mean, m2, y[t])
-        if scale_targets:
-            for i in range(width):
-                spread = deviation(model.target_count[0], m2[i])
-                targets[t, i] = (y[t, i] - mean[i]) / spread
+        copy(mean, naive[t])
+        welford(count, mean, m2, label)
+        if sizes.scaled_targets:
+            for i in range(label.size):
+                targets[t, i] = (label[i] - mean[i]) / deviation(count[i], m2[i])
 
 
 @compiled
@@ -93,6 +149,8 @@ def prepare_forecast(
     targets: Array,
     base: Array,
     unit: Array,
+    naive: Array,
+    truth: Array,
 ) -> None:
     """Forecast; arrays as in `bptt_core.scaling.Prepared`, filled.
 
@@ -100,99 +158,66 @@ def prepare_forecast(
         sizes: the spec's.
         columns: (targets,) inputs that are forecast.
         model: statistics; changed.
-        recent: (h, D) the stream's last inputs; changed.
+        recent: (h, D) the stream's last inputs; (2h, D) where they may be missing; changed.
         begin: steps in the stream's sequence before these.
         x: (T, D) inputs in the user's units.
         features: filled.
         targets: filled.
         base: filled.
         unit: filled.
+        naive: filled.
+        truth: filled.
     """
     h, D, n = sizes.horizon, x.shape[1], columns.size
+    came = recent[h:] if sizes.missing_inputs else recent
     for t in range(x.shape[0]):
         m = begin + t
+        level_features(sizes, model, x[t], features[t])
         if sizes.scaled:
-            model.input_count[0] += 1
-            welford(model.input_count[0], model.input_mean, model.input_m2, x[t])
             for j in range(1, min(h, m) + 1):
-                model.target_count[j - 1] += 1
-                count, before = model.target_count[j - 1], recent[(m - j) % h]
-                mean, m2 = model.target_mean[j - 1], model.target_m2[j - 1]
-                for i in range(D):
-                    change = x[t, i] - before[i]
-                    delta = change - mean[i]
-                    mean[i] += delta / count
-                    m2[i] += delta * (change - mean[i])
+                take_changes(model, j - 1, x[t], recent[(m - j) % h])
         last = recent[(m - 1) % h]
         for i in range(D):
-            level, spread, change_spread = 0.0, 1.0, 1.0
+            change = x[t, i] - last[i] if m > 0 else 0.0
             if sizes.scaled:
-                level = model.input_mean[i]
-                spread = deviation(model.input_count[0], model.input_m2[i])
-                change_spread = deviation(model.target_count[0], model.target_m2[0, i])
-            features[t, i] = (x[t, i] - level) / spread
-            features[t, D + i] = (x[t, i] - last[i]) / change_spread if m > 0 else 0.0
+                change /= deviation(model.target_count[0, i], model.target_m2[0, i])
+            features[t, D + i] = 0.0 if math.isnan(change) else change
         origin = recent[m % h]  # step m - h
-        for j in range(1, h + 1):
-            for k in range(n):
-                i, at = columns[k], (j - 1) * n + k
-                spread = 1.0
+        for k in range(n):
+            i = columns[k]
+            seen = x[t, i]
+            if math.isnan(seen) and m > 0:
+                seen = last[i]
+            truth[t, k], naive[t, k] = x[t, i], seen
+            for j in range(1, h + 1):
+                at, spread = (j - 1) * n + k, 1.0
                 if sizes.scaled:
-                    spread = deviation(model.target_count[j - 1], model.target_m2[j - 1, i])
-                base[t, at] = x[t, i]
+                    spread = deviation(model.target_count[j - 1, i], model.target_m2[j - 1, i])
+                base[t, at] = model.input_mean[i] if math.isnan(seen) else seen
                 unit[t, at] = spread
                 if m >= h:
-                    later = x[t, i] if j == h else recent[(m + j) % h, i]
+                    later = x[t, i] if j == h else came[(m + j) % h, i]
                     targets[t, at] = (later - origin[i]) / spread
                 else:
                     targets[t, at] = np.nan
-        copy(x[t], recent[m % h])
+        if sizes.missing_inputs:
+            copy(x[t], came[m % h])
+        for i in range(D):
+            seen = x[t, i]
+            if math.isnan(seen) and m > 0:
+                seen = last[i]
+            origin[i] = seen
 
 
 @compiled
-def fade(model: Model, at: int, error: float, naive_error: float) -> None:
-    """Take one absolute error and the naive forecast's into the fading sums."""
-    model.error[at] += FADING * (error - model.error[at])
-    model.naive_error[at] += FADING * (naive_error - model.naive_error[at])
-
-
-@compiled
-def score_regression(model: Model, predictions: Array, naive: Array, truth: Array) -> None:
-    """Errors of predictions (T, O) against targets (T, O) and the naive forecast (T, O)."""
-    T, O = predictions.shape
-    for t in range(T):
-        finite = True
-        for i in range(O):
-            finite = finite and is_finite(truth[t, i] - predictions[t, i])
-        if finite:
-            for i in range(O):
-                fade(model, i, abs(truth[t, i] - predictions[t, i]), abs(truth[t, i] - naive[t, i]))
-
-
-@compiled
-def score_forecast(
-    columns: Array,
-    model: Model,
-    held: Array,
-    begin: int,
-    predictions: Array,
-    naive: Array,
-    x: Array,
-) -> None:
-    """Errors of earlier forecasts whose truth has come; `held` (h, O + n) keeps the newest."""
-    h, n, O = held.shape[0], columns.size, predictions.shape[1]
-    for t in range(x.shape[0]):
-        m = begin + t
-        for j in range(1, min(h, m) + 1):
-            earlier = held[(m - j) % h]
-            finite = True
-            for k in range(n):
-                finite = finite and is_finite(x[t, columns[k]] - earlier[(j - 1) * n + k])
-            if finite:
-                for k in range(n):
-                    at, now = (j - 1) * n + k, x[t, columns[k]]
-                    fade(model, at, abs(now - earlier[at]), abs(now - earlier[O + k]))
-        for i in range(O):
-            held[m % h, i] = predictions[t, i]
-        for k in range(n):
-            held[m % h, O + k] = naive[t, k]
+def take_changes(model: Model, ahead: int, x: Array, before: Array) -> None:
+    """Take the changes from `before` (D,) to x (D,) into their statistics; NaN is left out."""
+    count = model.target_count[ahead]
+    mean, m2 = model.target_mean[ahead], model.target_m2[ahead]
+    for i in range(x.size):
+        change = x[i] - before[i]
+        if not math.isnan(change):
+            count[i] += 1
+            delta = change - mean[i]
+            mean[i] += delta / count[i]
+            m2[i] += delta * (change - mean[i])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bptt_core import params, scaling
 from bptt_core.specs import ModelSpec
+from bptt_core.state import error_rows
 from bptt_core.windows import REPORT_COLUMNS
 
 Array = NDArray[Any]
@@ -59,12 +60,16 @@ class Sizes(NamedTuple):
     """Outputs."""
     width: int
     """Columns of a target row."""
+    truth_width: int
+    """Columns of a target in the user's units, and of its naive forecast."""
     P: int
     """Parameters."""
     k1: int
     k2: int
     delay: int
+    label_delay: int
     horizon: int
+    divergence_patience: int
     max_batch: int
     loss: int
     optimizer: int
@@ -73,6 +78,7 @@ class Sizes(NamedTuple):
     """reduction="sum"."""
     scaled: bool
     scaled_targets: bool
+    missing_inputs: bool
     task: int
     bias_apart: bool
     """A GRU's hidden bias acts inside the reset gate."""
@@ -116,7 +122,7 @@ class Room(NamedTuple):
     features: Array
     """(B, T, F)"""
     targets: Array
-    """(B, T, width)"""
+    """(B, T + label_delay, width)"""
     outputs: Array
     """(B, T, O)"""
     base: Array
@@ -124,7 +130,15 @@ class Room(NamedTuple):
     unit: Array
     """(N, O) float64"""
     naive: Array
-    """(N, O) float64"""
+    """(B, T + label_delay, truth_width) float64"""
+    truth: Array
+    """(B, T + label_delay, truth_width) float64"""
+    scores: Array
+    """(N,) float64: anomaly scores."""
+    scored: Array
+    """(O,) float64: one prediction, or its errors."""
+    ring: Array
+    """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
     lists: Array
     """(9, B) int64: five for `windows.advance`; rows, lengths, first steps and ends."""
     reports: Array
@@ -151,11 +165,14 @@ def sizes(spec: ModelSpec) -> Sizes:
         tokens=spec.vocabulary_size > 0,
         O=spec.outputs,
         width=spec.target_width,
+        truth_width=spec.truth_width,
         P=params.count(spec),
         k1=spec.k1,
         k2=spec.k2,
         delay=spec.delay,
+        label_delay=spec.label_delay,
         horizon=spec.horizon,
+        divergence_patience=spec.divergence_patience,
         max_batch=spec.max_batch_streams,
         loss=_LOSS[spec.loss],
         optimizer=_OPTIMIZER[spec.optimizer],
@@ -163,6 +180,7 @@ def sizes(spec: ModelSpec) -> Sizes:
         sum_steps=spec.reduction == "sum",
         scaled=spec.scaling,
         scaled_targets=spec.scaling and spec.task == "regression" and spec.loss != "bernoulli",
+        missing_inputs=spec.missing_inputs,
         task=_TASK[spec.task],
         bias_apart=spec.cell == "gru",
         clip_threshold=float(spec.clip_threshold),
@@ -197,13 +215,19 @@ def work(spec: ModelSpec, steps: int, streams: int) -> Work:
 
 def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
     """Buffers for calls of so many steps, padding and all, streams, and updates."""
+    labelled = rows + streams * spec.label_delay
+    units = 0 if spec.loss == "cross_entropy" else rows * spec.outputs
     return Room(
         features=np.zeros(rows * spec.features, spec.dtype),
-        targets=np.zeros(rows * spec.target_width, spec.dtype),
+        targets=np.zeros(labelled * spec.target_width, spec.dtype),
         outputs=np.zeros(rows * spec.outputs, spec.dtype),
-        base=np.zeros(rows * spec.outputs),
-        unit=np.zeros(rows * spec.outputs),
-        naive=np.zeros(rows * spec.outputs),
+        base=np.zeros(units),
+        unit=np.zeros(units),
+        naive=np.zeros(labelled * spec.truth_width),
+        truth=np.zeros(labelled * spec.truth_width),
+        scores=np.zeros(rows),
+        scored=np.zeros(spec.outputs),
+        ring=np.zeros((2, error_rows(spec))),
         lists=np.zeros((9, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),

@@ -12,18 +12,14 @@ from bptt_core.kernels.addresses import array_1d, array_2d, array_3d, array_4d
 from bptt_core.kernels.cells import CellTag
 from bptt_core.kernels.jit import compiled, entry
 from bptt_core.kernels.linear import fill
-from bptt_core.kernels.scaling import (
-    prepare_forecast,
-    prepare_steps,
-    score_forecast,
-    score_regression,
-)
+from bptt_core.kernels.network import project
+from bptt_core.kernels.scaling import prepare_forecast, prepare_steps, prepare_tokens
+from bptt_core.kernels.scoring import score_forecast, score_labels, score_tokens, take_class
 from bptt_core.kernels.sizes import (
     BERNOULLI,
     CROSS_ENTROPY,
     FORECAST,
     NEXT_TOKEN,
-    REGRESSION,
     Room,
     Sizes,
     Work,
@@ -51,8 +47,9 @@ def sizes_at(table: Array) -> Sizes:
     return Sizes(
         int(n[0]), int(n[1]), int(n[2]), int(n[3]), int(n[4]), int(n[5]), n[6] != 0, int(n[7]),
         int(n[8]), int(n[9]), int(n[10]), int(n[11]), int(n[12]), int(n[13]), int(n[14]),
-        int(n[15]), int(n[16]), int(n[17]), n[18] != 0, n[19] != 0, n[20] != 0, int(n[21]),
-        n[22] != 0, n[23], n[24], n[25], int(n[26]), int(n[27]),
+        int(n[15]), int(n[16]), int(n[17]), int(n[18]), int(n[19]), int(n[20]), n[21] != 0,
+        n[22] != 0, n[23] != 0, n[24] != 0, int(n[25]), n[26] != 0, n[27], n[28], n[29],
+        int(n[30]), int(n[31]),
     )  # fmt: skip
 
 
@@ -69,11 +66,15 @@ def model_at(table: Array, like: Array) -> Model:
         array_1d(table, MODEL + 5, real),
         array_1d(table, MODEL + 6, real),
         array_1d(table, MODEL + 7, real),
-        array_1d(table, MODEL + 8, real),
+        array_2d(table, MODEL + 8, real),
         array_2d(table, MODEL + 9, real),
         array_2d(table, MODEL + 10, real),
         array_1d(table, MODEL + 11, real),
         array_1d(table, MODEL + 12, real),
+        array_1d(table, MODEL + 13, real),
+        array_1d(table, MODEL + 14, real),
+        array_2d(table, MODEL + 15, like),
+        array_2d(table, MODEL + 16, real),
     )
 
 
@@ -89,6 +90,8 @@ def streams_at(table: Array, like: Array) -> Streams:
         array_4d(table, STREAMS + 4, like),
         array_3d(table, STREAMS + 5, real),
         array_3d(table, STREAMS + 6, real),
+        array_3d(table, STREAMS + 7, real),
+        array_2d(table, STREAMS + 8, real),
     )
 
 
@@ -121,16 +124,20 @@ def room_at(table: Array, like: Array) -> Room:
         array_1d(table, ROOM + 3, real),
         array_1d(table, ROOM + 4, real),
         array_1d(table, ROOM + 5, real),
-        array_2d(table, ROOM + 6, table),
-        array_2d(table, ROOM + 7, real),
-        array_2d(table, ROOM + 8, table),
-        array_1d(table, ROOM + 9, table),
+        array_1d(table, ROOM + 6, real),
+        array_1d(table, ROOM + 7, real),
+        array_1d(table, ROOM + 8, real),
+        array_2d(table, ROOM + 9, real),
+        array_2d(table, ROOM + 10, table),
+        array_2d(table, ROOM + 11, real),
+        array_2d(table, ROOM + 12, table),
+        array_1d(table, ROOM + 13, table),
     )
 
 
 @compiled
 def finish(sizes: Sizes, outputs: Array, base: Array, unit: Array, out: Array) -> None:
-    """Fill out (T, O) with raw outputs (T, O) in the user's units; as `transition.finish`."""
+    """Fill out (T, O) with raw outputs (T, O) in the user's units; as `scaling.finish`."""
     for t in range(out.shape[0]):
         row, made = outputs[t], out[t]
         if sizes.loss == CROSS_ENTROPY:
@@ -156,8 +163,8 @@ def prepare(
     sizes: Sizes,
     columns: Array,
     model: Model,
-    recent: Array,
-    begin: int,
+    streams: Streams,
+    lane: Array,
     x: Array,
     y: Array,
     features: Array,
@@ -165,6 +172,7 @@ def prepare(
     base: Array,
     unit: Array,
     naive: Array,
+    truth: Array,
 ) -> None:
     """Steps of one stream as the network sees them; arrays as in `scaling.Prepared`, filled.
 
@@ -172,28 +180,90 @@ def prepare(
         sizes: of the spec.
         columns: (targets,) inputs that are forecast.
         model: statistics; changed.
-        recent: (S, D) the stream's last inputs, of a forecast; changed.
-        begin: steps in the stream's sequence before these.
+        streams: what is held of the last steps; changed.
+        lane: (4,) as in `Steps.lanes`.
         x: (T, D) in the user's units.
         y: (T, width); (0, width) where the task has none.
         features: filled.
         targets: filled.
-        base: filled.
-        unit: filled.
-        naive: filled, but for a forecast, whose naive forecast is `base`.
+        base: filled, but for classes.
+        unit: filled, but for classes.
+        naive: filled.
+        truth: filled.
     """
+    row = lane[ROW]
+    begin = streams.counters[row, SEQUENCE_STEP]
     if sizes.task == FORECAST:
         prepare_forecast(
-            sizes, columns, model, recent, begin, x, features, targets, base, unit
+            sizes, columns, model, streams.recent[row], begin, x, features, targets, base, unit,
+            naive, truth,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
-        for t in range(x.shape[0]):
-            features[t, 0] = targets[t, 0] = x[t, 0]
+        prepare_tokens(model, x, features, targets, naive, truth)
     else:
-        fill(naive.reshape(naive.size), 0.0)
         prepare_steps(
-            sizes.scaled, sizes.scaled_targets, sizes.task == REGRESSION, model, x, y,
-            features, targets, base, unit, naive,
+            sizes, model, streams.labels[row], begin, x, y, lane[ENDS] != 0, features, targets,
+            base, unit, naive, truth,
+        )  # fmt: skip
+
+
+@compiled
+def score_live(
+    sizes: Sizes,
+    model: Model,
+    live: Array,
+    wanted: float,
+    naive: float,
+    raw: Array,
+    odds: Array,
+) -> None:
+    """Score a token by what the live state says, before it is read; as `scoring.score_live`.
+
+    Args:
+        sizes: of the spec.
+        model: figures; changed.
+        live: (L, parts, H) state before the token.
+        wanted: the token.
+        naive: cross-entropy of the tokens' frequencies.
+        raw: (O,) scratch of the spec's dtype.
+        odds: (O,) scratch.
+    """
+    H, O = sizes.H, sizes.O
+    V_at = sizes.P - O * (H + 1)
+    V = model.parameters[V_at : V_at + O * H].reshape(O, H)
+    outputs, made = raw.reshape(1, O), odds.reshape(1, O)
+    h = live[sizes.L - 1, 0].reshape(1, H)
+    project(h, V, model.parameters[sizes.P - O :], True, outputs)
+    finish(sizes, outputs, made, made, made)
+    take_class(model, odds, wanted, naive)
+
+
+@compiled
+def score(
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    row: int,
+    begin: int,
+    made: Array,
+    unit: Array,
+    naive: Array,
+    truth: Array,
+    room: Room,
+    scores: Array,
+) -> None:
+    """What predictions (T, O) of one stream were worth; as `scoring.score`, into scores (T,)."""
+    held, column, tail = streams.forecasts[row], room.ring[0], room.ring[1]
+    if sizes.task == FORECAST:
+        score_forecast(
+            sizes, model, held, streams.surprise[row], begin, made, unit, naive, truth,
+            room.scored, column, tail, scores,
+        )  # fmt: skip
+    elif sizes.task == NEXT_TOKEN:
+        score_tokens(model, made, naive, truth)
+    else:
+        score_labels(
+            sizes, model, held, begin, made, naive, truth, room.scored, column, tail
         )  # fmt: skip
 
 
@@ -228,14 +298,16 @@ def run(
     B, T = lanes.shape[0], 0
     for b in range(B):
         T = max(T, lanes[b, LENGTH])
-    O, width = sizes.O, sizes.width
+    O, width, late = sizes.O, sizes.width, T + sizes.label_delay
     features = room.features[: B * T * sizes.F].reshape(B, T, sizes.F)
-    targets = room.targets[: B * T * width].reshape(B, T, width)
+    targets = room.targets[: B * late * width].reshape(B, late, width)
     n = B * T if asked else 0
     outputs = room.outputs[: n * O].reshape(B if asked else 0, T, O)
-    N = x.shape[0]
-    base, unit = room.base[: N * O].reshape(N, O), room.unit[: N * O].reshape(N, O)
-    naive = base if sizes.task == FORECAST else room.naive[: N * O].reshape(N, O)
+    N, units = x.shape[0], 0 if sizes.loss == CROSS_ENTROPY else O
+    base, unit = room.base[: N * units].reshape(N, units), room.unit[: N * units].reshape(N, units)
+    n = B * late * sizes.truth_width
+    naive = room.naive[:n].reshape(B, late, sizes.truth_width)
+    truth = room.truth[:n].reshape(B, late, sizes.truth_width)
     rows, lengths, begins = room.lists[5], room.lists[6], room.lists[7]
     ends = room.lists[8]
     for b in range(B):
@@ -243,30 +315,31 @@ def run(
         rows[b], lengths[b], ends[b] = row, lanes[b, LENGTH], lanes[b, ENDS]
         begins[b] = streams.counters[row, SEQUENCE_STEP]
         stop = start + lengths[b]
+        labelled = lengths[b] + (sizes.label_delay if ends[b] != 0 else 0)
         prepare(
-            sizes, columns, model, streams.recent[row], begins[b], x[start:stop], y[start:stop],
-            features[b, : lengths[b]], targets[b, : lengths[b]], base[start:stop],
-            unit[start:stop], naive[start:stop],
+            sizes, columns, model, streams, lanes[b], x[start:stop], y[start:stop],
+            features[b, : lengths[b]], targets[b, :labelled], base[start:stop],
+            unit[start:stop], naive[b, :labelled], truth[b, :labelled],
         )  # fmt: skip
+        if asked and sizes.task == NEXT_TOKEN and begins[b] > 0:
+            score_live(sizes, model, streams.live_state[row], truth[b, 0, 0], naive[b, 0, 0],
+                       work.output[:O], room.scored)  # fmt: skip
         if paused:
-            fill(targets[b].reshape(T * width), np.nan)
+            fill(targets[b].reshape(late * width), np.nan)
 
     room.done[0] = room.done[1] = 0
     side_by_side = Lanes(rows[:B], lengths[:B], ends[:B], features, targets)
     advance(cell, sizes, model, streams, side_by_side, outputs, work, room.lists, room.reports,
             room.members, room.done)  # fmt: skip
     for b in range(B):
-        if sizes.task == FORECAST and not asked:  # what was not forecast is not scored
+        if not asked:  # what was not forecast is not scored
             held = streams.forecasts[rows[b]]
             fill(held.reshape(held.size), np.nan)
-        if not asked:
             continue
         start = lanes[b, OFFSET]
         stop = start + lengths[b]
+        labelled = lengths[b] + (sizes.label_delay if ends[b] != 0 else 0)
         made = predictions[start:stop]
         finish(sizes, outputs[b, : lengths[b]], base[start:stop], unit[start:stop], made)
-        if sizes.task == FORECAST:
-            score_forecast(columns, model, streams.forecasts[rows[b]], begins[b], made,
-                           naive[start:stop], x[start:stop])  # fmt: skip
-        elif sizes.task == REGRESSION:
-            score_regression(model, made, naive[start:stop], y[start:stop])
+        score(sizes, model, streams, rows[b], begins[b], made, unit[start:stop],
+              naive[b, :labelled], truth[b, :labelled], room, room.scores[start:stop])  # fmt: skip

@@ -28,6 +28,7 @@ from bptt_core.kernels.network import (
 )
 from bptt_core.kernels.sizes import Sizes, Work
 from bptt_core.state import (
+    APPLIED,
     CLIPPED,
     Model,
     NEXT_STEP,
@@ -35,6 +36,7 @@ from bptt_core.state import (
     ROWS,
     SEQUENCE_STEP,
     SKIPPED,
+    SKIPPED_IN_A_ROW,
     STEPS,
     Streams,
     UPDATES,
@@ -125,7 +127,12 @@ def learn(
     work: Work,
     report: Array,
 ) -> bool:
-    """Loss, gradient, clip and optimizer step of an unfolded window; False without a target."""
+    """Loss, gradient, clip and optimizer step of an unfolded window.
+
+    False without a target, and of a model that has diverged: nothing is learned then.
+    """
+    if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
+        return False
     rows = new * B
     output = head_forward(sizes, model.parameters, T, B, T - new, False, work)
     target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
@@ -138,11 +145,14 @@ def learn(
     skipped = not (is_finite(loss) and is_finite(norm))
     if skipped:
         model.counters[SKIPPED] += 1
+        model.counters[SKIPPED_IN_A_ROW] += 1
     else:
+        model.counters[SKIPPED_IN_A_ROW] = 0
+        model.counters[APPLIED] += 1
         clipped_norm, factor = clip(sizes, work.gradient, norm)
         if clipped_norm < norm:
             model.counters[CLIPPED] += 1
-        update = model.counters[UPDATES] - model.counters[SKIPPED]
+        update = model.counters[APPLIED]
         rate = learning_rate_at(
             update,
             model.rates[0],
@@ -324,6 +334,61 @@ def push_steps(
 
 
 @compiled
+def end_sequences(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    lanes: Lanes,
+    work: Work,
+    ending: Array,
+    n: int,
+    full: Array,
+    group: Array,
+    group_rows: Array,
+    reports: Array,
+    members: Array,
+    done: Array,
+) -> None:
+    """Learn what is left of the first n lanes of `ending`, and reset their streams."""
+    late, counters = sizes.label_delay, streams.counters
+    for i in range(late):  # labels of the last steps, as far as they came
+        ready = whole(0)
+        for k in range(n):
+            lane = ending[k]
+            row = lanes.rows[lane]
+            if counters[row, SEQUENCE_STEP] + i >= late:
+                at = counters[row, READY]
+                copy(lanes.targets[lane, lanes.lengths[lane] + i], streams.targets[row, at])
+                counters[row, READY] = at + 1
+                if at + 1 == sizes.k1:
+                    full[ready] = lane
+                    ready += 1
+        if ready > 0:
+            update_groups(
+                cell, sizes, model, streams, lanes.rows, full, ready, late - 1 - i, work,
+                group, group_rows, reports, members, done,
+            )  # fmt: skip
+    rest = whole(0)
+    for k in range(n):
+        if counters[lanes.rows[ending[k]], READY] > 0:
+            full[rest] = ending[k]
+            rest += 1
+    if rest > 0:
+        update_groups(
+            cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay - late, work,
+            group, group_rows, reports, members, done,
+        )  # fmt: skip
+    for k in range(n):
+        row = lanes.rows[ending[k]]
+        counters[row, SEQUENCE_STEP] = 0
+        counters[row, ROWS] = 0
+        counters[row, READY] = 0
+        forget(sizes, streams.start_state[row])
+        forget(sizes, streams.live_state[row])
+
+
+@compiled
 def advance(
     cell: CellTag,
     sizes: Sizes,
@@ -357,7 +422,16 @@ def advance(
     group, group_rows = lists[3], lists[4]
     late = sizes.delay > 0
     pending = max(0, sizes.delay - 1)
-    t = 0
+    t = n = whole(0)
+    for b in range(B):  # a sequence may end with late labels and no step more
+        if lanes.ends[b] != 0 and lanes.lengths[b] == 0:
+            active[n] = b
+            n += 1
+    if n > 0:
+        end_sequences(
+            cell, sizes, model, streams, lanes, work, active, n, full,
+            group, group_rows, reports, members, done,
+        )  # fmt: skip
     while t < T:
         n = whole(0)
         for b in range(B):
@@ -390,27 +464,17 @@ def advance(
                 cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
-        ending = rest = whole(0)
+        ending = whole(0)
         for k in range(n):
             lane = active[k]
-            if lanes.ends[lane] and lanes.lengths[lane] == t:
+            if lanes.ends[lane] != 0 and lanes.lengths[lane] == t:
                 active[ending] = lane
                 ending += 1
-                if streams.counters[lanes.rows[lane], READY] > 0:
-                    full[rest] = lane
-                    rest += 1
-        if rest > 0:
-            update_groups(
-                cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay, work,
+        if ending > 0:
+            end_sequences(
+                cell, sizes, model, streams, lanes, work, active, ending, full,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
-        for k in range(ending):
-            row = lanes.rows[active[k]]
-            streams.counters[row, SEQUENCE_STEP] = 0
-            streams.counters[row, ROWS] = 0
-            streams.counters[row, READY] = 0
-            forget(sizes, streams.start_state[row])
-            forget(sizes, streams.live_state[row])
 
 
 @entry

@@ -1,0 +1,237 @@
+"""Figures of merit: the twin of `bptt_core.scoring`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.linear import copy, is_finite
+from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
+from bptt_core.scoring import (
+    BAND,
+    BAND_ERRORS_MIN,
+    BAND_EVERY,
+    FADING,
+    LEAST_PROBABILITY,
+    SURPRISES_MAX,
+    SURPRISES_MIN,
+)
+from bptt_core.state import ERRORS, Model
+
+Array = NDArray[Any]
+
+LOW, HIGH = BAND
+
+
+@compiled
+def fade(model: Model, at: int, error: float, naive_error: float) -> None:
+    """Take one absolute error and the naive forecast's into the fading sums, if both are there."""
+    if is_finite(error) and is_finite(naive_error):
+        model.error[at] += FADING * (error - model.error[at])
+        model.naive_error[at] += FADING * (naive_error - model.naive_error[at])
+
+
+@compiled
+def take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
+    """Take one target into the figures of classes; as `bptt_core.scoring._take_class`."""
+    if math.isnan(wanted) or not is_finite(odds[int(wanted)]):
+        return
+    likeliest = 0
+    for i in range(1, odds.size):
+        if odds[i] > odds[likeliest]:
+            likeliest = i
+    hit = 1.0 if likeliest == int(wanted) else 0.0
+    fade(model, 0, -math.log(max(odds[int(wanted)], LEAST_PROBABILITY)), naive)
+    model.hits[0] += FADING * (hit - model.hits[0])
+    model.hits[1] += FADING * (1 - model.hits[1])
+
+
+@compiled
+def quantile(values: Array, n: int, share: float, tail: Array) -> float:
+    """Of the first n values; as `bptt_core.scoring._quantile`, which is told them in order.
+
+    Only the tail that the quantile lies in is put in order, in `tail` (n,) or longer.
+    """
+    if n < BAND_ERRORS_MIN:
+        return math.nan
+    place = share * (n - 1)
+    below = min(int(place), n - 2)
+    sign, size = 1.0, below + 2
+    if 2 * below > n:
+        sign, size = -1.0, n - below
+    filled = 0
+    for i in range(n):
+        value = sign * values[i]
+        if filled == size and value >= tail[filled - 1]:
+            continue
+        if size > filled:
+            filled += 1
+        at = filled - 1
+        while at > 0 and tail[at - 1] > value:
+            tail[at] = tail[at - 1]
+            at -= 1
+        tail[at] = value
+    one, other = tail[size - 2], tail[size - 1]
+    low, high = (one, other) if sign > 0 else (-other, -one)
+    return float(low + (place - below) * (high - low))
+
+
+@compiled
+def keep_errors(model: Model, errors: Array, column: Array, tail: Array) -> None:
+    """Keep one error of every output (O,), NaN where there is none; as `bptt_core.scoring._keep`.
+
+    `column` and `tail` are scratch of a number for each row of the ring.
+    """
+    found = False
+    for i in range(errors.size):
+        found = found or is_finite(errors[i])
+    if not found:
+        return
+    kept = model.errors
+    row = kept[model.counters[ERRORS] % kept.shape[0]]
+    for i in range(errors.size):
+        row[i] = errors[i] if is_finite(errors[i]) else np.nan
+    model.counters[ERRORS] += 1
+    if model.counters[ERRORS] % BAND_EVERY != 0:
+        return
+    rows = min(model.counters[ERRORS], kept.shape[0])
+    for i in range(errors.size):
+        n = 0
+        for r in range(rows):
+            if not math.isnan(kept[r, i]):
+                column[n] = kept[r, i]
+                n += 1
+        model.error_band[0, i] = quantile(column, n, LOW, tail)
+        model.error_band[1, i] = quantile(column, n, HIGH, tail)
+
+
+@compiled
+def surprise(held: Array, errors: Array, unit: Array) -> float:
+    """Anomaly score of errors (targets,) in the user's units; as `bptt_core.scoring._surprise`."""
+    total, n = 0.0, 0
+    for i in range(errors.size):
+        error = errors[i] / unit[i]
+        if is_finite(error):
+            total += error * error
+            n += 1
+    if n == 0 or not is_finite(total):
+        return math.nan
+    size = (total / n) ** (1 / 3)
+    count, mean, variance = held[0], held[1], held[2]
+    score = math.nan
+    if count >= SURPRISES_MIN:
+        if variance > 0:
+            score = 0.5 * math.erfc((size - mean) / math.sqrt(2 * variance))
+        else:
+            score = 1.0 if size <= mean else 0.0
+    count = min(count + 1, float(SURPRISES_MAX))
+    delta = size - mean
+    mean += delta / count
+    held[0], held[1] = count, mean
+    held[2] = variance + (delta * (size - mean) - variance) / count
+    return score
+
+
+@compiled
+def score_labels(
+    sizes: Sizes,
+    model: Model,
+    held: Array,
+    begin: int,
+    predictions: Array,
+    naive: Array,
+    truth: Array,
+    errors: Array,
+    column: Array,
+    tail: Array,
+) -> None:
+    """Regression and classification; `held` (label_delay, O) keeps the newest predictions.
+
+    Args:
+        sizes: the spec's.
+        model: figures; changed.
+        held: changed.
+        begin: steps in the stream's sequence before these.
+        predictions: (T, O).
+        naive: (N, O) or (N, 1) of classes, as in `bptt_core.scaling.Prepared`.
+        truth: (N, width), as in `bptt_core.scaling.Prepared`.
+        errors: (O,) scratch.
+        column: scratch, as in `keep_errors`.
+        tail: scratch, as in `keep_errors`.
+    """
+    late = sizes.label_delay
+    for t in range(truth.shape[0]):
+        m = begin + t
+        if late == 0 or m >= late:
+            made = predictions[t] if late == 0 else held[m % late]  # of step m - late
+            if sizes.task == CLASSIFICATION:
+                take_class(model, made, truth[t, 0], naive[t, 0])
+            else:
+                for i in range(errors.size):
+                    errors[i] = truth[t, i] - made[i]
+                    fade(model, i, abs(errors[i]), abs(truth[t, i] - naive[t, i]))
+                keep_errors(model, errors, column, tail)
+        if late > 0 and t < predictions.shape[0]:
+            copy(predictions[t], held[m % late])
+
+
+@compiled
+def score_tokens(model: Model, predictions: Array, naive: Array, truth: Array) -> None:
+    """All tokens but the first, each against the prediction (T, O) of the one before."""
+    for t in range(1, truth.shape[0]):
+        take_class(model, predictions[t - 1], truth[t, 0], naive[t, 0])
+
+
+@compiled
+def score_forecast(
+    sizes: Sizes,
+    model: Model,
+    held: Array,
+    recent_surprise: Array,
+    begin: int,
+    predictions: Array,
+    unit: Array,
+    naive: Array,
+    truth: Array,
+    errors: Array,
+    column: Array,
+    tail: Array,
+    scores: Array,
+) -> None:
+    """Errors of earlier forecasts whose truth has come; `held` (h, O + n) keeps the newest.
+
+    Args:
+        sizes: the spec's.
+        model: figures; changed.
+        held: changed.
+        recent_surprise: (3,) of the stream; changed.
+        begin: steps in the stream's sequence before these.
+        predictions: (T, O).
+        unit: (T, O).
+        naive: (T, n) values seen last.
+        truth: (T, n) values of the target columns.
+        errors: (O,) scratch.
+        column: scratch, as in `keep_errors`.
+        tail: scratch, as in `keep_errors`.
+        scores: (T,) anomaly scores, filled.
+    """
+    h, n, O = sizes.horizon, truth.shape[1], predictions.shape[1]
+    for t in range(truth.shape[0]):
+        m = begin + t
+        for i in range(O):
+            errors[i] = np.nan
+        for j in range(1, min(h, m) + 1):
+            earlier = held[(m - j) % h]
+            for k in range(n):
+                at, now, last = (j - 1) * n + k, truth[t, k], earlier[O + k]
+                if not math.isnan(last):
+                    errors[at] = now - earlier[at]
+                    fade(model, at, abs(errors[at]), abs(now - last))
+        keep_errors(model, errors, column, tail)
+        scores[t] = surprise(recent_surprise, errors[:n], unit[t])
+        copy(predictions[t], held[m % h, :O])
+        copy(naive[t], held[m % h, O:])
