@@ -16,7 +16,11 @@ def random_steps(spec: ModelSpec, steps: int, streams: int, seed: int = 0) -> tu
         return random.integers(0, spec.vocabulary_size, (steps, streams)), None
     x = random.normal(size=(steps, streams, spec.input_size))
     if spec.task == "forecast":
-        return x.cumsum(axis=0), None
+        x = x.cumsum(axis=0)
+    if spec.missing_inputs:
+        x[random.random(x.shape) < 0.3] = np.nan
+    if spec.task == "forecast":
+        return x, None
     if spec.task == "classification":
         lowest = -1 if spec.missing_targets else 0
         return x, random.integers(lowest, spec.outputs, (steps, streams))

@@ -52,6 +52,15 @@ SPECS = {
         SMALL, warmup_updates=8, decay_updates=20, final_learning_rate=1e-4
     ),
     "small batches": replace(SMALL, max_batch_streams=2),
+    "missing inputs": replace(SMALL, missing_inputs=True, input_size=3, target_columns=(2, 0)),
+    "missing inputs, horizon": replace(SMALL, missing_inputs=True, horizon=4, scaling=False),
+    "missing inputs of a regression": replace(REGRESSION, missing_inputs=True),
+    "missing inputs, no scaling": replace(REGRESSION, missing_inputs=True, scaling=False),
+    "late targets": replace(REGRESSION, label_delay=4, cell="lstm"),
+    "late classes": replace(
+        REGRESSION, task="classification", output_size=3, loss=None, label_delay=9, k1=2, k2=5
+    ),
+    "targets one step late": replace(REGRESSION, label_delay=1, k1=1, max_batch_streams=2),
 }
 
 
@@ -59,21 +68,36 @@ def ticks(spec: ModelSpec, seed: int) -> list[list[Chunk]]:
     """Ragged chunks of five streams, some of them ending their sequence."""
     random = np.random.default_rng(seed)
     x, target = random_steps(spec, 60, streams=5, seed=seed)
-    at = [0] * 5
+    at, begun = [0] * 5, [0] * 5
     result = []
     while min(at) < 60:
         tick = []
         for stream in random.permutation(5):
             steps = int(min(random.integers(0, 12), 60 - at[stream]))
-            if steps:
-                stop = at[stream] + steps
-                ends = bool(random.random() < 0.2)
-                name = f"s{stream}"
-                tick.append(chunk_of(name, at[stream], stop, x, target, stream, ends=ends))
+            ends = bool(random.random() < 0.2)
+            first, name = at[stream], f"s{stream}"
+            stop = first + steps
+            if spec.label_delay:
+                oldest = max(first - spec.label_delay, begun[stream])
+                if oldest < stop:
+                    labels = np.sort(random.choice(np.arange(oldest, stop + 1), 2, replace=False))
+                    some = labels_of(target, stream, int(labels[0]), int(labels[1]), random)
+                    inputs = np.ascontiguousarray(x[first:stop, stream])
+                    tick.append(Chunk(name, first, inputs, some, ends, int(labels[0])))
+                    at[stream], begun[stream] = stop, stop if ends else begun[stream]
+            elif steps:
+                tick.append(chunk_of(name, first, stop, x, target, stream, ends=ends))
                 at[stream] = stop
         if tick:
             result.append(tick)
     return result
+
+
+def labels_of(target: Any, stream: int, first: int, stop: int, random: Any) -> Any:
+    """Labels of some steps, a fifth of which is not known yet."""
+    labels = target[first:stop, stream].copy()
+    labels[random.random(len(labels)) < 0.2] = -1 if labels.dtype.kind == "i" else np.nan
+    return labels
 
 
 def assert_same_result(a: TickResult, b: TickResult) -> None:

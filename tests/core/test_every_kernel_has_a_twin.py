@@ -12,6 +12,7 @@ import bptt_core.kernels
 COMPILERS = {"compiled", "inlined"}
 WITHIN = dict.fromkeys(
     [
+        "windows.end_sequences",
         "windows.push_steps",
         "windows.push_targets",
         "windows.steps_until_full",

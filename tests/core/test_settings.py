@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from bptt_core import Chunk, Learner, ModelSpec, Settings
 from bptt_core.backends import BackendName
 from bptt_core.errors import InvalidArgument
+from tests.core.support import assert_same_memory
 
 SMALL: dict[str, Any] = {"hidden_size": 4, "k1": 2, "k2": 4}
 TASKS: dict[str, dict[str, Any]] = {
@@ -134,3 +136,122 @@ def test_what_is_out_of_its_bounds_changes_nothing(changes: dict[str, Any], fiel
         model.configure(**changes)
     assert caught.value.field == field
     assert (model.settings, model.figures.learning_rate) == before
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_after_so_many_skipped_updates_in_a_row_nothing_is_learned(backend: BackendName) -> None:
+    model = exploding(backend)
+    model.apply([chunk("regression", 0, 8)])
+    assert not model.figures.diverged
+    before, updates = model.parameters(), model.figures.updates
+    told = []
+    for first in range(8, 32, 4):  # two updates each
+        with np.errstate(over="ignore"):
+            told.append(model.apply([too_large(first, 4)]).updates)
+    assert [len(each) for each in told] == [2, 1, 0, 0, 0, 0]
+    assert all(report.skipped for each in told for report in each)
+    figures = model.figures
+    assert (figures.diverged, figures.consecutive_skipped) == (True, 3)
+    assert figures.updates == updates + 3
+    assert figures.skipped_updates == 3
+    [result] = model.apply([chunk("regression", 32, 20)]).chunks
+    assert result.predictions is not None
+    assert np.isfinite(result.predictions).all()
+    assert not result.updates
+    assert result.next_step == 52
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    again = Learner.from_state(*model.state(), backend=backend)
+    assert again.figures.diverged
+    again.configure(learning_rate=0.001)
+    assert again.figures.diverged
+    again.configure(paused=False)
+    assert again.figures.consecutive_skipped == 0
+    resumed = again.apply([chunk("regression", 52, 8)]).updates
+    assert len(resumed) == 4
+    assert not any(report.skipped for report in resumed)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_an_update_that_is_made_ends_the_row(backend: BackendName) -> None:
+    model = exploding(backend)
+    for first in range(0, 40, 8):
+        with np.errstate(over="ignore"):
+            model.apply([too_large(first, 4)])
+        model.apply([chunk("regression", first + 4, 4)])
+        assert model.figures.consecutive_skipped == 0
+    assert model.figures.skipped_updates == 10
+    assert not model.figures.diverged
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("cut", [1, 3, 24])
+def test_where_it_diverged_does_not_depend_on_how_steps_are_cut(
+    backend: BackendName, cut: int
+) -> None:
+    whole, pieces = exploding(backend), exploding(backend)
+    with np.errstate(over="ignore"):
+        whole.apply([too_large(0, 24)])
+        for first in range(0, 24, cut):
+            pieces.apply([too_large(first, cut)])
+    assert_same_memory(whole, pieces, 0)
+    assert whole.figures.updates == 3
+
+
+def exploding(backend: BackendName) -> Learner:
+    """A model whose states grow with its inputs."""
+    fields: dict[str, Any] = {"cell": "rnn_relu", "optimizer": "adam", "clip": "none"}
+    return learner("regression", backend, **fields, scaling=False, k2=2, divergence_patience=3)
+
+
+def too_large(first: int, steps: int) -> Chunk:
+    """Numbers beyond float32: what the network makes of them is infinite."""
+    return Chunk("s", first, np.full((steps, 2), 1e39), np.full((steps, 1), -1e39))
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_roll_back_keeps_where_the_streams_are(task: str, backend: BackendName) -> None:
+    model = learner(task, backend)
+    model.apply([chunk(task, 0, 21)])
+    arrays, metadata = model.state()
+    model.configure(clip="value", clip_threshold=0.5)
+    model.apply([chunk(task, 21, 30)])
+    updates = model.figures.updates
+    model.roll_back(arrays, metadata, learning_rate=0.125)
+    assert model.next_step("s") == 51
+    assert model.stream_view("s").sequence_step == 0
+    assert not model.carried_state("s").any()
+    assert model.settings == Settings(0.125, "value", 0.5, paused=False)
+    assert model.figures.updates == updates
+    assert model.figures.steps == 51
+    now, _ = model.state()
+    for name, array in arrays.items():
+        if name.startswith("model.") and name not in ("model.counters", "model.rates"):
+            np.testing.assert_array_equal(now[name], array, err_msg=name)
+    # From here it learns as the earlier one would have, had it begun a new sequence.
+    earlier = Learner.from_state(arrays, metadata, backend=backend)
+    earlier.reset_stream("s")
+    earlier.configure(learning_rate=0.125, clip="value", clip_threshold=0.5)
+    moved = dataclasses.replace(chunk(task, 51, 20), first_step=21)
+    earlier.apply([moved])
+    model.apply([chunk(task, 51, 20)])
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, earlier.parameters()[name])
+
+
+def test_a_roll_back_resumes_what_diverged_and_refuses_another_models_state() -> None:
+    model = exploding("reference")
+    model.apply([chunk("regression", 0, 8)])
+    state = model.state()
+    with np.errstate(over="ignore"):
+        model.apply([too_large(8, 20)])
+    assert model.figures.diverged
+    with pytest.raises(InvalidArgument, match="spec is another model's"):
+        model.roll_back(*learner("regression").state(), learning_rate=0.1)
+    with pytest.raises(InvalidArgument, match="learning_rate"):
+        model.roll_back(*state, learning_rate=0.0)
+    assert model.figures.diverged
+    model.roll_back(*state, learning_rate=0.0005)
+    assert not model.figures.diverged
+    assert model.apply([chunk("regression", 28, 8)]).updates

@@ -28,16 +28,22 @@ def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> No
             for figure, value in vars(ref).items():
                 comp = getattr(report, figure)
                 assert comp == pytest.approx(value, rel=1e-8, abs=1e-12), figure
-        for chunk, ref_rows in zip(found.chunks, predictions, strict=True):
+        for chunk, ref_rows, scores in zip(found.chunks, predictions, twin.scores, strict=True):
             assert chunk.predictions is not None
-            np.testing.assert_allclose(chunk.predictions, np.array(ref_rows), 1e-8, 1e-10)
+            rows = np.array(ref_rows).reshape(-1, spec.outputs)
+            np.testing.assert_allclose(chunk.predictions, rows, 1e-8, 1e-10)
+            if chunk.anomaly_scores is not None:
+                np.testing.assert_allclose(chunk.anomaly_scores, scores, 1e-6, 1e-10)
         updates += len(expected)
     assert updates > 20
     for key, array in learner.parameters().items():
         np.testing.assert_allclose(array, twin.network.named[key], 1e-8, 1e-10, err_msg=key)
     for stream_id, stream in twin.streams.items():
         np.testing.assert_allclose(learner.carried_state(stream_id), stream.live, 1e-8, 1e-10)
-    scored = learner.state()[0]
-    if spec.task in ("forecast", "regression"):
-        np.testing.assert_allclose(scored["model.error"], twin.error, 1e-8)
-        np.testing.assert_allclose(scored["model.naive_error"], twin.naive_error, 1e-8)
+    scored, its = learner.state()[0], twin.figures
+    np.testing.assert_allclose(scored["model.error"], its.error, 1e-8)
+    np.testing.assert_allclose(scored["model.naive_error"], its.naive_error, 1e-8)
+    if spec.loss == "cross_entropy":
+        np.testing.assert_allclose(scored["model.hits"], [its.hits, its.weight], 1e-8)
+    else:
+        np.testing.assert_allclose(scored["model.error_band"], its.band(), 1e-8)

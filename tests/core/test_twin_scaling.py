@@ -1,7 +1,8 @@
-"""Online statistics and figures of merit against their definitions, over all values kept."""
+"""Online statistics against their definitions, over all values kept."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,10 @@ SPECS = {
     "regression, not scaled": replace(REGRESSION, scaling=False),
     "bernoulli": replace(REGRESSION, loss="bernoulli", missing_targets=False),
     "classification": replace(REGRESSION, task="classification", loss=None),
+    "missing inputs": replace(FORECAST, missing_inputs=True),
+    "missing inputs, not scaled": replace(REGRESSION, missing_inputs=True, scaling=False),
+    "late labels": replace(REGRESSION, label_delay=3),
+    "late classes": replace(REGRESSION, task="classification", loss=None, label_delay=5),
 }
 backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 
@@ -40,50 +45,103 @@ backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 def test_welford(offset: float) -> None:
     """Far from zero too, where a sum of squares would have lost its digits."""
     values = offset + RANDOM.normal(size=(40, 2))
-    means, sums, its_means, its_sums = np.zeros((4, 2))
+    values[[3, 7], 1] = math.nan
+    counts, its_counts, means, sums, its_means, its_sums = np.zeros((6, 2))
     refs = [naive.Statistics(), naive.Statistics()]
-    for count, x in enumerate(values, start=1):
-        kernels.welford(float(count), means, sums, x)
-        scaling.welford(float(count), its_means, its_sums, x)
+    for x in values:
+        kernels.welford(counts, means, sums, x)
+        scaling.welford(its_counts, its_means, its_sums, x)
         for i, ref in enumerate(refs):
-            ref.values.append(float(x[i]))
-            for mean, m2 in ((means[i], sums[i]), (its_means[i], its_sums[i])):
+            ref.take(float(x[i]))
+            for count, mean, m2 in (
+                (counts[i], means[i], sums[i]), (its_counts[i], its_means[i], its_sums[i])
+            ):  # fmt: skip
+                assert count == len(ref.values)
                 assert mean == pytest.approx(ref.mean(), rel=1e-12)
                 assert m2 == pytest.approx(ref.m2(), rel=1e-8)
             expected = pytest.approx(ref.deviation(), rel=1e-8)
-            assert kernels.deviation(float(count), sums[i]) == expected
-            assert scaling.deviation(float(count), sums)[i] == expected
+            assert kernels.deviation(counts[i], sums[i]) == expected
+            assert scaling.deviation(its_counts, its_sums)[i] == expected
+
+
+@pytest.mark.twin_of("scaling.take_changes")
+def test_changes() -> None:
+    """Of the second of three steps ahead."""
+    values = RANDOM.normal(size=(20, 2))
+    values[[3, 7], 1] = values[5, 0] = math.nan
+    model, refs = new_model(replace(FORECAST, input_size=2, target_columns=())), [
+        naive.Statistics(), naive.Statistics()
+    ]  # fmt: skip
+    for before, x in itertools.pairwise(values):
+        kernels.take_changes(model, 1, x, before)
+        for i, ref in enumerate(refs):
+            ref.take(float(x[i] - before[i]))
+    assert model.target_count.tolist() == [[0, 0], [len(each.values) for each in refs], [0, 0]]
+    assert_twin(model.target_mean[1], [each.mean() for each in refs])
+    assert_twin(model.target_m2[1], [each.m2() for each in refs])
+
+
+@pytest.mark.twin_of("scaling.level_features")
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_levels_and_flags(scaled: bool, missing: bool) -> None:
+    spec = replace(REGRESSION, scaling=scaled, missing_inputs=missing)
+    model, twin = new_model(spec), naive.Scaler(spec)
+    told, features = sizes.sizes(spec), np.empty(spec.features)
+    x, _ = random_steps(spec, STEPS, streams=1)
+    for t in range(STEPS):
+        kernels.level_features(told, model, x[t, 0], features)
+        assert_twin(features, twin.step(x[t, 0].tolist(), None).features)
+
+
+@pytest.mark.twin_of("scaling.class_entropy", "scaling.prepare_tokens")
+def test_class_frequencies() -> None:
+    """Of tokens, each of which is a target."""
+    spec = ModelSpec(task="next_token", vocabulary_size=5, hidden_size=2, dtype="float64")
+    tokens = RANDOM.integers(0, 4, (STEPS, 1)).astype(float)
+    model, other, streams = new_model(spec), new_model(spec), new_streams(spec, 1)
+    features, targets, naive_entropy, truth = np.empty((4, STEPS, 1))
+    kernels.prepare_tokens(model, tokens, features, targets, naive_entropy, truth)
+    its = scaling.prepare(spec, other, streams, 0, tokens, None, False)
+    twin = naive.Scaler(spec)
+    ref = [[twin.entropy(float(token))] for token in tokens[:, 0]]
+    for entropy in (naive_entropy, its.naive):
+        assert_twin(entropy, ref)
+    for array in (features, targets, truth, its.features, its.targets, its.truth):
+        assert array.tolist() == tokens.tolist()
+    assert model.class_counts.tolist() == other.class_counts.tolist()
+    assert model.class_counts[4] == 0.0
+    assert model.class_counts.sum() == model.target_count[0, 0] == STEPS
+    assert math.isnan(kernels.class_entropy(model, math.nan))
+    assert model.target_count[0, 0] == STEPS
 
 
 def test_there_is_no_deviation_yet() -> None:
     for count, m2 in [(0.0, 0.0), (1.0, 0.0), (7.0, 0.0)]:
         assert kernels.deviation(count, m2) == naive.deviation(count, m2) == 1.0
-        assert scaling.deviation(count, np.array([m2])) == 1.0
+        assert scaling.deviation(np.array([count]), np.array([m2])) == 1.0
 
 
 def prepare(
-    spec: ModelSpec, backend: str, model: Model, streams: Streams, x: Any, y: Any
+    spec: ModelSpec, backend: str, model: Model, streams: Streams, x: Any, y: Any, ends: bool
 ) -> scaling.Prepared:
     """The next steps of the stream in row 0."""
     if backend == "reference":
-        return scaling.prepare(spec, model, streams, 0, x, y)
+        return scaling.prepare(spec, model, streams, 0, x, y, ends)
+    told, begin = sizes.sizes(spec), int(streams.counters[0, SEQUENCE_STEP])
+    N = len(x) + spec.label_delay * ends
     features = np.empty((len(x), spec.features), spec.dtype)
-    targets = np.empty((len(x), spec.target_width), spec.dtype)
-    base, unit, rivals = np.zeros((3, len(x), spec.outputs))
+    targets = np.empty((N, spec.target_width), spec.dtype)
+    base, unit = np.zeros((2, len(x), spec.outputs))
+    rivals, truth = np.empty((2, N, spec.truth_width))
+    filled = (features, targets, base, unit, rivals, truth)
     if spec.task == "forecast":
-        begin = int(streams.counters[0, SEQUENCE_STEP])
         kernels.prepare_forecast(
-            sizes.sizes(spec), sizes.columns(spec), model, streams.recent[0], begin, x,
-            features, targets, base, unit,
-        )  # fmt: skip
-        rivals = base
-    else:
-        regression = spec.task == "regression"
-        scaled = spec.scaling and regression and spec.loss != "bernoulli"
-        kernels.prepare_steps(
-            spec.scaling, scaled, regression, model, x, y, features, targets, base, unit, rivals
+            told, sizes.columns(spec), model, streams.recent[0], begin, x, *filled
         )
-    return scaling.Prepared(features, targets, base, unit, rivals)
+    else:
+        kernels.prepare_steps(told, model, streams.labels[0], begin, x, y, ends, *filled)
+    return scaling.Prepared(*filled)
 
 
 @pytest.mark.twin_of("scaling.prepare_steps", "scaling.prepare_forecast")
@@ -96,84 +154,33 @@ def test_prepare(name: str, backend: Any) -> None:
     if y is not None:
         y = y[:, 0].reshape(STEPS, -1).astype(float)
         y = np.where(y < 0, np.nan, y) if spec.task == "classification" else y
-    twin = naive.Scaler(spec)
+    twin, late = naive.Scaler(spec), spec.label_delay
     if spec.task == "forecast":
         refs = [twin.forecast(x[:t].tolist(), x[t].tolist()) for t in range(STEPS)]
     else:
-        refs = [twin.step(x[t].tolist(), y[t].tolist()) for t in range(STEPS)]
+        labels = [None] * late + y.tolist()
+        refs = [twin.step(x[t].tolist(), labels[t]) for t in range(STEPS)]
 
     model, streams, made = new_model(spec), new_streams(spec, 1), []
     for start, stop in [(0, 1), (1, 2), (2, 11), (11, STEPS)]:
-        truth = None if y is None else y[start:stop]
-        made.append(prepare(spec, backend, model, streams, x[start:stop], truth))
+        own = None if y is None else y[start:stop]
+        made.append(prepare(spec, backend, model, streams, x[start:stop], own, stop == STEPS))
         streams.counters[0, SEQUENCE_STEP] = stop
-    features, targets, base, unit, rivals = map(np.concatenate, zip(*made, strict=True))
-    absent = [math.nan] * spec.outputs
+    features, targets, base, unit, rivals, truth = map(np.concatenate, zip(*made, strict=True))
+    absent, unknown = [math.nan] * spec.target_width, [math.nan] * spec.truth_width
     assert_twin(features, [ref.features for ref in refs], spec.dtype)
-    assert_twin(targets, [ref.target or absent for ref in refs], spec.dtype)
-    assert_twin(base, [ref.base for ref in refs])
-    assert_twin(unit, [ref.unit for ref in refs])
-    assert_twin(rivals, [ref.naive for ref in refs])
-
-
-@pytest.mark.twin_of("scaling.score_regression", "scaling.fade")
-@backends
-def test_score_of_a_regression(backend: Any) -> None:
-    spec = REGRESSION
-    predictions, rivals, truth = RANDOM.normal(size=(3, STEPS, 2))
-    truth[4, 1] = truth[9] = np.nan
-    model, streams = new_model(spec), new_streams(spec, 1)
-    if backend == "reference":
-        scaling.score(spec, model, streams, 0, 0, predictions, rivals, truth)
-    else:
-        kernels.score_regression(model, predictions, rivals, truth)
-    for i in range(2):
-        error = naive_error = 0.0
-        for t in range(STEPS):
-            if not np.isnan(truth[t]).any():
-                error = naive.fade(error, abs(truth[t, i] - predictions[t, i]))
-                naive_error = naive.fade(naive_error, abs(truth[t, i] - rivals[t, i]))
-        assert model.error[i] == pytest.approx(error, rel=1e-12)
-        assert model.naive_error[i] == pytest.approx(naive_error, rel=1e-12)
-    comp = new_model(spec)
-    kernels.fade(comp, 1, 0.5, 0.25)
-    assert comp.error.tolist() == pytest.approx([0.0, naive.fade(0.0, 0.5)])
-    assert comp.naive_error.tolist() == pytest.approx([0.0, naive.fade(0.0, 0.25)])
-
-
-@pytest.mark.twin_of("scaling.score_forecast")
-@backends
-def test_score_of_a_forecast(backend: Any) -> None:
-    """A forecast made at step s for j steps ahead is scored when step s + j has come."""
-    spec, (h, n) = FORECAST, (3, 2)
-    x = RANDOM.normal(size=(STEPS, 3)).cumsum(axis=0)
-    predictions = RANDOM.normal(size=(STEPS, h * n))
-    predictions[5, 1] = np.nan  # one that was not made
-    rivals = np.tile(x[:, [2, 0]], h)
-    model, streams = new_model(spec), new_streams(spec, 1)
-    for start, stop in [(0, 2), (2, 12), (12, STEPS)]:
-        part = slice(start, stop)
-        made, last, truth = predictions[part], rivals[part], x[part]
-        if backend == "reference":
-            scaling.score(spec, model, streams, 0, start, made, last, truth)
-        else:
-            held, columns = streams.forecasts[0], sizes.columns(spec)
-            kernels.score_forecast(columns, model, held, start, made, last, truth)
-    error, naive_error = [0.0] * (h * n), [0.0] * (h * n)
-    for t in range(STEPS):
-        for j in range(1, h + 1):
-            if t - j < 0:
-                continue
-            outputs = range((j - 1) * n, j * n)
-            forecast = [predictions[t - j, at] for at in outputs]
-            if any(math.isnan(each) for each in forecast):
-                continue
-            for k, at in enumerate(outputs):
-                now, last = x[t, (2, 0)[k]], x[t - j, (2, 0)[k]]
-                error[at] = naive.fade(error[at], abs(now - forecast[k]))
-                naive_error[at] = naive.fade(naive_error[at], abs(now - last))
-    assert_twin(model.error, error)
-    assert_twin(model.naive_error, naive_error)
+    assert_twin(targets[:STEPS], [ref.target or absent for ref in refs], spec.dtype)
+    if spec.task != "classification":
+        assert_twin(base, [ref.base for ref in refs])
+        assert_twin(unit, [ref.unit for ref in refs])
+    assert_twin(truth[:STEPS], [ref.truth or unknown for ref in refs])
+    known = [t for t in range(STEPS) if refs[t].naive]
+    assert_twin(rivals[known], [refs[t].naive for t in known])
+    for i in range(late):  # the labels of the last steps, when the sequence ends
+        ref_target, ref_naive = twin.label(y[STEPS - late + i].tolist())
+        assert_twin(targets[STEPS + i], ref_target, spec.dtype)
+        assert_twin(rivals[STEPS + i], ref_naive)
+        assert_twin(truth[STEPS + i], y[STEPS - late + i])
 
 
 def test_columns() -> None:

@@ -32,6 +32,10 @@ SPECS = {
     "gru, 3 layers": replace(REGRESSION, cell="gru", layers=3, k1=5, k2=9),
     "classification": replace(CLASSES, cell="lstm"),
     "classification, some missing": replace(CLASSES, missing_targets=True, k1=1, k2=6),
+    "missing inputs": ModelSpec(input_size=2, hidden_size=8, horizon=3, missing_inputs=True),
+    "missing inputs of a regression": replace(REGRESSION, missing_inputs=True, scaling=False),
+    "late targets": replace(REGRESSION, label_delay=5, cell="lstm"),
+    "late classes": replace(CLASSES, label_delay=17, k1=3, k2=8, missing_inputs=True),
     "tokens": replace(TOKENS, k1=6, k2=6),
     "tokens of a gru": replace(TOKENS, cell="gru", layers=2, optimizer="rmsprop"),
     "tokens in float64": replace(TOKENS, cell="lstm", dtype="float64"),
@@ -44,6 +48,7 @@ def learn(spec: ModelSpec, backend: Any, cuts: list[int]) -> tuple[Learner, Any,
     if x.dtype.kind == "f":
         x = x.astype(np.float32)
     predictions: list[Any] = []
+    scores: list[Any] = []
     reports: list[UpdateReport] = []
     for start, stop in zip([0, *cuts], [*cuts, STEPS], strict=True):
         y = None if target is None else target[start:stop, 0]
@@ -52,7 +57,9 @@ def learn(spec: ModelSpec, backend: Any, cuts: list[int]) -> tuple[Learner, Any,
         assert chunk.predictions is not None
         predictions.append(chunk.predictions)
         reports += chunk.updates
-    return learner, np.concatenate(predictions), reports
+        if chunk.anomaly_scores is not None:
+            scores.append(chunk.anomaly_scores)
+    return learner, np.concatenate(predictions + scores, axis=None), reports
 
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
@@ -78,3 +85,33 @@ def test_the_same_ticks_give_the_same_bits(backend: Any) -> None:
             tick = [chunk_of(f"s{b}", start, stop, x, None, b) for b in range(6)]
             learner.apply(tick)
     assert_same_memory(one, other, 0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@examples(20)
+@given(data=st.data())
+def test_when_a_late_label_comes_changes_no_bit(task: Any, backend: Any, data: Any) -> None:
+    """With its step, or in a message of its own, as long as it is in time."""
+    spec = replace(REGRESSION if task == "regression" else CLASSES, label_delay=6, k1=3, k2=9)
+    x, target = random_steps(spec, STEPS, streams=1)
+    whole = Learner(spec, backend=backend)
+    whole.apply([Chunk("a", 0, x[:, 0], target[:, 0], end_of_sequence=True)])
+    late, labelled, none = Learner(spec, backend=backend), 0, x[:0, 0]
+    for t in range(STEPS):
+        late.apply([Chunk("a", t, x[t : t + 1, 0])])
+        oldest = max(labelled, t - 5)
+        if oldest > labelled or data.draw(st.booleans()) or t - labelled >= 4:
+            stop = data.draw(st.integers(labelled + 1, t + 1))
+            late.apply([Chunk("a", t + 1, none, target[labelled:stop, 0], False, labelled)])
+            labelled = stop
+        while t - labelled >= 5:
+            late.apply(
+                [Chunk("a", t + 1, none, target[labelled : labelled + 1, 0], False, labelled)]
+            )
+            labelled += 1
+    rest = target[labelled:, 0] if labelled < STEPS else None
+    first = labelled if labelled < STEPS else None
+    late.apply([Chunk("a", STEPS, none, rest, True, first)])
+    assert_same_memory(whole, late, 0)
+    assert late.figures.updates == 17

@@ -35,8 +35,10 @@ from tests.core.naive.learning import (
 )
 from tests.core.naive.network import layer_sizes, Network, outer_sum
 from tests.core.naive.scaling import deviation, fade, Scaler, Statistics
+from tests.core.naive.scoring import anomaly_scores, Figures, quantile, sizes
 
 __all__ = [
+    "Figures",
     "Learner",
     "Matrix",
     "Network",
@@ -45,6 +47,7 @@ __all__ = [
     "Vector",
     "add",
     "affine",
+    "anomaly_scores",
     "clip",
     "column_sums",
     "deviation",
@@ -60,10 +63,12 @@ __all__ = [
     "matrix_vector",
     "optimizer_step",
     "outer_sum",
+    "quantile",
     "rnn_backward",
     "rnn_forward",
     "scale_to_norm",
     "sigmoid",
+    "sizes",
     "step_loss",
     "tanh",
     "vector_matrix",

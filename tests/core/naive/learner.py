@@ -15,9 +15,10 @@ from typing import Any
 
 from bptt_core import Chunk, ModelSpec
 from tests.core.naive import learning
-from tests.core.naive.algebra import add, Matrix, sigmoid, Vector, zeros
+from tests.core.naive.algebra import add, affine, Matrix, sigmoid, Vector, zeros
 from tests.core.naive.network import Named, Network, State, Tape
-from tests.core.naive.scaling import fade, Scaler, Step
+from tests.core.naive.scaling import Scaler, Step
+from tests.core.naive.scoring import anomaly_scores, Figures
 
 
 @dataclass
@@ -46,6 +47,10 @@ class Stream:
     learned: int = 0
     made: list[tuple[Vector, Vector]] = field(default_factory=list)
     """Of every step: its forecast, and the values that it started from."""
+    labels: Matrix = field(default_factory=list)
+    """Of every step, as far as it is known; NaN where it is not."""
+    errors: Matrix = field(default_factory=list)
+    """Of the forecast one step ahead, of all sequences, in units of the deviation of changes."""
 
 
 @dataclass
@@ -57,6 +62,10 @@ class Lane:
     ends: bool
     outputs: Matrix = field(default_factory=list)
     predictions: Matrix = field(default_factory=list)
+    scores: Vector = field(default_factory=list)
+    """Anomaly scores of a forecast's steps."""
+    flush: list[tuple[Vector | None, Vector, Vector]] = field(default_factory=list)
+    """Late labels of a sequence that ends: targets, naive forecasts, and truths."""
 
 
 class Learner:
@@ -69,9 +78,10 @@ class Learner:
         self.streams: dict[str, Stream] = {}
         self.moments: Matrix | None = None
         self.updates = 0
-        self.late = spec.horizon if spec.task in ("forecast", "next_token") else 0
+        self.late = spec.horizon if spec.task in ("forecast", "next_token") else spec.label_delay
         """Steps from an input until the last of its targets."""
-        self.error, self.naive_error = zeros(spec.outputs), zeros(spec.outputs)
+        ring = max(64, min(512, 65_536 // spec.outputs))
+        self.figures = Figures(1 if spec.loss == "cross_entropy" else spec.outputs, ring)
 
     def zero_state(self) -> State:
         parts = 2 if self.spec.cell == "lstm" else 1
@@ -83,6 +93,7 @@ class Learner:
         """Reports, and every chunk's predictions."""
         lanes = [self._lane(chunk) for chunk in tick]
         reports: list[Report] = []
+        self._end([lane for lane in lanes if not lane.steps], reports)
         for t in range(max(len(lane.steps) for lane in lanes)):
             active = [lane for lane in lanes if len(lane.steps) > t]
             if self.late:
@@ -93,36 +104,83 @@ class Learner:
             if not self.late:
                 self._complete(active, t)
                 self._update_full(active, 0, reports)
-            ending = [lane for lane in active if lane.ends and len(lane.steps) == t + 1]
-            rest = [lane for lane in ending if len(lane.stream.targets) > lane.stream.learned]
-            self._update_groups(rest, self.late, reports)
-            for lane in ending:
-                self._begin_anew(lane.stream)
-        for lane, chunk in zip(lanes, tick, strict=True):
-            self._score(lane, chunk)
+            self._end([lane for lane in active if len(lane.steps) == t + 1], reports)
+        for lane in lanes:
+            self._score(lane)
+        self.scores = [lane.scores for lane in lanes]
         return reports, [lane.predictions for lane in lanes]
+
+    def _end(self, done: list[Lane], reports: list[Report]) -> None:
+        ending = [lane for lane in done if lane.ends]
+        for i in range(self.spec.label_delay):
+            for lane in ending:
+                target = lane.flush[i][0]
+                if target is not None:
+                    lane.stream.targets.append(target)
+            complete = [lane for lane in ending if lane.flush[i][0] is not None]
+            self._update_full(complete, self.spec.label_delay - 1 - i, reports)
+        rest = [lane for lane in ending if len(lane.stream.targets) > lane.stream.learned]
+        self._update_groups(rest, self.late - self.spec.label_delay, reports)
+        for lane in ending:
+            self._begin_anew(lane.stream)
 
     # ------------------------------------------------------------------ steps
 
     def _lane(self, chunk: Chunk) -> Lane:
         stream = self.streams.setdefault(chunk.stream_id, Stream(self.zero_state()))
-        steps = []
+        steps: list[Step] = []
+        labels = self._labels(stream, chunk)
         for t in range(len(chunk.inputs)):
             x = chunk.inputs[t].tolist()
             if self.spec.task == "next_token":
                 token = [float(x)]
-                steps.append(Step(token, token if stream.inputs else None, [], [], []))
+                naive = [self.scaler.entropy(token[0])]
+                target = token if stream.inputs else None
+                steps.append(Step(token, target, [], [], naive, token))
+                if t == 0 and stream.inputs:
+                    h = stream.live[-1][0]
+                    named = self.network.named
+                    output = affine(named["head.weight"], h, named["head.bias"])
+                    self.figures.a_class(odds_of(output), token[0], naive[0])
                 x = token
             elif self.spec.task == "forecast":
                 steps.append(self.scaler.forecast(stream.inputs, x))
             else:
-                assert chunk.targets is not None
-                y = chunk.targets[t].tolist()
-                if self.spec.task == "classification":
-                    y = [float(y) if y >= 0 else math.nan]
-                steps.append(self.scaler.step(x, y))
+                y = labels[t]
+                if self.spec.label_delay:
+                    stream.labels.append(y)
+                steps.append(self.scaler.step(x, self._complete_label(stream, y)))
             stream.inputs.append(x)
-        return Lane(stream, steps, chunk.end_of_sequence)
+        lane = Lane(stream, steps, chunk.end_of_sequence)
+        if chunk.end_of_sequence:
+            for i in range(self.spec.label_delay):
+                last = self._complete_label(stream, None, i)
+                lane.flush.append((*self.scaler.label(last), last or []))
+        return lane
+
+    def _complete_label(self, stream: Stream, own: Vector | None, after: int = 0) -> Vector | None:
+        """The label that is complete with the next step, or with the one `after` it."""
+        if not self.spec.label_delay:
+            return own
+        place = len(stream.inputs) + after - self.spec.label_delay
+        return stream.labels[place] if place >= 0 else None
+
+    def _labels(self, stream: Stream, chunk: Chunk) -> Matrix:
+        """Of the chunk's own steps; those of earlier ones are put where they belong."""
+        width = self.spec.target_width
+        own = [[math.nan] * width for _ in range(len(chunk.inputs))]
+        if chunk.targets is None:
+            return own
+        first = chunk.first_step if chunk.first_target_step is None else chunk.first_target_step
+        for step, target in enumerate(chunk.targets.tolist(), start=first):
+            label = target if self.spec.task == "regression" else [float(target)]
+            if self.spec.task == "classification" and target < 0:
+                label = [math.nan]
+            after = step - chunk.first_step
+            place = own[after] if after >= 0 else stream.labels[len(stream.inputs) + after]
+            for i in range(width):
+                place[i] = place[i] if math.isnan(label[i]) else label[i]
+        return own
 
     def _complete(self, active: list[Lane], t: int) -> None:
         for lane in active:
@@ -141,6 +199,7 @@ class Learner:
     def _begin_anew(self, stream: Stream) -> None:
         stream.live = self.zero_state()
         stream.inputs, stream.features, stream.targets, stream.states = [], [], [], []
+        stream.labels = []
         stream.start = stream.learned = 0
 
     # ------------------------------------------------------------------ updates
@@ -242,41 +301,62 @@ class Learner:
 
     # ------------------------------------------------------------------ answers
 
-    def _score(self, lane: Lane, chunk: Chunk) -> None:
+    def _score(self, lane: Lane) -> None:
         """Predictions in the user's units, and how good the earlier ones were."""
-        spec = self.spec
+        spec, made, late = self.spec, lane.stream.made, self.spec.label_delay
         for t, (step, output) in enumerate(zip(lane.steps, lane.outputs, strict=True)):
-            if spec.loss == "cross_entropy":
-                odds = [math.exp(each - max(output)) for each in output]
-                lane.predictions.append([each / math.fsum(odds) for each in odds])
-                continue
-            if spec.loss == "bernoulli":
-                prediction = [sigmoid(each) for each in output]
+            lane.predictions.append(self._prediction(step, output))
+            if spec.task == "forecast":
+                self._score_forecast(lane, step)
+            elif spec.task == "next_token":
+                if t:
+                    self.figures.a_class(lane.predictions[t - 1], step.truth[0], step.naive[0])
             else:
-                prediction = [
-                    b + u * s for b, u, s in zip(step.base, step.unit, output, strict=True)
-                ]
-            lane.predictions.append(prediction)
-            if spec.task == "regression":
-                assert chunk.targets is not None
-                self._fade(0, chunk.targets[t].tolist(), prediction, step.naive)
-                continue
-            now = [chunk.inputs[t].tolist()[i] for i in self.scaler.columns]
-            made, n = lane.stream.made, len(now)
-            for j in range(1, min(spec.horizon, len(made)) + 1):
-                forecast, origin = made[-j]
-                self._fade((j - 1) * n, now, forecast[(j - 1) * n : j * n], origin)
-            made.append((prediction, now))
+                made.append((lane.predictions[t], []))
+                if len(made) > late:
+                    self._score_label(made[-1 - late][0], step.truth, step.naive)
+        for i, (target, naive, truth) in enumerate(lane.flush):
+            if target is not None:
+                self._score_label(made[i - late][0], truth, naive)
         if lane.ends:
             lane.stream.made = []
 
-    def _fade(self, first: int, truth: Vector, prediction: Vector, naive: Vector) -> None:
-        if any(math.isnan(value) for value in truth):
+    def _prediction(self, step: Step, output: Vector) -> Vector:
+        if self.spec.loss == "cross_entropy":
+            return odds_of(output)
+        if self.spec.loss == "bernoulli":
+            return [sigmoid(each) for each in output]
+        return [b + u * s for b, u, s in zip(step.base, step.unit, output, strict=True)]
+
+    def _score_label(self, prediction: Vector, truth: Vector, naive: Vector) -> None:
+        if self.spec.task == "classification":
+            self.figures.a_class(prediction, truth[0], naive[0])
             return
-        for i in range(len(truth)):
-            at = first + i
-            self.error[at] = fade(self.error[at], abs(truth[i] - prediction[i]))
-            self.naive_error[at] = fade(self.naive_error[at], abs(truth[i] - naive[i]))
+        errors = [truth[i] - prediction[i] for i in range(len(truth))]
+        rivals = [truth[i] - naive[i] for i in range(len(truth))]
+        self.figures.numbers(0, errors, rivals)
+        self.figures.keep(errors)
+
+    def _score_forecast(self, lane: Lane, step: Step) -> None:
+        made, n, now = lane.stream.made, len(step.truth), step.truth
+        errors = [math.nan] * self.spec.outputs
+        for j in range(1, min(self.spec.horizon, len(made)) + 1):
+            forecast, seen = made[-j]
+            for k in range(n):
+                at = (j - 1) * n + k
+                errors[at] = math.nan if math.isnan(seen[k]) else now[k] - forecast[at]
+            rivals = [now[k] - seen[k] for k in range(n)]
+            self.figures.numbers((j - 1) * n, errors[(j - 1) * n : j * n], rivals)
+        self.figures.keep(errors)
+        lane.stream.errors.append([errors[k] / step.unit[k] for k in range(n)])
+        lane.scores.append(anomaly_scores(lane.stream.errors)[-1])
+        made.append((lane.predictions[-1], step.naive))
+
+
+def odds_of(output: Vector) -> Vector:
+    """Softmax."""
+    odds = [math.exp(each - max(output)) for each in output]
+    return [each / math.fsum(odds) for each in odds]
 
 
 def _add(a: Any, b: Any) -> Any:

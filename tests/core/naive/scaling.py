@@ -17,6 +17,11 @@ class Statistics:
 
     values: Vector = field(default_factory=list)
 
+    def take(self, value: float) -> None:
+        """One more, if it is there."""
+        if not math.isnan(value):
+            self.values.append(value)
+
     def mean(self) -> float:
         """0 where there is none yet."""
         return math.fsum(self.values) / len(self.values) if self.values else 0.0
@@ -50,6 +55,9 @@ class Step:
     base: Vector
     unit: Vector
     naive: Vector
+    """The rival's forecast; of classes, the cross-entropy of their frequencies."""
+    truth: Vector
+    """The target in the user's units; of a forecast, the step's own values."""
 
 
 class Scaler:
@@ -61,31 +69,46 @@ class Scaler:
         self.inputs = [Statistics() for _ in range(spec.input_size)]
         self.changes = [[Statistics() for _ in range(spec.input_size)] for _ in range(spec.horizon)]
         self.targets = [Statistics() for _ in range(spec.target_width)]
+        self.classes: list[int] = []
+        """All that ever came."""
 
     def forecast(self, earlier: Matrix, x: Vector) -> Step:
         """The next step of a sequence of which `earlier` is all before it."""
         D, h, m = self.spec.input_size, self.spec.horizon, len(earlier)
         sequence = [*earlier, x]
-        if self.spec.scaling:
-            for i in range(D):
-                self.inputs[i].values.append(x[i])
-                for j in range(1, min(h, m) + 1):
-                    self.changes[j - 1][i].values.append(x[i] - sequence[m - j][i])
+        seen = [last_seen(sequence[: s + 1]) for s in range(m + 1)]
+        for i in range(D):
+            self.inputs[i].take(x[i])
+            for j in range(1, min(h, m) + 1):
+                self.changes[j - 1][i].take(x[i] - seen[m - j][i])
         unit = [self.unit(j, i) for j in range(1, h + 1) for i in self.columns]
-        base = [x[i] for _ in range(h) for i in self.columns]
-        levels = [self.level(i, x[i]) for i in range(D)]
-        changes = [(x[i] - sequence[m - 1][i]) / self.unit(1, i) if m else 0.0 for i in range(D)]
+        naive = [seen[m][i] for i in self.columns]
+        base = [
+            self.inputs[i].mean() if math.isnan(seen[m][i]) else seen[m][i] for i in self.columns
+        ]
+        changes = [0.0] * D
+        for i in range(D):
+            change = x[i] - seen[m - 1][i] if m else math.nan
+            changes[i] = 0.0 if math.isnan(change) else change / self.unit(1, i)
         target = None
         if m >= h:
-            origin = sequence[m - h]
+            origin = seen[m - h]
             target = [
                 (sequence[m - h + j][i] - origin[i]) / self.unit(j, i)
                 for j in range(1, h + 1)
                 for i in self.columns
             ]
-        return Step(levels + changes, target, base, unit, base)
+        truth = [x[i] for i in self.columns]
+        return Step(self.features(x, changes), target, base * h, unit, naive, truth)
+
+    def features(self, x: Vector, changes: Vector) -> Vector:
+        flags = [0.0 if math.isnan(value) else 1.0 for value in x]
+        levels = [self.level(i, x[i]) for i in range(len(x))]
+        return levels + changes + (flags if self.spec.missing_inputs else [])
 
     def level(self, i: int, value: float) -> float:
+        if math.isnan(value):
+            value = self.inputs[i].mean()
         if not self.spec.scaling:
             return value
         return (value - self.inputs[i].mean()) / self.inputs[i].deviation()
@@ -94,28 +117,52 @@ class Scaler:
         """Standard deviation of changes over `ahead` steps."""
         return self.changes[ahead - 1][i].deviation() if self.spec.scaling else 1.0
 
-    def step(self, x: Vector, y: Vector) -> Step:
-        """A step of a regression or classification."""
+    def step(self, x: Vector, y: Vector | None) -> Step:
+        """A step of a regression or classification, and the target that is complete with it."""
         spec = self.spec
-        regression = spec.task == "regression"
-        scaled = spec.scaling and regression and spec.loss != "bernoulli"
-        if spec.scaling:
-            for i in range(len(x)):
-                self.inputs[i].values.append(x[i])
-        features = [self.level(i, x[i]) for i in range(len(x))]
-        if not regression:
-            return Step(
-                features, y, [0.0] * spec.outputs, [1.0] * spec.outputs, [0.0] * spec.outputs
-            )
+        for i in range(len(x)):
+            self.inputs[i].take(x[i])
+        features = self.features(x, [])
+        base, unit = [0.0] * spec.outputs, [1.0] * spec.outputs
+        if self.scales_targets():
+            base = [each.mean() for each in self.targets]
+            unit = [each.deviation() for each in self.targets]
+        target, naive = self.label(y)
+        return Step(features, target, base, unit, naive, y or [])
+
+    def scales_targets(self) -> bool:
+        return (
+            self.spec.scaling and self.spec.task == "regression" and self.spec.loss != "bernoulli"
+        )
+
+    def label(self, y: Vector | None) -> tuple[Vector | None, Vector]:
+        """A complete target as the network sees it, and its naive forecast."""
+        if y is None:
+            return None, []
+        if self.spec.loss == "cross_entropy":
+            return y, [self.entropy(y[0])]
         naive = [each.mean() for each in self.targets]
-        base = naive if scaled else [0.0 for _ in y]
-        unit = [each.deviation() if scaled else 1.0 for each in self.targets]
-        if not any(math.isnan(value) for value in y):
-            for i in range(len(y)):
-                self.targets[i].values.append(y[i])
-        target = y
-        if scaled:
-            target = [
-                (y[i] - self.targets[i].mean()) / self.targets[i].deviation() for i in range(len(y))
-            ]
-        return Step(features, target, base, unit, naive)
+        for i in range(len(y)):
+            self.targets[i].take(y[i])
+        if not self.scales_targets():
+            return y, naive
+        target = [
+            (y[i] - self.targets[i].mean()) / self.targets[i].deviation() for i in range(len(y))
+        ]
+        return target, naive
+
+    def entropy(self, wanted: float) -> float:
+        """Of the frequencies of all classes before, each counted once more than it came."""
+        if math.isnan(wanted):
+            return math.nan
+        share = (self.classes.count(int(wanted)) + 1) / (len(self.classes) + self.spec.outputs)
+        self.classes.append(int(wanted))
+        return -math.log(share)
+
+
+def last_seen(sequence: Matrix) -> Vector:
+    """Of each variable, the newest value that is there; NaN if none is."""
+    seen = [math.nan] * len(sequence[0])
+    for x in sequence:
+        seen = [old if math.isnan(new) else new for old, new in zip(seen, x, strict=True)]
+    return seen
