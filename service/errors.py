@@ -349,4 +349,6 @@ _CORE_REASONS: dict[type[core.BpttError], str] = {
     core.ShapeError: "wrong_size",
     core.DtypeError: "invalid",
     core.NonFiniteError: "not_finite",
+    core.LabelTooLate: "targets",
+    core.LabelTooEarly: "targets",
 }

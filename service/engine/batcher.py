@@ -23,7 +23,7 @@ ENTRY_BYTES = 64  # what a chunk weighs beside its values, so that even empty on
 class QueuedChunk:
     """A chunk that has its place in its stream.
 
-    With no steps left, because all had been accepted before, it only waits for its turn to be
+    With nothing left, because all had been accepted before, it only waits for its turn to be
     answered: by then the steps it repeats are learned.
     """
 
@@ -39,6 +39,12 @@ class QueuedChunk:
     def steps(self) -> int:
         """Steps to learn."""
         return len(self.chunk.inputs)
+
+    @property
+    def repeats(self) -> bool:
+        """There is nothing in it to learn."""
+        targets, ends = self.chunk.targets, self.chunk.end_of_sequence
+        return not self.steps and (targets is None or not len(targets)) and not ends
 
     @property
     def weight(self) -> int:
@@ -107,7 +113,7 @@ class Batcher:
                 if isinstance(entry, StreamCommand):
                     current.commands.append(entry)
                     continue
-                (current.chunks if entry.steps else current.duplicates).append(entry)
+                (current.duplicates if entry.repeats else current.chunks).append(entry)
                 chunks += 1
                 steps += entry.steps
             rounds.append(current)

@@ -32,8 +32,10 @@ from service.config import ServerConfig
 from service.domain import (
     Answer,
     Condition,
+    FloatArray,
     Gauges,
     IncomingChunk,
+    IntArray,
     ModelDefinition,
     ModelState,
     Refused,
@@ -231,7 +233,9 @@ class Trainer:
         """What the model does with chunks."""
         if self._read_only:
             return "read_only"
-        return "paused" if self.settings.paused else "learning"
+        if self.settings.paused:
+            return "paused"
+        return "diverged" if self.figures.diverged else "learning"
 
     @property
     def ticks(self) -> int:
@@ -311,16 +315,36 @@ class Trainer:
             self._check_streams()
         trimmed = min(expected - first, steps)
         inputs, targets, ends = incoming.inputs, incoming.targets, incoming.end_of_sequence
-        if trimmed:
-            self.sink.duplicate(trimmed)
+        labelled = incoming.first_target_step if self.definition.spec.label_delay else None
+        if first < expected:
+            if trimmed:
+                self.sink.duplicate(trimmed)
             inputs = inputs[trimmed:]
-            targets = None if targets is None else targets[trimmed:]
+            if self.definition.spec.label_delay:
+                targets, labelled = self._still_in_time(incoming, first, expected)
+            elif targets is not None:
+                targets = targets[trimmed:]
             ends = ends and trimmed < steps  # a sequence that had ended does not end again
-        chunk = Chunk(stream_id, expected, inputs, targets, ends)
+        chunk = Chunk(stream_id, expected, inputs, targets, ends, labelled)
         self._put(QueuedChunk(chunk, ticket), expected + steps - trimmed)
         self._accepted_steps += steps - trimmed
         if sender is not None:
             self._senders[stream_id] = sender
+
+    def _still_in_time(
+        self, incoming: IncomingChunk, first: int, expected: int
+    ) -> tuple[FloatArray | IntArray | None, int | None]:
+        """Late targets of a chunk that came before, in part at least, and the step of the first.
+
+        Those of a chunk that came as a whole were taken then. Of others, what has left the delay
+        window is passed over: it may have been taken, too.
+        """
+        targets, steps = incoming.targets, len(incoming.inputs)
+        if targets is None or 0 < steps <= expected - first:
+            return None, None
+        labelled = first if incoming.first_target_step is None else incoming.first_target_step
+        past = max(0, expected - self.definition.spec.label_delay - labelled)
+        return (targets[past:], labelled + past) if past < len(targets) else (None, None)
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
         """A call has ended: others may send its streams."""
