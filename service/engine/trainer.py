@@ -440,7 +440,7 @@ class Trainer:
             outcome = run(self._learner, rounds)
         else:
             outcome = await self._in_thread(run, self._learner, rounds)
-        measured = outcome.seconds / alone.steps
+        measured = outcome.seconds / max(1, alone.steps)  # labels may come by themselves
         before = self._step_seconds if math.isfinite(self._step_seconds) else measured
         self._step_seconds = before + (measured - before) / INLINE_MEMORY
         return outcome
