@@ -28,12 +28,19 @@ KINDS |= {
 KINDS |= {
     "tokens": {"task": "next_token", "vocabulary_size": 5},
     "forecast": {"task": "forecast", "horizon": 3, "target_columns": (1, 2)},
+    "forecast, inputs missing": {"task": "forecast", "horizon": 2, "missing_inputs": True},
+    "late labels": {"task": "regression", "label_delay": 2},
+    "late classes, inputs missing": {
+        "task": "classification",
+        "label_delay": 3,
+        "missing_inputs": True,
+    },
 }
 
 
 def spec_of(kind: str, **others: Any) -> ModelSpec:
     shape: dict[str, Any] = {} if kind == "tokens" else {"input_size": 3}
-    if kind not in ("tokens", "forecast"):
+    if KINDS[kind]["task"] in ("regression", "classification"):
         shape["output_size"] = 4
     return ModelSpec(
         **shape,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
+from tests.support.jit import PLAIN_PYTHON
 
 RIDE = Path(__file__).parent / "recorded" / "ride.csv"
 SPECS = {
@@ -33,6 +34,15 @@ SPECS = {
         task="next_token", vocabulary_size=16, hidden_size=8, cell="lstm", optimizer="momentum",
         learning_rate=0.01,
     ),
+    "missing inputs": ModelSpec(input_size=4, hidden_size=8, horizon=2, missing_inputs=True),
+    "late classes, missing inputs": ModelSpec(
+        task="classification", input_size=3, output_size=3, hidden_size=8, cell="gru",
+        missing_inputs=True, label_delay=7, k1=3, k2=9,
+    ),
+    "late targets": ModelSpec(
+        task="regression", input_size=3, output_size=1, hidden_size=8, label_delay=3,
+        max_batch_streams=2,
+    ),
 }  # fmt: skip
 
 
@@ -40,7 +50,9 @@ def ticks(spec: ModelSpec) -> list[list[Chunk]]:
     """The ride as four streams of a hundred steps, in ragged chunks; one ends its sequence."""
     ride = np.loadtxt(RIDE, delimiter=",", skiprows=1)
     assert ride.shape == (400, 4)
-    speed, cadence = ride[:, 3], ride[:, 2]
+    speed, cadence = ride[:, 3].copy(), ride[:, 2].copy()
+    if spec.missing_inputs:
+        ride[::5, 1] = ride[3:50:2] = np.nan
     x: Any = ride
     y: Any = None
     if spec.task == "next_token":
@@ -50,21 +62,22 @@ def ticks(spec: ModelSpec) -> list[list[Chunk]]:
     elif spec.task == "regression":
         x, y = np.ascontiguousarray(ride[:, :3]), speed[:, np.newaxis].copy()
         y[::7] = np.nan
-    cuts = [(0, 3), (3, 40), (40, 41), (41, 90), (90, 100)]
-    return [
-        [
-            Chunk(
-                f"part {part}",
-                start,
-                x[100 * part + start : 100 * part + stop],
-                None if y is None else y[100 * part + start : 100 * part + stop],
-                end_of_sequence=part == 2 and stop == 41,
-            )
-            for part in range(4)
-            if part != 1 or stop <= 90  # the second stays behind
-        ]
-        for start, stop in cuts
-    ]
+    late = min(2, spec.label_delay)  # targets come so many steps late
+    result = []
+    for start, stop in [(0, 3), (3, 40), (40, 41), (41, 90), (90, 100)]:
+        tick = []
+        for part in range(4):
+            if part == 1 and stop > 90:  # the second stays behind
+                continue
+            first = max(41 if part == 2 and start >= 41 else 0, start - late)
+            end = stop if part == 2 and stop == 41 else stop - late
+            at = 100 * part
+            targets = None if y is None else y[at + first : at + end]
+            chunk = Chunk(f"part {part}", start, x[at + start : at + stop], targets,
+                          part == 2 and stop == 41, first if late else None)  # fmt: skip
+            tick.append(chunk)
+        result.append(tick)
+    return result
 
 
 def digests(name: str, backend: Any) -> dict[str, str]:
@@ -106,6 +119,38 @@ def test_fed_in_another_process(backend: Any) -> None:
         cwd=RIDE.parents[3],
     )
     assert json.loads(done.stdout) == {name: digests(name, backend) for name in SPECS}
+
+
+@pytest.mark.skipif(PLAIN_PYTHON, reason="nothing is compiled in this run")
+def test_compiled_now_or_loaded_from_the_disk(tmp_path: Path) -> None:
+    """A process that finds nothing compiled, and the next one, which finds it all.
+
+    Numba links what a function calls into it and optimises the copy once more, so that two copies
+    of a kernel may add in different orders; a process must always run the same one.
+    """
+    program = (
+        "import json; from tests.core.test_recorded import digests;"
+        "from bptt_core.kernels import transition;"
+        "found = digests('classification', 'compiled');"
+        "stats = transition.run.stats;"
+        "misses = sum(stats.cache_misses.values());"
+        "print(json.dumps([misses, found]))"
+    )
+    misses, found = [], []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            cwd=RIDE.parents[3],
+        )
+        missed, parts = json.loads(done.stdout)
+        misses.append(missed)
+        found.append(parts)
+    assert misses == [1, 0]
+    assert found[0] == found[1]
 
 
 def test_another_sequence_has_other_digests() -> None:
