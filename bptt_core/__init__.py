@@ -7,6 +7,7 @@ it was fed.
 from bptt_core import errors
 from bptt_core.gradient_flow import gradient_flow, GradientFlow, spectral_radii
 from bptt_core.learner import FeedResult, Learner
+from bptt_core.memory import bytes_of_model, bytes_of_stream
 from bptt_core.settings import Settings
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import ModelSpec
@@ -25,6 +26,8 @@ __all__ = [
     "StreamView",
     "TickResult",
     "UpdateReport",
+    "bytes_of_model",
+    "bytes_of_stream",
     "errors",
     "gradient_flow",
     "spectral_radii",

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import state as state_arrays
 from bptt_core.errors import (
     DtypeError,
     InvalidArgument,
@@ -20,6 +19,7 @@ from bptt_core.errors import (
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
+from bptt_core.state import model_shapes, stream_shapes
 from bptt_core.ticks import Chunk
 
 Array = NDArray[Any]
@@ -111,17 +111,18 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     names = metadata.get("streams")
     if not isinstance(names, list):
         raise InvalidArgument("streams", names, "a list of names")
-    expected = {f"model.{k}": v for k, v in state_arrays.new_model(spec)._asdict().items()}
-    streams = state_arrays.new_streams(spec, len(names))
-    expected |= {f"streams.{k}": v for k, v in streams._asdict().items()}
-    for name, like in expected.items():
+    count = (len(names),)
+    expected = {f"model.{name}": shape for name, shape in model_shapes(spec).items()}
+    for name, (row, dtype) in stream_shapes(spec).items():
+        expected[f"streams.{name}"] = (count + row, dtype)
+    for name, (shape, dtype) in expected.items():
         if name not in arrays:
             raise InvalidArgument(name, "missing", "an array")
         array = np.asarray(arrays[name])
-        if array.shape != like.shape:
-            raise ShapeError(name, f"of shape {array.shape}", f"of shape {like.shape}")
-        if array.dtype != like.dtype:
-            raise DtypeError(name, f"of dtype {array.dtype}", str(like.dtype))
+        if array.shape != shape:
+            raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
+        if array.dtype != dtype:
+            raise DtypeError(name, f"of dtype {array.dtype}", dtype)
         check_layout(name, array)
     return spec
 

@@ -11,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, params, scoring, windows
+from bptt_core import calls, checks, params, scoring, windows
 from bptt_core.backends import BackendName, make
+from bptt_core.calls import Done
 from bptt_core.errors import InvalidArgument, UnknownStream
-from bptt_core.settings import Settings
+from bptt_core.settings import Settings, steered
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
@@ -35,8 +36,8 @@ from bptt_core.state import (
     StreamTable,
     UPDATES,
 )
-from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
-from bptt_core.transition import ROW, Steps
+from bptt_core.ticks import Chunk, Figures, TickResult, UpdateReport
+from bptt_core.transition import Steps
 
 Array = NDArray[Any]
 
@@ -94,32 +95,13 @@ class Learner:
         Nothing is changed where an error is raised.
         """
         checked = checks.tick(self.spec, tick, self._position)
-        lanes = np.empty((len(tick), 4), np.int64)
-        stop = 0
-        for lane, (chunk, good) in enumerate(zip(tick, checked, strict=True)):
-            row, T = self._table.open(chunk.stream_id), len(good.x)
+        rows = [self._table.open(chunk.stream_id) for chunk in tick]
+        for row, good in zip(rows, checked, strict=True):
             if good.earlier is not None:
                 self._table.hold_labels(row, good.first_earlier, good.earlier)
-            lanes[lane] = row, stop, T, chunk.end_of_sequence
-            stop += T
-        xs = [good.x for good in checked]
-        ys = [good.y for good in checked if good.y is not None]
-        steps = Steps(lanes, _joined(xs), _joined(ys) if ys else None)
-        first = self._table.arrays.counters[lanes[:, ROW], NEXT_STEP].tolist()
-        made, updates, members, scores = self._run(steps, predictions)
-        took_part: list[list[UpdateReport]] = [[] for _ in tick]
-        for report, lane in members:
-            took_part[lane].append(updates[report])
-        results = []
-        for lane, chunk in enumerate(tick):
-            _, start, length, _ = lanes[lane].tolist()
-            mine = None if made is None else made[start : start + length]
-            reports = tuple(took_part[lane])
-            before, seen = first[lane], None if scores is None else scores[start : start + length]
-            results.append(
-                ChunkResult(chunk.stream_id, before, before + length, mine, reports, seen)
-            )
-        return TickResult(tuple(results), updates)
+        steps = calls.steps_of_tick(rows, tick, checked)
+        first = self._table.arrays.counters[rows, NEXT_STEP].tolist()
+        return calls.results(tick, steps, first, self._run(steps, predictions))
 
     def feed(
         self,
@@ -143,30 +125,23 @@ class Learner:
         """
         x, target = checks.feed(self.spec, x, target)
         T, B = x.shape[:2]
-        lanes = np.empty((B, 4), np.int64)
-        for lane in range(B):
-            lanes[lane] = self._table.open(str(lane)), lane * T, T, end_of_sequence
-        steps = Steps(lanes, _by_stream(x), None if target is None else _by_stream(target))
-        made, updates, _, _ = self._run(steps, predictions)
-        if made is None:
-            return FeedResult(updates, None)
-        return FeedResult(updates, made.reshape(B, T, -1).swapaxes(0, 1))
+        rows = [self._table.open(str(lane)) for lane in range(B)]
+        done = self._run(calls.steps_side_by_side(rows, x, target, end_of_sequence), predictions)
+        made = done.predictions
+        if made is not None:
+            made = made.reshape(B, T, -1).swapaxes(0, 1)
+        return FeedResult(done.updates, made)
 
-    def _run(
-        self, steps: Steps, predictions: bool
-    ) -> tuple[Array | None, tuple[UpdateReport, ...], list[list[int]], Array | None]:
-        """The same way for `apply` and `feed`.
-
-        Predictions (N, O), reports, who took part, and anomaly scores (N,) of a forecast.
-        """
+    def _run(self, steps: Steps, predictions: bool) -> Done:
+        """The same way for `apply` and `feed`."""
         made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
         steps = steps._replace(paused=self.settings.paused)
         done = self._backend.run(self._model, self._table.arrays, steps, made)
         scores = None
         if predictions and self.spec.task == "forecast":
             scores = done.scores.copy()
-        updates = tuple(map(_report, done.reports.tolist()))
-        return made, updates, done.members.tolist(), scores
+        updates = tuple(map(calls.report, done.reports.tolist()))
+        return Done(made, updates, done.members.tolist(), scores)
 
     def configure(
         self,
@@ -198,7 +173,7 @@ class Learner:
             now.clip_threshold if clip_threshold is None else clip_threshold,
             now.paused if paused is None else paused,
         )
-        self._steered = _steered(self.spec, settings)
+        self._steered = steered(self.spec, settings)
         self._backend = make(self._steered, self._backend_name)
         if settings.learning_rate is not None:
             self._model.rates[0] = settings.learning_rate
@@ -442,48 +417,6 @@ class Learner:
             target = np.zeros((steps, 1, self.spec.outputs))
         twin.feed(x, target)
         twin.snapshot().predict(None, x[:, 0])
-
-
-def _joined(arrays: list[Array]) -> Array:
-    """All rows of some arrays, one after the other."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _by_stream(steps: Array) -> Array:
-    """Steps side by side (T, B, n) as (B T, n), stream after stream."""
-    T, B, n = steps.shape
-    return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(B * T, n)
-
-
-def _steered(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """A spec with the settings in place of its own."""
-    values: dict[str, Any] = {
-        "clip": settings.clip,
-        "clip_threshold": settings.clip_threshold,
-    }
-    if settings.learning_rate is not None:
-        values |= {
-            "learning_rate": settings.learning_rate,
-            "warmup_updates": 0,
-            "decay_updates": 0,
-            "final_learning_rate": 0.0,
-        }
-    return dataclasses.replace(spec, **values)
-
-
-def _report(row: list[float]) -> UpdateReport:
-    update, steps, streams, loss, baseline, norm, clipped_norm, skipped = row
-    return UpdateReport(
-        int(update),
-        int(steps) * int(streams),
-        int(streams),
-        loss,
-        baseline,
-        norm,
-        clipped_norm,
-        clipped_norm < norm,
-        skipped != 0,
-    )
 
 
 def _frozen(array: Array) -> Array:

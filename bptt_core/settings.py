@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from bptt_core.specs import Clip
+from bptt_core.specs import Clip, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +18,20 @@ class Settings:
     clip_threshold: float
     paused: bool
     """Steps are read, predicted and scored, and the scalers follow them; no parameter changes."""
+
+
+def steered(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """A spec with the settings in place of its own.
+
+    Raises:
+        InvalidArgument: a value is out of its bounds.
+    """
+    values: dict[str, Any] = {"clip": settings.clip, "clip_threshold": settings.clip_threshold}
+    if settings.learning_rate is not None:
+        values |= {
+            "learning_rate": settings.learning_rate,
+            "warmup_updates": 0,
+            "decay_updates": 0,
+            "final_learning_rate": 0.0,
+        }
+    return replace(spec, **values)

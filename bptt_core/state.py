@@ -113,54 +113,69 @@ def error_rows(spec: ModelSpec) -> int:
     return max(ERRORS_LEAST, min(ERRORS_MOST, ERRORS_SIZE // spec.outputs))
 
 
-def new_model(spec: ModelSpec) -> Model:
-    """A model that has learned nothing yet."""
-    parameters = params.initialise(spec)
-    moments = np.zeros((optimizers.MOMENTS[spec.optimizer], parameters.size), spec.dtype)
+def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of a `Model`."""
+    P = params.count(spec)
     classes = spec.loss == "cross_entropy"
     scored = 1 if classes else spec.outputs
     kept = 0 if classes else spec.outputs
     width = spec.input_size if spec.task == "forecast" else spec.target_width
-    return Model(
-        parameters=parameters,
-        moments=moments,
-        counters=np.zeros(7, np.int64),
-        last=np.full(4, np.nan),
-        rates=np.array([spec.learning_rate]),
-        input_count=np.zeros(spec.input_size),
-        input_mean=np.zeros(spec.input_size),
-        input_m2=np.zeros(spec.input_size),
-        target_count=np.zeros((spec.horizon, width)),
-        target_mean=np.zeros((spec.horizon, width)),
-        target_m2=np.zeros((spec.horizon, width)),
-        class_counts=np.zeros(spec.outputs if classes else 0),
-        error=np.zeros(scored),
-        naive_error=np.zeros(scored),
-        hits=np.zeros(2),
-        errors=np.zeros((error_rows(spec), kept), spec.dtype),
-        error_band=np.full((2, kept), np.nan),
-    )
+    return {
+        "parameters": ((P,), spec.dtype),
+        "moments": ((optimizers.MOMENTS[spec.optimizer], P), spec.dtype),
+        "counters": ((7,), "int64"),
+        "last": ((4,), "float64"),
+        "rates": ((1,), "float64"),
+        "input_count": ((spec.input_size,), "float64"),
+        "input_mean": ((spec.input_size,), "float64"),
+        "input_m2": ((spec.input_size,), "float64"),
+        "target_count": ((spec.horizon, width), "float64"),
+        "target_mean": ((spec.horizon, width), "float64"),
+        "target_m2": ((spec.horizon, width), "float64"),
+        "class_counts": ((spec.outputs if classes else 0,), "float64"),
+        "error": ((scored,), "float64"),
+        "naive_error": ((scored,), "float64"),
+        "hits": ((2,), "float64"),
+        "errors": ((error_rows(spec), kept), spec.dtype),
+        "error_band": ((2, kept), "float64"),
+    }
 
 
-def new_streams(spec: ModelSpec, capacity: int) -> Streams:
-    """Room for `capacity` streams, all at their beginning."""
+def new_model(spec: ModelSpec) -> Model:
+    """A model that has learned nothing yet."""
+    shapes = model_shapes(spec).items()
+    arrays = {name: np.zeros(*shape) for name, shape in shapes if name != "parameters"}
+    model = Model(parameters=params.initialise(spec), **arrays)
+    model.last[:] = model.error_band[:] = np.nan
+    model.rates[0] = spec.learning_rate
+    return model
+
+
+def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of one stream's row in each array of `Streams`."""
     forecast, late = spec.task == "forecast", spec.label_delay
     recent = spec.horizon * (1 + spec.missing_inputs) if forecast else 0
     held, width = (
         (spec.horizon, spec.outputs + spec.target_count) if forecast else (late, spec.outputs)
     )
-    state = (capacity, spec.layers, spec.state_parts, spec.hidden_size)
-    return Streams(
-        counters=np.zeros((capacity, 4), np.int64),
-        inputs=np.zeros((capacity, spec.k2 + spec.delay, spec.features), spec.dtype),
-        targets=np.zeros((capacity, spec.k1, spec.target_width), spec.dtype),
-        start_state=np.zeros(state, spec.dtype),
-        live_state=np.zeros(state, spec.dtype),
-        recent=np.zeros((capacity, recent, spec.input_size)),
-        forecasts=np.zeros((capacity, held, width)),
-        labels=np.zeros((capacity, late, spec.target_width)),
-        surprise=np.zeros((capacity, 3 if forecast else 0)),
-    )
+    state = (spec.layers, spec.state_parts, spec.hidden_size)
+    return {
+        "counters": ((4,), "int64"),
+        "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
+        "targets": ((spec.k1, spec.target_width), spec.dtype),
+        "start_state": (state, spec.dtype),
+        "live_state": (state, spec.dtype),
+        "recent": ((recent, spec.input_size), "float64"),
+        "forecasts": ((held, width), "float64"),
+        "labels": ((late, spec.target_width), "float64"),
+        "surprise": ((3 if forecast else 0,), "float64"),
+    }
+
+
+def new_streams(spec: ModelSpec, capacity: int) -> Streams:
+    """Room for `capacity` streams, all at their beginning."""
+    shapes = stream_shapes(spec).items()
+    return Streams(**{name: np.zeros((capacity, *row), dtype) for name, (row, dtype) in shapes})
 
 
 class StreamTable:

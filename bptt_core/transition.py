@@ -55,18 +55,17 @@ def run(
             scoring.score_live(spec, model, streams, int(row), mine)
         prepared.append(mine)
     side_by_side = _side_by_side(spec, steps, prepared)
-    B, T = side_by_side.features.shape[:2]
     begins = streams.counters[rows, SEQUENCE_STEP].tolist()
     if predictions is None:
         advanced = windows.advance(spec, model, streams, side_by_side, None)
         streams.forecasts[rows] = np.nan  # what was not forecast is not scored
         return advanced
-    outputs = np.zeros((B, T, spec.outputs), spec.dtype)
+    outputs = np.zeros((len(steps.x), spec.outputs), spec.dtype)
     advanced = windows.advance(spec, model, streams, side_by_side, outputs)
     scores = np.empty(len(steps.x) if spec.task == "forecast" else 0)
     for b, mine in enumerate(prepared):
         made = predictions[lanes[b]]
-        made[:] = scaling.finish(spec, outputs[b, : len(made)], mine.base, mine.unit)
+        made[:] = scaling.finish(spec, outputs[lanes[b]], mine.base, mine.unit)
         found = scoring.score(spec, model, streams, int(rows[b]), begins[b], made, mine)
         if found is not None:
             scores[lanes[b]] = found
@@ -74,12 +73,15 @@ def run(
 
 
 def _side_by_side(spec: ModelSpec, steps: Steps, prepared: list[scaling.Prepared]) -> Lanes:
-    """Lanes padded to the longest."""
+    """What was prepared, stream after stream."""
     lanes = steps.lanes
-    B, T = len(prepared), int(lanes[:, LENGTH].max())
-    features = np.zeros((B, T, spec.features), spec.dtype)
-    targets = np.zeros((B, T + spec.label_delay, spec.target_width), spec.dtype)
-    for lane, each in enumerate(prepared):
-        features[lane, : len(each.features)] = each.features
-        targets[lane, : len(each.targets)] = np.nan if steps.paused else each.targets
-    return Lanes(lanes[:, ROW], lanes[:, LENGTH], lanes[:, ENDS] != 0, features, targets)
+    starts, lengths = lanes[:, OFFSET], lanes[:, LENGTH]
+    target_starts = starts + spec.label_delay * np.arange(len(lanes))
+    features = np.zeros((len(steps.x), spec.features), spec.dtype)
+    n = len(steps.x) + len(lanes) * spec.label_delay
+    targets = np.full((n, spec.target_width), np.nan, spec.dtype)
+    for start, first, each in zip(starts, target_starts, prepared, strict=True):
+        features[start : start + len(each.features)] = each.features
+        if not steps.paused:
+            targets[first : first + len(each.targets)] = each.targets
+    return Lanes(lanes[:, ROW], lengths, lanes[:, ENDS], starts, target_starts, features, targets)

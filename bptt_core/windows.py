@@ -51,18 +51,22 @@ class Advanced(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """Chunks side by side, one stream each, padded to the longest."""
+    """Chunks of B streams to be run side by side. N steps in all, stream after stream."""
 
     rows: Array
     """(B,) int64 rows of the streams; no row twice."""
     lengths: Array
-    """(B,) int64 steps of each lane, at most T."""
+    """(B,) int64 steps of each lane."""
     ends: Array
-    """(B,) bool: the sequence ends with this chunk."""
+    """(B,) not 0 where the sequence ends with this chunk."""
+    starts: Array
+    """(B,) int64: where each lane begins in `features`."""
+    target_starts: Array
+    """(B,) int64: where each lane begins in `targets`."""
     features: Array
-    """(B, T, F)"""
+    """(N, F)"""
     targets: Array
-    """(B, T + label_delay, target_width): after a lane's steps, those of its last label_delay steps
+    """(N + B label_delay, target_width): after a lane's steps, those of its last label_delay steps
     if its sequence ends."""
 
 
@@ -89,27 +93,28 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (B, T, O), filled with the raw output of every step before it is learned; None
+        outputs: (N, O), filled with the raw output of every step before it is learned; None
             where nobody asks.
     """
     log = Log()
     late = spec.delay > 0
     _finish(spec, model, streams, lanes, np.flatnonzero(lanes.lengths == 0), log)
-    for t in range(lanes.features.shape[1]):
+    for t in range(int(lanes.lengths.max())):
         active = np.flatnonzero(lanes.lengths > t)
-        rows = lanes.rows[active]
+        rows, steps = lanes.rows[active], lanes.starts[active] + t
+        features, targets = lanes.features[steps], lanes.targets[lanes.target_starts[active] + t]
         if late:
             complete = streams.counters[rows, SEQUENCE_STEP] >= spec.delay
-            _push_targets(streams, rows[complete], lanes.targets[active[complete], t])
+            _push_targets(streams, rows[complete], targets[complete])
             _update_full(spec, model, streams, lanes.rows, active, log)
-        _push_inputs(streams, rows, lanes.features[active, t])
+        _push_inputs(streams, rows, features)
         if outputs is not None:
-            outputs[active, t] = _live_step(spec, model, streams, rows, lanes.features[active, t])
+            outputs[steps] = _live_step(spec, model, streams, rows, features)
         streams.counters[rows, NEXT_STEP] += 1
         streams.counters[rows, SEQUENCE_STEP] += 1
         model.counters[STEPS] += active.size
         if not late:
-            _push_targets(streams, rows, lanes.targets[active, t])
+            _push_targets(streams, rows, targets)
             _update_full(spec, model, streams, lanes.rows, active, log)
         _finish(spec, model, streams, lanes, active[lanes.lengths[active] == t + 1], log)
     return log.result()
@@ -165,12 +170,13 @@ def _finish(
     spec: ModelSpec, model: Model, streams: Streams, lanes: Lanes, done: Array, log: Log
 ) -> None:
     """Learn what is left of sequences that end, and reset their streams."""
-    ending = done[lanes.ends[done]]
+    ending = done[lanes.ends[done] != 0]
     rows = lanes.rows[ending]
     for i in range(spec.label_delay):  # labels of the last steps, as far as they came
         complete = streams.counters[rows, SEQUENCE_STEP] + i >= spec.label_delay
         mine = ending[complete]
-        _push_targets(streams, rows[complete], lanes.targets[mine, lanes.lengths[mine] + i])
+        labels = lanes.targets[lanes.target_starts[mine] + lanes.lengths[mine] + i]
+        _push_targets(streams, rows[complete], labels)
         full = mine[streams.counters[rows[complete], READY] == spec.k1]
         _update_groups(spec, model, streams, lanes.rows, full, spec.label_delay - 1 - i, log)
     rest = ending[streams.counters[rows, READY] > 0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core import memory
 from bptt_core.kernels import cells, transition, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.kernels.addresses import table
@@ -19,7 +20,8 @@ from bptt_core.windows import Advanced
 
 Array = NDArray[Any]
 
-ROWS_KEPT = 65_536  # steps, over all streams, for which buffers stay: 13 MB at D = O = 8
+ROOM_BYTES_KEPT = 1 << 25  # of what a call's steps took; a larger call gives its buffers back
+FORWARD_STEPS = 256  # of a prediction, that are read at once: what each thread keeps buffers for
 
 
 class Compiled:
@@ -49,8 +51,11 @@ class Compiled:
     ) -> Advanced:
         """As `Backend.run`."""
         lanes = steps.lanes
-        B, longest = len(lanes), int(lanes[:, LENGTH].max())
-        if self._grow(B, longest) or model is not self._model or streams is not self._arrays:
+        if (
+            self._grow(lanes[:, LENGTH], len(steps.x))
+            or model is not self._model
+            or streams is not self._arrays
+        ):
             self._model, self._arrays = model, streams
             kept = (*model, *streams, *self._work, *self._room, self._columns, self._numbers)
             self._table = table(kept)
@@ -67,29 +72,23 @@ class Compiled:
         advanced = Advanced(
             room.reports[:reports], room.members[:members], room.scores[: len(steps.x)]
         )
-        if B * longest > ROWS_KEPT:
+        if sum(array.nbytes for array in room) > ROOM_BYTES_KEPT:
             self._room = kernel_sizes.room(self._spec, 1, 1, 1)
             self._model = None  # the table leads to what is gone
         return advanced
 
-    def _grow(self, streams: int, longest: int) -> bool:
-        """Make room for a call of so many streams and steps of the longest; whether it moved."""
-        spec, room = self._spec, self._room
+    def _grow(self, lengths: Array, steps: int) -> bool:
+        """Make room for a call of streams with so many steps each, and in all; whether it moved."""
+        spec, room, streams, moved = self._spec, self._room, len(lengths), False
         # Each lane takes part in at most one update every k1 steps, and one more at its end.
-        updates = streams * ((longest + spec.label_delay) // spec.k1 + 2)
-        rows, moved = streams * longest, False
+        updates = int(((lengths + spec.label_delay) // spec.k1).sum()) + 2 * streams
         before = (len(room.scores), room.lists.shape[1], len(room.reports))
-        needed = (rows, streams, updates)
+        needed = (steps, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
             self._room = kernel_sizes.room(spec, *map(max, needed, before))
             moved = True
         if streams > self._streams:
-            batch = min(streams, spec.max_batch_streams)
-            work = kernel_sizes.work(spec, max(spec.k2, spec.delay), batch)
-            # All lanes are read together, up to the next update of any.
-            wide = kernel_sizes.work(spec, spec.k1 + spec.delay, streams)
-            pairs = zip(work, wide, strict=True)
-            self._work = type(work)(*(a if a.size >= b.size else b for a, b in pairs))
+            self._work = kernel_sizes.work_of(spec, memory.work_lengths(spec, streams))
             self._streams = streams
             moved = True
         return moved
@@ -97,14 +96,20 @@ class Compiled:
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
         """As `Backend.forward`."""
         mine = self._predicting
-        T = len(features)
-        if getattr(mine, "steps", 0) < T:
-            mine.work, mine.steps = kernel_sizes.work(self._spec, T, 1), T
+        T, state = len(features), state.copy()
+        at_once = min(T, FORWARD_STEPS)
+        if getattr(mine, "steps", 0) < at_once:
+            mine.work = kernel_sizes.work(self._spec, at_once, 1, backward=False)
+            mine.steps = at_once
+        outputs = np.empty((T, self._spec.outputs), self._spec.dtype)
         with one_thread:
-            outputs: Array = windows.forward_stream(
-                self._cell, self._sizes, _owner(parameters), features, _owner(state), mine.work
-            )
-        return outputs.copy()
+            for start in range(0, T, FORWARD_STEPS):
+                part = slice(start, min(T, start + FORWARD_STEPS))
+                windows.forward_stream(
+                    self._cell, self._sizes, _owner(parameters), features[part], state, mine.work,
+                    outputs[part],
+                )  # fmt: skip
+        return outputs
 
 
 def _owner(array: Array) -> Array:

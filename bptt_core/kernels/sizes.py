@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import params, scaling
+from bptt_core import memory, params, scaling
 from bptt_core.specs import ModelSpec
 from bptt_core.state import error_rows
 from bptt_core.windows import REPORT_COLUMNS
@@ -117,22 +117,22 @@ class Work(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Flat buffers of one call: N steps of B streams, of which the longest brings T."""
+    """Flat buffers of one call: N steps of B streams, M = N + B label_delay targets."""
 
     features: Array
-    """(B, T, F)"""
+    """(N, F)"""
     targets: Array
-    """(B, T + label_delay, width)"""
+    """(M, width)"""
     outputs: Array
-    """(B, T, O)"""
+    """(N, O)"""
     base: Array
     """(N, O) float64"""
     unit: Array
     """(N, O) float64"""
     naive: Array
-    """(B, T + label_delay, truth_width) float64"""
+    """(M, truth_width) float64"""
     truth: Array
-    """(B, T + label_delay, truth_width) float64"""
+    """(M, truth_width) float64"""
     scores: Array
     """(N,) float64: anomaly scores."""
     scored: Array
@@ -140,7 +140,7 @@ class Room(NamedTuple):
     ring: Array
     """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
     lists: Array
-    """(9, B) int64: five for `windows.advance`; rows, lengths, first steps and ends."""
+    """(13, B) int64: six for `windows.advance`, seven of the streams for `transition.run`."""
     reports: Array
     """(updates, REPORT_COLUMNS) float64"""
     members: Array
@@ -191,30 +191,18 @@ def sizes(spec: ModelSpec) -> Sizes:
     )
 
 
-def work(spec: ModelSpec, steps: int, streams: int) -> Work:
+def work(spec: ModelSpec, steps: int, streams: int, *, backward: bool = True) -> Work:
     """Buffers for windows of so many steps and streams."""
-    rows, H, GH = steps * streams, spec.hidden_size, spec.gates * spec.hidden_size
+    return work_of(spec, memory.window_lengths(spec, steps, streams, backward=backward))
 
-    def room(*shape: int) -> Array:
-        return np.zeros(int(np.prod(shape)), spec.dtype)
 
-    return Work(
-        inputs=room(rows, spec.features),
-        states=room(spec.layers, spec.state_parts, steps + 1, streams, H),
-        tape=room(spec.layers, rows, GH),
-        extra=room(spec.layers, steps + 3, streams, H),
-        output=room(rows, spec.outputs),
-        target=room(rows, spec.target_width),
-        dh=room(rows, H),
-        da=room(rows, GH),
-        dw=room(rows, GH) if spec.cell == "gru" else room(0),
-        scratch=room(streams, GH),
-        gradient=room(params.count(spec)),
-    )
+def work_of(spec: ModelSpec, lengths: dict[str, int]) -> Work:
+    """Buffers of these lengths."""
+    return Work(**{name: np.zeros(length, spec.dtype) for name, length in lengths.items()})
 
 
 def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
-    """Buffers for calls of so many steps, padding and all, streams, and updates."""
+    """Buffers for calls of so many steps, streams, and updates."""
     labelled = rows + streams * spec.label_delay
     units = 0 if spec.loss == "cross_entropy" else rows * spec.outputs
     return Room(
@@ -228,7 +216,7 @@ def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
         scores=np.zeros(rows),
         scored=np.zeros(spec.outputs),
         ring=np.zeros((2, error_rows(spec))),
-        lists=np.zeros((9, streams), np.int64),
+        lists=np.zeros((13, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),
         done=np.zeros(2, np.int64),

@@ -8,131 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.addresses import array_1d, array_2d, array_3d, array_4d
+from bptt_core.kernels.addresses import array_1d
 from bptt_core.kernels.cells import CellTag
 from bptt_core.kernels.jit import compiled, entry
 from bptt_core.kernels.linear import fill
 from bptt_core.kernels.network import project
 from bptt_core.kernels.scaling import prepare_forecast, prepare_steps, prepare_tokens
 from bptt_core.kernels.scoring import score_forecast, score_labels, score_tokens, take_class
-from bptt_core.kernels.sizes import (
-    BERNOULLI,
-    CROSS_ENTROPY,
-    FORECAST,
-    NEXT_TOKEN,
-    Room,
-    Sizes,
-    Work,
-)
+from bptt_core.kernels.sizes import BERNOULLI, CROSS_ENTROPY, FORECAST, NEXT_TOKEN, Room, Sizes
+from bptt_core.kernels.table import COLUMNS, model_at, room_at, sizes_at, streams_at, work_at
 from bptt_core.kernels.windows import advance
 from bptt_core.state import Model, SEQUENCE_STEP, Streams
 from bptt_core.transition import ENDS, LENGTH, OFFSET, ROW
 from bptt_core.windows import Lanes
 
 Array = NDArray[Any]
-
-# Where each begins in the table that `backend.Compiled` keeps, in fields: they are in their order.
-MODEL = 0
-STREAMS = MODEL + len(Model._fields)
-WORK = STREAMS + len(Streams._fields)
-ROOM = WORK + len(Work._fields)
-COLUMNS = ROOM + len(Room._fields)
-SIZES = COLUMNS + 1
-
-
-@compiled
-def sizes_at(table: Array) -> Sizes:
-    """The sizes, which the table leads to as float64 numbers."""
-    n = array_1d(table, SIZES, table.view(np.float64))
-    return Sizes(
-        int(n[0]), int(n[1]), int(n[2]), int(n[3]), int(n[4]), int(n[5]), n[6] != 0, int(n[7]),
-        int(n[8]), int(n[9]), int(n[10]), int(n[11]), int(n[12]), int(n[13]), int(n[14]),
-        int(n[15]), int(n[16]), int(n[17]), int(n[18]), int(n[19]), int(n[20]), n[21] != 0,
-        n[22] != 0, n[23] != 0, n[24] != 0, int(n[25]), n[26] != 0, n[27], n[28], n[29],
-        int(n[30]), int(n[31]),
-    )  # fmt: skip
-
-
-@compiled
-def model_at(table: Array, like: Array) -> Model:
-    """The model's arrays; `like` is any of the spec's dtype."""
-    real = table.view(np.float64)
-    return Model(
-        array_1d(table, MODEL, like),
-        array_2d(table, MODEL + 1, like),
-        array_1d(table, MODEL + 2, table),
-        array_1d(table, MODEL + 3, real),
-        array_1d(table, MODEL + 4, real),
-        array_1d(table, MODEL + 5, real),
-        array_1d(table, MODEL + 6, real),
-        array_1d(table, MODEL + 7, real),
-        array_2d(table, MODEL + 8, real),
-        array_2d(table, MODEL + 9, real),
-        array_2d(table, MODEL + 10, real),
-        array_1d(table, MODEL + 11, real),
-        array_1d(table, MODEL + 12, real),
-        array_1d(table, MODEL + 13, real),
-        array_1d(table, MODEL + 14, real),
-        array_2d(table, MODEL + 15, like),
-        array_2d(table, MODEL + 16, real),
-    )
-
-
-@compiled
-def streams_at(table: Array, like: Array) -> Streams:
-    """The streams' arrays."""
-    real = table.view(np.float64)
-    return Streams(
-        array_2d(table, STREAMS, table),
-        array_3d(table, STREAMS + 1, like),
-        array_3d(table, STREAMS + 2, like),
-        array_4d(table, STREAMS + 3, like),
-        array_4d(table, STREAMS + 4, like),
-        array_3d(table, STREAMS + 5, real),
-        array_3d(table, STREAMS + 6, real),
-        array_3d(table, STREAMS + 7, real),
-        array_2d(table, STREAMS + 8, real),
-    )
-
-
-@compiled
-def work_at(table: Array, like: Array) -> Work:
-    """The buffers of a window."""
-    return Work(
-        array_1d(table, WORK, like),
-        array_1d(table, WORK + 1, like),
-        array_1d(table, WORK + 2, like),
-        array_1d(table, WORK + 3, like),
-        array_1d(table, WORK + 4, like),
-        array_1d(table, WORK + 5, like),
-        array_1d(table, WORK + 6, like),
-        array_1d(table, WORK + 7, like),
-        array_1d(table, WORK + 8, like),
-        array_1d(table, WORK + 9, like),
-        array_1d(table, WORK + 10, like),
-    )
-
-
-@compiled
-def room_at(table: Array, like: Array) -> Room:
-    """The buffers of a call."""
-    real = table.view(np.float64)
-    return Room(
-        array_1d(table, ROOM, like),
-        array_1d(table, ROOM + 1, like),
-        array_1d(table, ROOM + 2, like),
-        array_1d(table, ROOM + 3, real),
-        array_1d(table, ROOM + 4, real),
-        array_1d(table, ROOM + 5, real),
-        array_1d(table, ROOM + 6, real),
-        array_1d(table, ROOM + 7, real),
-        array_1d(table, ROOM + 8, real),
-        array_2d(table, ROOM + 9, real),
-        array_2d(table, ROOM + 10, table),
-        array_2d(table, ROOM + 11, real),
-        array_2d(table, ROOM + 12, table),
-        array_1d(table, ROOM + 13, table),
-    )
 
 
 @compiled
@@ -295,51 +185,51 @@ def run(
     sizes, model, streams = sizes_at(table), model_at(table, like), streams_at(table, like)
     work, room = work_at(table, like), room_at(table, like)
     columns = array_1d(table, COLUMNS, table)
-    B, T = lanes.shape[0], 0
-    for b in range(B):
-        T = max(T, lanes[b, LENGTH])
-    O, width, late = sizes.O, sizes.width, T + sizes.label_delay
-    features = room.features[: B * T * sizes.F].reshape(B, T, sizes.F)
-    targets = room.targets[: B * late * width].reshape(B, late, width)
-    n = B * T if asked else 0
-    outputs = room.outputs[: n * O].reshape(B if asked else 0, T, O)
-    N, units = x.shape[0], 0 if sizes.loss == CROSS_ENTROPY else O
+    B, N, longest = lanes.shape[0], x.shape[0], 0
+    O, width, late = sizes.O, sizes.width, sizes.label_delay
+    units = 0 if sizes.loss == CROSS_ENTROPY else O
+    labels, asked_of = N + B * late, N if asked else 0
+    features = room.features[: N * sizes.F].reshape(N, sizes.F)
+    targets = room.targets[: labels * width].reshape(labels, width)
+    outputs = room.outputs[: asked_of * O].reshape(asked_of, O)
     base, unit = room.base[: N * units].reshape(N, units), room.unit[: N * units].reshape(N, units)
-    n = B * late * sizes.truth_width
-    naive = room.naive[:n].reshape(B, late, sizes.truth_width)
-    truth = room.truth[:n].reshape(B, late, sizes.truth_width)
-    rows, lengths, begins = room.lists[5], room.lists[6], room.lists[7]
-    ends = room.lists[8]
+    naive = room.naive[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
+    truth = room.truth[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
+    begins, rows, lengths, ends = room.lists[6], room.lists[7], room.lists[8], room.lists[9]
+    starts, target_starts, target_stops = room.lists[10], room.lists[11], room.lists[12]
     for b in range(B):
-        row, start = lanes[b, ROW], lanes[b, OFFSET]
-        rows[b], lengths[b], ends[b] = row, lanes[b, LENGTH], lanes[b, ENDS]
+        row, start, lengths[b] = lanes[b, ROW], lanes[b, OFFSET], lanes[b, LENGTH]
+        rows[b], starts[b], ends[b] = row, start, lanes[b, ENDS]
         begins[b] = streams.counters[row, SEQUENCE_STEP]
-        stop = start + lengths[b]
-        labelled = lengths[b] + (sizes.label_delay if ends[b] != 0 else 0)
+        longest = max(longest, lengths[b])
+        stop, first = start + lengths[b], start + b * late
+        last = first + lengths[b] + (late if ends[b] != 0 else 0)
+        target_starts[b], target_stops[b] = first, last
         prepare(
             sizes, columns, model, streams, lanes[b], x[start:stop], y[start:stop],
-            features[b, : lengths[b]], targets[b, :labelled], base[start:stop],
-            unit[start:stop], naive[b, :labelled], truth[b, :labelled],
+            features[start:stop], targets[first:last], base[start:stop], unit[start:stop],
+            naive[first:last], truth[first:last],
         )  # fmt: skip
         if asked and sizes.task == NEXT_TOKEN and begins[b] > 0:
-            score_live(sizes, model, streams.live_state[row], truth[b, 0, 0], naive[b, 0, 0],
+            score_live(sizes, model, streams.live_state[row], truth[first, 0], naive[first, 0],
                        work.output[:O], room.scored)  # fmt: skip
-        if paused:
-            fill(targets[b].reshape(late * width), np.nan)
+    if paused:
+        fill(targets.reshape(labels * width), np.nan)
 
     room.done[0] = room.done[1] = 0
-    side_by_side = Lanes(rows[:B], lengths[:B], ends[:B], features, targets)
-    advance(cell, sizes, model, streams, side_by_side, outputs, work, room.lists, room.reports,
-            room.members, room.done)  # fmt: skip
+    side_by_side = Lanes(
+        rows[:B], lengths[:B], ends[:B], starts[:B], target_starts[:B], features, targets
+    )
+    advance(cell, sizes, model, streams, side_by_side, longest, outputs, work, room.lists,
+            room.reports, room.members, room.done)  # fmt: skip
     for b in range(B):
         if not asked:  # what was not forecast is not scored
             held = streams.forecasts[rows[b]]
             fill(held.reshape(held.size), np.nan)
             continue
-        start = lanes[b, OFFSET]
-        stop = start + lengths[b]
-        labelled = lengths[b] + (sizes.label_delay if ends[b] != 0 else 0)
+        start, stop = starts[b], starts[b] + lengths[b]
+        first, last = target_starts[b], target_stops[b]
         made = predictions[start:stop]
-        finish(sizes, outputs[b, : lengths[b]], base[start:stop], unit[start:stop], made)
-        score(sizes, model, streams, rows[b], begins[b], made, unit[start:stop],
-              naive[b, :labelled], truth[b, :labelled], room, room.scores[start:stop])  # fmt: skip
+        finish(sizes, outputs[start:stop], base[start:stop], unit[start:stop], made)
+        score(sizes, model, streams, rows[b], begins[b], made, unit[start:stop], naive[first:last],
+              truth[first:last], room, room.scores[start:stop])  # fmt: skip

@@ -1,8 +1,4 @@
-"""Windows and updates over streams: the twin of `bptt_core.windows`, one call a tick.
-
-Numba compiles a function once more for every literal number it is called with, so counts that are
-handed on begin as `whole(0)`.
-"""
+"""Windows over streams, when they are full: the twin of `bptt_core.windows`, one call a tick."""
 
 from __future__ import annotations
 
@@ -11,75 +7,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled, entry, whole
-from bptt_core.kernels.learning import (
-    clip,
-    global_norm,
-    learning_rate_at,
-    losses_and_slopes,
-    optimizer_step,
-)
-from bptt_core.kernels.linear import BLAS_ROWS, copy, fill, is_finite
-from bptt_core.kernels.network import (
-    head_forward,
-    layer_states,
-    network_backward,
-    network_forward,
-)
+from bptt_core.kernels.jit import compiled, entry, inlined, whole
+from bptt_core.kernels.linear import BLAS_ROWS, copy
+from bptt_core.kernels.network import head_forward, layer_states, network_forward
 from bptt_core.kernels.sizes import Sizes, Work
-from bptt_core.state import (
-    APPLIED,
-    CLIPPED,
-    Model,
-    NEXT_STEP,
-    READY,
-    ROWS,
-    SEQUENCE_STEP,
-    SKIPPED,
-    SKIPPED_IN_A_ROW,
-    STEPS,
-    Streams,
-    UPDATES,
-)
+from bptt_core.kernels.updates import forget, load_states, update_groups
+from bptt_core.state import Model, NEXT_STEP, READY, ROWS, SEQUENCE_STEP, STEPS, Streams
 from bptt_core.windows import Lanes
 
 Array = NDArray[Any]
-
-
-@compiled
-def forget(sizes: Sizes, state: Array) -> None:
-    """A stream's state (L, parts, H) = 0."""
-    fill(state.reshape(sizes.L * sizes.parts * sizes.H), 0.0)
-
-
-@compiled
-def load_states(sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: Work) -> None:
-    """Row 0 of all layers' states (for T steps) from streams' states (S, L, parts, H)."""
-    for layer in range(sizes.L):
-        states = layer_states(sizes, T, B, work, layer)
-        for part in range(sizes.parts):
-            for b in range(B):
-                copy(source[rows[b], layer, part], states[part, 0, b])
-
-
-@compiled
-def store_states(
-    sizes: Sizes, into: Array, rows: Array, T: int, B: int, step: int, work: Work
-) -> None:
-    """States after `step` of T steps, into streams' states; what is not finite becomes zero."""
-    for b in range(B):
-        finite = True
-        for layer in range(sizes.L):
-            states = layer_states(sizes, T, B, work, layer)
-            for part in range(sizes.parts):
-                source = states[part, step, b]
-                total = 0.0
-                for i in range(sizes.H):
-                    total += abs(float(source[i]))
-                finite = finite and is_finite(total)
-                copy(source, into[rows[b], layer, part])
-        if not finite:
-            forget(sizes, into[rows[b]])
 
 
 @compiled
@@ -89,7 +25,7 @@ def read_steps(
     parameters: Array,
     live_state: Array,
     rows: Array,
-    lanes: Array,
+    starts: Array,
     B: int,
     t: int,
     steps: int,
@@ -97,18 +33,21 @@ def read_steps(
     outputs: Array,
     work: Work,
 ) -> None:
-    """Read `steps` steps from t on with every stream's live state, without learning."""
+    """Read `steps` steps from t on with every stream's live state, without learning.
+
+    Features (N, F) and outputs (N, O) of a stream begin at its row of `starts` (B,).
+    """
     x = work.inputs[: steps * B * sizes.F].reshape(steps, B, sizes.F)
     for i in range(steps):
         for b in range(B):
-            copy(features[lanes[b], t + i], x[i, b])
+            copy(features[starts[b] + t + i], x[i, b])
     load_states(sizes, live_state, rows, steps, B, work)
     by_row = B < BLAS_ROWS
     network_forward(cell, sizes, parameters, steps, B, by_row, work)
     output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
     for i in range(steps):
         for b in range(B):
-            copy(output[i, b], outputs[lanes[b], t + i])
+            copy(output[i, b], outputs[starts[b] + t + i])
     for layer in range(sizes.L):
         states = layer_states(sizes, steps, B, work, layer)
         for part in range(sizes.parts):
@@ -117,152 +56,11 @@ def read_steps(
 
 
 @compiled
-def learn(
-    cell: CellTag,
-    sizes: Sizes,
-    model: Model,
-    T: int,
-    B: int,
-    new: int,
-    work: Work,
-    report: Array,
-) -> bool:
-    """Loss, gradient, clip and optimizer step of an unfolded window.
-
-    False without a target, and of a model that has diverged: nothing is learned then.
-    """
-    if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
-        return False
-    rows = new * B
-    output = head_forward(sizes, model.parameters, T, B, T - new, False, work)
-    target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
-    loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
-    if count == 0:
-        return False
-    network_backward(cell, sizes, model.parameters, T, B, T - new, output, work)
-    model.counters[UPDATES] += 1
-    norm = clipped_norm = global_norm(work.gradient)
-    skipped = not (is_finite(loss) and is_finite(norm))
-    if skipped:
-        model.counters[SKIPPED] += 1
-        model.counters[SKIPPED_IN_A_ROW] += 1
-    else:
-        model.counters[SKIPPED_IN_A_ROW] = 0
-        model.counters[APPLIED] += 1
-        clipped_norm, factor = clip(sizes, work.gradient, norm)
-        if clipped_norm < norm:
-            model.counters[CLIPPED] += 1
-        update = model.counters[APPLIED]
-        rate = learning_rate_at(
-            update,
-            model.rates[0],
-            sizes.final_learning_rate,
-            sizes.warmup_updates,
-            sizes.decay_updates,
-        )
-        optimizer_step(sizes, model.parameters, work.gradient, factor, model.moments, update, rate)
-        model.last[0], model.last[1] = loss, baseline
-        model.last[2], model.last[3] = norm, clipped_norm
-    report[0], report[1], report[2] = model.counters[UPDATES], new, B
-    report[3], report[4], report[5] = loss, baseline, norm
-    report[6], report[7] = clipped_norm, 1.0 if skipped else 0.0
-    return True
-
-
-@compiled
-def update(
-    cell: CellTag,
-    sizes: Sizes,
-    model: Model,
-    streams: Streams,
-    rows: Array,
-    B: int,
-    pending: int,
-    work: Work,
-    report: Array,
-) -> bool:
-    """One update from windows of B streams, all of one length; False where there is no target."""
-    held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
-    T = held - pending
-    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
-    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
-    for b in range(B):
-        for t in range(T):
-            copy(streams.inputs[rows[b], t], x[t, b])
-        for t in range(new):
-            copy(streams.targets[rows[b], t], y[t, b])
-    load_states(sizes, streams.start_state, rows, T, B, work)
-    network_forward(cell, sizes, model.parameters, T, B, False, work)
-
-    next_start = max(0, T + sizes.k1 - sizes.k2)
-    store_states(sizes, streams.start_state, rows, T, B, next_start, work)
-    store_states(sizes, streams.live_state, rows, T, B, T, work)
-    learned = learn(cell, sizes, model, T, B, new, work, report)
-    if pending > 0:
-        late = work.inputs[: pending * B * sizes.F].reshape(pending, B, sizes.F)
-        for b in range(B):
-            for t in range(pending):
-                copy(streams.inputs[rows[b], T + t], late[t, b])
-        load_states(sizes, streams.live_state, rows, pending, B, work)
-        network_forward(cell, sizes, model.parameters, pending, B, False, work)
-        store_states(sizes, streams.live_state, rows, pending, B, pending, work)
-    for b in range(B):
-        row = streams.inputs[rows[b]]
-        for t in range(next_start, held):
-            copy(row[t], row[t - next_start])
-        streams.counters[rows[b], ROWS] = held - next_start
-        streams.counters[rows[b], READY] = 0
-    return learned
-
-
-@compiled
-def update_groups(
-    cell: CellTag,
-    sizes: Sizes,
-    model: Model,
-    streams: Streams,
-    rows: Array,
-    full: Array,
-    n: int,
-    pending: int,
-    work: Work,
-    group: Array,
-    group_rows: Array,
-    reports: Array,
-    members: Array,
-    done: Array,
-) -> None:
-    """One update for each group of alike windows among the first n lanes of `full`."""
-    while n > 0:
-        first = rows[full[0]]
-        held, new = streams.counters[first, ROWS], streams.counters[first, READY]
-        B = rest = whole(0)
-        for k in range(n):
-            lane = full[k]
-            row = rows[lane]
-            alike = streams.counters[row, ROWS] == held and streams.counters[row, READY] == new
-            if alike and sizes.max_batch > B:
-                group[B] = lane
-                group_rows[B] = row
-                B += 1
-            else:
-                full[rest] = lane
-                rest += 1
-        n = rest
-        if update(cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]):
-            for b in range(B):
-                members[done[1], 0] = done[0]
-                members[done[1], 1] = group[b]
-                done[1] += 1
-            done[0] += 1
-
-
-@compiled
 def push_targets(
     sizes: Sizes,
     counters: Array,
     held: Array,
-    targets: Array,
+    lanes: Lanes,
     active: Array,
     rows: Array,
     n: int,
@@ -275,7 +73,7 @@ def push_targets(
         row = rows[k]
         if counters[row, SEQUENCE_STEP] >= sizes.delay:
             at = counters[row, READY]
-            copy(targets[active[k], t], held[row, at])
+            copy(lanes.targets[lanes.target_starts[active[k]] + t], held[row, at])
             counters[row, READY] = at + 1
             if at + 1 == sizes.k1:
                 full[ready] = active[k]
@@ -302,8 +100,7 @@ def push_steps(
     counters: Array,
     held_inputs: Array,
     held_targets: Array,
-    features: Array,
-    targets: Array,
+    lanes: Lanes,
     active: Array,
     rows: Array,
     n: int,
@@ -316,13 +113,14 @@ def push_steps(
     late = sizes.delay > 0
     for k in range(n):
         row, lane = rows[k], active[k]
+        start, target_start = lanes.starts[lane] + t, lanes.target_starts[lane] + t
         at, held = counters[row, READY], counters[row, ROWS]
         sequence = counters[row, SEQUENCE_STEP]
         for i in range(steps):
             if not late or (i > 0 and sequence + i >= sizes.delay):
-                copy(targets[lane, t + i], held_targets[row, at])
+                copy(lanes.targets[target_start + i], held_targets[row, at])
                 at += 1
-            copy(features[lane, t + i], held_inputs[row, held + i])
+            copy(lanes.features[start + i], held_inputs[row, held + i])
         counters[row, READY] = at
         counters[row, ROWS] = held + steps
         counters[row, NEXT_STEP] += steps
@@ -359,7 +157,8 @@ def end_sequences(
             row = lanes.rows[lane]
             if counters[row, SEQUENCE_STEP] + i >= late:
                 at = counters[row, READY]
-                copy(lanes.targets[lane, lanes.lengths[lane] + i], streams.targets[row, at])
+                label = lanes.target_starts[lane] + lanes.lengths[lane] + i
+                copy(lanes.targets[label], streams.targets[row, at])
                 counters[row, READY] = at + 1
                 if at + 1 == sizes.k1:
                     full[ready] = lane
@@ -388,6 +187,32 @@ def end_sequences(
         forget(sizes, streams.live_state[row])
 
 
+@inlined
+def list_active(
+    all_rows: Array, all_starts: Array, lengths: Array, t: int, active: Array, rows: Array,
+    starts: Array,
+) -> int:  # fmt: skip
+    """List the lanes that have a step t, with their rows and starts; how many there are."""
+    n = 0
+    for b in range(lengths.size):
+        if lengths[b] > t:
+            active[n], rows[n], starts[n] = b, all_rows[b], all_starts[b]
+            n += 1
+    return n
+
+
+@inlined
+def list_ending(lengths: Array, ends: Array, t: int, active: Array, n: int) -> int:
+    """Keep those of the first n lanes of `active` whose sequence ends after t steps."""
+    ending = 0
+    for k in range(n):
+        lane = active[k]
+        if ends[lane] != 0 and lengths[lane] == t:
+            active[ending] = lane
+            ending += 1
+    return ending
+
+
 @compiled
 def advance(
     cell: CellTag,
@@ -395,6 +220,7 @@ def advance(
     model: Model,
     streams: Streams,
     lanes: Lanes,
+    longest: int,
     outputs: Array,
     work: Work,
     lists: Array,
@@ -410,53 +236,47 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (B, T, O), filled; (0, 0, O) where nobody asks.
+        longest: steps of the longest lane.
+        outputs: (N, O), filled; (0, O) where nobody asks.
         work: of the spec.
-        lists: (5, B) int64 scratch, or wider.
+        lists: (6, B) int64 scratch, or more rows.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
         done: (2,) int64 zeros: how many rows of both were filled.
     """
-    B, T = lanes.features.shape[:2]
-    active, active_rows, full = lists[0], lists[1], lists[2]
-    group, group_rows = lists[3], lists[4]
-    late = sizes.delay > 0
-    pending = max(0, sizes.delay - 1)
+    active, rows, starts, full, group, group_rows = (
+        lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]
+    )  # fmt: skip
+    late, pending = sizes.delay > 0, max(0, sizes.delay - 1)
     t = n = whole(0)
-    for b in range(B):  # a sequence may end with late labels and no step more
-        if lanes.ends[b] != 0 and lanes.lengths[b] == 0:
-            active[n] = b
-            n += 1
+    for b in range(lanes.lengths.size):
+        active[b] = b
+        n += 1
+    n = list_ending(lanes.lengths, lanes.ends, t, active, n)  # with late labels and no step more
     if n > 0:
         end_sequences(
             cell, sizes, model, streams, lanes, work, active, n, full,
             group, group_rows, reports, members, done,
         )  # fmt: skip
-    while t < T:
-        n = whole(0)
-        for b in range(B):
-            if lanes.lengths[b] > t:
-                active[n] = b
-                active_rows[n] = lanes.rows[b]
-                n += 1
+    while t < longest:
+        n = list_active(lanes.rows, lanes.starts, lanes.lengths, t, active, rows, starts)
         if late:  # a late target is there before its step's successor is read
-            ready = push_targets(sizes, streams.counters, streams.targets, lanes.targets, active,
-                                 active_rows, n, t, full)  # fmt: skip
+            ready = push_targets(
+                sizes, streams.counters, streams.targets, lanes, active, rows, n, t, full
+            )
             if ready > 0:
                 update_groups(
                     cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
                     group, group_rows, reports, members, done,
                 )  # fmt: skip
-        steps = steps_until_full(sizes, streams.counters, active_rows, n)
+        steps = steps_until_full(sizes, streams.counters, rows, n)
         for k in range(n):
             steps = min(steps, lanes.lengths[active[k]] - t)
-        ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes.features,
-                           lanes.targets, active, active_rows, n, t, steps, full)  # fmt: skip
+        ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes, active,
+                           rows, n, t, steps, full)  # fmt: skip
         if outputs.shape[0] > 0:
-            read_steps(
-                cell, sizes, model.parameters, streams.live_state, active_rows, active, n, t,
-                steps, lanes.features, outputs, work,
-            )  # fmt: skip
+            read_steps(cell, sizes, model.parameters, streams.live_state, rows, starts, n, t,
+                       steps, lanes.features, outputs, work)  # fmt: skip
         model.counters[STEPS] += n * steps
         t += steps
         if ready > 0:
@@ -464,15 +284,10 @@ def advance(
                 cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
-        ending = whole(0)
-        for k in range(n):
-            lane = active[k]
-            if lanes.ends[lane] != 0 and lanes.lengths[lane] == t:
-                active[ending] = lane
-                ending += 1
-        if ending > 0:
+        n = list_ending(lanes.lengths, lanes.ends, t, active, n)
+        if n > 0:
             end_sequences(
-                cell, sizes, model, streams, lanes, work, active, ending, full,
+                cell, sizes, model, streams, lanes, work, active, n, full,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
 
@@ -485,14 +300,23 @@ def forward_stream(
     features: Array,
     state: Array,
     work: Work,
-) -> Array:
-    """Outputs (T, O) of one stream's features (T, F) from a state (L, parts, H)."""
+    outputs: Array,
+) -> None:
+    """Fill outputs (T, O) of one stream's features (T, F) from a state (L, parts, H).
+
+    The state is then that after the last step. At how many steps at a time changes no bit.
+    """
     T = features.shape[0]
     B = whole(1)
-    copy(features.reshape(features.size), work.inputs)
+    copy(features.reshape(features.size), work.inputs[: features.size])
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
     network_forward(cell, sizes, parameters, T, B, True, work)
-    return head_forward(sizes, parameters, T, B, T - T, True, work).reshape(T, sizes.O)
+    made = head_forward(sizes, parameters, T, B, T - T, True, work)
+    copy(made.reshape(outputs.size), outputs.reshape(outputs.size))
+    for layer in range(sizes.L):
+        states = layer_states(sizes, T, B, work, layer)
+        for part in range(sizes.parts):
+            copy(states[part, T, 0], state[layer, part])

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import bptt_core.kernels
 
-COMPILERS = {"compiled", "inlined"}
+COMPILERS = {"compiled", "entry", "inlined"}
 WITHIN = dict.fromkeys(
     [
+        "updates.update",
+        "updates.update_groups",
         "windows.end_sequences",
+        "windows.list_active",
+        "windows.list_ending",
         "windows.push_steps",
         "windows.push_targets",
         "windows.steps_until_full",
-        "windows.update",
-        "windows.update_groups",
     ],
     "keeps the books of windows.advance, whose twin keeps whole sequences and has no such books",
 )

@@ -13,6 +13,7 @@ import pytest
 
 from bptt_core import Learner, ModelSpec
 from tests.core.support import random_steps, twin
+from tests.support.jit import PLAIN_PYTHON
 
 EPSILON = 1e-5
 STREAMS = 2
@@ -36,6 +37,9 @@ KINDS |= {
         "missing_inputs": True,
     },
 }
+WINDOWS, LAYERS = [(2, 6), (1, 4), (3, 3), (3, 5)], [2, 1, 3]
+if PLAIN_PYTHON:
+    del WINDOWS[1:], LAYERS[1:]
 
 
 def spec_of(kind: str, **others: Any) -> ModelSpec:
@@ -76,8 +80,8 @@ def learner_in_a_sequence(spec: ModelSpec, backend: Any) -> tuple[Learner, Any, 
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize(("k1", "k2"), [(1, 4), (3, 3), (2, 6), (3, 5)])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("k1", "k2"), WINDOWS)
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "lstm", "gru"])
 def test_gradient_is_the_slope_of_the_loss(

@@ -141,7 +141,14 @@ def test_forward_stream(name: str) -> None:
     ref = naive.Network(spec, params.views(spec, vector)).forward(
         x[:, 0].tolist(), state[:, :, 0].tolist()
     )
-    told, work = sizes.sizes(spec), sizes.work(spec, T, 1)
-    start = np.ascontiguousarray(state[:, :, 0])
-    comp = windows.forward_stream(cells.tag(spec), told, vector, x[:, 0].copy(), start, work)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, 1, backward=False), cells.tag(spec)
+    features, start = x[:, 0].copy(), np.ascontiguousarray(state[:, :, 0])
+    after, comp = start.copy(), np.zeros((T, spec.outputs))
+    windows.forward_stream(tag, told, vector, features, after, work, comp)
     assert_twin(comp, ref.outputs)
+    assert_twin(after, ref.state_after(T))
+    again, pieces = start.copy(), np.zeros((T, spec.outputs))
+    for part in (slice(0, 1), slice(1, 3), slice(3, T)):
+        windows.forward_stream(tag, told, vector, features[part], again, work, pieces[part])
+    assert pieces.tobytes() == comp.tobytes()
+    assert again.tobytes() == after.tobytes()

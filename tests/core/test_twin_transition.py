@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt_core import Learner, ModelSpec
-from bptt_core.kernels import addresses, cells, sizes, transition
+from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core.kernels import addresses, cells, sizes, table, transition
 from bptt_core.kernels.backend import Compiled
 from bptt_core.state import new_model, new_streams
 from bptt_core.transition import Steps
@@ -56,11 +56,11 @@ def test_what_is_not_contiguous_has_no_address() -> None:
 
 
 @pytest.mark.twin_of(
-    "transition.sizes_at",
-    "transition.model_at",
-    "transition.streams_at",
-    "transition.work_at",
-    "transition.room_at",
+    "table.sizes_at",
+    "table.model_at",
+    "table.streams_at",
+    "table.work_at",
+    "table.room_at",
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SPECS)
@@ -76,14 +76,12 @@ def test_every_field_stands_in_the_table_where_it_is_read(name: str, dtype: Any)
     for number, array in enumerate(arrays):
         array[...] = number + 1
     columns, numbers = sizes.columns(spec), np.array(told, np.float64)
-    table = addresses.table([*arrays, columns, numbers])
-    assert transition.sizes_at(table) == told
+    places = addresses.table([*arrays, columns, numbers])
+    assert table.sizes_at(places) == told
     like = np.zeros(1, dtype)
-    readers = [
-        transition.model_at, transition.streams_at, transition.work_at, transition.room_at
-    ]  # fmt: skip
+    readers = [table.model_at, table.streams_at, table.work_at, table.room_at]
     for each, read in zip(tuples, readers, strict=True):
-        for field, found in zip(each._fields, read(table, like), strict=True):
+        for field, found in zip(each._fields, read(places, like), strict=True):
             expected = getattr(each, field)
             assert found.dtype == expected.dtype, field
             assert found.shape == expected.shape, field
@@ -127,8 +125,9 @@ def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
 
 
 def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bptt_core.kernels.backend.ROWS_KEPT", 50)
     spec = SPECS["regression"]
+    kept = sum(array.nbytes for array in sizes.room(spec, 50, 1, 50 // spec.k1 + 2))
+    monkeypatch.setattr("bptt_core.kernels.backend.ROOM_BYTES_KEPT", kept)
     backend, model, streams = Compiled(spec), new_model(spec), new_streams(spec, 1)
     whole = Learner(spec)
     for steps in (50, 51, 10):
@@ -141,3 +140,17 @@ def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> 
         assert fed.predictions is not None
         assert made.tobytes() == fed.predictions.tobytes()
     assert cells.tag(spec) == backend._cell
+
+
+def test_room_is_for_the_steps_that_came_and_not_for_the_longest_lane() -> None:
+    spec = SPECS["regression"]
+    learner = Learner(spec)
+    tick = []
+    for name, steps in [("long", 100), *((f"short {b}", 1) for b in range(20))]:
+        x, y = (each[:, 0].copy() for each in random_steps(spec, steps, streams=1))
+        tick.append(Chunk(name, 0, x, y))
+    learner.apply(tick)
+    backend = learner._backend
+    assert isinstance(backend, Compiled)
+    assert len(backend._room.scores) == 120
+    assert len(backend._room.reports) <= 100 // spec.k1 + 2 * 21

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import ModelSpec, params
-from bptt_core.kernels import cells, network, sizes, windows
+from bptt_core.kernels import cells, network, sizes, updates, windows
 from bptt_core.state import CLIPPED, new_model, SKIPPED, UPDATES
 from bptt_core.windows import REPORT_COLUMNS
 from tests.core import naive
@@ -36,13 +36,13 @@ def streams_of(spec: ModelSpec, rows: int) -> Any:
     return numbers(RANDOM, (rows, spec.layers, spec.state_parts, spec.hidden_size), spec.dtype)
 
 
-@pytest.mark.twin_of("windows.forget", "windows.load_states", "windows.store_states")
+@pytest.mark.twin_of("updates.forget", "updates.load_states", "updates.store_states")
 def test_states_are_read_and_stored() -> None:
     spec = SPECS["bernoulli of an lstm"]
     told, work = sizes.sizes(spec), sizes.work(spec, T, B)
     source, rows = streams_of(spec, 4), np.array([3, 1])
     work.states[:] = numbers(RANDOM, work.states.shape, "float64")
-    windows.load_states(told, source, rows, T, B, work)
+    updates.load_states(told, source, rows, T, B, work)
     for layer in range(spec.layers):
         comp = network.layer_states(told, T, B, work, layer)
         for part in range(2):
@@ -53,7 +53,7 @@ def test_states_are_read_and_stored() -> None:
     into = streams_of(spec, 4)
     before = into.copy()
     for step in (2, 5):  # after the fifth, what stream 1 carries is not finite
-        windows.store_states(told, into, rows, T, B, step, work)
+        updates.store_states(told, into, rows, T, B, step, work)
         for layer in range(spec.layers):
             comp = network.layer_states(told, T, B, work, layer)
             for part in range(2):
@@ -61,12 +61,12 @@ def test_states_are_read_and_stored() -> None:
                 ref = [0.0] * spec.hidden_size if step == 5 else comp[part, step, 1].tolist()
                 assert into[1, layer, part].tolist() == ref
     assert into[[0, 2]].tobytes() == before[[0, 2]].tobytes()
-    windows.forget(told, into[0])
+    updates.forget(told, into[0])
     assert not into[0].any()
     assert into[2].tobytes() == before[2].tobytes()
 
 
-@pytest.mark.twin_of("windows.learn")
+@pytest.mark.twin_of("updates.learn")
 @pytest.mark.parametrize("name", SPECS)
 def test_an_update(name: str) -> None:
     """Loss, gradient, clip and optimizer step, three times over."""
@@ -85,9 +85,9 @@ def test_an_update(name: str) -> None:
         assert ref is not None
 
         work.inputs[: x.size], work.target[: y.size] = x.reshape(-1), y.reshape(-1)
-        windows.load_states(told, state, np.arange(B), T, B, work)
+        updates.load_states(told, state, np.arange(B), T, B, work)
         network.network_forward(tag, told, model.parameters, T, B, False, work)
-        assert windows.learn(tag, told, model, T, B, NEW, work, report)
+        assert updates.learn(tag, told, model, T, B, NEW, work, report)
         figures = [ref.loss, ref.baseline_loss, ref.gradient_norm, ref.clipped_gradient_norm]
         assert report[:3].tolist() == [update, NEW, B]
         assert report[3:7].tolist() == pytest.approx(figures, rel=1e-10)
@@ -105,11 +105,11 @@ def test_an_update_without_a_target_is_none_and_one_that_overflows_is_skipped() 
     before = model.parameters.copy()
     network.network_forward(tag, told, model.parameters, T, B, False, work)
     work.target[:] = np.nan
-    assert not windows.learn(tag, told, model, T, B, NEW, work, report)
+    assert not updates.learn(tag, told, model, T, B, NEW, work, report)
     assert model.counters[UPDATES] == 0
     assert not report.any()
     work.target[:] = 1e300
-    assert windows.learn(tag, told, model, T, B, NEW, work, report)
+    assert updates.learn(tag, told, model, T, B, NEW, work, report)
     assert report[7] == 1.0
     assert model.counters[[UPDATES, SKIPPED]].tolist() == [1, 1]
     assert model.parameters.tobytes() == before.tobytes()
@@ -126,8 +126,9 @@ def test_what_is_read_is_not_learned(streams: int) -> None:
     tapes = [twin.forward(x[b, 2:5].tolist(), live[b].tolist()) for b in range(streams)]
     every, before = np.arange(streams), model.parameters.copy()
     windows.read_steps(
-        tag, told, model.parameters, live, every, every, streams, 2, 3, x, outputs, work
-    )
+        tag, told, model.parameters, live, every, T * every, streams, 2, 3,
+        x.reshape(-1, 3), outputs.reshape(-1, 2), work,
+    )  # fmt: skip
     for b, tape in enumerate(tapes):
         assert_twin(outputs[b, 2:5], tape.outputs)
         assert_twin(live[b], tape.state_after(3))

@@ -1,0 +1,219 @@
+"""One update from the windows of a batch of streams: the twin of `bptt_core.windows.update`.
+
+Numba compiles a function once more for every literal number it is called with, so counts that are
+handed on begin as `whole(0)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.jit import compiled, whole
+from bptt_core.kernels.learning import (
+    clip,
+    global_norm,
+    learning_rate_at,
+    losses_and_slopes,
+    optimizer_step,
+)
+from bptt_core.kernels.linear import copy, fill, is_finite
+from bptt_core.kernels.network import (
+    head_forward,
+    layer_states,
+    network_backward,
+    network_forward,
+)
+from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.state import (
+    APPLIED,
+    CLIPPED,
+    Model,
+    READY,
+    ROWS,
+    SKIPPED,
+    SKIPPED_IN_A_ROW,
+    Streams,
+    UPDATES,
+)
+
+Array = NDArray[Any]
+
+
+@compiled
+def forget(sizes: Sizes, state: Array) -> None:
+    """A stream's state (L, parts, H) = 0."""
+    fill(state.reshape(sizes.L * sizes.parts * sizes.H), 0.0)
+
+
+@compiled
+def load_states(sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: Work) -> None:
+    """Row 0 of all layers' states (for T steps) from streams' states (S, L, parts, H)."""
+    for layer in range(sizes.L):
+        states = layer_states(sizes, T, B, work, layer)
+        for part in range(sizes.parts):
+            for b in range(B):
+                copy(source[rows[b], layer, part], states[part, 0, b])
+
+
+@compiled
+def store_states(
+    sizes: Sizes, into: Array, rows: Array, T: int, B: int, step: int, work: Work
+) -> None:
+    """States after `step` of T steps, into streams' states; what is not finite becomes zero."""
+    for b in range(B):
+        finite = True
+        for layer in range(sizes.L):
+            states = layer_states(sizes, T, B, work, layer)
+            for part in range(sizes.parts):
+                source = states[part, step, b]
+                total = 0.0
+                for i in range(sizes.H):
+                    total += abs(float(source[i]))
+                finite = finite and is_finite(total)
+                copy(source, into[rows[b], layer, part])
+        if not finite:
+            forget(sizes, into[rows[b]])
+
+
+@compiled
+def learn(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    T: int,
+    B: int,
+    new: int,
+    work: Work,
+    report: Array,
+) -> bool:
+    """Loss, gradient, clip and optimizer step of an unfolded window.
+
+    False without a target, and of a model that has diverged: nothing is learned then.
+    """
+    if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
+        return False
+    rows = new * B
+    output = head_forward(sizes, model.parameters, T, B, T - new, False, work)
+    target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
+    loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
+    if count == 0:
+        return False
+    network_backward(cell, sizes, model.parameters, T, B, T - new, output, work)
+    model.counters[UPDATES] += 1
+    norm = clipped_norm = global_norm(work.gradient)
+    skipped = not (is_finite(loss) and is_finite(norm))
+    if skipped:
+        model.counters[SKIPPED] += 1
+        model.counters[SKIPPED_IN_A_ROW] += 1
+    else:
+        model.counters[SKIPPED_IN_A_ROW] = 0
+        model.counters[APPLIED] += 1
+        clipped_norm, factor = clip(sizes, work.gradient, norm)
+        if clipped_norm < norm:
+            model.counters[CLIPPED] += 1
+        update = model.counters[APPLIED]
+        rate = learning_rate_at(
+            update,
+            model.rates[0],
+            sizes.final_learning_rate,
+            sizes.warmup_updates,
+            sizes.decay_updates,
+        )
+        optimizer_step(sizes, model.parameters, work.gradient, factor, model.moments, update, rate)
+        model.last[0], model.last[1] = loss, baseline
+        model.last[2], model.last[3] = norm, clipped_norm
+    report[0], report[1], report[2] = model.counters[UPDATES], new, B
+    report[3], report[4], report[5] = loss, baseline, norm
+    report[6], report[7] = clipped_norm, 1.0 if skipped else 0.0
+    return True
+
+
+@compiled
+def update(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    rows: Array,
+    B: int,
+    pending: int,
+    work: Work,
+    report: Array,
+) -> bool:
+    """One update from windows of B streams, all of one length; False where there is no target."""
+    held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
+    T = held - pending
+    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
+    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
+    for b in range(B):
+        for t in range(T):
+            copy(streams.inputs[rows[b], t], x[t, b])
+        for t in range(new):
+            copy(streams.targets[rows[b], t], y[t, b])
+    load_states(sizes, streams.start_state, rows, T, B, work)
+    network_forward(cell, sizes, model.parameters, T, B, False, work)
+
+    next_start = max(0, T + sizes.k1 - sizes.k2)
+    store_states(sizes, streams.start_state, rows, T, B, next_start, work)
+    store_states(sizes, streams.live_state, rows, T, B, T, work)
+    learned = learn(cell, sizes, model, T, B, new, work, report)
+    if pending > 0:
+        late = work.inputs[: pending * B * sizes.F].reshape(pending, B, sizes.F)
+        for b in range(B):
+            for t in range(pending):
+                copy(streams.inputs[rows[b], T + t], late[t, b])
+        load_states(sizes, streams.live_state, rows, pending, B, work)
+        network_forward(cell, sizes, model.parameters, pending, B, False, work)
+        store_states(sizes, streams.live_state, rows, pending, B, pending, work)
+    for b in range(B):
+        row = streams.inputs[rows[b]]
+        for t in range(next_start, held):
+            copy(row[t], row[t - next_start])
+        streams.counters[rows[b], ROWS] = held - next_start
+        streams.counters[rows[b], READY] = 0
+    return learned
+
+
+@compiled
+def update_groups(
+    cell: CellTag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    rows: Array,
+    full: Array,
+    n: int,
+    pending: int,
+    work: Work,
+    group: Array,
+    group_rows: Array,
+    reports: Array,
+    members: Array,
+    done: Array,
+) -> None:
+    """One update for each group of alike windows among the first n lanes of `full`."""
+    while n > 0:
+        first = rows[full[0]]
+        held, new = streams.counters[first, ROWS], streams.counters[first, READY]
+        B = rest = whole(0)
+        for k in range(n):
+            lane = full[k]
+            row = rows[lane]
+            alike = streams.counters[row, ROWS] == held and streams.counters[row, READY] == new
+            if alike and sizes.max_batch > B:
+                group[B] = lane
+                group_rows[B] = row
+                B += 1
+            else:
+                full[rest] = lane
+                rest += 1
+        n = rest
+        if update(cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]):
+            for b in range(B):
+                members[done[1], 0] = done[0]
+                members[done[1], 1] = group[b]
+                done[1] += 1
+            done[0] += 1

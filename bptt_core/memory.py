@@ -1,0 +1,77 @@
+"""What a model and its streams take in memory, told by the spec before any of it is made.
+
+Parameters are the least of it: an update works on the activations of all steps of all its windows,
+and k2 steps of 64 streams with 2,048 units in 5 layers are 34 GiB where k2 is 4,096.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bptt_core import params
+from bptt_core.specs import ModelSpec
+from bptt_core.state import model_shapes, stream_shapes
+
+
+def bytes_of_model(spec: ModelSpec, tick_streams: int | None = None) -> int:
+    """Bytes of a model that learns with the compiled backend, streams aside.
+
+    Parameters, the optimizer's moments, statistics, the copy of the parameters that predictions are
+    read from, and the buffers of updates, gradient and all. Not counted: what one call brings, and
+    the steps that a prediction is asked to read first.
+
+    Args:
+        spec: the model's.
+        tick_streams: most streams of one tick. None: `max_batch_streams`, as many as one update
+            takes.
+    """
+    streams = spec.max_batch_streams if tick_streams is None else tick_streams
+    size = np.dtype(spec.dtype).itemsize
+    kept = sum(_bytes(*shape) for shape in model_shapes(spec).values())
+    return kept + size * (params.count(spec) + sum(work_lengths(spec, streams).values()))
+
+
+def bytes_of_stream(spec: ModelSpec) -> int:
+    """Bytes of one stream, idle or not. Room is made for twice as many whenever it is full."""
+    return sum(_bytes(*shape) for shape in stream_shapes(spec).values())
+
+
+def work_lengths(spec: ModelSpec, streams: int) -> dict[str, int]:
+    """Numbers in each buffer of `kernels.sizes.Work` for ticks of so many streams.
+
+    An update unfolds the windows of one batch, and the steps after them. Steps that are only read
+    are read on all streams together, up to the next update of any.
+    """
+    batch = window_lengths(spec, max(spec.k2, spec.delay), min(streams, spec.max_batch_streams))
+    wide = window_lengths(spec, spec.k1 + spec.delay, streams)
+    return {name: max(length, wide[name]) for name, length in batch.items()}
+
+
+def window_lengths(
+    spec: ModelSpec, steps: int, streams: int, *, backward: bool = True
+) -> dict[str, int]:
+    """Numbers in each buffer of `kernels.sizes.Work` for windows of so many steps and streams.
+
+    Without `backward` there is room for the outputs only.
+    """
+    rows, H, GH = steps * streams, spec.hidden_size, spec.gates * spec.hidden_size
+    back = rows if backward else 0
+    return {
+        "inputs": rows * spec.features,
+        "states": spec.layers * spec.state_parts * (steps + 1) * streams * H,
+        "tape": spec.layers * rows * GH,
+        "extra": spec.layers * (steps + 3) * streams * H,
+        "output": rows * spec.outputs,
+        "target": back * spec.target_width,
+        "dh": back * H,
+        "da": back * GH,
+        "dw": back * GH if spec.cell == "gru" else 0,
+        "scratch": streams * GH,
+        "gradient": params.count(spec) if backward else GH,  # a layer's bias stands in it, too
+    }
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
