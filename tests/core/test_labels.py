@@ -161,3 +161,36 @@ def test_a_copy_keeps_the_labels_that_wait(backend: Any) -> None:
         each.apply([Chunk("a", 5, X[5:20])])
     assert learner.figures.updates == 2
     assert_same_memory(learner, copy, 0)
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@backends
+def test_labels_that_come_late_teach_what_they_would_have_taught_at_once(
+    task: Any, cell: Any, backend: Any
+) -> None:
+    """The same windows with the same parameters, `label_delay` steps later, to the last bit."""
+    late_spec = replace(REGRESSION, label_delay=5, k1=3, k2=8, cell=cell, learning_rate=0.01)
+    if task == "classification":
+        late_spec = replace(late_spec, task=task, output_size=3, loss=None)
+    y = some(late_spec, *(np.arange(40) // 3 % 3))
+    at_once = Learner(replace(late_spec, label_delay=0), backend=backend)
+    late, labelled = Learner(late_spec, backend=backend), Learner(late_spec, backend=backend)
+    for t in range(40):
+        step = X[t : t + 1]
+        if t < 35:
+            at_once.apply([Chunk("a", t, step, y[t : t + 1])])
+        due = (y[t - 5 : t - 4], False, t - 5) if t >= 5 else (None, False, None)
+        late.apply([Chunk("a", t, step, *due)])
+        labelled.apply([Chunk("a", t, step, y[t : t + 1])])  # known at once, learned when due
+        for learner in (late, labelled):
+            assert learner.figures.updates == max(0, t - 4) // 3
+    for learner in (late, labelled):
+        for name, array in at_once.parameters().items():
+            assert learner.parameters()[name].tobytes() == array.tobytes(), name
+        for name in ("loss", "gradient_norm", "baseline_loss", "updates"):
+            assert getattr(learner.figures, name) == getattr(at_once.figures, name), name
+    at_once.apply([Chunk("a", 35, X[35:], y[35:], end_of_sequence=True)])
+    late.apply([Chunk("a", 40, NONE, y[35:], True, 35)])
+    for name, array in at_once.parameters().items():
+        assert late.parameters()[name].tobytes() == array.tobytes(), name

@@ -40,6 +40,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     if task == "next_token":
         return ModelSpec(**values, vocabulary_size=draw(st.integers(2, 11)))
     values["input_size"] = inputs = draw(st.integers(1, 5))
+    values["missing_inputs"] = draw(st.booleans())
     if task == "forecast":
         columns = draw(st.sets(st.integers(0, inputs - 1)).map(tuple))
         return ModelSpec(**values, horizon=draw(st.integers(1, 4)), target_columns=columns)
@@ -47,17 +48,14 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         **values,
         output_size=draw(st.integers(1, 4)),
         missing_targets=draw(st.booleans()),
+        label_delay=draw(st.sampled_from([0, 0, 1, 4])),
     )
 
 
 def pytorch_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Of `nn.RNN` and its siblings, and a linear head."""
     H, rows = spec.hidden_size, BLOCKS[spec.cell] * spec.hidden_size
-    first = spec.input_size
-    if spec.task == "forecast":
-        first = 2 * spec.input_size
-    elif spec.task == "next_token":
-        first = spec.vocabulary_size
+    first = spec.vocabulary_size if spec.task == "next_token" else columns(spec)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(spec.layers):
         shapes[f"rnn.weight_ih_l{layer}"] = (rows, H if layer else first)
@@ -65,6 +63,11 @@ def pytorch_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         shapes[f"rnn.bias_ih_l{layer}"] = (rows,)
         shapes[f"rnn.bias_hh_l{layer}"] = (rows,)
     return shapes | {"head.weight": (outputs(spec), H), "head.bias": (outputs(spec),)}
+
+
+def columns(spec: ModelSpec) -> int:
+    """Of a step: levels, changes of a forecast, and flags where values may be missing."""
+    return spec.input_size * (1 + (spec.task == "forecast") + spec.missing_inputs)
 
 
 def outputs(spec: ModelSpec) -> int:
@@ -101,8 +104,7 @@ def test_what_comes_out(backend: Any, spec: ModelSpec, steps: int) -> None:
     state = (spec.layers, 2 if spec.cell == "lstm" else 1, spec.hidden_size)
     assert learner.carried_state("a").shape == state
     features, start = learner.window("a")
-    columns = 2 * spec.input_size if spec.task == "forecast" else spec.input_size
-    assert features.shape[1:] == (columns,)
+    assert features.shape[1:] == (columns(spec),)
     assert len(features) < spec.k2 + spec.delay
     assert start.shape == state
     more = chunk(spec, steps, 3, seed=1).inputs
@@ -154,7 +156,7 @@ def test_a_gradient_has_the_shape_of_what_it_changes(
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {
-    "no steps": lambda array: array[:0],
+    "none": lambda array: array[:0],
     "an axis more": lambda array: array[..., np.newaxis].copy(),
     "no axis": lambda array: array.reshape(-1)[0],
     "a column more": lambda array: np.concatenate([array, array[..., :1]], axis=-1),
@@ -162,13 +164,13 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def wrongs(array: Any, steps_are_given: bool) -> list[Any]:
-    """The array in shapes that do not fit."""
+def wrongs(array: Any, *, none: bool = True, more: bool = False) -> list[Any]:
+    """The array in shapes that do not fit: none of it, and more of it, where they do not."""
     names = ["an axis more", "no axis"]
-    names += ["no steps"] if array.ndim else []
+    names += ["none"] if none else []
     names += ["a column more", "flat"] if array.ndim > 1 else []
     made = [WRONG[name](array) for name in names]
-    if steps_are_given:  # targets follow the inputs' steps
+    if more:
         made.append(np.concatenate([array, array[:1]]))
     return made
 
@@ -183,10 +185,14 @@ def test_a_wrong_shape_is_named_and_changes_nothing(
     learner.apply([chunk(spec, 0, 7)])
     before = memory(learner)
     good = chunk(spec, 7, steps, seed=1)
-    tries = [("inputs", Chunk("a", 7, each, good.targets)) for each in wrongs(good.inputs, False)]
+    late = spec.label_delay > 0  # then steps and targets need not be as many
+    tries = [
+        ("inputs", Chunk("a", 7, each, good.targets)) for each in wrongs(good.inputs, none=not late)
+    ]
     if good.targets is not None:
         tries += [
-            ("targets", Chunk("a", 7, good.inputs, each)) for each in wrongs(good.targets, True)
+            ("targets", Chunk("a", 7, good.inputs, each))
+            for each in wrongs(good.targets, more=not late)
         ]
     other = Chunk("b", 0, good.inputs, good.targets)
     for field, bad in tries:
