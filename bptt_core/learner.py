@@ -157,7 +157,7 @@ class Learner:
             learning_rate: > 0; takes the place of the spec's, and of its schedule.
             clip: how the gradient is clipped.
             clip_threshold: the bound of the clip, > 0.
-            paused: learn nothing until it is False again. Targets that come meanwhile, and those
+            paused: learn nothing until it is False again. Targets that are due meanwhile, and those
                 that wait for their update, are never learned. False also lets a model learn again
                 that has diverged.
 

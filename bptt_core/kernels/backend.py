@@ -97,6 +97,9 @@ class Compiled:
         """As `Backend.forward`."""
         mine = self._predicting
         T, state = len(features), state.copy()
+        if not parameters.flags.writeable:  # a snapshot's: Numba would compile all again for it
+            assert parameters.base is not None
+            parameters = parameters.base
         at_once = min(T, FORWARD_STEPS)
         if getattr(mine, "steps", 0) < at_once:
             mine.work = kernel_sizes.work(self._spec, at_once, 1, backward=False)
@@ -106,14 +109,7 @@ class Compiled:
             for start in range(0, T, FORWARD_STEPS):
                 part = slice(start, min(T, start + FORWARD_STEPS))
                 windows.forward_stream(
-                    self._cell, self._sizes, _owner(parameters), features[part], state, mine.work,
+                    self._cell, self._sizes, parameters, features[part], state, mine.work,
                     outputs[part],
                 )  # fmt: skip
         return outputs
-
-
-def _owner(array: Array) -> Array:
-    """The array behind a read-only view: Numba would compile all again for read-only ones."""
-    if array.flags.writeable or not isinstance(array.base, np.ndarray):
-        return array
-    return array.base
