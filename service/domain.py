@@ -202,6 +202,9 @@ class ModelSink(Protocol):
     def committed(self, seconds: float) -> None:
         """What waited was committed to the journal."""
 
+    def rolled_back(self) -> None:
+        """The model diverged and went back to a checkpoint."""
+
     def recovered(self, seconds: float) -> None:
         """The model was brought back from the store."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -96,9 +97,7 @@ class Batcher:
     def put(self, entry: Entry) -> None:
         """Behind all others of its stream."""
         self._waiting.setdefault(entry.stream_id, deque()).append(entry)
-        if isinstance(entry, QueuedChunk):
-            self.chunks += 1
-            self.weight += entry.weight
+        self._count(entry, 1)
 
     def take(self, chunks_max: int, steps_max: int) -> list[Round]:
         """The next rounds, until they hold so many chunks or steps; at least one chunk."""
@@ -119,12 +118,27 @@ class Batcher:
             rounds.append(current)
         return rounds
 
+    def put_back(self, rounds: Sequence[Round]) -> None:
+        """Undo the `take` of rounds that were not applied: they are next."""
+        waiting: dict[str, deque[Entry]] = {}
+        for each in rounds:
+            entries: list[Entry] = [*each.chunks, *each.duplicates, *each.commands]
+            for entry in entries:
+                waiting.setdefault(entry.stream_id, deque()).append(entry)
+                self._count(entry, 1)
+        for stream_id, queue in self._waiting.items():
+            waiting.setdefault(stream_id, deque()).extend(queue)
+        self._waiting = waiting
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        if isinstance(entry, QueuedChunk):
+            self.chunks += sign
+            self.weight += sign * entry.weight
+
     def _pop(self, stream_id: str) -> Entry:
         queue = self._waiting.pop(stream_id)
         entry = queue.popleft()
         if queue:
             self._waiting[stream_id] = queue  # at the back
-        if isinstance(entry, QueuedChunk):
-            self.chunks -= 1
-            self.weight -= entry.weight
+        self._count(entry, -1)
         return entry

@@ -14,6 +14,7 @@ from bptt_core import Learner, TickResult
 from bptt_core.errors import BpttError
 from service.domain import ModelDefinition
 from service.durability import Checkpoint, Command, Record, Tick
+from service.engine.divergence import SKIPPED
 from service.errors import DataDamaged, InvalidRequest
 
 LoadCheckpoint = Callable[[int], Checkpoint]
@@ -67,9 +68,23 @@ def apply_body(
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
         return Applied(learner_from(load(arguments["ticks"])), None)
+    elif body.name == "roll_back":
+        if load is None:
+            raise DataDamaged(
+                "a roll-back needs a checkpoint, and there is nowhere to read it from"
+            )
+        _roll_back(learner, load(arguments["ticks"]), arguments["learning_rate"])
     else:
         raise DataDamaged(f"the command {body.name!r} is not known")
     return Applied(learner, None)
+
+
+def _roll_back(learner: Learner, checkpoint: Checkpoint, learning_rate: float) -> None:
+    try:
+        arrays, metadata = checkpoint.arrays, checkpoint.metadata["learner"]
+        learner.roll_back(arrays, metadata, learning_rate=learning_rate)
+    except (BpttError, KeyError, TypeError) as error:
+        raise _misfit(checkpoint, error) from error
 
 
 def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
@@ -80,6 +95,7 @@ def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -
         "learner": metadata,
         "input_names": list(definition.input_names),
         "target_names": list(definition.target_names),
+        SKIPPED: figures.consecutive_skipped,
     }
     return Checkpoint(
         definition.model_id,

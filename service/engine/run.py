@@ -33,6 +33,10 @@ class Outcome:
     ticks: list[TickReport] = field(default_factory=list)
     snapshot: Snapshot | None = None
     report: RunReport | None = None
+    rest: list[Round] = field(default_factory=list)
+    """Rounds that were not applied, because the model must go back to a checkpoint first."""
+    diverged: bool = False
+    """The model must go back to a checkpoint now, as its spec says."""
     seconds: float = 0.0
     failure: Exception | None = None
 
@@ -42,7 +46,7 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
     outcome = Outcome()
     start = time.perf_counter()
     try:
-        for each in rounds:
+        for place, each in enumerate(rounds, start=1):
             _apply(learner, each.chunks, outcome)
             for duplicate in each.duplicates:
                 step = _next_step(learner, duplicate.stream_id)
@@ -50,6 +54,9 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
                 outcome.answers.append((duplicate, result))
             for command in each.commands:
                 _execute(learner, command, outcome)
+            if _must_roll_back(learner, outcome):
+                outcome.diverged, outcome.rest = True, list(rounds[place:])
+                break
         outcome.views = {each: _view(learner, each) for each in outcome.touched}
         outcome.report = RunReport(outcome.ticks, learner.figures)
         outcome.snapshot = learner.snapshot()
@@ -57,6 +64,14 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
     except Exception as error:  # noqa: BLE001 - the learner is then in no known state
         outcome.failure = error
     return outcome
+
+
+def _must_roll_back(learner: Learner, outcome: Outcome) -> bool:
+    """Whether the last tick made the model diverge; it makes no update once it has."""
+    updates = outcome.ticks[-1].updates if outcome.ticks else ()
+    if not updates or not updates[-1].skipped or learner.spec.on_divergence != "roll_back":
+        return False
+    return learner.figures.diverged
 
 
 def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ Rules:
   It changes nothing in the model, so when it is written does not matter to what is learned.
 - The copy is made between two runs; the file is written while the next ones go on.
 - A checkpoint is written once all that it holds is in the journal.
+- Writing one lets go of others, but never of one that a command is about to name: see `naming`.
 - What a restart has replayed is due at once: else a server that ends again and again before one
   is due replays more each time.
 - One at a time. Should it fail, that is said, and tried again when the next one is due.
@@ -13,9 +14,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 
 from service.config import ServerConfig
@@ -69,6 +71,8 @@ class Saver:
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # while a file is written, and others let go of
+        self._named_at = 0  # the last record that names a checkpoint
 
     def changed(self, ticks: int) -> None:
         """The model is now after so many ticks."""
@@ -118,6 +122,17 @@ class Saver:
         if self._writing is not None:
             await asyncio.wait([self._writing])
 
+    @contextlib.asynccontextmanager
+    async def naming(self) -> AsyncIterator[None]:
+        """While a checkpoint is read, and a command that names it is put into the journal.
+
+        None is let go of meanwhile, nor before that command is durable: from then on the journal
+        keeps the checkpoint.
+        """
+        async with self._lock:
+            yield
+            self._named_at = self._journal.last
+
     def _taken(self, checkpoint: Checkpoint) -> None:
         self.due = self.unsaved = False
         self._tried_ticks = checkpoint.ticks
@@ -141,11 +156,16 @@ class Saver:
     async def _write(self, checkpoint: Checkpoint) -> None:
         if self._store is None:
             return
-        await self._journal.up_to(checkpoint.ticks)
-        start = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self._store.save, checkpoint)
-        seconds = time.perf_counter() - start
+        while True:
+            await self._journal.up_to(max(checkpoint.ticks, self._named_at))
+            async with self._lock:
+                if self._journal.committed < self._named_at:  # which has grown since
+                    continue
+                start = time.perf_counter()
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._executor, self._store.save, checkpoint)
+                seconds = time.perf_counter() - start
+                break
         self._sink.saved(seconds)
         log.info(
             "model %s saved after %d steps, in %.0f ms",

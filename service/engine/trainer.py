@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
+from bptt_core import Chunk, ChunkResult, Figures, Learner, Snapshot, StreamView
 from bptt_core.errors import BpttError
 from service.config import ServerConfig
 from service.domain import (
@@ -44,10 +44,11 @@ from service.domain import (
 )
 from service.durability import Checkpoint, CheckpointInfo, Command, Store
 from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from service.engine.divergence import WayBack
 from service.engine.flow import FlowWatch
 from service.engine.journaling import DurableSteps, JournalWriter
 from service.engine.outbox import Ticket
-from service.engine.records import apply_body, make_checkpoint
+from service.engine.records import apply_body, LoadCheckpoint, make_checkpoint
 from service.engine.run import Outcome, run
 from service.engine.saving import Saver
 from service.errors import (
@@ -91,6 +92,7 @@ class Trainer:
         settings: how it learns now.
         listeners: told why the model stops, when it does.
         durable_listeners: called when steps have become durable.
+        divergence_listeners: called when the model has diverged, and when it learns again.
 
     Args:
         definition: what was asked for.
@@ -137,6 +139,7 @@ class Trainer:
         self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self.durable_listeners: set[Callable[[], None]] = set()
+        self.divergence_listeners: set[Callable[[], None]] = set()
         self._space: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
         self._refusal: ServiceError | None = None  # why nothing more is accepted
@@ -162,6 +165,7 @@ class Trainer:
             on_change=self._wake.set,
         )
         self._storage = storage
+        self._way_back = WayBack(store, model_id)
         self._saver = Saver(
             model_id,
             None if self._read_only else store,
@@ -172,8 +176,11 @@ class Trainer:
             ticks=ticks,
             wake=self._wake.set,
         )
+        self._rolls_back = False  # to do before anything else
         if saved_ticks is not None and saved_ticks < ticks and not self._read_only:
             self._saver.replayed()
+            # Its server may have been killed between the tick that diverged and the roll-back.
+            self._rolls_back = self.figures.diverged and learner.spec.on_divergence == "roll_back"
 
     # ------------------------------------------------------------------ life
 
@@ -399,6 +406,12 @@ class Trainer:
 
     async def _work(self) -> None:
         while True:
+            if self._rolls_back:
+                self._rolls_back = False
+                try:
+                    await self._roll_back()
+                except Exception as error:  # noqa: BLE001 - the learner is in no known state
+                    self._fail([], error)
             if self._saver.due and not self._failed:
                 self._saver.begin(await self._copy())
             if self._controls and not self._batcher:
@@ -427,6 +440,10 @@ class Trainer:
                 self._publish(rounds, outcome)
             except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
                 self._fail(rounds, error)
+                continue
+            if outcome.diverged:
+                self._batcher.put_back(outcome.rest)
+                self._rolls_back = True
                 continue
             if self._flow.is_due(outcome):
                 self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
@@ -457,7 +474,7 @@ class Trainer:
             self._fail(rounds, outcome.failure)
             return
         self.snapshot = outcome.snapshot
-        self.figures = outcome.report.figures
+        self._figures_are(outcome.report.figures)
         for stream_id, view in outcome.views.items():
             if view is None:
                 self.views.pop(stream_id, None)
@@ -473,6 +490,21 @@ class Trainer:
             self._saver.changed(self._journal.last)
         elif outcome.records:
             self._saver.unsaved = True
+
+    def _figures_are(self, figures: Figures) -> None:
+        turned = figures.diverged != self.figures.diverged
+        self.figures = figures
+        if not turned:
+            return
+        if figures.diverged and self.definition.spec.on_divergence == "stop":
+            log.error(
+                "model %s has diverged and learns nothing until it is resumed: %d updates in a row "
+                "were not finite",
+                self.definition.model_id,
+                figures.consecutive_skipped,
+            )
+        for listener in list(self.divergence_listeners):
+            listener()
 
     def _answer(self, outcome: Outcome) -> None:
         for queued, result in outcome.answers:
@@ -585,7 +617,8 @@ class Trainer:
             await self._in_thread(apply_body, self._learner, command)
         except BpttError as error:
             raise from_core(error) from error
-        self.settings, self.figures = self._learner.settings, self._learner.figures
+        self.settings = self._learner.settings
+        self._figures_are(self._learner.figures)
         self._journal.put(command)
         self._saver.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))
@@ -661,21 +694,53 @@ class Trainer:
         store, model_id = self._store, self.definition.model_id
         assert store is not None
         command = Command("restore", {"ticks": ticks})
+        async with self._saver.naming():
+            await self._go_back(command, functools.partial(store.load, model_id))
+        log.info("model %s restored to %d steps", model_id, self.figures.steps)
+
+    async def _roll_back(self) -> None:
+        """Go back to the last good checkpoint; without one the model stays diverged."""
+        model_id, skipped = self.definition.model_id, self.figures.consecutive_skipped
+        async with self._saver.naming():
+            try:
+                found = await self._in_thread(self._way_back.find, self._learner)
+            except StorageFailed as error:
+                log.error("model %s cannot be rolled back: %s", model_id, error.message)
+                return
+            if found is None:
+                log.error(
+                    "model %s stays diverged, with no good checkpoint to go back to: %d updates in "
+                    "a row were not finite",
+                    model_id,
+                    skipped,
+                )
+                return
+            checkpoint, command = found
+            await self._go_back(command, lambda _: checkpoint)
+        self.sink.rolled_back()
+        log.warning(
+            "model %s rolled back to what it was after %d steps, its learning rate is now %g: %d "
+            "updates in a row were not finite",
+            model_id,
+            checkpoint.steps,
+            self.figures.learning_rate,
+            skipped,
+        )
+
+    async def _go_back(self, command: Command, load: LoadCheckpoint) -> None:
+        """Do what a command says that names a checkpoint: all of the model may change."""
 
         def in_thread() -> tuple[Learner, Snapshot, dict[str, StreamView]]:
-            learner = apply_body(
-                self._learner, command, lambda wanted: store.load(model_id, wanted)
-            ).learner
+            learner = apply_body(self._learner, command, load).learner
             views = {each: learner.stream_view(each) for each in learner.stream_ids()}
             return learner, learner.snapshot(), views
 
-        learner, snapshot, views = await self._in_thread(in_thread)
-        self._learner, self.snapshot, self.views = learner, snapshot, views
-        self.figures, self.settings = learner.figures, learner.settings
+        self._learner, self.snapshot, self.views = await self._in_thread(in_thread)
+        self.settings = self._learner.settings
+        self._figures_are(self._learner.figures)
         self._journal.put(command)
         self._saver.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))
-        log.info("model %s restored to %d steps", model_id, self.figures.steps)
 
 
 def _no_store() -> StorageFailed:

@@ -64,7 +64,7 @@ class ModelMetrics:
         self.figures = figures
         self.gauges = gauges
         self.gradient_flow: GradientFlow | None = None
-        self.steps = self.updates = self.clipped = self.duplicates = 0
+        self.steps = self.updates = self.clipped = self.duplicates = self.roll_backs = 0
         self.skipped: dict[str, int] = {"not_finite": 0}
         self.rejected: dict[str, int] = {}
         self.loss = Histogram(LOSS_BOUNDS)
@@ -117,6 +117,10 @@ class ModelMetrics:
     def committed(self, seconds: float) -> None:
         """See `ModelSink`."""
         self.journal_commit_seconds.observe(seconds)
+
+    def rolled_back(self) -> None:
+        """See `ModelSink`."""
+        self.roll_backs += 1
 
     def recovered(self, seconds: float) -> None:
         """See `ModelSink`."""
@@ -200,6 +204,7 @@ _FIGURES = {
     "skill_ratio": "Prequential absolute error over that of the naive forecast; below 1 is better",
     "parameter_norm": "L2 norm of all parameters",
     "learning_rate": "Step size of the optimizer",
+    "diverged": "1 while the model learns nothing, because its updates were not finite; else 0",
 }
 _GAUGES = {
     "streams": "Streams the model knows",
@@ -211,6 +216,7 @@ _COUNTERS = {
     "updates": "Optimizer steps, those that were skipped included",
     "clipped_updates": "Updates whose gradient was clipped",
     "duplicate_steps": "Steps that came again and were trimmed away",
+    "roll_backs": "Times the model diverged and went back to a checkpoint",
 }
 _HISTOGRAMS = {
     "update_loss": ("loss", "Loss of every update, before it was made"),

@@ -1,0 +1,357 @@
+"""A model that diverges stops, or goes back to a checkpoint, as its spec says; replay agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from service.config import Kept, ServerConfig
+from service.domain import Answer, IncomingChunk, ModelDefinition
+from service.durability import Command, Record, SqliteStore, Store
+from service.engine import replay
+from service.engine.batcher import Batcher, QueuedChunk
+from service.engine.outbox import Outbox
+from service.engine.records import apply_record, make_checkpoint
+from service.engine.recovery import recover
+from service.engine.replay import different
+from service.engine.trainer import Trainer
+from service.errors import ServerStopping
+from service.observability.metrics import Metrics
+
+SPEC = ModelSpec(
+    task="regression",
+    input_size=2,
+    output_size=1,
+    cell="rnn_relu",
+    hidden_size=4,
+    k1=2,
+    k2=4,
+    clip="none",
+    scaling=False,
+    learning_rate=0.01,
+    divergence_patience=3,
+    on_divergence="roll_back",
+)
+TOO_LARGE = 1e39  # beyond float32
+BACK = Kept(checkpoints=100)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, kept: Kept = BACK) -> Iterator[SqliteStore]:
+    store = SqliteStore(folder, kept=kept)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextlib.asynccontextmanager
+async def training(store: Store | None, spec: ModelSpec = SPEC) -> AsyncIterator[Trainer]:
+    """A model that is new, or goes on where the store has it."""
+    definition = ModelDefinition("m", spec)
+    learner, ticks, saved = Learner(spec), 0, 0
+    if store is not None and store.models():
+        found = recover(store, "m")
+        learner, ticks, saved = found.learner, found.ticks, found.saved_ticks
+    elif store is not None:
+        store.save(make_checkpoint(definition, learner, 0))
+    with ThreadPoolExecutor(1) as executor:
+        trainer = Trainer(
+            definition,
+            learner,
+            executor=executor,
+            store=store,
+            sink=Metrics(),
+            config=ServerConfig(),
+            ticks=ticks,
+            saved_ticks=saved,
+        )
+        trainer.start()
+        yield trainer
+
+
+def steps(count: int, first: int = 0, *, scale: float = 1.0) -> tuple[Any, Any]:
+    t = np.arange(first, first + count)[:, None]
+    x = np.asarray(np.sin(t / np.array([5.0, 9.0])), np.float32)
+    return x.astype(float), scale * (2.0 + x[:, :1].astype(float))
+
+
+def give(
+    trainer: Trainer, outbox: Outbox, count: int, *, scale: float = 1.0, stream_id: str = "s"
+) -> None:
+    x, y = steps(count, trainer.expected_step(stream_id), scale=scale)
+    trainer.accept(IncomingChunk(stream_id, None, x, y, end_of_sequence=False), outbox.ticket(0))
+
+
+async def answers(outbox: Outbox, count: int) -> list[Answer]:
+    found = [await outbox.next() for _ in range(count)]
+    assert all(isinstance(each, ChunkResult) for each in found)
+    return found  # type: ignore[return-value]
+
+
+async def end(trainer: Trainer) -> None:
+    await trainer.stop(refusal=ServerStopping(), save=False)
+
+
+def journal(store: Store, after: int = 0) -> list[Record]:
+    return list(store.tail("m", after))
+
+
+def commands(store: Store) -> list[tuple[int, Command]]:
+    found = journal(store)
+    return [(each.tick, each.body) for each in found if isinstance(each.body, Command)]
+
+
+def rolled_back(store: Store) -> list[dict[str, Any]]:
+    return [each.arguments for _, each in commands(store) if each.name == "roll_back"]
+
+
+async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, 12)
+            give(trainer, outbox, 12, stream_id="other")
+            await answers(outbox, 2)
+            saved = await trainer.save_checkpoint()
+            good = trainer.snapshot.model.parameters.copy()
+            give(trainer, outbox, 12)
+            await answers(outbox, 1)
+            assert (trainer.snapshot.model.parameters != good).any()
+            give(trainer, outbox, 7, scale=TOO_LARGE)
+            give(trainer, outbox, 2)
+            [bad, after] = await answers(outbox, 2)
+            assert isinstance(bad, ChunkResult)
+            assert isinstance(after, ChunkResult)
+            assert [update.skipped for update in bad.updates] == [True] * 3
+            assert [update.skipped for update in after.updates] == [False]
+            assert trainer.state.condition == "learning"
+            assert trainer.figures.learning_rate == 0.005
+            assert trainer.settings.learning_rate == 0.005
+            assert trainer.views["s"].next_step == 33
+            assert trainer.views["s"].sequence_step == 2, "a new sequence began behind the bad one"
+            assert trainer.views["other"].next_step == 12
+            assert trainer.views["other"].sequence_step == 0
+            await end(trainer)
+        [(tick, command)] = commands(store)
+        assert command.arguments == {"ticks": saved.ticks, "learning_rate": 0.005}
+        assert tick == trainer.ticks - 1
+        [line] = [each.message for each in caplog.records if "rolled back" in each.message]
+        assert "what it was after 24 steps" in line
+        assert "3 updates in a row were not finite" in line
+        state = trainer._learner.state()
+        assert not different(recover(store, "m").learner.state(), state)
+    assert replay.verify(tmp_path / "models" / "m").problems == []
+
+
+async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_back(
+    tmp_path: Path,
+) -> None:
+    """Ticks that are taken in one run fall into two: replay must see the same order."""
+    with opened(tmp_path) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            for _ in range(3):
+                give(trainer, outbox, 4)
+                give(trainer, outbox, 4, stream_id="other")
+            for scale in (TOO_LARGE, 1.0, 1.0, TOO_LARGE, 1.0):
+                give(trainer, outbox, 6, scale=scale)
+                give(trainer, outbox, 6, stream_id="other", scale=scale)
+            await answers(outbox, 16)
+            assert trainer.views["s"].next_step == trainer.views["other"].next_step == 42
+            assert trainer.figures.skipped_updates >= 3
+            await end(trainer)
+        records = journal(store)
+        twin, diverged = Learner(SPEC), False
+        for record in records:
+            assert isinstance(record.body, Command) == diverged, "right behind, and only there"
+            loaded = apply_record(twin, record, lambda ticks: store.load("m", ticks))
+            twin, diverged = loaded.learner, loaded.learner.figures.diverged
+        assert sum(isinstance(record.body, Command) for record in records) == 2
+        assert not different(twin.state(), trainer._learner.state())
+    assert replay.verify(tmp_path / "models" / "m").problems == []
+
+
+async def test_without_a_checkpoint_it_stops_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with training(None) as trainer:
+        outbox = Outbox(100, 1000)
+        give(trainer, outbox, 8)
+        give(trainer, outbox, 8, scale=TOO_LARGE)
+        give(trainer, outbox, 8)
+        [*_, last] = await answers(outbox, 3)
+        assert isinstance(last, ChunkResult)
+        assert last.predictions is not None
+        assert np.isfinite(last.predictions).all()
+        assert not last.updates
+        assert trainer.state.condition == "diverged"
+        assert "stays diverged, with no good checkpoint" in caplog.text
+        await trainer.configure({"paused": False})
+        assert trainer.state.condition == "learning"
+        await end(trainer)
+
+
+async def test_data_that_cannot_be_learned_take_it_back_once_for_each_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            for _ in range(2):
+                give(trainer, outbox, 8)
+                await answers(outbox, 1)
+                await trainer.save_checkpoint()
+            for _ in range(6):
+                give(trainer, outbox, 8, scale=TOO_LARGE)
+                await answers(outbox, 1)
+            assert trainer.state.condition == "diverged"
+            await trainer.durable()
+            back = rolled_back(store)
+            assert [each["ticks"] for each in back] == [2, 1, 0]
+            assert [each["learning_rate"] for each in back] == [0.005, 0.0025, 0.00125]
+            assert caplog.text.count("no good checkpoint") == 1
+            await trainer.configure({"paused": False})
+            give(trainer, outbox, 8)
+            [learned] = await answers(outbox, 1)
+            assert isinstance(learned, ChunkResult)
+            assert not any(update.skipped for update in learned.updates)
+            give(trainer, outbox, 8, scale=TOO_LARGE)
+            await answers(outbox, 1)
+            give(trainer, outbox, 2)
+            await answers(outbox, 1)
+            await trainer.durable()
+            assert rolled_back(store)[-1]["ticks"] == 2, "it had learned since"
+            await end(trainer)
+        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+
+
+async def test_a_damaged_checkpoint_and_one_made_while_it_diverged_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            for size in (8, 8):
+                give(trainer, outbox, size)
+                await answers(outbox, 1)
+                await trainer.save_checkpoint()
+            damaged = tmp_path / "models" / "m" / "checkpoint-000000000002.safetensors"
+            damaged.write_bytes(damaged.read_bytes()[:-1])
+            give(trainer, outbox, 5, scale=TOO_LARGE)
+            await answers(outbox, 1)
+            assert trainer.figures.consecutive_skipped == 2
+            assert (await trainer.save_checkpoint()).ticks == 3
+            give(trainer, outbox, 2, scale=TOO_LARGE)
+            give(trainer, outbox, 2)
+            await answers(outbox, 2)
+            await trainer.durable()
+            assert [each["ticks"] for each in rolled_back(store)] == [1]
+            assert "not gone back to" in caplog.text
+            await end(trainer)
+
+
+async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as store:
+        async with training(store, replace(SPEC, on_divergence="stop")) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, 8)
+            give(trainer, outbox, 8, scale=TOO_LARGE)
+            await answers(outbox, 2)
+            await end(trainer)
+        records = journal(store)
+    with opened(tmp_path / "copy") as store:
+        async with training(store) as trainer:
+            await end(trainer)
+        store.append("m", records)
+        async with training(store) as trainer:
+            assert trainer.ticks == 2
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, 2)
+            [learned] = await answers(outbox, 1)
+            assert isinstance(learned, ChunkResult)
+            assert [update.skipped for update in learned.updates] == [False]
+            assert trainer.figures.learning_rate == 0.005
+            await end(trainer)
+        assert [tick for tick, _ in commands(store)] == [3]
+
+
+async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path: Path) -> None:
+    """Saving another one, which would, waits until the command that names it is durable."""
+    with opened(tmp_path, Kept(checkpoints=1)) as store:
+        async with training(store) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, 8)
+            await answers(outbox, 1)
+            await trainer.save_checkpoint()
+            give(trainer, outbox, 8)
+            await answers(outbox, 1)
+            async with trainer._saver.naming():
+                saving = asyncio.create_task(trainer.save_checkpoint())
+                await trainer.durable()
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert 2 not in [each.ticks for each in store.checkpoints("m")]
+            assert (await saving).ticks == 2
+            give(trainer, outbox, 8, scale=TOO_LARGE)
+            give(trainer, outbox, 2)
+            await answers(outbox, 2)
+            await trainer.durable()
+            assert rolled_back(store)[0]["ticks"] == 2
+            await end(trainer)
+        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+
+
+async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
+    async with training(None, replace(SPEC, on_divergence="stop")) as trainer:
+        outbox, told = Outbox(100, 1000), list[str]()
+        trainer.divergence_listeners.add(lambda: told.append(trainer.condition))
+        give(trainer, outbox, 8, scale=TOO_LARGE)
+        give(trainer, outbox, 8)
+        await answers(outbox, 2)
+        assert told == ["diverged"]
+        assert caplog.text.count("has diverged and learns nothing until it is resumed") == 1
+        await trainer.configure({"paused": False})
+        assert told == ["diverged", "learning"]
+        assert math.isfinite(trainer.figures.parameter_norm)
+        await end(trainer)
+
+
+def test_rounds_that_are_put_back_come_first_and_in_their_order() -> None:
+    def queued(stream_id: str, first: int) -> QueuedChunk:
+        return QueuedChunk(Chunk(stream_id, first, *steps(2)), Outbox(10, 10).ticket(0))
+
+    batcher = Batcher()
+    for first in (0, 2, 4):
+        for stream_id in ("a", "b"):
+            batcher.put(queued(stream_id, first))
+    before = (batcher.chunks, batcher.weight)
+    rounds = batcher.take(4, 1000)
+    batcher.put(queued("c", 0))
+    batcher.put_back(rounds)
+    assert (batcher.chunks - 1, batcher.weight - queued("c", 0).weight) == before
+    taken = [
+        [(each.stream_id, each.chunk.first_step) for each in one.chunks]
+        for one in batcher.take(100, 1000)
+    ]
+    assert taken == [
+        [("a", 0), ("b", 0), ("c", 0)],
+        [("a", 2), ("b", 2)],
+        [("a", 4), ("b", 4)],
+    ]
+    assert (batcher.chunks, batcher.weight) == (0, 0)
