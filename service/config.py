@@ -137,6 +137,11 @@ class ServerConfig:
     """Least updates of a model between two looks at how far its gradients reach back; 0: never.
     A look costs as much as 30 to 60 updates, and is put off where it would take more than half a
     percent of the time spent learning."""
+    models_in_memory: int = 128
+    """Models that stay in memory; beyond it those that were used longest ago are saved and leave
+    it, and come back when somebody asks for them. As many as may have their journals open, so one
+    that is in memory need not open it for each commit; half a megabyte each, of the default size.
+    Models with an open Learn call stay, and so do all where there is no `data`."""
     grace_seconds: float = 20.0
     """What a stop waits for clients that do not read their answers; Kubernetes kills after 30."""
     limits: Limits = field(default_factory=Limits)
@@ -150,7 +155,7 @@ class ServerConfig:
         if self.durability not in get_args(Durability):
             choices = ", ".join(get_args(Durability))
             raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
-        for name in ("threads", "checkpoint_ticks"):
+        for name in ("threads", "checkpoint_ticks", "models_in_memory"):
             value = getattr(self, name)
             if value < 1:
                 raise InvalidRequest.of(name, value, "at least 1")

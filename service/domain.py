@@ -134,8 +134,15 @@ class Refused:
 
 Answer = ChunkResult | Refused
 
-Condition = Literal["learning", "paused", "diverged", "read_only"]
+Condition = Literal["learning", "paused", "diverged", "read_only", "recovering"]
 """What a model does with steps: see `ModelState` in protos/bptt/v1/bptt.proto."""
+
+
+def condition_of(settings: Settings, figures: Figures) -> Condition:
+    """What a model does that is in order."""
+    if settings.paused:
+        return "paused"
+    return "diverged" if figures.diverged else "learning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +222,13 @@ class ReportSink(Protocol):
     def open_model(
         self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
     ) -> ModelSink:
-        """A model is there from now on. `gauges` may be called from any thread."""
+        """A model is there from now on, or again. `gauges` may be called from any thread."""
+
+    def rest_model(self, model_id: str) -> None:
+        """The model has left memory. What was counted of it stays; its gauges go."""
 
     def close_model(self, model_id: str) -> None:
-        """The model is gone, and so is everything reported of it."""
+        """The model is gone, and so is everything reported of it. It need not have been there."""
 
 
 class MethodSink(Protocol):

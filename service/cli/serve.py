@@ -72,6 +72,14 @@ Example:
     metavar="MB",
     help="Checkpoints and journal of one model: beyond it the oldest go, and never the newest.",
 )
+@click.option(
+    "--models-in-memory",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="COUNT",
+    help="Models kept in memory; others come back from the data folder when they are asked for.",
+)
 @click.option("--until-input-ends", is_flag=True, hidden=True)
 @json_option("one document with the addresses once the server is ready")
 def serve(
@@ -82,6 +90,7 @@ def serve(
     kept_checkpoints: int,
     history_megabytes: int,
     model_megabytes: int,
+    models_in_memory: int,
     until_input_ends: bool,
     as_json: bool,
 ) -> None:
@@ -101,6 +110,7 @@ def serve(
             history_bytes=history_megabytes << 20,
             model_bytes=model_megabytes << 20,
         ),
+        models_in_memory=models_in_memory,
     )
 
     def on_ready(server: Any) -> None:

@@ -223,6 +223,10 @@ class SqliteStore:
             pass  # from here on no other writer can add to what is read
         return reading.read(self._models / model_id, after)
 
+    def last(self, model_id: str) -> int:
+        """See `Store.last`."""
+        return reading.span(self._models / model_id)[1]
+
     # ------------------------------------------------------------------ checkpoints
 
     def save(self, checkpoint: Checkpoint) -> None:

@@ -143,6 +143,14 @@ class Store(Protocol):
             StorageFailed: the journal cannot be read.
         """
 
+    def last(self, model_id: str) -> int:
+        """Number of the journal's last record, or of the one before its first.
+
+        Raises:
+            DataDamaged: the journal is missing or is none.
+            StorageFailed: it cannot be read.
+        """
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, then let go of older ones and of the journal that nobody needs.
 

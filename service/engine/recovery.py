@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bptt_core import Learner
 from bptt_core.errors import BpttError
-from service.domain import ModelDefinition
+from service.domain import Condition, condition_of, ModelDefinition, ModelState
 from service.durability import Checkpoint, differences, Record, Store
 from service.engine.records import apply_record, definition_from, learner_from
 from service.errors import DataDamaged
@@ -33,11 +33,31 @@ class Recovered:
     damage: str | None
     """What is wrong with its journal; None: nothing, it may go on."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether its newest checkpoint is all of it."""
+        return self.saved_ticks == self.ticks and self.damage is None
+
+
+def state_of(
+    definition: ModelDefinition, learner: Learner, condition: Condition | None = None
+) -> ModelState:
+    """The state of a model that no trainer has; None: the condition that its learner is in."""
+    return ModelState(
+        definition,
+        learner.parameter_count,
+        len(learner.stream_ids()),
+        learner.figures,
+        condition or condition_of(learner.settings, learner.figures),
+        learner.settings,
+    )
+
 
 def recover(
     store: Store,
     model_id: str,
     check_going_on: Callable[[], None] = lambda: None,
+    on_found: Callable[[ModelState], None] = lambda _: None,
 ) -> Recovered:
     """Read back a model's newest whole checkpoint, and replay the journal behind it.
 
@@ -47,12 +67,14 @@ def recover(
         store: open.
         model_id: a model of the store.
         check_going_on: called now and then; raises to have it end early.
+        on_found: called with the model as its checkpoint has it, before its journal is replayed.
 
     Raises:
         DataDamaged: none of its checkpoints can be read back.
     """
     checkpoint, learner = _newest(store, model_id)
     definition = definition_from(checkpoint, learner)
+    on_found(state_of(definition, learner, "recovering"))
     learner.warm_up()
     replay = _Replay(store, model_id, checkpoint.ticks, learner, check_going_on)
     damage = None
@@ -98,6 +120,7 @@ class _Replay:
         self._check_going_on = check_going_on
         self.tick = tick
         self.learner = learner
+        self._last = tick
         self._said = time.monotonic()
 
     def run(self, checkpoint: Checkpoint) -> None:
@@ -106,6 +129,7 @@ class _Replay:
         Raises:
             DataDamaged: of one record; the learner is as it was before it.
         """
+        self._last = self._store.last(self._model_id)  # more may follow: others may write to a copy
         for record in self._store.tail(self._model_id, self.tick):
             if self.tick == checkpoint.ticks:
                 self._warn_of_differences(checkpoint)
@@ -138,8 +162,9 @@ class _Replay:
         if now - self._said >= PROGRESS_SECONDS:
             self._said = now
             log.info(
-                "model %s: recovering, %d records and %d steps replayed",
+                "model %s: recovering, %d of %d ticks and %d steps replayed",
                 self._model_id,
                 self.tick - checkpoint.ticks,
+                self._last - checkpoint.ticks,
                 self.learner.figures.steps - checkpoint.steps,
             )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from bptt_core import Learner, ModelSpec
 from service.config import ServerConfig
-from service.domain import ModelDefinition, ReportSink
+from service.domain import ModelDefinition, ModelState, ReportSink
 from service.durability import CheckpointInfo, Store
 from service.engine.records import make_checkpoint
-from service.engine.recovery import recover, Recovered
+from service.engine.recovery import recover, Recovered, state_of
+from service.engine.shelf import Shelf
 from service.engine.trainer import Trainer
 from service.errors import (
     DataDamaged,
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 COMPILED_SECONDS = 2.0  # what loading kernels that are compiled never takes
 
 T = TypeVar("T")
+
+Tell = Callable[[str, bool], Awaitable[None]]
+"""Told whether a model is served, when that changes."""
 
 
 async def _nobody(model_id: str, is_served: bool) -> None:
@@ -71,30 +76,80 @@ class Registry:
         self._storage = storage or executor
         self._models: dict[str, Trainer] = {}
         self._absent: dict[str, ServiceError] = {}  # models of the store, and why they are not here
+        self._recovering: dict[str, ModelState] = {}  # of those, what is known
+        self._shelf = Shelf(self._models, config.models_in_memory, sink, self._bring_back)
+        self._tell: Tell = _nobody
         self.making: set[str] = set()
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        # Models that come back leave a thread to those that learn.
+        self._turns = asyncio.Semaphore(max(1, config.threads - 1))
 
     # ------------------------------------------------------------------ looking
 
     def get(self, model_id: str) -> Trainer:
-        """The model of this name.
+        """The model of this name, if it is in memory.
 
         Raises:
             UnknownModel: there is none.
-            Recovering: it is being brought back.
+            Recovering: it is being brought back, or in the store only.
             DataDamaged: it could not be brought back.
         """
         trainer = self._models.get(model_id)
         if trainer is None:
+            if model_id in self._shelf.states:
+                raise Recovering.of(model_id)
             raise self._absent.get(model_id) or UnknownModel.of(model_id)
         return trainer
 
-    def page(self, after: str, size: int) -> tuple[list[Trainer], str]:
-        """Models by name, and the name after which the next page begins; "" on the last."""
-        names, following = page(self._models, after, size)
-        return [self._models[name] for name in names], following
+    async def find(self, model_id: str) -> Trainer:
+        """The model of this name, brought back into memory if it has left it.
+
+        It stays there at least until whoever asked awaits something.
+
+        Raises:
+            UnknownModel: there is none.
+            Recovering: it is being brought back at the start of the server.
+            ServiceError: it could not be brought back.
+        """
+        if model_id in self._shelf.states:
+            self.check_running()
+            await self._shelf.wake(model_id)
+        trainer = self.get(model_id)
+        trainer.used_at = time.monotonic()
+        return trainer
+
+    def state(self, model_id: str) -> ModelState:
+        """The model of this name as it is now, in memory or not. Raises as `get`."""
+        state = self._shelf.states.get(model_id)
+        return self.get(model_id).state if state is None else state
+
+    def page(self, after: str, size: int) -> tuple[list[tuple[str, ModelState | None]], str]:
+        """Models by name, and the name after which the next page begins; "" on the last.
+
+        Those that are not in memory are there, too. None: the model is being brought back, and
+        nothing else is known of it yet.
+        """
+        known = {*self._models, *self._shelf.states, *self._coming_back()}
+        names, following = page(known, after, size)
+        return [(name, self._listed(name)) for name in names], following
+
+    def _coming_back(self) -> list[str]:
+        return [name for name, why in self._absent.items() if isinstance(why, Recovering)]
+
+    def _listed(self, model_id: str) -> ModelState | None:
+        if model_id in self._absent:
+            return self._recovering.get(model_id)
+        return self.state(model_id)
+
+    def _is_known(self, model_id: str) -> bool:
+        return any(model_id in each for each in self._places)
+
+    @property
+    def _places(self) -> tuple[Collection[str], ...]:
+        """Where a model may be: each is in one of them."""
+        return self._models, self._shelf.states, self._absent, self.making
 
     # ------------------------------------------------------------------ changing
 
@@ -112,9 +167,9 @@ class Registry:
         if model_id in self._deleting:
             await asyncio.wait([self._deleting[model_id]])
             self.check_running()
-        if model_id in self._models or model_id in self.making or model_id in self._absent:
+        if self._is_known(model_id):
             raise ModelExists.of(model_id)
-        if len(self._models) + len(self._absent) + len(self.making) >= self._config.limits.models:
+        if sum(map(len, self._places)) >= self._config.limits.models:
             raise LimitReached.of("models", self._config.limits.models)
         self.making.add(model_id)
         return await self._to_its_end(self._make(definition))
@@ -137,6 +192,7 @@ class Registry:
             trainer = self._start(definition, learner, ticks=0, saved_ticks=0)
         finally:
             self.making.discard(definition.model_id)
+        await self._tell(definition.model_id, True)
         spec = definition.spec
         log.info(
             "model %s created: %s, %s, %s, %s, %s of %d, %d parameters",
@@ -173,8 +229,18 @@ class Registry:
             damage=damage,
         )
         trainer.start()
+        trainer.divergence_listeners.add(functools.partial(self._say_divergence, trainer))
         self._models[definition.model_id] = trainer
+        if self._store is not None:
+            self._shelf.make_room()
         return trainer
+
+    def _say_divergence(self, trainer: Trainer) -> None:
+        """Who asks for its health is told that a model does not learn."""
+        serves = not trainer.figures.diverged
+        task = asyncio.ensure_future(self._tell(trainer.definition.model_id, serves))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def delete(self, model_id: str) -> None:
         """Forget a model, after what it has accepted is learned and answered.
@@ -189,21 +255,28 @@ class Registry:
             del self._absent[model_id]
             log.info("model %s deleted, which could not be brought back", model_id)
             return
-        trainer = self.get(model_id)
-        del self._models[model_id]
-        task = asyncio.ensure_future(self._delete(trainer))
+        if model_id in self._shelf.waking:
+            await self.find(model_id)
+        trainer = None
+        if model_id in self._shelf.states:
+            del self._shelf.states[model_id]
+        else:
+            trainer = self.get(model_id)
+            del self._models[model_id]
+        task = asyncio.ensure_future(self._delete(model_id, trainer))
         self._deleting[model_id] = task
         await self._to_its_end(task)
 
-    async def _delete(self, trainer: Trainer) -> None:
-        model_id = trainer.definition.model_id
+    async def _delete(self, model_id: str, trainer: Trainer | None) -> None:
         try:
-            await trainer.stop(refusal=UnknownModel.of(model_id), save=False)
+            if trainer is not None:
+                await trainer.stop(refusal=UnknownModel.of(model_id), save=False)
             await self._in_storage(self._delete_stored, model_id)
         finally:
             self._sink.close_model(model_id)
             del self._deleting[model_id]
-        log.info("model %s deleted after %d ticks", model_id, trainer.ticks)
+            await self._tell(model_id, False)
+        log.info("model %s deleted", model_id)
 
     def _delete_stored(self, model_id: str) -> None:
         if self._store is not None:
@@ -216,23 +289,30 @@ class Registry:
     async def update_model(self, model_id: str, **changes: Any) -> Trainer:
         """Change how a model learns, between two runs. Raises as `get`, and InvalidRequest."""
         self.check_running()
-        trainer = self.get(model_id)
-        await self._to_its_end(trainer.configure(changes))
+        trainer = await self.find(model_id)
+        await self._in_use(trainer, trainer.configure(changes))
         return trainer
 
     async def save_checkpoint(self, model_id: str) -> CheckpointInfo:
         """Write a checkpoint of a model now. Raises as `get`, and StorageFailed."""
-        return await self._to_its_end(self.get(model_id).save_checkpoint())
+        trainer = await self.find(model_id)
+        return await self._in_use(trainer, trainer.save_checkpoint())
 
     async def list_checkpoints(self, model_id: str) -> list[CheckpointInfo]:
         """A model's checkpoints, oldest first. Raises as `get`, and StorageFailed."""
-        return await self.get(model_id).checkpoints()
+        return await (await self.find(model_id)).checkpoints()
 
     async def restore_checkpoint(self, model_id: str, ticks: int) -> Trainer:
         """Take a model back to a checkpoint. Raises as `get`, NotFound, and StorageFailed."""
-        trainer = self.get(model_id)
-        await self._to_its_end(trainer.restore(ticks))
+        trainer = await self.find(model_id)
+        await self._in_use(trainer, trainer.restore(ticks))
         return trainer
+
+    async def _in_use(self, trainer: Trainer, work: Coroutine[Any, Any, T]) -> T:
+        """As `_to_its_end`; the model stays in memory meanwhile."""
+        task = asyncio.ensure_future(work)
+        trainer.keep_during(task)
+        return await self._to_its_end(task)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
         """Await work that goes on when whoever waits for it is cancelled."""
@@ -243,7 +323,7 @@ class Registry:
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self, tell: Callable[[str, bool], Awaitable[None]] = _nobody) -> None:
+    async def recover(self, tell: Tell = _nobody) -> None:
         """Bring back every model of the store, side by side; each is served once it is back.
 
         One that cannot be brought back is told of in the log, and to who asks for it; the others
@@ -255,29 +335,46 @@ class Registry:
         Raises:
             StorageFailed: the store cannot be read.
         """
+        self._tell = tell
         if self._store is None:
             return
         model_ids = await self._in_storage(self._store.models)
         self._absent = {model_id: Recovering.of(model_id) for model_id in model_ids}
         for model_id in model_ids:
             await tell(model_id, False)
-        await asyncio.gather(*(self._recover(model_id, tell) for model_id in model_ids))
+        await asyncio.gather(*map(self._recover, model_ids))
 
-    async def _recover(self, model_id: str, tell: Callable[[str, bool], Awaitable[None]]) -> None:
-        assert self._store is not None
-        loop, start = asyncio.get_running_loop(), time.perf_counter()
+    async def _recover(self, model_id: str) -> None:
+        start = time.perf_counter()
         try:
-            found = await loop.run_in_executor(
-                self._executor, recover, self._store, model_id, self.check_running
-            )
+            found = await self._read_back(model_id)
         except ServerStopping:
             return
         except ServiceError as error:
             log.error("model %s not brought back: %s", model_id, error.message)
             self._absent[model_id] = DataDamaged(f"model {model_id}: {error.message}")
             return
+        finally:
+            self._recovering.pop(model_id, None)
         del self._absent[model_id]
         seconds = time.perf_counter() - start
+        state = state_of(found.definition, found.learner)
+        if self._shelf.has_room or not found.is_settled:
+            self._go_on(found, seconds)
+        else:
+            self._shelf.states[model_id] = state
+        _say_recovered(found, state, seconds)
+        await self._tell(model_id, not state.figures.diverged)
+
+    async def _read_back(self, model_id: str) -> Recovered:
+        assert self._store is not None
+        on_found = functools.partial(self._recovering.__setitem__, model_id)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor, recover, self._store, model_id, self.check_running, on_found
+        )
+
+    def _go_on(self, found: Recovered, seconds: float) -> None:
         trainer = self._start(
             found.definition,
             found.learner,
@@ -286,22 +383,27 @@ class Registry:
             damage=found.damage,
         )
         trainer.sink.recovered(seconds)
-        self._say_recovered(found, trainer, seconds)
-        await tell(model_id, True)
 
-    def _say_recovered(self, found: Recovered, trainer: Trainer, seconds: float) -> None:
-        replayed = ""
-        if found.replayed_steps:
-            replayed = f"; {_count(found.replayed_steps, 'step')} replayed from its journal"
-        log.info(
-            "model %s recovered in %.1f s: %s, %s, %s%s",
-            found.definition.model_id,
-            seconds,
-            _count(trainer.figures.steps, "step"),
-            _count(trainer.figures.updates, "update"),
-            _count(len(trainer.views), "stream"),
-            replayed,
-        )
+    async def _bring_back(self, model_id: str) -> None:
+        """Put a model that is in the store only back into memory.
+
+        Raises:
+            ServiceError: it cannot be brought back.
+        """
+        start = time.perf_counter()
+        try:
+            async with self._turns:
+                found = await self._read_back(model_id)
+        except DataDamaged as error:
+            log.error("model %s not brought back: %s", model_id, error.message)
+            self._shelf.states.pop(model_id)
+            damaged = self._absent[model_id] = DataDamaged(f"model {model_id}: {error.message}")
+            await self._tell(model_id, False)
+            raise damaged from error
+        finally:
+            self._recovering.pop(model_id, None)
+        self._shelf.states.pop(model_id)
+        self._go_on(found, time.perf_counter() - start)
 
     def check_running(self) -> None:
         """Refuse what would begin now.
@@ -323,6 +425,7 @@ class Registry:
             Why models could not be saved.
         """
         self._stopping = True
+        await self._shelf.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
         trainers = list(self._models.values())
@@ -339,6 +442,21 @@ class Registry:
             elif isinstance(result, BaseException):
                 raise result
         return failures
+
+
+def _say_recovered(found: Recovered, state: ModelState, seconds: float) -> None:
+    replayed = ""
+    if found.replayed_steps:
+        replayed = f"; {_count(found.replayed_steps, 'step')} replayed from its journal"
+    log.info(
+        "model %s recovered in %.1f s: %s, %s, %s%s",
+        found.definition.model_id,
+        seconds,
+        _count(state.figures.steps, "step"),
+        _count(state.figures.updates, "update"),
+        _count(state.streams, "stream"),
+        replayed,
+    )
 
 
 def _count(count: int, what: str) -> str:

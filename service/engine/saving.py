@@ -111,9 +111,13 @@ class Saver:
             ServiceError: it could not be written.
         """
         self._taken(checkpoint)
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
-        await self._write(checkpoint)
+        try:
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            await self._write(checkpoint)
+        except BaseException:
+            self.unsaved = True
+            raise
 
     async def stop(self) -> None:
         """Write nothing more in passing; what is being written is finished."""
@@ -132,6 +136,16 @@ class Saver:
         async with self._lock:
             yield
             self._named_at = self._journal.last
+
+    async def settled(self) -> None:
+        """Wait until nothing is being written."""
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait([self._writing])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the newest checkpoint holds all of the model, and nothing is being written."""
+        return not (self.unsaved or self.due or self._is_writing or self._lock.locked())
 
     def _taken(self, checkpoint: Checkpoint) -> None:
         self.due = self.unsaved = False

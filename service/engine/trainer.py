@@ -21,6 +21,7 @@ import asyncio
 import functools
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
@@ -32,6 +33,7 @@ from service.config import ServerConfig
 from service.domain import (
     Answer,
     Condition,
+    condition_of,
     FloatArray,
     Gauges,
     IncomingChunk,
@@ -90,6 +92,7 @@ class Trainer:
         views: live state of each stream, as of the snapshot. Immutable values.
         figures: how the model does, as of the snapshot.
         settings: how it learns now.
+        used_at: when somebody last asked for the model, or left it; of the monotonic clock.
         listeners: told why the model stops, when it does.
         durable_listeners: called when steps have become durable.
         divergence_listeners: called when the model has diverged, and when it learns again.
@@ -127,6 +130,8 @@ class Trainer:
         self.figures = learner.figures
         self.settings = learner.settings
         self.parameters = learner.parameter_count
+        self.used_at = time.monotonic()
+        self._busy: set[asyncio.Task[Any]] = set()  # with something that is asked of the model
         self._learner = learner
         self._executor = executor
         self._store = store
@@ -216,6 +221,38 @@ class Trainer:
             if self._saver.unsaved and not self._failed:
                 await self._saver.save(await self._copy())
 
+    def keep_during(self, task: asyncio.Task[Any]) -> None:
+        """The model is in use until the task is done."""
+        self._busy.add(task)
+        task.add_done_callback(self._busy.discard)
+
+    @property
+    def stays(self) -> bool:
+        """Whether the model must stay in memory: somebody would notice, or nothing else has it."""
+        waits = self._accepted or self._controls or self._steering or self._space
+        writes = self._journal.committed != self._journal.last
+        in_use = self.listeners or waits or writes or self._busy or self._rolls_back
+        return bool(in_use or self._failed)
+
+    async def settle(self) -> None:
+        """Have all of the model saved. It goes on meanwhile: look at `is_settled` afterwards.
+
+        Raises:
+            ServiceError: it could not be saved.
+        """
+        await self._saver.settled()
+        if self._saver.unsaved:
+            await self._saver.save(await self._between_runs(self._copy))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is lost if the model leaves memory now."""
+        return self._saver.is_settled and not self.stays
+
+    def forget(self) -> None:
+        """Give the memory of a model that has stopped back now; its trainer stands in cycles."""
+        del self._learner, self.snapshot
+
     def _run_out_of_time(self) -> None:
         why = self._give_up_with or self._refusal
         assert why is not None
@@ -238,11 +275,7 @@ class Trainer:
     @property
     def condition(self) -> Condition:
         """What the model does with chunks."""
-        if self._read_only:
-            return "read_only"
-        if self.settings.paused:
-            return "paused"
-        return "diverged" if self.figures.diverged else "learning"
+        return "read_only" if self._read_only else condition_of(self.settings, self.figures)
 
     @property
     def ticks(self) -> int:
@@ -355,6 +388,7 @@ class Trainer:
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
         """A call has ended: others may send its streams."""
+        self.used_at = time.monotonic()
         for stream_id in stream_ids:
             if self._senders.get(stream_id) is sender:
                 del self._senders[stream_id]

@@ -11,10 +11,11 @@ the histograms of all updates are called `bptt_update_…`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -34,14 +35,19 @@ CALL_BOUNDS = (*SECONDS_BOUNDS, 60.0, 600.0, 3600.0)  # a Learn call may be open
 STREAMS_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
+@functools.cache
+def _labels(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """How Prometheus writes the bounds: once for all models."""
+    return (*(repr(float(bound)) for bound in bounds), "+Inf")
+
+
 class Histogram:
     """Counts between bounds."""
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = list(bounds)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._labels = [*(repr(float(bound)) for bound in bounds), "+Inf"]
 
     def observe(self, value: float, count: int = 1) -> None:
         """Count a value, `count` times over."""
@@ -54,16 +60,14 @@ class Histogram:
     def read(self) -> tuple[list[tuple[str, float]], float]:
         """Cumulative counts by upper bound, and the sum."""
         counts = list(accumulate(self._counts))
-        return list(zip(self._labels, counts, strict=True)), self._sum
+        return list(zip(_labels(self._bounds), counts, strict=True)), self._sum
 
 
 class ModelMetrics:
     """What one model has reported."""
 
     def __init__(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
-        self.figures = figures
-        self.gauges = gauges
-        self.gradient_flow: GradientFlow | None = None
+        self.goes_on(figures, gauges)
         self.steps = self.updates = self.clipped = self.duplicates = self.roll_backs = 0
         self.skipped: dict[str, int] = {"not_finite": 0}
         self.rejected: dict[str, int] = {}
@@ -75,6 +79,17 @@ class ModelMetrics:
         self.predict_seconds = Histogram(SECONDS_BOUNDS)
         self.checkpoint_seconds = Histogram(SECONDS_BOUNDS)
         self.journal_commit_seconds = Histogram(SECONDS_BOUNDS)
+        self.recovery_seconds = math.nan
+
+    def goes_on(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
+        """The model is there, for the first time or again."""
+        self.figures = figures
+        self.gauges: Callable[[], Gauges] | None = gauges
+        self.gradient_flow: GradientFlow | None = None
+
+    def rests(self) -> None:
+        """The model has left memory, and what its gauges looked at must be free to."""
+        self.gauges = self.gradient_flow = None
         self.recovery_seconds = math.nan
 
     def run(self, report: RunReport) -> None:
@@ -172,13 +187,22 @@ class Metrics:
     ) -> ModelMetrics:
         """See `ReportSink`."""
         with self._lock:
-            model = self._models[model_id] = ModelMetrics(figures, gauges)
+            model = self._models.get(model_id)
+            if model is None:
+                model = self._models[model_id] = ModelMetrics(figures, gauges)
+            else:
+                model.goes_on(figures, gauges)
         return model
+
+    def rest_model(self, model_id: str) -> None:
+        """See `ReportSink`."""
+        with self._lock:
+            self._models[model_id].rests()
 
     def close_model(self, model_id: str) -> None:
         """See `ReportSink`."""
         with self._lock:
-            del self._models[model_id]
+            self._models.pop(model_id, None)
 
     def method(self, kind: str, service: str, method: str) -> MethodMetrics:
         """See `CallSink`."""
@@ -235,10 +259,12 @@ _HISTOGRAMS = {
 
 def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metric]:
     models = list(models)
-    looked = [(name, dataclasses.asdict(each.gauges())) for name, each in models]
+    gauged = [(name, each, each.gauges) for name, each in models]
+    in_memory = [(name, each, gauges) for name, each, gauges in gauged if gauges is not None]
+    looked = [(name, dataclasses.asdict(gauges())) for name, _, gauges in in_memory]
     for figure, meaning in _FIGURES.items():
         gauge = GaugeMetricFamily(f"bptt_{figure}", meaning, labels=["model"])
-        for name, each in models:
+        for name, each, _ in in_memory:
             gauge.add_metric([name], getattr(each.figures, figure))
         yield gauge
     for key, meaning in _GAUGES.items():
@@ -248,7 +274,7 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         yield gauge
     recovery = GaugeMetricFamily(
         "bptt_recovery_seconds",
-        "Time in which the model was brought back when the server started",
+        "Time in which the model was last brought back from the store",
         labels=["model"],
     )
     for name, each in models:

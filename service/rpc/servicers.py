@@ -55,7 +55,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
             self._registry.check_running()
             opening = await self._opening(context)
             self._registry.check_running()
-            trainer = self._model(opening.model_id)
+            trainer = await self._model(opening.model_id)
             await LearnCall(trainer, context, opening, self._limits).run()
         finally:
             self._calls.discard(task)
@@ -81,7 +81,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
     async def Predict(self, request: pb.PredictRequest, context: _AnyContext) -> pb.PredictResponse:
         """Predict from a snapshot; meets the trainer nowhere."""
         start = time.perf_counter()
-        trainer = self._model(request.model_id)
+        trainer = await self._model(request.model_id)
         snapshot, view = trainer.snapshot, None
         if request.stream_id:
             view = trainer.views.get(check_stream_id(request.stream_id))
@@ -109,7 +109,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         self, request: pb.GetStreamRequest, context: _AnyContext
     ) -> pb.GetStreamResponse:
         """A stream, as of the snapshot."""
-        trainer = self._model(request.model_id)
+        trainer = await self._model(request.model_id)
         stream_id = check_stream_id(request.stream_id)
         view = trainer.views.get(stream_id)
         if view is None:
@@ -120,7 +120,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         self, request: pb.ListStreamsRequest, context: _AnyContext
     ) -> pb.ListStreamsResponse:
         """The streams of a model by name, as of the snapshot."""
-        views = self._model(request.model_id).views
+        views = (await self._model(request.model_id)).views
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         names, following = page(views, after, size)
         streams = [pb.Stream(stream_id=name, next_step=views[name].next_step) for name in names]
@@ -131,7 +131,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
     ) -> pb.ResetStreamResponse:
         """Forget a stream's state, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = self._model(request.model_id)
+        trainer = await self._model(request.model_id)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         next_step = await trainer.command(StreamCommand(stream_id, "reset", done))
@@ -142,14 +142,14 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
     ) -> pb.DeleteStreamResponse:
         """Forget a stream, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = self._model(request.model_id)
+        trainer = await self._model(request.model_id)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         await trainer.command(StreamCommand(stream_id, "delete", done))
         return pb.DeleteStreamResponse()
 
-    def _model(self, model_id: str) -> Trainer:
-        return self._registry.get(check_model_id(model_id))
+    async def _model(self, model_id: str) -> Trainer:
+        return await self._registry.find(check_model_id(model_id))
 
 
 class ModelService(pb_grpc.ModelServiceServicer):
@@ -171,18 +171,21 @@ class ModelService(pb_grpc.ModelServiceServicer):
         self, request: pb.GetModelRequest, context: _AnyContext
     ) -> pb.GetModelResponse:
         """A model, as of its snapshot."""
-        trainer = self._registry.get(check_model_id(request.model_id))
-        return pb.GetModelResponse(model=convert_models.model_to_proto(trainer.state))
+        state = self._registry.state(check_model_id(request.model_id))
+        return pb.GetModelResponse(model=convert_models.model_to_proto(state))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _AnyContext
     ) -> pb.ListModelsResponse:
         """All models by name."""
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
-        trainers, following = self._registry.page(after, size)
+        found, following = self._registry.page(after, size)
         response, held = pb.ListModelsResponse(next_page_token=following), 0
-        for trainer in trainers:
-            model = convert_models.model_to_proto(trainer.state)
+        for model_id, state in found:
+            if state is None:
+                model = pb.Model(model_id=model_id, state=pb.MODEL_STATE_RECOVERING)
+            else:
+                model = convert_models.model_to_proto(state)
             held += model.ByteSize()
             if held > PAGE_BYTES_MAX and response.models:
                 response.next_page_token = response.models[-1].model_id

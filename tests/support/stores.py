@@ -84,6 +84,11 @@ class FailingStore:
         self._counted("tail", lambda: found.append(self._store.tail(model_id, after)))
         return found[0]
 
+    def last(self, model_id: str) -> int:
+        found: list[int] = []
+        self._counted("last", lambda: found.append(self._store.last(model_id)))
+        return found[0]
+
     def save(self, checkpoint: Checkpoint) -> None:
         self._counted("save", lambda: self._store.save(checkpoint))
 
