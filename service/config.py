@@ -55,6 +55,13 @@ class Limits:
     parameters: int = 50_000_000
     """Of one model. 200 MB a copy in float32, and there are five: parameters, gradient, two of
     Adam's moments, snapshot."""
+    model_bytes: int = 2 << 30
+    """Of one model with its first stream: those five copies, and the buffers of its updates, which
+    hold the activations of k2 steps of `max_batch_streams` windows."""
+    streams_bytes: int = 2 << 30
+    """Of one model's streams, which may not be the small ones of the default size: 4,096 steps of
+    4,096 inputs are 64 MB a stream. Room is made in doublings, so up to twice as much address space
+    is taken, and half as much again while it is copied."""
     queue_chunks: int = 1024
     """Chunks that wait for one model: 8 MB at 8 KB a chunk. When it is full the client waits."""
     queue_bytes: int = 32 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt_core import (
+    bytes_of_model,
+    bytes_of_stream,
     ChunkResult,
     Figures,
     GradientFlow,
@@ -86,7 +89,7 @@ class ModelDefinition:
         """Refuse a network that the server could not hold, before any of it is made.
 
         Raises:
-            InvalidRequest: it has more parameters than the limit.
+            InvalidRequest: it has more parameters than the limit, or takes more memory.
         """
         count = params.count(self.spec)
         if count > limits.parameters:
@@ -94,6 +97,37 @@ class ModelDefinition:
             value = f"{spec.hidden_size} with {spec.layers} layers, {count} parameters"
             bound = f"small enough for at most {limits.parameters} parameters, the server's limit"
             raise InvalidRequest.of("spec.hidden_size", value, bound)
+        self._check_bytes(limits)
+
+    def _check_bytes(self, limits: Limits) -> None:
+        """Refuse what could not be held while it learns; the field that would help is named."""
+        bound = limits.model_bytes
+        if _bytes(self.spec, limits) <= bound:
+            return
+        spec = self.spec
+        field = "hidden_size"
+        smaller: dict[str, Any]
+        for name, least in (("k2", spec.k1), ("max_batch_streams", 1)):
+            smaller = {name: least}
+            if _bytes(dataclasses.replace(spec, **smaller), limits) <= bound:
+                field = name
+                break
+        others = {
+            "k2": f"k2 {spec.k2}",
+            "max_batch_streams": f"max_batch_streams {spec.max_batch_streams}",
+            "hidden_size": f"hidden_size {spec.hidden_size}",
+        }
+        with_these = ", ".join(text for name, text in others.items() if name != field)
+        needed = f"{_bytes(spec, limits) / 2**30:.1f} GiB"
+        value = f"{getattr(spec, field)} with {with_these} and layers {spec.layers}, {needed}"
+        fits = f"small enough for at most {bound / 2**30:.1f} GiB of memory, the server's limit"
+        raise InvalidRequest.of(f"spec.{field}", value, fits)
+
+
+def _bytes(spec: ModelSpec, limits: Limits) -> int:
+    """Of a model and a stream of it, in ticks of as many streams as a run may have."""
+    tick_streams = max(spec.max_batch_streams, limits.run_chunks)
+    return bytes_of_model(spec, tick_streams) + bytes_of_stream(spec)
 
 
 def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from bptt_core import Chunk, ChunkResult, Figures, Learner, Snapshot, StreamView
+from bptt_core import bytes_of_stream, Chunk, ChunkResult, Figures, Learner, Snapshot, StreamView
 from bptt_core.errors import BpttError
 from service.config import ServerConfig
 from service.domain import (
@@ -137,6 +137,8 @@ class Trainer:
         self._store = store
         self._config = config
         self._limits = config.limits
+        by_bytes = config.limits.streams_bytes // bytes_of_stream(definition.spec)
+        self._streams_max = min(config.limits.streams, max(1, by_bytes))
         self._batcher = Batcher()
         self._flow = FlowWatch(config.gradient_flow_updates)
         self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
@@ -395,8 +397,8 @@ class Trainer:
 
     def _check_streams(self) -> None:
         opening = sum(each not in self.views for each in self._accepted)
-        if len(self.views) + opening >= self._limits.streams:
-            raise LimitReached.of("streams", self._limits.streams)
+        if len(self.views) + opening >= self._streams_max:
+            raise LimitReached.of("streams", self._streams_max)
 
     async def command(self, command: StreamCommand) -> int:
         """Reset or delete a stream after what was accepted of it. Its next step then.

@@ -1,0 +1,81 @@
+"""What cannot be held in memory is refused before it is made, by name."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import bytes_of_stream, Learner, ModelSpec
+from service.config import Limits, ServerConfig
+from service.domain import IncomingChunk, ModelDefinition
+from service.engine.outbox import Outbox
+from service.engine.trainer import Trainer
+from service.errors import InvalidRequest, LimitReached, ServerStopping
+from service.observability.metrics import Metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "value"),
+    [
+        ({"hidden_size": 2048, "layers": 5, "k2": 4096}, "k2", "4096"),
+        ({"hidden_size": 2048, "k1": 512, "k2": 512, "max_batch_streams": 1024}, None, "1024"),
+        ({"hidden_size": 2048, "k1": 4096, "k2": 4096}, "hidden_size", "2048"),
+        ({"hidden_size": 3000, "layers": 5, "cell": "lstm"}, "hidden_size", "3000"),
+    ],
+)
+def test_a_model_that_is_too_large_is_refused_with_what_would_help(
+    fields: dict[str, Any], field: str | None, value: str
+) -> None:
+    definition = ModelDefinition("m", ModelSpec(input_size=8, **fields))
+    limits = Limits(run_chunks=1) if field is None else Limits()
+    with pytest.raises(InvalidRequest) as caught:
+        definition.check_size(limits)
+    [violation] = caught.value.violations
+    assert violation.field == f"spec.{field or 'max_batch_streams'}"
+    assert f"is {value} with" in violation.description
+    assert "the server's limit" in violation.description
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"hidden_size": 2048, "layers": 5},
+        {"hidden_size": 512, "layers": 2, "k2": 512},
+        {"cell": "gru", "hidden_size": 1024, "layers": 2},
+    ],
+)
+def test_a_model_that_fits_is_not_refused(fields: dict[str, Any]) -> None:
+    ModelDefinition("m", ModelSpec(input_size=8, **fields)).check_size(Limits())
+
+
+async def test_streams_end_where_their_memory_would() -> None:
+    spec = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
+    limits = Limits(streams_bytes=2 * bytes_of_stream(spec) + 1)
+    with ThreadPoolExecutor(1) as executor:
+        trainer = Trainer(
+            ModelDefinition("m", spec),
+            Learner(spec, backend="reference"),
+            executor=executor,
+            store=None,
+            sink=Metrics(),
+            config=ServerConfig(limits=limits),
+        )
+        trainer.start()
+        outbox = Outbox(10, 10_000)
+
+        def give(stream_id: str) -> None:
+            x = np.ones((3, 2), np.float32)
+            chunk = IncomingChunk(stream_id, None, x, None, end_of_sequence=False)
+            trainer.accept(chunk, outbox.ticket(1))
+
+        give("a")
+        give("b")
+        with pytest.raises(LimitReached, match="at most 2, the server"):
+            give("c")
+        give("a")
+        await trainer.stop(refusal=ServerStopping(), save=False)
+        assert sorted(trainer.views) == ["a", "b"]
