@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from bptt_core import bytes_of_stream, Chunk, ChunkResult, Figures, Learner, Snapshot, StreamView
+from bptt_core import bytes_of_stream, Chunk, ChunkResult, Figures, Learner, Snapshot
 from bptt_core.errors import BpttError
 from service.config import ServerConfig
 from service.domain import (
@@ -53,6 +53,7 @@ from service.engine.outbox import Ticket
 from service.engine.records import apply_body, LoadCheckpoint, make_checkpoint
 from service.engine.run import Outcome, run
 from service.engine.saving import Saver
+from service.engine.views import StreamViews
 from service.errors import (
     from_core,
     LimitReached,
@@ -126,7 +127,7 @@ class Trainer:
     ) -> None:
         self.definition = definition
         self.snapshot = learner.snapshot()
-        self.views = {each: learner.stream_view(each) for each in learner.stream_ids()}
+        self.views = StreamViews.of(learner)
         self.figures = learner.figures
         self.settings = learner.settings
         self.parameters = learner.parameter_count
@@ -294,8 +295,7 @@ class Trainer:
         accepted = self._accepted.get(stream_id)
         if accepted is not None:
             return accepted[0]
-        view = self.views.get(stream_id)
-        return 0 if view is None else view.next_step
+        return self.views.next_step(stream_id)
 
     @property
     def full(self) -> bool:
@@ -513,7 +513,7 @@ class Trainer:
         self._figures_are(outcome.report.figures)
         for stream_id, view in outcome.views.items():
             if view is None:
-                self.views.pop(stream_id, None)
+                self.views.discard(stream_id)
             else:
                 self.views[stream_id] = view
         for body, moves in outcome.records:
@@ -600,8 +600,7 @@ class Trainer:
         Without a store, or without a journal, that is all that is applied: nothing will ever be
         more durable.
         """
-        view = self.views.get(stream_id)
-        return self._durable.step(stream_id, 0 if view is None else view.next_step)
+        return self._durable.step(stream_id, self.views.next_step(stream_id))
 
     async def durable(self) -> None:
         """Wait until all that is applied now is durable.
@@ -766,10 +765,9 @@ class Trainer:
     async def _go_back(self, command: Command, load: LoadCheckpoint) -> None:
         """Do what a command says that names a checkpoint: all of the model may change."""
 
-        def in_thread() -> tuple[Learner, Snapshot, dict[str, StreamView]]:
+        def in_thread() -> tuple[Learner, Snapshot, StreamViews]:
             learner = apply_body(self._learner, command, load).learner
-            views = {each: learner.stream_view(each) for each in learner.stream_ids()}
-            return learner, learner.snapshot(), views
+            return learner, learner.snapshot(), StreamViews.of(learner)
 
         self._learner, self.snapshot, self.views = await self._in_thread(in_thread)
         self.settings = self._learner.settings

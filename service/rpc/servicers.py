@@ -111,10 +111,10 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         """A stream, as of the snapshot."""
         trainer = await self._model(request.model_id)
         stream_id = check_stream_id(request.stream_id)
-        view = trainer.views.get(stream_id)
-        if view is None:
+        if stream_id not in trainer.views:
             raise UnknownStream.of(stream_id)
-        return pb.GetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=view.next_step))
+        next_step = trainer.views.next_step(stream_id)
+        return pb.GetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=next_step))
 
     async def ListStreams(
         self, request: pb.ListStreamsRequest, context: _AnyContext
@@ -123,7 +123,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         views = (await self._model(request.model_id)).views
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         names, following = page(views, after, size)
-        streams = [pb.Stream(stream_id=name, next_step=views[name].next_step) for name in names]
+        streams = [pb.Stream(stream_id=name, next_step=views.next_step(name)) for name in names]
         return pb.ListStreamsResponse(streams=streams, next_page_token=following)
 
     async def ResetStream(

@@ -1,0 +1,78 @@
+"""The table of live states is a dictionary of views, in little memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, Learner, ModelSpec, StreamView
+from service.engine import views as module
+from service.engine.views import StreamViews
+
+SPEC = ModelSpec(input_size=2, hidden_size=3, layers=2, cell="lstm")
+
+
+def view(number: int) -> StreamView:
+    state = np.full((2, 2, 3), number, np.float32)
+    return StreamView(10 * number, number, state, np.full(2, number / 3))
+
+
+def same(one: StreamView, other: StreamView) -> bool:
+    steps = (one.next_step, one.sequence_step) == (other.next_step, other.sequence_step)
+    arrays = ((one.state, other.state), (one.last_input, other.last_input))
+    return steps and all(a.tobytes() == b.tobytes() and a.dtype == b.dtype for a, b in arrays)
+
+
+def test_it_is_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of Python's is, with every stream put, replaced and removed, over many blocks."""
+    monkeypatch.setattr(module, "BLOCK_BYTES", 300)
+    table, twin = StreamViews(SPEC), dict[str, StreamView]()
+    generator = np.random.default_rng(0)
+    for number in range(500):
+        name = str(generator.integers(60))
+        if generator.random() < 0.3:
+            table.discard(name)
+            twin.pop(name, None)
+        else:
+            table[name] = twin[name] = view(number)
+        assert len(table) == len(twin)
+    assert sorted(table) == sorted(twin)
+    for name, expected in twin.items():
+        assert same(table[name], expected)
+        assert table.next_step(name) == expected.next_step
+    assert len(table._blocks) * table._block_rows < 60 + table._block_rows, "rows are used again"
+    assert table.get("unknown") is None
+    assert table.next_step("unknown") == 0
+    with pytest.raises(KeyError):
+        table["unknown"]
+
+
+def test_what_it_gives_does_not_change() -> None:
+    table = StreamViews(SPEC)
+    table["s"] = view(1)
+    given = table["s"]
+    table["s"] = view(2)
+    assert same(given, view(1))
+    for array in (given.state, given.last_input):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_it_is_what_the_learner_has() -> None:
+    learner = Learner(SPEC, backend="reference")
+    values = np.random.default_rng(1).normal(size=(7, 2))
+    learner.apply([Chunk(name, 0, values * place) for place, name in enumerate("abc")])
+    table = StreamViews.of(learner)
+    assert sorted(table) == ["a", "b", "c"]
+    for name in table:
+        assert same(table[name], learner.stream_view(name))
+
+
+def test_a_stream_takes_what_its_numbers_take() -> None:
+    spec = ModelSpec(input_size=8, hidden_size=64)
+    table, learner = StreamViews(spec), Learner(spec, backend="reference")
+    learner.apply([Chunk("s", 0, np.zeros((1, 8)))])
+    for place in range(5000):
+        table[str(place)] = learner.stream_view("s")
+    held = sum(block.nbytes for block in table._blocks)
+    assert held / 5000 < 336 * 1.2
