@@ -378,13 +378,16 @@ class Trainer:
     ) -> tuple[FloatArray | IntArray | None, int | None]:
         """Late targets of a chunk that came before, in part at least, and the step of the first.
 
-        Those of a chunk that came as a whole were taken then. Of others, what has left the delay
-        window is passed over: it may have been taken, too.
+        Those of a chunk that came as a whole were taken then. Of one that is new in part, what has
+        left the delay window is passed over: it may have been taken, too. A chunk without steps
+        does not tell whether it came before, so its labels are taken as they are.
         """
         targets, steps = incoming.targets, len(incoming.inputs)
         if targets is None or 0 < steps <= expected - first:
             return None, None
         labelled = first if incoming.first_target_step is None else incoming.first_target_step
+        if not steps:
+            return targets, labelled
         past = max(0, expected - self.definition.spec.label_delay - labelled)
         return (targets[past:], labelled + past) if past < len(targets) else (None, None)
 

@@ -225,10 +225,14 @@ _FIGURES = {
     "baseline_loss": "Loss of the naive forecast, which repeats the last value or the mean",
     "gradient_norm": "L2 norm of the last update's gradient before clipping",
     "clipped_gradient_norm": "L2 norm of the last update's gradient after clipping",
-    "skill_ratio": "Prequential absolute error over that of the naive forecast; below 1 is better",
+    "skill_ratio": "Prequential error over that of the naive forecast; below 1 is better",
     "parameter_norm": "L2 norm of all parameters",
     "learning_rate": "Step size of the optimizer",
-    "diverged": "1 while the model learns nothing, because its updates were not finite; else 0",
+    "diverged": "1 while nothing is learned, because too many updates in a row were not finite",
+}
+_CLASS_FIGURES = {
+    "accuracy": "Share of recent targets that were the likeliest class or token",
+    "cross_entropy_bits": "Prequential cross-entropy of recent classes or tokens, in bits",
 }
 _GAUGES = {
     "streams": "Streams the model knows",
@@ -266,6 +270,13 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         gauge = GaugeMetricFamily(f"bptt_{figure}", meaning, labels=["model"])
         for name, each, _ in in_memory:
             gauge.add_metric([name], getattr(each.figures, figure))
+        yield gauge
+    for figure, meaning in _CLASS_FIGURES.items():
+        gauge = GaugeMetricFamily(f"bptt_{figure}", meaning, labels=["model"])
+        for name, each, _ in in_memory:
+            value = getattr(each.figures, figure)
+            if not math.isnan(value):  # of other tasks, and before the first target
+                gauge.add_metric([name], value)
         yield gauge
     for key, meaning in _GAUGES.items():
         gauge = GaugeMetricFamily(f"bptt_{key}", meaning, labels=["model"])

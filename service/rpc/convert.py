@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from bptt_core import ChunkResult, ModelSpec, UpdateReport
+from bptt_core import ChunkResult, ModelSpec, Snapshot, UpdateReport
+from bptt_core.errors import LabelTooEarly, LabelTooLate
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from service.domain import (
@@ -27,7 +28,7 @@ from service.domain import (
     ModelDefinition,
     Refused,
 )
-from service.errors import InvalidRequest
+from service.errors import from_core, InvalidRequest
 from service.rpc.convert_models import condition_to_proto
 
 _LENGTH_DELIMITED = 2  # wire type of packed numbers
@@ -47,8 +48,7 @@ class ChunkReader:
         self._width = spec.input_size
         self._tokens = spec.task == "next_token"
         self._targets_are = {"regression": "values", "classification": "classes"}.get(spec.task)
-        self._label_delay = getattr(spec, "label_delay", 0)
-        self._missing_inputs = getattr(spec, "missing_inputs", False)
+        self._label_delay = spec.label_delay
         self._missing_targets = spec.missing_targets or self._label_delay > 0
         self._input_names = definition.input_names
         self._target_names = definition.target_names
@@ -63,7 +63,8 @@ class ChunkReader:
         stream_id = check_stream_id(message.stream_id)
         targets = self._targets(message)
         inputs = self._inputs(message)
-        if not len(inputs) and not (self._label_delay and targets is not None):
+        ends = message.end_of_sequence
+        if not len(inputs) and not (self._label_delay and (targets is not None or ends)):
             raise self._empty()
         if targets is not None and not self._label_delay and len(targets) != len(inputs):
             raise self._one_a_step(len(targets), len(inputs))
@@ -72,7 +73,9 @@ class ChunkReader:
         if first_target is not None and not self._label_delay and first_target != first_step:
             bound = "left out, or first_step, for a model without label_delay"
             raise InvalidRequest.of("first_target_step", first_target, bound, reason="targets")
-        ends = message.end_of_sequence
+        if self._label_delay and targets is not None and len(inputs) and first_step is not None:
+            labelled = first_step if first_target is None else first_target
+            self._check_place(labelled, len(targets), first_step, len(inputs))
         return IncomingChunk(stream_id, first_step, inputs, targets, ends, first_target)
 
     def predict_inputs(self, message: pb.PredictRequest) -> Rows | None:
@@ -98,7 +101,7 @@ class ChunkReader:
             raise InvalidRequest.of("input_tokens", value, f"left out for task {self._spec.task}")
         rows = _rows("inputs", message.inputs, self._width, "input_size")
         self._check_steps("inputs", len(rows))
-        _check_numbers("inputs", rows, self._input_names, nan_allowed=self._missing_inputs)
+        _check_numbers("inputs", rows, self._input_names, nan_allowed=self._spec.missing_inputs)
         return rows
 
     def _targets(self, message: pb.Chunk) -> Rows | None:
@@ -126,6 +129,21 @@ class ChunkReader:
             return None
         self._check_steps("targets", len(targets))
         return targets
+
+    def _check_place(self, labelled: int, labels: int, first_step: int, steps: int) -> None:
+        """Refuse labels that are out of the delay window of their own chunk.
+
+        The learner looks at the window of the stream. But of a chunk that is sent once more it
+        sees only what is new, and what is wrong now was wrong then.
+        """
+        oldest = max(0, first_step - self._label_delay)
+        if labelled < oldest:
+            bound = f"at least {oldest}: older labels come too late"
+            raise from_core(LabelTooLate("first_target_step", labelled, bound))
+        newest = first_step + steps - labels
+        if labelled > newest:
+            bound = f"at most {newest}, for the last of {labels} to be of a step that has come"
+            raise from_core(LabelTooEarly("first_target_step", labelled, bound))
 
     def _without_targets(self) -> str:
         others = {"values": ": give targets", "classes": ": give target_classes"}
@@ -174,7 +192,9 @@ def _check_numbers(
 ) -> None:
     """Refuse what is not a number, naming the first of them by step and column."""
     flat = rows.ravel()
-    if math.isfinite(flat.dot(flat)):  # 0.3 µs for 512; it may overflow, and then we look again
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = flat.dot(flat)  # less than half of what looking at each value takes
+    if math.isfinite(squares):  # else it may have overflown: then we look
         return
     bad = np.isinf(rows) if nan_allowed else ~np.isfinite(rows)
     if not bad.any():
@@ -222,7 +242,8 @@ class AnswerWriter:
 
     Args:
         spec: of the model.
-        predictions: whether they are part of the answers.
+        predictions: whether they are part of the answers, and with them error bands and anomaly
+            scores.
         top_tokens: how many tokens an answer names for each step.
     """
 
@@ -230,11 +251,12 @@ class AnswerWriter:
         self._tokens = spec.task == "next_token"
         self._predictions = predictions
         self._top = top_tokens
+        self._band = Band()
 
     def learned(
-        self, result: ChunkResult, durable_step: int, condition: Condition
+        self, result: ChunkResult, durable_step: int, condition: Condition, snapshot: Snapshot
     ) -> pb.LearnResponse:
-        """The answer to a chunk that was learned."""
+        """The answer to a chunk that was learned; the error band is the snapshot's."""
         response = pb.LearnResponse(
             learned=pb.ChunkLearned(
                 stream_id=result.stream_id,
@@ -246,14 +268,46 @@ class AnswerWriter:
             )
         )
         if self._predictions and result.predictions is not None:
-            self._add_predictions(response.learned, result.predictions)
+            self._add_predictions(response.learned, result, result.predictions, snapshot)
         return response
 
-    def _add_predictions(self, learned: pb.ChunkLearned, rows: npt.NDArray[Any]) -> None:
+    def _add_predictions(
+        self,
+        learned: pb.ChunkLearned,
+        result: ChunkResult,
+        rows: npt.NDArray[Any],
+        snapshot: Snapshot,
+    ) -> None:
         if self._tokens:
             _add_top_tokens(learned, rows, self._top)
-        else:
-            merge_packed(learned, "predictions", rows)
+            return
+        data = packed(pb.ChunkLearned, "predictions", rows)
+        data += self._band.packed(pb.ChunkLearned, snapshot)
+        if result.anomaly_scores is not None:
+            data += packed(pb.ChunkLearned, "anomaly_scores", result.anomaly_scores)
+        learned.MergeFromString(data)
+
+
+class Band:
+    """The wire form of error bands, kept until the next one.
+
+    A band is worked out anew every 32 errors or so, and goes into every answer.
+    """
+
+    def __init__(self) -> None:
+        self._of = b""
+        self._data = b""
+
+    def packed(self, kind: type[Message], snapshot: Snapshot) -> bytes:
+        """The fields `error_low` and `error_high` of a message; nothing where there is no band."""
+        of = snapshot.model.error_band.tobytes()
+        if of != self._of:
+            low, high = snapshot.error_band()
+            self._data = b""
+            if len(low):
+                self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
+            self._of = of
+        return self._data
 
 
 def _add_top_tokens(
@@ -262,13 +316,16 @@ def _add_top_tokens(
     if len(rows):
         ids, probabilities = likeliest(rows, count)
         message.top_tokens.extend(ids.ravel().tolist())
-        merge_packed(message, "top_probabilities", probabilities)
+        message.MergeFromString(packed(type(message), "top_probabilities", probabilities))
 
 
-def merge_packed(message: Message, field: str, values: npt.NDArray[Any]) -> None:
-    """Add packed floats in their wire form: 2 µs for 512, where a list of them takes 12."""
+def packed(kind: type[Message], field: str, values: npt.NDArray[Any]) -> bytes:
+    """The wire form of a field of packed floats, to be merged into a message.
+
+    That takes 2 µs for 512, where a list of them takes 12.
+    """
     data = values.astype("<f4").tobytes()
-    message.MergeFromString(_tag(type(message), field) + _varint(len(data)) + data)
+    return _tag(kind, field) + _varint(len(data)) + data
 
 
 _TAGS: dict[tuple[type[Message], str], bytes] = {}
@@ -322,14 +379,19 @@ def refused_to_proto(refused: Refused) -> pb.LearnResponse:
 
 
 def prediction_to_proto(
-    rows: npt.NDArray[Any], spec: ModelSpec, next_step: int, update: int, top_tokens: int
+    rows: npt.NDArray[Any], snapshot: Snapshot, next_step: int, top_tokens: int
 ) -> pb.PredictResponse:
-    """The answer to Predict."""
+    """The answer to Predict: what a snapshot has predicted, with its error band."""
+    spec = snapshot.spec
     response = pb.PredictResponse(
-        next_step=next_step, update=update, horizon=spec.horizon, targets=spec.target_count
+        next_step=next_step,
+        update=snapshot.update,
+        horizon=spec.horizon,
+        targets=spec.target_count,
     )
     if spec.task == "next_token":
         _add_top_tokens(response, rows, top_tokens)
     else:
-        merge_packed(response, "predictions", rows)
+        data = packed(pb.PredictResponse, "predictions", rows)
+        response.MergeFromString(data + Band().packed(pb.PredictResponse, snapshot))
     return response

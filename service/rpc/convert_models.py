@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, cast, get_args
 
 from bptt_core import ModelSpec
@@ -15,7 +14,7 @@ from service.domain import Condition, ModelDefinition, ModelState
 from service.durability import CheckpointInfo
 from service.errors import from_core, InvalidRequest
 
-_ALL_ENUMS: dict[str, tuple[Any, str]] = {
+_ENUMS: dict[str, tuple[Any, str]] = {
     "task": (pb.Task, "TASK_"),
     "cell": (pb.Cell, "CELL_"),
     "loss": (pb.Loss, "LOSS_"),
@@ -29,13 +28,7 @@ _FIELDS = [
     for each in dataclasses.fields(ModelSpec)
     if each.name in pb.ModelSpec.DESCRIPTOR.fields_by_name
 ]
-_ENUMS = {name: _ALL_ENUMS[name] for name in _FIELDS if name in _ALL_ENUMS}
 _REPEATED = ("target_columns",)
-_NAMES = ("input_names", "target_names")  # which the core has no use for
-_UNKNOWN = [
-    name for name in pb.ModelSpec.DESCRIPTOR.fields_by_name if name not in (*_FIELDS, *_NAMES)
-]
-"""Fields of the API that the core has none for: to pass them over would be to promise them."""
 _SCALARS = [name for name in _FIELDS if name not in _ENUMS and name not in _REPEATED]
 
 
@@ -51,10 +44,6 @@ def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefiniti
     if "input_size" not in values and message.task != pb.TASK_NEXT_TOKEN:
         bound = f"a whole number from 1 to {INPUT_SIZE_MAX}"
         raise InvalidRequest.of("spec.input_size", "left out", bound)
-    for name in _UNKNOWN:
-        if getattr(message, name):
-            value, bound = getattr(message, name), "left out: this server does not know it"
-            raise InvalidRequest.of(f"spec.{name}", value, bound)
     for name in _ENUMS:
         number = getattr(message, name)
         if number:
@@ -123,8 +112,8 @@ def model_to_proto(state: ModelState) -> pb.Model:
         learning_rate=figures.learning_rate,
         clip=_number("clip", state.settings.clip),
         clip_threshold=state.settings.clip_threshold,
-        accuracy=math.nan,
-        cross_entropy_bits=math.nan,
+        accuracy=figures.accuracy,
+        cross_entropy_bits=figures.cross_entropy_bits,
     )
 
 

@@ -10,6 +10,7 @@ Rules:
   disk is full.
 - Answers do not wait for the journal. What has become durable since is told with the next answers,
   or in an `acknowledged` of its own if none has come by then; the end of a call waits for it.
+- Late labels that come without steps have no step that would tell: their answer waits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import grpc.aio
 
+from bptt_core import ChunkResult
 from protos.bptt.v1 import bptt_pb2 as pb
 from service.config import Limits, STREAM_ID_BYTES_MAX
 from service.domain import Answer, Refused
@@ -54,6 +56,7 @@ class LearnCall:
         self._outbox = Outbox(limits.call_answers, limits.call_bytes)
         self._reader: asyncio.Task[None] | None = None
         self._server_stopping = False
+        self._brings_labels = spec.label_delay > 0
         self._streams: set[str] = set()  # sent by this call
         self._behind: dict[str, tuple[int, int]] = {}  # stream: next step, durable step, as told
         self._timer: asyncio.TimerHandle | None = None
@@ -76,6 +79,8 @@ class LearnCall:
                 if answer is NEWS:
                     await self._acknowledge()
                 else:
+                    if self._brings_labels and _moved_nothing(answer):
+                        await trainer.durable()
                     await self._context.write(self._message(answer))
             if self._behind:
                 await trainer.durable()
@@ -100,7 +105,8 @@ class LearnCall:
             self._behind[stream_id] = next_step, durable_step
         else:
             self._behind.pop(stream_id, None)
-        return self._writer.learned(answer, durable_step, self._trainer.condition)
+        trainer = self._trainer
+        return self._writer.learned(answer, durable_step, trainer.condition, trainer.snapshot)
 
     def _steps_are_durable(self) -> None:
         if self._behind and self._timer is None:
@@ -211,3 +217,8 @@ class LearnCall:
         expected = trainer.expected_step(stream_id)
         told = stream_id[:STREAM_ID_BYTES_MAX]
         ticket.fill(Refused(told, first_step, error, expected, ticket.index))
+
+
+def _moved_nothing(answer: Answer) -> bool:
+    """Whether a chunk was learned that had labels only, or nothing new."""
+    return isinstance(answer, ChunkResult) and answer.first_step == answer.next_step

@@ -101,9 +101,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
             raise from_core(error) from error
         trainer.sink.predicted(time.perf_counter() - start)
         next_step = (0 if view is None else view.next_step) + (0 if inputs is None else len(inputs))
-        return convert.prediction_to_proto(
-            np.asarray(rows), spec, next_step, snapshot.update, top_tokens
-        )
+        return convert.prediction_to_proto(np.asarray(rows), snapshot, next_step, top_tokens)
 
     async def GetStream(
         self, request: pb.GetStreamRequest, context: _AnyContext

@@ -79,12 +79,15 @@ async def test_what_is_sent_again_is_learned_once() -> None:
         (4, X[4:8], X[2:6], 2, False),
         (4, X[4:8], X[2:6] + 9, 2, False),  # as a whole
         (4, X[4:12], X[2:12], 2, False),  # the last four are new
-        (8, NONE, X[7:8] + 9, 7, False),  # its time is over
-        (8, NONE, X[8:11], 8, False),  # in time for 9 and 10 only
+        (8, NONE, X[8:10], None, False),  # without steps: of 8 and 9, and the time of 8 is over
+        (8, NONE, X[9:11], 9, False),
         (8, X[8:12], None, None, True),  # as a whole, and ends nothing
     )
-    assert [type(answer) for answer in answers] == [ChunkResult] * 7
-    assert [answer.next_step for answer in answers] == [4, 8, 8, 12, 12, 12, 12]
+    late = answers.pop(4)
+    assert isinstance(late, Refused)
+    assert "first_target_step is 8, but must be at least 9" in late.error.message
+    assert [type(answer) for answer in answers] == [ChunkResult] * 6
+    assert [answer.next_step for answer in answers] == [4, 8, 8, 12, 12, 12]
     ref = expected(
         Chunk("s", 0, X[:4]),
         Chunk("s", 4, X[4:8], X[2:6], False, 2),

@@ -6,6 +6,7 @@ import math
 import socket
 import urllib.request
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -109,3 +110,37 @@ async def test_a_taken_port_is_named(server: Harness) -> None:
         MetricsEndpoint("192.0.2.1:1", server.metrics)
     with pytest.raises(InvalidRequest, match="metrics_address is 9464, but must be host:port"):
         MetricsEndpoint("9464", server.metrics)
+
+
+async def test_classes_have_an_accuracy_and_other_tasks_no_such_series(server: Harness) -> None:
+    await server.create("classes", task=pb.TASK_CLASSIFICATION, output_size=2)
+    await server.create("values")
+    for model_id, fields in (("classes", {"target_classes": [0, 1] * 20}), ("values", {})):
+        call = await server.learn(model_id)
+        await call.send("s", wave(40), **fields)
+        await call.learned()
+        await call.close()
+    series = _scrape(server)
+    model = await server.model("classes")
+    assert series["bptt_accuracy"] == {"classes": model.accuracy}
+    assert series["bptt_cross_entropy_bits"] == {"classes": model.cross_entropy_bits}
+    assert series["bptt_skill_ratio"]["classes"] == model.skill_ratio
+
+
+async def test_a_divergence_shows_in_the_series(server: Harness) -> None:
+    await server.create(
+        task=pb.TASK_REGRESSION, output_size=1, cell=pb.CELL_RNN_RELU, clip=pb.CLIP_NONE,
+        scaling=False, divergence_patience=3,
+    )  # fmt: skip
+    call = await server.learn()
+    large = np.full((20, 2), 3.4e38)
+    await call.send("s", large, targets=(-large[:, 0]).tolist())
+    await call.learned()
+    series = _scrape(server)
+    assert series["bptt_diverged"] == {"m": 1}
+    assert series["bptt_skipped_updates_total"] == {"m": 3}
+    await server.models.UpdateModel(pb.UpdateModelRequest(model_id="m", paused=False))
+    series = _scrape(server)
+    assert series["bptt_diverged"] == {"m": 0}
+    assert series["bptt_skipped_updates_total"] == {"m": 3}
+    await call.close()

@@ -294,13 +294,46 @@ async def test_a_creation_is_finished_though_its_client_hangs_up(server: Harness
     assert (await server.model()).steps == 0
 
 
-@pytest.mark.parametrize("fields", [{"label_delay": 3}, {"missing_inputs": True}])
-async def test_a_field_that_the_core_does_not_have_is_refused_not_passed_over(
-    server: Harness, fields: dict[str, Any]
+def test_the_api_and_the_core_have_the_same_settings() -> None:
+    core = {field.name for field in dataclasses.fields(ModelSpec)}
+    names = {"input_names", "target_names"}  # for people
+    assert set(pb.ModelSpec.DESCRIPTOR.fields_by_name) - names == core - {"dtype"}
+
+
+async def test_every_setting_comes_back_as_it_was_given(server: Harness) -> None:
+    given: dict[str, Any] = {
+        "task": pb.TASK_REGRESSION,
+        "output_size": 2,
+        "missing_inputs": True,
+        "missing_targets": True,
+        "label_delay": 10,
+        "divergence_patience": 3,
+        "on_divergence": pb.DIVERGENCE_ROLL_BACK,
+    }
+    model = await server.create(**given)
+    assert {name: getattr(model.spec, name) for name in given} == given
+    plain = await server.create("plain")
+    assert (plain.spec.label_delay, plain.spec.divergence_patience) == (0, 10)
+    assert plain.spec.on_divergence == pb.DIVERGENCE_STOP
+    assert not plain.spec.missing_inputs
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "value"),
+    [
+        ({"label_delay": 3}, "spec.label_delay", "3"),
+        ({"label_delay": 1025, "task": pb.TASK_REGRESSION, "output_size": 1}, "", "1025"),
+        ({"divergence_patience": 0}, "spec.divergence_patience", "0"),
+        ({"on_divergence": 9}, "spec.on_divergence", "9"),
+        ({"missing_targets": True}, "spec.missing_targets", "True"),
+    ],
+)
+async def test_settings_out_of_their_bounds_are_refused_by_name(
+    server: Harness, fields: dict[str, Any], field: str, value: str
 ) -> None:
-    [name] = fields
-    if name in {field.name for field in dataclasses.fields(ModelSpec)}:
-        pytest.skip("the core has it")
     request = pb.CreateModelRequest(model_id="m", spec=small(**fields))
     error = await failure(server.models.CreateModel(request))
-    assert violations(error)[0][0] == f"spec.{name}"
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    [(named, description)] = violations(error)
+    assert named == (field or "spec.label_delay")
+    assert value in description
