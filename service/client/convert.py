@@ -117,8 +117,8 @@ def chunk(
     first_step: int | None,
     first_target_step: int | None,
     end_of_sequence: bool,
-) -> tuple[pb.Chunk, int]:
-    """The message for one chunk, and how many steps it has.
+) -> tuple[pb.Chunk, int, int]:
+    """The message for one chunk, and how many steps and targets it has.
 
     Raises:
         InvalidRequest: an argument is not what the model takes.
@@ -135,13 +135,17 @@ def chunk(
             steps = add_tokens(message, inputs)
         else:
             steps = add_steps(message, rows("inputs", inputs, model.spec["input_size"]))
+    labels = 0
     if targets is not None:
         if model.task == "classification":
-            message.target_classes.extend(ids("targets", targets, -1, 2**31 - 1))
+            classes = ids("targets", targets, -1, 2**31 - 1)
+            message.target_classes.extend(classes)
+            labels = len(classes)
         else:
             wanted = rows("targets", targets, model.targets)
             message.MergeFromString(packed(pb.Chunk, "targets", wanted))
-    return message, steps
+            labels = len(wanted)
+    return message, steps, labels
 
 
 def add_steps(message: pb.Chunk | pb.PredictRequest, steps: Float32Array) -> int:

@@ -5,7 +5,9 @@ Rules:
 - Every kept chunk has a place, the step at which it begins. Sending it again is then safe: the
   server trims away what it has.
 - Answers are handed out in the order of the chunks, once each, however often a chunk was sent.
-- Chunks that the session placed behind one that was refused move up to where that one began.
+- Chunks that the session placed behind one that was refused move up to where that one began; but
+  not those with late labels, which name steps by their number.
+- Labels without steps may be refused as too late when they are sent again: then they were taken.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ class Sent:
     """By the session, because its caller gave no first_step."""
     size: int
     """Bytes, about."""
+    labels: int = 0
+    """Targets."""
+    resent: bool = False
+    """In a call before the present one it was sent already."""
     attempt: int = 0
     """Answers to attempts before this one say nothing."""
     written: bool = False
@@ -49,6 +55,21 @@ class Sent:
     def end(self) -> int:
         """The step after its last."""
         return self.message.chunk.first_step + self.steps
+
+    @property
+    def moves_up(self) -> bool:
+        """Whether it may be placed anew."""
+        return self.placed and not self.message.chunk.HasField("first_target_step")
+
+    def was_taken(self, refused: pb.ChunkRefused) -> bool:
+        """Whether it is refused because it was learned before, in a call that broke.
+
+        Steps that come again are trimmed away. Labels by themselves are judged as they are: those
+        that came in their time, and whose time is over, did not come too early.
+        """
+        last = self.message.chunk.first_target_step + self.labels
+        late = refused.field == "first_target_step" and last <= refused.expected_step
+        return late and self.resent and not self.steps
 
 
 class Ledger:
@@ -72,10 +93,10 @@ class Ledger:
         self._order: deque[Sent] = deque()  # whose answers were not handed out
         self._kept: dict[str, deque[Sent]] = {}
 
-    def add(self, message: pb.LearnRequest, steps: int, *, placed: bool) -> Sent:
+    def add(self, message: pb.LearnRequest, steps: int, labels: int, *, placed: bool) -> Sent:
         """A chunk that is about to be sent."""
-        chunk = message.chunk
-        sent = Sent(self._taken, message, chunk.stream_id, steps, placed, message.ByteSize())
+        chunk, size = message.chunk, message.ByteSize()
+        sent = Sent(self._taken, message, chunk.stream_id, steps, placed, size, labels)
         self._taken += 1
         self.unanswered += 1
         self.chunks += 1
@@ -162,7 +183,7 @@ class Ledger:
         for sent in self._kept.get(refused.stream_id, ()):
             if sent.index < refused.index or sent.answer is not None:
                 continue
-            if sent.placed and sent.first_step != end:
+            if sent.moves_up and sent.first_step != end:
                 sent.message.chunk.first_step = end
                 sent.attempt += 1
                 if sent.written:
@@ -185,6 +206,7 @@ class Ledger:
                 # A chunk without steps holds labels only, and next_step does not tell of it.
                 if sent.answer is None or sent.end > next_step or not sent.steps:
                     sent.attempt += 1
+                    sent.resent = sent.resent or sent.written
                     again.append(sent)
                 sent.written = False
         return sorted(again, key=lambda sent: sent.index)

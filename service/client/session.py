@@ -27,7 +27,7 @@ from service.client.errors import (
     StepsLost,
 )
 from service.client.ledger import Ledger, MOVES_MAX, Sent
-from service.client.types import Answer, Model, Refused
+from service.client.types import Answer, Learned, Model, Refused
 from service.errors import NotFound, OutOfOrder, ServerStopping, ServiceError
 
 UNANSWERED_MAX = 256  # chunks on their way: keeps a fast server busy, and a stop short
@@ -142,15 +142,15 @@ class LearnSession:
                 where there is none, if the model allows it.
             first_step: where the steps belong. What the stream already has is trimmed away, a gap
                 is refused. None: at the stream's end.
-            first_target_step: the step of the first target, for a model with a label_delay. None:
-                first_step.
+            first_target_step: the step of the first target, for a model with a label_delay: at most
+                so many steps before first_step, which should be given, too. None: first_step.
             end_of_sequence: learn the unfinished window, then reset the stream's state.
 
         Raises:
             InvalidRequest: arrays of another shape; nothing was sent.
             Unavailable: the server is stopping or gone, and did not come back in time.
         """
-        chunk, steps = convert.chunk(
+        chunk, steps, labels = convert.chunk(
             self.model,
             stream_id,
             inputs,
@@ -163,7 +163,7 @@ class LearnSession:
         await self._room()
         if placed:
             await self._place(chunk)
-        sent = self._ledger.add(pb.LearnRequest(chunk=chunk), steps, placed=placed)
+        sent = self._ledger.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
         self._waiting.append(sent)
         await self._write()
 
@@ -359,26 +359,31 @@ class LearnSession:
                 f"to send to it, and at step {message.first_step} when its steps came: another "
                 "client sends to the same stream"
             )
-        answer = sent.answer
-        if answer is None:
-            answer = convert.learned_from_proto(
-                message, self.model, predictions=not self._opening.omit_predictions
-            )
-        self._answered(sent, answer, message.next_step)
+        self._answered(sent, sent.answer or self._answer(message), message.next_step)
         self._ledger.acknowledge(sent.stream_id, message.durable_step)
         if not self._resume:
             self._ledger.forget(sent)
 
+    def _answer(self, message: pb.ChunkLearned) -> Learned:
+        asked = not self._opening.omit_predictions
+        return convert.learned_from_proto(message, self.model, predictions=asked)
+
     def _refused(self, message: pb.ChunkRefused) -> None:
         sent, attempt = self._flight.popleft()
         if attempt != sent.attempt:
+            return
+        if sent.was_taken(message):
+            step = message.expected_step
+            taken = pb.ChunkLearned(stream_id=sent.stream_id, first_step=step, next_step=step)
+            self._goes_well()
+            self._answered(sent, sent.answer or self._answer(taken), step)
             return
         answer = convert.refused_from_proto(message, sent.index)
         if self._resume and self._is_passing(sent, answer.error):
             raise _Again(answer.error)
         self._goes_well()
         gap = isinstance(answer.error, OutOfOrder)
-        if sent.placed and gap and sent.moves < MOVES_MAX:
+        if sent.moves_up and gap and sent.moves < MOVES_MAX:
             sent.moves += 1
         elif sent.answer is None:
             self._answered(sent, answer, 0)

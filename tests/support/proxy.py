@@ -16,6 +16,8 @@ class Proxy:
         self.address = ""
         self.target = target
         self.accepted = 0
+        self.mute = False
+        """Throw away what the server says: the next connection should hear it, so `drop` then."""
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -37,7 +39,7 @@ class Proxy:
             return
         pair = {writer, upstream[1]}
         self._open |= pair
-        ways = (_pass(reader, upstream[1]), _pass(upstream[0], writer))
+        ways = (self._pass(reader, upstream[1]), self._pass(upstream[0], writer, answers=True))
         tasks = [asyncio.ensure_future(way) for way in ways]
         self._tasks.update(tasks)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -47,12 +49,14 @@ class Proxy:
         self._tasks.difference_update(tasks)
         self._open -= pair
 
-
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while piece := await reader.read(PIECE_BYTES):
-            writer.write(piece)
-            await writer.drain()
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(PIECE_BYTES):
+                if not (answers and self.mute):
+                    writer.write(piece)
+                    await writer.drain()
 
 
 @contextlib.asynccontextmanager
