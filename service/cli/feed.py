@@ -45,6 +45,8 @@ class Feed:
     """Rows that the stream already had."""
     position: int = 0
     """The step that the next row will be."""
+    sequence_start: int = 0
+    """The step that the present sequence began with, as far as is known."""
     skip: int = 0
     """Rows that are still to be skipped."""
 
@@ -94,8 +96,8 @@ class Feed:
                     continue
                 if held is not None:
                     await self._send_batch(held, pending, ends=new.begins)
-                elif new.begins and self.position and self.reset is not None and not pending:
-                    await self.reset()
+                elif new.begins and self.position and not pending:
+                    await self._end_earlier(new, pending)
                 held = new
                 if not self.look_ahead:
                     await self._send_batch(held, pending, ends=False)
@@ -104,9 +106,23 @@ class Feed:
             if held is not None:  # what was read before an error or a stop is learned
                 await self._send_batch(held, pending, ends=False)
 
+    async def _end_earlier(self, batch: Batch, pending: deque[Batch]) -> None:
+        """End the sequence of an earlier run, which `batch` does not go on with.
+
+        Only a model with a label_delay takes an end by itself; of others the window that was not
+        finished is forgotten, not learned.
+        """
+        if self.delay:
+            none = Batch(batch.values[:0], batch.first_line, batch.first_line, 0, batch.position)
+            await self._send_batch(none, pending, ends=True)
+        elif self.reset is not None:
+            await self.reset()
+
     def _new_rows(self, batch: Batch) -> Batch | None:
         """What of a batch the stream does not have yet."""
         self.missing += batch.missing
+        if batch.begins and self.skip:
+            self.sequence_start = self.skipped
         known = min(len(batch.values), self.skip)
         self.skip -= known
         self.skipped += known
@@ -117,10 +133,12 @@ class Feed:
         return Batch(values, batch.first_line, batch.last_line, 0, batch.position, begins)
 
     async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
-        inputs, targets = self._split(batch.values)
+        if batch.begins:
+            self.sequence_start = self.position
+        inputs, targets = self._split(batch.values) if len(batch.values) else (None, None)
         first_target = None
         if self.delay and targets is not None:
-            early = max(0, self.delay - self.position)  # labels of steps before the first
+            early = max(0, self.sequence_start + self.delay - self.position)  # of another sequence
             targets = targets[early:] if early < len(targets) else None
             first_target = None if targets is None else self.position + early - self.delay
         pending.append(batch)
@@ -165,7 +183,11 @@ class Feed:
             return
         values = batch.values[len(batch.values) - len(predictions) :]
         self.report.learned(
-            values[:, : self.inputs], values[:, self.inputs :], predictions, begins=batch.begins
+            answer,
+            values[:, : self.inputs],
+            values[:, self.inputs :],
+            predictions,
+            begins=batch.begins,
         )
 
 

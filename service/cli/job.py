@@ -15,12 +15,13 @@ import click
 from rich.console import Console
 
 from service.cli import choose
-from service.cli.console import number, print_json, progress_output
+from service.cli.console import print_json, progress_output
 from service.cli.create import create_model
 from service.cli.csvfile import Batch, CsvTable, InputError, Sample, some
 from service.cli.feed import Feed
 from service.cli.pump import emitted, in_thread
 from service.cli.report import Display, Report, Summary
+from service.cli.telling import count, figures
 from service.cli.textfile import TextFile, VOCABULARY
 from service.client import Client, LearnSession, Model, ServerUnreachable
 from service.errors import NotFound, ServerStopping
@@ -121,11 +122,11 @@ class Job:
         found = plan.found
         if found is None:
             return
-        for name, count in found.missing.items():
+        for name, missing in found.missing.items():
             field = "missing_inputs" if name in plan.inputs else "missing_targets"
             if model.spec.get(field):
                 what = "the model takes them as missing"
-                self._say(f"column {name!r} lacks {_count(count, 'value')}: {what}")
+                self._say(f"column {name!r} lacks {count(missing, 'value')}: {what}")
         if self.wish.gap_seconds is None and found.gaps:
             assert plan.time is not None
             self._say(
@@ -173,9 +174,9 @@ class Job:
                 raise ServerStopping
         if feed.skip and not interrupted:
             raise InputError(
-                f"{self.wish.file} is shorter than its stream: {_count(feed.skipped, 'row')}, but "
+                f"{self.wish.file} is shorter than its stream: {count(feed.skipped, 'row')}, but "
                 f"stream {self.stream_id} of model {self.wish.model_id} has "
-                f"{_count(feed.skipped + feed.skip, 'step')}; give another --stream, or --append"
+                f"{count(feed.skipped + feed.skip, 'step')}; give another --stream, or --append"
             )
         return bool(interrupted)
 
@@ -201,7 +202,7 @@ class Job:
             return 0
         if next_step and not self.append:
             self._say(
-                f"stream {self.stream_id} has {_count(next_step, 'step')}: going on after them"
+                f"stream {self.stream_id} has {count(next_step, 'step')}: going on after them"
             )
         return next_step
 
@@ -225,7 +226,7 @@ class Job:
             print_json({"event": event, **facts, **summary.to_json()})
             return
         if feed.missing:
-            self._say(f"{_count(feed.missing, 'row')} left out for a missing value")
+            self._say(f"{count(feed.missing, 'row')} left out for a missing value")
         if event == "interrupted":
             self._say("interrupted: what was sent is learned")
         if report.steps:
@@ -234,52 +235,21 @@ class Job:
             self._say(f"nothing new for stream {self.stream_id} of model {self.wish.model_id}")
 
     def _tell(self, summary: Summary, naive: str, feed: Feed, bits: float) -> None:
-        steps = _count(summary.steps, "step")
+        steps = count(summary.steps, "step")
         click.echo(
             f"{steps} learned on stream {self.stream_id} of model {self.wish.model_id}, "
             f"{summary.steps_per_second:,.0f} a second; next step {feed.next_step:,}"
         )
-        click.echo(
-            f"error over that of {naive}: {number(summary.whole.ratio)}, "
-            f"second half {number(summary.second_half.ratio)}"
-        )
-        if summary.farthest is not None:
-            whole, half = summary.farthest
-            click.echo(
-                f"{feed.session.model.horizon} steps ahead: {number(whole.ratio)}, "
-                f"second half {number(half.ratio)}"
+        for line in figures(summary, naive, feed.session.model, bits):
+            click.echo(line)
+        if summary.model_state in ("paused", "diverged"):
+            why = ": too many updates in a row were not finite" * (
+                summary.model_state == "diverged"
             )
-        if summary.accuracy is not None:
-            click.echo(
-                f"accuracy {_percent(summary.accuracy)}; cross-entropy "
-                f"{number(float(summary.whole.error[0]))} bits, second half "
-                f"{number(float(summary.second_half.error[0]))}"
+            self._say(
+                f"model {self.wish.model_id} is {summary.model_state}{why}; it learns again after "
+                f"`bptt models update {self.wish.model_id} --resume`"
             )
-        if feed.session.model.task == "next_token":
-            wrong = float(summary.second_half.error[0])
-            lately = f"; lately {number(bits)} bits each" if math.isfinite(bits) else ""
-            click.echo(
-                f"the likeliest token was right {_percent(1 - wrong)} of the time in the second "
-                f"half{lately}"
-            )
-        click.echo(
-            f"loss {number(summary.loss)}, "
-            f"median gradient norm {number(summary.median_gradient_norm)}, "
-            f"updates clipped {_percent(summary.clipped_share)}"
-        )
-        if summary.skipped_updates:
-            click.echo(
-                f"{summary.skipped_updates:,} of {_count(summary.updates, 'update')} skipped: "
-                "not finite; try a lower --learning-rate"
-            )
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}"
 
 
 @contextmanager

@@ -25,13 +25,16 @@ _LABEL_DELAY = (
     "Regression, classification: the target in a row is that of the row so many rows before it. "
     "[default: 0]"
 )
+_ON_DIVERGENCE = (
+    "... after which it learns nothing more, or goes back to its last checkpoint. [default: stop]"
+)
 
 EXAMPLE = """\b
 Examples:
   bptt learn temperature.csv --model sea
-  bptt learn glucose.csv.gz --model glucose --columns isig,glucose --targets glucose
+  bptt learn glucose.csv.gz --model glucose --columns isig,glucose --targets glucose --gap 3600
   bptt learn drive.csv --model fuel --task regression --targets consumption
-  bptt learn machine.csv --model faults --task classification --targets fault
+  bptt learn machine.csv --model faults --task classification --targets fault --label-delay 10
   bptt learn notes.txt --model prose --text
   tail -n +1 -f sensor.csv | bptt learn - --model sensor
 """
@@ -73,6 +76,8 @@ def _spec_options(command: Command) -> Command:
         ("clip", None, "How the gradient is clipped. [default: norm]"),
         ("clip_threshold", float, "The bound of the clip. [default: 1]"),
         ("label_delay", int, _LABEL_DELAY),
+        ("divergence_patience", int, "Updates in a row that are not finite ... [default: 10]"),
+        ("on_divergence", None, _ON_DIVERGENCE),
         ("seed", int, "Where the first parameters come from. [default: 0]"),
     ]
     for name, kind, text in reversed(options):
@@ -110,7 +115,7 @@ def _spec_options(command: Command) -> Command:
 @click.option(
     "--missing",
     type=click.Choice(["take", "leave-out"]),
-    default="leave-out",
+    default="take",
     show_default=True,
     help="Of a model that is made: take missing values as such, or leave their rows out.",
 )
@@ -164,7 +169,7 @@ def learn(
     for_rows = {name: options.pop(name) for name in _FOR_ROWS}
     if text:
         for name, value in for_rows.items():
-            if value and value != "leave-out":
+            if value and value != "take":
                 flag = "--gap" if name == "gap_seconds" else "--" + name.replace("_", "-")
                 raise click.UsageError(f"{flag} is for columns, and --text has none")
     settings = {name: value for name, value in options.items() if value is not None}

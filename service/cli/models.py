@@ -59,11 +59,16 @@ def _table(found: list[Model]) -> Table:
     table.add_column("model", overflow="fold")
     for title in ("task", "network", "state"):
         table.add_column(title, no_wrap=True)
-    for title in ("streams", "steps", "clipped", "error", "loss", "gradient"):
+    titles = ["streams", "steps", "clipped", "error", "loss", "gradient"]
+    classes = any(not math.isnan(model.accuracy) for model in found)
+    if classes:  # which most servers have none of, and a table has no room to waste
+        titles[4:4] = ["right", "bits"]
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
         clipped = model.clipped_updates / model.updates if model.updates else math.nan
+        right = "–" if math.isnan(model.accuracy) else f"{model.accuracy:.1%}"
         table.add_row(
             model.model_id,
             f"{spec['task']} {model.horizon}" if spec["task"] == "forecast" else spec["task"],
@@ -73,10 +78,13 @@ def _table(found: list[Model]) -> Table:
             f"{model.steps:,}",
             "–" if math.isnan(clipped) else f"{clipped:.0%}",
             _ratio(model.skill_ratio),
+            *((right, number(model.cross_entropy_bits)) if classes else ()),
             number(model.loss),
             number(model.gradient_norm),
         )
     table.caption = "error: over that of the naive forecast, recent steps; below 1 is better"
+    if classes:
+        table.caption += "\nright, bits: recent classes and tokens; share right, and cross-entropy"
     table.caption_justify = "left"
     return table
 

@@ -15,7 +15,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from service.cli.console import number, print_json
 from service.cli.score import (
+    Anomalies,
     ClassScore,
+    Coverage,
     Errors,
     ForecastScore,
     LateScore,
@@ -48,6 +50,12 @@ class Summary:
     """The same two at the end of a forecast's horizon, if that is more than one step ahead."""
     accuracy: float | None
     """Classification: share of known classes that were the likeliest."""
+    within_band: float | None = None
+    """Forecast and regression: share of targets that were within the error band told before."""
+    anomalies: Anomalies | None = None
+    """Forecast: the steps that were least expected."""
+    model_state: str = "unspecified"
+    """As the last answer told."""
 
     @property
     def steps_per_second(self) -> float:
@@ -82,7 +90,14 @@ class Summary:
             }
         if self.accuracy is not None:
             facts["accuracy"] = self.accuracy
-        return facts
+        if self.within_band is not None:
+            facts["within_band"] = self.within_band
+        if self.anomalies is not None:
+            facts["anomalies"] = self.anomalies.steps
+            facts["lowest_anomaly_scores"] = [
+                {"step": step, "score": score} for score, step in self.anomalies.lowest
+            ]
+        return facts | {"model_state": self.model_state}
 
 
 def scores(model: Model) -> list[Score]:
@@ -95,6 +110,14 @@ def scores(model: Model) -> list[Score]:
     score = (RegressionScore if model.task == "regression" else ClassScore)(model.targets)
     delay = model.spec.get("label_delay", 0)
     return [LateScore(score, delay) if delay else score]
+
+
+def coverage(model: Model) -> Coverage | None:
+    """What tells how good a model's error band is; None for classes and tokens, without one."""
+    if model.task == "forecast":
+        columns = list(model.spec["target_columns"]) or list(range(model.spec["input_size"]))
+        return Coverage(columns, 1)
+    return Coverage(None, model.spec.get("label_delay", 0)) if model.task == "regression" else None
 
 
 def _errors_to_json(errors: Errors) -> dict[str, Any]:
@@ -112,6 +135,10 @@ class Report:
     def __init__(self, model: Model) -> None:
         """Nothing was learned yet; the clock starts."""
         self._scores = scores(model)
+        self._coverage = coverage(model)
+        self._band: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._anomalies = Anomalies() if model.task == "forecast" else None
+        self._model_state = "unspecified"
         self.naive = self._scores[0].naive
         self.steps = 0
         self._updates = self._clipped = self._skipped = 0
@@ -122,6 +149,9 @@ class Report:
     def add(self, answer: Learned) -> None:
         """Count what one answer reports."""
         self.steps += answer.next_step - answer.first_step
+        self._model_state = answer.model_state
+        if self._anomalies is not None:
+            self._anomalies.add(answer.first_step, answer.anomaly_scores)
         for update in answer.updates:
             self._updates += 1
             self._clipped += update.clipped
@@ -132,6 +162,7 @@ class Report:
 
     def learned(
         self,
+        answer: Learned,
         inputs: NDArray[np.float32],
         targets: NDArray[np.float32],
         predictions: Predictions,
@@ -143,6 +174,13 @@ class Report:
             if begins:
                 score.begin()
             score.learned(inputs, targets, predictions)
+        if self._coverage is not None:
+            if begins:
+                self._coverage.begin()
+            values = np.asarray(predictions, np.float32)
+            self._coverage.learned(inputs, targets, values, self._band)
+            if len(answer.error_low):
+                self._band = answer.error_low, answer.error_high
 
     def _accuracy(self) -> float | None:
         score = self._scores[0]
@@ -165,6 +203,9 @@ class Report:
             second_half=first.errors(second_half=True),
             farthest=None if last is first else (last.errors(), last.errors(second_half=True)),
             accuracy=self._accuracy(),
+            within_band=None if self._coverage is None else self._coverage.share,
+            anomalies=self._anomalies,
+            model_state=self._model_state,
         )
 
     def line(self) -> str:
