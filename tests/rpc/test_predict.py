@@ -10,8 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core import Chunk, Learner, ModelSpec, Snapshot, StreamView
 from protos.bptt.v1 import bptt_pb2 as pb
+from service.domain import RunReport
+from service.engine.trainer import Trainer
 from tests.rpc.harness import failure, Harness, until, violations, wave
 
 
@@ -72,33 +74,138 @@ async def test_predictions_are_answered_while_the_trainer_is_busy(server: Harnes
     await call.close()
 
 
-async def test_predictions_never_see_half_a_run(server: Harness) -> None:
-    """Snapshot and state belong together: what is predicted was the truth after some chunk."""
-    await server.create()
-    learner = Learner(ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4))
-    truths = []
-    for first in range(0, 400, 4):
-        learner.apply([Chunk("s", first, wave(4, first))])
-        rows = learner.snapshot().predict(learner.stream_view("s"))
-        truths.append((first + 4, tuple(rows.astype(np.float32).ravel().tolist())))
+LIVE: dict[str, Any] = {"horizon": 2}
+GIVEN = {"nothing": 0, "a few": 3, "what a thread reads": 300}
+
+
+def answer_of(response: pb.PredictResponse) -> tuple[Any, ...]:
+    """What an answer says, to be compared bit for bit."""
+    told = (response.predictions, response.error_low, response.error_high)
+    return tuple(np.array(each, np.float32).tobytes() for each in told)
+
+
+def answer_from(snapshot: Snapshot, view: StreamView, steps: int) -> tuple[Any, ...]:
+    """What a snapshot says of a stream, after so many steps more."""
+    rows = snapshot.predict(view, wave(steps) if steps else None)
+    told = (rows, *snapshot.error_band())
+    return tuple(each.astype(np.float32).tobytes() for each in told)
+
+
+def asked(stream_id: str, steps: int) -> pb.PredictRequest:
+    values = wave(steps).ravel().tolist()
+    return pb.PredictRequest(model_id="m", stream_id=stream_id, inputs=values)
+
+
+async def write_until(server: Harness, streams: list[str], enough: asyncio.Event) -> int:
+    """Send chunks of all streams as fast as the server takes them; how many of each."""
     call = await server.learn(omit_predictions=True)
+    sent = 0
+
+    async def drain() -> None:
+        while (await call.raw.read()) is not grpc.aio.EOF:
+            pass
+
+    draining = asyncio.create_task(drain())
+    while not enough.is_set():
+        for stream_id in streams:
+            await call.send(stream_id, wave(4, 4 * sent), first_step=4 * sent)
+        sent += 1
+    await call.raw.write(pb.LearnRequest(close=pb.CloseLearn()))
+    await draining
+    return sent
+
+
+async def ask_until(
+    server: Harness, stream_id: str, steps: int, updates: int
+) -> list[pb.PredictResponse]:
+    """Answers, until they are from so many different snapshots."""
+    answers: list[pb.PredictResponse] = []
+    seen: set[int] = set()
+    while len(seen) < updates:
+        response = await server.streams.Predict(asked(stream_id, steps))
+        answers.append(response)
+        seen.add(response.update)
+    return answers
+
+
+async def test_every_prediction_under_load_is_that_of_the_snapshot_it_names(
+    server: Harness,
+) -> None:
+    """Of one stream a learner by itself tells what each snapshot must have been."""
+    await server.create(**LIVE)
+    call = await server.learn()
     await call.send("s", wave(4), first_step=0)
     await call.learned()
-
-    async def feed() -> None:
-        for first in range(4, 400, 4):
-            await call.send("s", wave(4, first), first_step=first)
-            await call.learned()
-
-    feeding = asyncio.create_task(feed())
-    seen = set()
-    while not feeding.done():
-        response = await server.streams.Predict(pb.PredictRequest(model_id="m", stream_id="s"))
-        seen.add((response.next_step, tuple(response.predictions)))
-    await feeding
-    assert len(seen) > 3
-    assert seen <= set(truths)
     await call.close()
+    enough = asyncio.Event()
+    writing = asyncio.create_task(write_until(server, ["s"], enough))
+    asking = [ask_until(server, "s", steps, 25) for steps in GIVEN.values()]
+    answers = await asyncio.gather(*asking)
+    enough.set()
+    chunks = await writing
+
+    learner = Learner(ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4, **LIVE))
+    truths = {}
+    for first in range(0, 4 * chunks, 4):
+        learner.apply([Chunk("s", first, wave(4, first))])
+        snapshot = learner.snapshot()
+        truths[snapshot.update] = snapshot, learner.stream_view("s")
+    for steps, told in zip(GIVEN.values(), answers, strict=True):
+        for response in told:
+            snapshot, view = truths[response.update]
+            assert response.next_step == view.next_step + steps
+            assert answer_of(response) == answer_from(snapshot, view, steps)
+    assert any(response.error_low for told in answers for response in told)
+
+
+class Recorder:
+    """A sink that keeps whatever the trainer had published when it reported."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._sink = trainer.sink
+        self._trainer = trainer
+        self.published = [(trainer.snapshot, dict(trainer.views))]
+
+    def run(self, report: RunReport) -> None:
+        self.published.append((self._trainer.snapshot, dict(self._trainer.views)))
+        self._sink.run(report)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)
+
+
+async def test_every_prediction_of_many_streams_is_that_of_a_published_snapshot(
+    server: Harness,
+) -> None:
+    """Eight streams, whose windows make updates together: state and parameters of one moment."""
+    await server.create(**LIVE)
+    streams = [f"s{place}" for place in range(8)]
+    call = await server.learn()
+    for stream_id in streams:
+        await call.send(stream_id, wave(4), first_step=0)
+        await call.learned()
+    await call.close()
+    trainer = server.registry.get("m")
+    recorder: Any = Recorder(trainer)
+    trainer.sink = recorder
+    enough = asyncio.Event()
+    writing = asyncio.create_task(write_until(server, streams, enough))
+    plan = [(stream_id, steps) for stream_id in streams[::3] for steps in GIVEN.values()]
+    answers = await asyncio.gather(*(ask_until(server, *each, 12) for each in plan))
+    enough.set()
+    await writing
+
+    of_update: dict[int, list[Any]] = {}
+    for snapshot, views in recorder.published:
+        of_update.setdefault(snapshot.update, []).append((snapshot, views))
+    for (stream_id, steps), told in zip(plan, answers, strict=True):
+        for response in told:
+            possible = [
+                answer_from(snapshot, views[stream_id], steps)
+                for snapshot, views in of_update[response.update]
+                if views[stream_id].next_step + steps == response.next_step
+            ]
+            assert answer_of(response) in possible
 
 
 BAD: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
