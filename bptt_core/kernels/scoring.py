@@ -15,6 +15,7 @@ from bptt_core.scoring import (
     BAND,
     BAND_ERRORS_MIN,
     BAND_EVERY,
+    BAND_RINGS,
     FADING,
     LEAST_PROBABILITY,
     SURPRISES_MAX,
@@ -96,9 +97,10 @@ def keep_errors(model: Model, errors: Array, column: Array, tail: Array) -> None
     for i in range(errors.size):
         row[i] = errors[i] if is_finite(errors[i]) else np.nan
     model.counters[ERRORS] += 1
-    if model.counters[ERRORS] % BAND_EVERY != 0:
+    count, rows = model.counters[ERRORS], kept.shape[0]
+    if count % (max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY) != 0:
         return
-    rows = min(model.counters[ERRORS], kept.shape[0])
+    rows = min(count, rows)
     for i in range(errors.size):
         n = 0
         for r in range(rows):

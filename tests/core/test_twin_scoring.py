@@ -80,14 +80,16 @@ def test_quantiles(n: int) -> None:
 
 @pytest.mark.twin_of("scoring.keep_errors")
 @backends
-def test_the_ring_of_errors(backend: Any) -> None:
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_the_ring_of_errors(backend: Any, size: str) -> None:
     """It goes round, and what is missing takes no place."""
-    model, twin = new_model(replace(REGRESSION, output_size=1100)), naive.Figures(1100, 64)
-    assert len(model.errors) == 64
-    scratch = np.empty((2, 64))
-    for step in range(200):
-        errors = RANDOM.normal(size=1100)
-        errors[RANDOM.random(1100) < 0.3] = np.nan
+    outputs, ring = {"small": (1100, 64), "large": (300, 218)}[size]
+    model, twin = new_model(replace(REGRESSION, output_size=outputs)), naive.Figures(outputs, ring)
+    assert len(model.errors) == ring
+    scratch = np.empty((2, ring))
+    for step in range(500):
+        errors = RANDOM.normal(size=outputs)
+        errors[RANDOM.random(outputs) < 0.3] = np.nan
         if step % 7 == 0:
             errors[:] = np.nan
         errors[1] = np.inf if step % 3 else np.nan
@@ -96,7 +98,7 @@ def test_the_ring_of_errors(backend: Any) -> None:
             scoring._keep(model, errors)
         else:
             kernels.keep_errors(model, errors, scratch[0], scratch[1])
-        if step in (40, 100, 199):
+        if step in (40, 100, 199, 350, 499):
             assert_twin(model.error_band, twin.band() if len(twin.rows) >= 32 else np.nan)
     low, high = scoring.error_band(model)
     assert np.isnan(low[1])

@@ -8,7 +8,7 @@ import statistics
 from tests.core.naive.algebra import Matrix, Vector
 from tests.core.naive.scaling import fade
 
-EVERY = 32  # errors between two looks at their quantiles
+EVERY = 32  # errors between two looks at their quantiles, until the ring is full
 
 
 class Figures:
@@ -33,7 +33,10 @@ class Figures:
 
     def band(self) -> Matrix:
         """Quantiles 0.05 and 0.95 as they were at the last look."""
-        looked = len(self.rows) - len(self.rows) % EVERY
+        looked = 0
+        for count in range(1, len(self.rows) + 1):
+            if count % (EVERY if count <= self.ring else max(EVERY, self.ring // 4)) == 0:
+                looked = count
         rows = self.rows[:looked][-self.ring :]
         columns = [[row[i] for row in rows] for i in range(len(self.error))]
         return [[quantile(column, share) for column in columns] for share in (0.05, 0.95)]
