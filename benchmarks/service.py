@@ -36,6 +36,8 @@ DISTINCT_CHUNKS = 64  # a cycle of them: more would only be more memory
 
 LEARN = "/bptt.v1.LearnerService/Learn"
 LEARNED_TAG = b"\x12"  # LearnResponse.learned: field 2, length-delimited
+CLOSED_TAG = b"\x22"  # .closed: field 4
+ACKNOWLEDGED_TAG = b"\x2a"  # .acknowledged: field 5
 MODEL = "benchmark"
 
 
@@ -94,24 +96,28 @@ async def stream(address: str, chunks: list[bytes], count: int) -> float:
         await call.write(opened.SerializeToString())
         await call.read()
         room = asyncio.Semaphore(UNANSWERED_MAX)
+        closing = pb.LearnRequest(close=pb.CloseLearn()).SerializeToString()
 
         async def send() -> None:
             for place in range(count):
                 await room.acquire()
                 await call.write(chunks[place % len(chunks)])
+            await call.write(closing)
+            await call.done_writing()
 
         started = time.perf_counter()
         sender = asyncio.create_task(send())
-        for _ in range(count):
-            answer = await call.read()
-            if answer is grpc.aio.EOF or not answer.startswith(LEARNED_TAG):
-                raise RuntimeError(f"the server at {address} answered {answer!r}, {call.details()}")
-            room.release()
+        answers = 0
+        while not (answer := await call.read()).startswith(CLOSED_TAG):
+            if answer.startswith(LEARNED_TAG):
+                answers += 1
+                room.release()
+            elif not answer.startswith(ACKNOWLEDGED_TAG):
+                raise RuntimeError(f"the server at {address} answered {answer!r}")
         seconds = time.perf_counter() - started
         await sender
-        await call.write(pb.LearnRequest(close=pb.CloseLearn()).SerializeToString())
-        await call.done_writing()
-        await call.read()
+        if answers != count:
+            raise RuntimeError(f"the server at {address} answered {answers} of {count} chunks")
         return seconds
 
 

@@ -14,6 +14,7 @@ from bptt_core.errors import BpttError, UnknownStream
 from service.domain import RunReport, TickReport
 from service.durability import Command, Tick
 from service.engine.batcher import QueuedChunk, Round, StreamCommand
+from service.engine.joining import groups, join, split
 from service.engine.journaling import Move
 from service.engine.records import apply_body
 from service.errors import from_core, ServiceError
@@ -46,8 +47,13 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
     outcome = Outcome()
     start = time.perf_counter()
     try:
-        for place, each in enumerate(rounds, start=1):
-            _apply(learner, each.chunks, outcome)
+        place = 0
+        for group in groups(learner.spec, rounds):
+            each, place = group[-1], place + len(group)
+            if len(group) > 1:
+                _apply_joined(learner, [one.chunks[0] for one in group], outcome)
+            else:
+                _apply(learner, each.chunks, outcome)
             for duplicate in each.duplicates:
                 step = _next_step(learner, duplicate.stream_id)
                 result = ChunkResult(duplicate.stream_id, step, step, None, ())
@@ -96,6 +102,28 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
     outcome.records.append((body, moves))
     steps = sum(each.steps for each in chunks)
     outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+
+
+def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
+    """Apply chunks of one stream as one."""
+    view = _view(learner, chunks[0].stream_id)
+    start = time.perf_counter()
+    try:
+        body = (join(chunks),)
+        result = apply_body(learner, body).result
+    except BpttError:  # nothing was changed: each is told what is wrong with it
+        for each in chunks:
+            _apply(learner, [each], outcome)
+        return
+    assert result is not None
+    seconds = time.perf_counter() - start
+    whole = result.chunks[0]
+    sequence_step = 0 if view is None else view.sequence_step
+    outcome.answers += zip(chunks, split(learner.spec, chunks, sequence_step, whole), strict=True)
+    outcome.touched.add(whole.stream_id)
+    outcome.records.append((body, [(whole.stream_id, whole.first_step, whole.next_step)]))
+    steps = whole.next_step - whole.first_step
+    outcome.ticks.append(TickReport(1, steps, result.updates, seconds))
 
 
 def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:

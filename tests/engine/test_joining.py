@@ -1,0 +1,142 @@
+"""Chunks that are applied together: the same answers, the same model, fewer records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from service.domain import Refused
+from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from service.engine.joining import groups
+from service.engine.outbox import Outbox
+from service.engine.records import apply_body
+from service.engine.run import Outcome, run
+
+FORECAST = ModelSpec(input_size=2, hidden_size=4, k1=3, k2=7)
+SPECS = {
+    "forecast": FORECAST,
+    "forecast five ahead": replace(FORECAST, horizon=5),
+    "regression": replace(FORECAST, task="regression", output_size=1),
+    "classification": replace(FORECAST, task="classification", output_size=3, loss="cross_entropy"),
+    "next token": ModelSpec(task="next_token", vocabulary_size=5, hidden_size=4, k1=2, k2=4),
+}
+LENGTHS = (1, 1, 4, 3, 1, 9, 2, 2, 17, 1, 1, 1, 6)
+ENDS = (5, 9)
+
+
+def chunks(spec: ModelSpec) -> list[Chunk]:
+    generator = np.random.default_rng(3)
+    result, first = [], 0
+    for place, steps in enumerate(LENGTHS):
+        inputs: Any = generator.normal(size=(steps, spec.input_size)).astype(np.float32)
+        targets: Any = None
+        if spec.task == "next_token":
+            inputs = generator.integers(0, 5, steps).astype(np.uint32)
+        elif spec.task == "classification":
+            targets = generator.integers(0, 3, steps).astype(np.int32)
+        elif spec.task == "regression":
+            targets = inputs[:, :1] + 1
+        result.append(Chunk("s", first, inputs, targets, place in ENDS))
+        first += steps
+    return result
+
+
+def rounds(given: list[Chunk]) -> list[Round]:
+    batcher, outbox = Batcher(), Outbox(1000, 1 << 20)
+    for each in given:
+        batcher.put(QueuedChunk(each, outbox.ticket(0)))
+    return batcher.take(1000, 1 << 20)
+
+
+def learned(outcome: Outcome) -> list[ChunkResult]:
+    found = [result for _, result in outcome.answers]
+    assert all(isinstance(each, ChunkResult) for each in found)
+    return [each for each in found if isinstance(each, ChunkResult)]
+
+
+def assert_same(mine: ChunkResult, its: ChunkResult) -> None:
+    assert (mine.first_step, mine.next_step) == (its.first_step, its.next_step)
+    assert mine.updates == its.updates
+    np.testing.assert_array_equal(mine.predictions, its.predictions)
+    assert (mine.anomaly_scores is None) == (its.anomaly_scores is None)
+    if mine.anomaly_scores is not None and its.anomaly_scores is not None:
+        np.testing.assert_array_equal(mine.anomaly_scores, its.anomaly_scores)
+
+
+def assert_same_state(mine: Learner, its: Learner) -> None:
+    arrays, metadata = mine.state()
+    others, other_metadata = its.state()
+    assert metadata == other_metadata
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_joined_chunks_are_answered_as_if_they_had_come_one_by_one(name: str) -> None:
+    spec = SPECS[name]
+    learner, alone = Learner(spec, backend="reference"), Learner(spec, backend="reference")
+    given = chunks(spec)
+    outcome = run(learner, rounds(given))
+    expected = [alone.apply([each]).chunks[0] for each in given]
+    assert sum(len(each.updates) for each in expected) > 6
+    for mine, its in zip(learned(outcome), expected, strict=True):
+        assert_same(mine, its)
+    assert_same_state(learner, alone)
+    assert len(outcome.records) == 3, "one for each sequence"
+    replayed = Learner(spec, backend="reference")
+    for body, _ in outcome.records:
+        apply_body(replayed, body)
+    assert_same_state(replayed, alone)
+
+
+def test_joined_chunks_that_follow_others_are_answered_as_well() -> None:
+    learner, alone = (Learner(FORECAST, backend="reference") for _ in range(2))
+    given = chunks(FORECAST)
+    for part in (given[:3], given[3:5], given[5:]):
+        outcome = run(learner, rounds(part))
+        for mine, each in zip(learned(outcome), part, strict=True):
+            assert_same(mine, alone.apply([each]).chunks[0])
+
+
+def test_a_bad_chunk_is_refused_and_those_joined_with_it_are_not() -> None:
+    learner = Learner(FORECAST, backend="reference")
+    given = chunks(FORECAST)[:3]
+    bad = given[2].inputs.copy()
+    bad[0, 0] = np.nan
+    outcome = run(learner, rounds([*given[:2], replace(given[2], inputs=bad)]))
+    first, second, third = (result for _, result in outcome.answers)
+    assert isinstance(first, ChunkResult)
+    assert isinstance(second, ChunkResult)
+    assert not isinstance(third, (ChunkResult, Refused))
+    assert third.reason == "not_finite"
+    assert learner.next_step("s") == 2
+    assert outcome.failure is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(FORECAST, missing_inputs=True),
+        replace(SPECS["regression"], missing_targets=True),
+        replace(SPECS["regression"], label_delay=2),
+        replace(FORECAST, on_divergence="roll_back"),
+    ],
+)
+def test_some_models_take_their_chunks_one_by_one(spec: ModelSpec) -> None:
+    waiting = rounds(chunks(spec))
+    assert [len(each) for each in groups(spec, waiting)] == [1] * len(waiting)
+
+
+def test_what_stands_between_two_chunks_keeps_them_apart() -> None:
+    given = chunks(FORECAST)[:4]
+    waiting = rounds(given)
+    waiting[1].commands.append(StreamCommand("s", "reset", None))  # type: ignore[arg-type]
+    other = Chunk("other", 0, given[0].inputs)
+    waiting[3].chunks.append(QueuedChunk(other, waiting[3].chunks[0].ticket))
+    found = list(groups(FORECAST, waiting))
+    assert [len(each) for each in found] == [1, 1, 1, 1]
+    assert [each for group in found for each in group] == waiting
