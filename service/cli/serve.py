@@ -95,6 +95,8 @@ def serve(
     as_json: bool,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM."""
+    # One thread, as kernels want it: else each of their calls sets it, and sets it back.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.app import configure_logging  # the server's libraries take a second to import
     from service.app import serve as run
     from service.config import Kept, ServerConfig

@@ -4,7 +4,8 @@
 
 Rules:
 - Records are numbered in the order in which they were applied, and committed in that order.
-- While one transaction is written the next one gathers, so a slow disk makes larger ones.
+- A transaction gathers what comes within GATHER_SECONDS, unless somebody waits for it; and while
+  it is written the next one gathers, so a slow disk makes larger ones.
 - What waits is bounded: `blocked` is a reason to apply nothing more.
 - A commit that fails is tried again until it works or the server stops. Meanwhile nothing is
   acknowledged and nothing is lost: it is all in memory still.
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 Move = tuple[str, int, int]
 """A stream, and its next step before and after a record."""
 
+GATHER_SECONDS = 0.002  # with a step a message, a commit each took as much time as all the rest
 WAITING_RECORDS_MAX = 4096  # a second of small ones, should the disk stand still
 WAITING_BYTES_MAX = 32 << 20  # of their arrays
 FIRST_PAUSE_SECONDS = 0.05  # before a failed commit is tried again; doubled each time ...
@@ -111,6 +113,7 @@ class JournalWriter:
         self._waiting: list[Record] = []
         self._weight = 0
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # until enough is gathered
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -128,9 +131,22 @@ class JournalWriter:
             return self.last
         self._waiting.append(Record(self.last, body))
         self._weight += weight(body)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name=f"journal {self._model_id}")
+        if not self._is_writing and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(GATHER_SECONDS, self._begin)
         return self.last
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def _begin(self) -> None:
+        """Write what was gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting and self.broken is None and not self._is_writing:
+            self._task = asyncio.create_task(self._write(), name=f"journal {self._model_id}")
 
     async def up_to(self, tick: int) -> None:
         """Wait until a record and all before it are durable.
@@ -144,12 +160,15 @@ class JournalWriter:
             raise self._never()
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append((tick, waiter))
+        self._begin()
         await waiter
 
     def give_up(self, why: ServiceError) -> None:
         """Commit nothing more; who waits is told why. What is not durable was not acknowledged."""
-        if self._waiting or (self._task is not None and not self._task.done()):
+        if self._waiting or self._is_writing:
             self._break(self.failure or why)
+            if self._timer is not None:
+                self._timer.cancel()
             if self._task is not None:
                 self._task.cancel()
 
@@ -173,9 +192,12 @@ class JournalWriter:
                 log.error("model %s: the journal is closed: %s", self._model_id, error)
                 self._break(error)
             else:
-                self._weight -= sum(weight(each.body) for each in batch)
                 self._say_committed(batch, time.perf_counter() - start)
                 pause = FIRST_PAUSE_SECONDS
+                if not self._waiters:
+                    break
+        if self._waiting and self.broken is None:
+            self._timer = loop.call_later(GATHER_SECONDS, self._begin)
 
     def _say_failed(self, error: ServiceError) -> None:
         if self.failure is None:
@@ -188,6 +210,8 @@ class JournalWriter:
         self._on_change()
 
     def _say_committed(self, batch: list[Record], seconds: float) -> None:
+        was_blocked = self.blocked
+        self._weight -= sum(weight(each.body) for each in batch)
         if self.failure is not None:
             self.failure = None
             log.info("model %s: its journal is written again", self._model_id)
@@ -197,7 +221,8 @@ class JournalWriter:
             if not waiter.done():
                 waiter.set_result(None)
         self._on_commit(self.committed, seconds)
-        self._on_change()
+        if was_blocked:
+            self._on_change()
 
     def _break(self, error: Exception) -> None:
         self.broken = error

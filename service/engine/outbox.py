@@ -36,6 +36,11 @@ class Ticket:
         self.weight = weight
         self.answer: Answer | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other answer of its call is waited for, or on its way."""
+        return len(self._outbox) == 1
+
     def fill(self, answer: Answer) -> None:
         """The answer is there. At most once."""
         assert self.answer is None

@@ -39,13 +39,15 @@ class Outcome:
     diverged: bool = False
     """The model must go back to a checkpoint now, as its spec says."""
     seconds: float = 0.0
+    own_seconds: float = 0.0
+    """The same without those in which other threads and programs had the processor."""
     failure: Exception | None = None
 
 
 def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
     """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome."""
     outcome = Outcome()
-    start = time.perf_counter()
+    start, own_start = time.perf_counter(), time.thread_time()
     try:
         place = 0
         for group in groups(learner.spec, rounds):
@@ -67,6 +69,7 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
         outcome.report = RunReport(outcome.ticks, learner.figures)
         outcome.snapshot = learner.snapshot()
         outcome.seconds = time.perf_counter() - start
+        outcome.own_seconds = time.thread_time() - own_start
     except Exception as error:  # noqa: BLE001 - the learner is then in no known state
         outcome.failure = error
     return outcome

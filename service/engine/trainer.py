@@ -157,6 +157,8 @@ class Trainer:
         self._controls: deque[Control] = deque()  # once all that was accepted is applied
         self._steering: deque[Control] = deque()  # between the next two runs
         self._step_seconds = math.inf  # of runs of one chunk; unknown before the first of them
+        self._idle = False  # `_work` waits for something to do
+        self._to_look_at: Outcome | None = None  # how far gradients reach back after it
         self._give_up_with: ServiceError | None = None  # why what is queued is not learned
         self._failed = False
         self._ending = False
@@ -367,11 +369,15 @@ class Trainer:
             elif targets is not None:
                 targets = targets[trimmed:]
             ends = ends and trimmed < steps  # a sequence that had ended does not end again
-        chunk = Chunk(stream_id, expected, inputs, targets, ends, labelled)
-        self._put(QueuedChunk(chunk, ticket), expected + steps - trimmed)
+        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), ticket)
+        self._put(queued, expected + steps - trimmed)
         self._accepted_steps += steps - trimmed
         if sender is not None:
             self._senders[stream_id] = sender
+        if self._is_for_now(queued):
+            self._learn_now()
+        else:
+            self._wake.set()
 
     def _still_in_time(
         self, incoming: IncomingChunk, first: int, expected: int
@@ -421,6 +427,7 @@ class Trainer:
             raise UnknownStream.of(stream_id)
         deletes = command.action == "delete"
         self._put(command, 0 if deletes else self.expected_step(stream_id))
+        self._wake.set()
         next_step = await command.done
         await self._journal.up_to(self._journal.last)
         return next_step
@@ -430,7 +437,6 @@ class Trainer:
         accepted[0] = next_step
         accepted[1] += 1
         self._batcher.put(entry)
-        self._wake.set()
 
     def _wake_waiters(self) -> None:
         """Let as many go on as there may be room for; each looks again when its turn comes."""
@@ -443,6 +449,38 @@ class Trainer:
 
     # ------------------------------------------------------------------ the work
 
+    def _is_for_now(self, queued: QueuedChunk) -> bool:
+        """Whether a chunk that was just queued may be learned before `accept` returns.
+
+        Its client waits for this answer alone, nobody else sends, and nothing else is to be done.
+        """
+        return (
+            self._idle
+            and queued.steps * self._step_seconds <= INLINE_SECONDS
+            and queued.ticket.alone
+            and self._batcher.chunks == 1
+            and len(self._senders) == 1  # of several streams, those that come together are a batch
+            and not queued.repeats
+            and not queued.chunk.end_of_sequence  # which may learn more than the chunk
+            and not (self._controls or self._steering or self._saver.due or self._ending)
+            and not self._journal.blocked
+            and self.definition.spec.on_divergence == "stop"
+        )
+
+    def _learn_now(self) -> None:
+        """A run without a turn of the event loop: three of them took as long as the run."""
+        rounds = self._batcher.take(1, 1)
+        try:
+            outcome = run(self._learner, rounds)
+            self._measured(outcome, rounds[0].chunks[0].steps)
+            self._publish(rounds, outcome)
+        except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
+            self._fail(rounds, error)
+            return
+        if self._flow.is_due(outcome):
+            self._to_look_at = outcome
+            self._wake.set()
+
     async def _work(self) -> None:
         while True:
             if self._rolls_back:
@@ -453,6 +491,9 @@ class Trainer:
                     self._fail([], error)
             if self._saver.due and not self._failed:
                 self._saver.begin(await self._copy())
+            if self._to_look_at is not None:
+                outcome, self._to_look_at = self._to_look_at, None
+                self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
             if self._controls and not self._batcher:
                 await self._control(self._controls)
                 continue
@@ -467,7 +508,9 @@ class Trainer:
                 if self._ending and not self._batcher and not self._controls:
                     return
                 self._wake.clear()
+                self._idle = True
                 await self._wake.wait()
+                self._idle = False
                 continue
             rounds = self._batcher.take(self._limits.run_chunks, self._limits.run_steps)
             self._wake_waiters()
@@ -485,7 +528,7 @@ class Trainer:
                 self._rolls_back = True
                 continue
             if self._flow.is_due(outcome):
-                self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
+                self._to_look_at = outcome
 
     async def _outcome(self, rounds: list[Round]) -> Outcome:
         """What `run` gives: from a thread, or at once where a thread costs more than it saves."""
@@ -496,10 +539,13 @@ class Trainer:
             outcome = run(self._learner, rounds)
         else:
             outcome = await self._in_thread(run, self._learner, rounds)
-        measured = outcome.seconds / max(1, alone.steps)  # labels may come by themselves
+        self._measured(outcome, alone.steps)
+        return outcome
+
+    def _measured(self, outcome: Outcome, steps: int) -> None:
+        measured = outcome.own_seconds / max(1, steps)  # labels may come by themselves
         before = self._step_seconds if math.isfinite(self._step_seconds) else measured
         self._step_seconds = before + (measured - before) / INLINE_MEMORY
-        return outcome
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
