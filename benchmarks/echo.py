@@ -4,7 +4,7 @@ It parses every chunk and answers with as many values, and as many update report
 would. Nothing that speaks gRPC in Python can be much faster, so what the service reaches of it is
 the share that learning leaves.
 
-    python -m benchmarks.echo K1 INPUT_SIZE
+    python -m benchmarks.echo K1 INPUT_SIZE [bands]
 
 prints its address and serves until its standard input is closed.
 """
@@ -24,10 +24,11 @@ from protos.bptt.v1 import bptt_pb2 as pb
 class Echo:
     """Answers a Learn call at once."""
 
-    def __init__(self, k1: int, input_size: int) -> None:
-        """As the benchmarked model's spec says."""
+    def __init__(self, k1: int, input_size: int, *, bands: bool) -> None:
+        """As the benchmarked model's spec says; with error bands and anomaly scores or not."""
         self._k1 = k1
         self._input_size = input_size
+        self._bands = bands
 
     async def learn(
         self, requests: AsyncIterator[pb.LearnRequest], context: Any
@@ -46,7 +47,12 @@ class Echo:
                     stream_id=chunk.stream_id, first_step=step, predictions=chunk.inputs
                 )
                 step += len(chunk.inputs) // self._input_size
-                answer.next_step = step
+                answer.next_step = answer.durable_step = step
+                answer.model_state = pb.MODEL_STATE_LEARNING
+                if self._bands:
+                    answer.error_low.extend(chunk.inputs[: self._input_size])
+                    answer.error_high.extend(chunk.inputs[: self._input_size])
+                    answer.anomaly_scores.extend(chunk.inputs[:: self._input_size])
                 while update < step // self._k1:
                     update += 1
                     answer.updates.add(
@@ -60,16 +66,27 @@ class Echo:
                     )
                 yield pb.LearnResponse(learned=answer)
 
+    async def predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        """One prediction, of zeros."""
+        return pb.PredictResponse(predictions=[0.0] * self._input_size, horizon=1)
 
-async def main(k1: int, input_size: int) -> None:
+
+async def main(k1: int, input_size: int, *, bands: bool) -> None:
     """Serve on a free port of loopback until standard input ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    echo = Echo(k1, input_size, bands=bands)
     learn = grpc.stream_stream_rpc_method_handler(
-        Echo(k1, input_size).learn,
+        echo.learn,
         request_deserializer=pb.LearnRequest.FromString,
         response_serializer=pb.LearnResponse.SerializeToString,
     )
-    handler = grpc.method_handlers_generic_handler("bptt.v1.LearnerService", {"Learn": learn})
+    predict = grpc.unary_unary_rpc_method_handler(
+        echo.predict,
+        request_deserializer=pb.PredictRequest.FromString,
+        response_serializer=pb.PredictResponse.SerializeToString,
+    )
+    methods: dict[str, Any] = {"Learn": learn, "Predict": predict}
+    handler = grpc.method_handlers_generic_handler("bptt.v1.LearnerService", methods)
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -79,4 +96,4 @@ async def main(k1: int, input_size: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), bands="bands" in sys.argv[3:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from typing import Any
@@ -11,7 +10,7 @@ import grpc
 import numpy as np
 
 from benchmarks.processes import started
-from benchmarks.service import INPUT_SIZE, LEARN, MODEL, walk
+from benchmarks.service import INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
 from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
@@ -37,7 +36,8 @@ async def trip_seconds(address: str, stream_id: str) -> float:
         for _ in range(TRIPS):
             start = time.perf_counter()
             await call.write(message)
-            await call.read()
+            while not (await call.read()).startswith(LEARNED_TAG):
+                pass  # an `acknowledged`, of an earlier step
             seconds.append(time.perf_counter() - start)
         call.cancel()
     return statistics.median(seconds)
@@ -56,34 +56,37 @@ async def predict_seconds(address: str) -> list[float]:
     return seconds
 
 
-async def streams_together(address: str) -> tuple[float, float]:
-    """Steps a second of 64 streams in one call and model, and of the core fed the same batches."""
-    spec = {"input_size": INPUT_SIZE, "hidden_size": WIDE, "k1": WIDE_K, "k2": WIDE_K}
-    steps = TICKS * STREAMS * WIDE_K
-    rows = np.concatenate(walk(WIDE_K))[:WIDE_K]
-    async with Client.connect(address) as client:
-        await client.create_model("wide", spec)
-        async with client.learn("wide") as session:
-
-            async def send(ticks: int) -> None:
-                for _ in range(ticks):
-                    for stream in range(STREAMS):
-                        await session.send(str(stream), rows)
-
-            async def read(answers: int) -> None:
-                for _ in range(answers):
-                    await anext(session)
-
-            await asyncio.gather(send(2), read(2 * STREAMS))
-            start = time.perf_counter()
-            await asyncio.gather(send(TICKS), read(TICKS * STREAMS))
-            seconds = time.perf_counter() - start
+def together_alone() -> float:
+    """Steps a second of the core, fed 64 streams side by side."""
     learner = Learner(ModelSpec(input_size=INPUT_SIZE, hidden_size=WIDE, k1=WIDE_K, k2=WIDE_K))
     learner.warm_up()
+    rows = np.concatenate(walk(WIDE_K))[:WIDE_K]
     begin = time.perf_counter()
     for tick in range(TICKS):
         learner.apply([Chunk(str(s), tick * WIDE_K, rows, None) for s in range(STREAMS)])
-    return steps / seconds, steps / (time.perf_counter() - begin)
+    return TICKS * STREAMS * WIDE_K / (time.perf_counter() - begin)
+
+
+async def streams_together(address: str) -> tuple[float, float]:
+    """Steps a second of 64 streams in one call and model, and of the core fed the same batches.
+
+    Medians of runs in turns.
+    """
+    spec = {"input_size": INPUT_SIZE, "hidden_size": WIDE, "k1": WIDE_K, "k2": WIDE_K}
+    rows = np.concatenate(walk(WIDE_K))[:WIDE_K].ravel()
+    chunks = [
+        pb.LearnRequest(chunk=pb.Chunk(stream_id=str(s), inputs=rows)).SerializeToString()
+        for s in range(STREAMS)
+    ]
+    async with Client.connect(address) as client:
+        await client.create_model("wide", spec)
+    together, alone = [], []
+    for place in range(-1, ROUNDS):
+        seconds = await stream(address, chunks, TICKS * STREAMS, "wide")
+        if place >= 0:
+            together.append(TICKS * STREAMS * WIDE_K / seconds)
+            alone.append(together_alone())
+    return statistics.median(together), statistics.median(alone)
 
 
 async def run(service: str, echo: str) -> None:
@@ -96,16 +99,18 @@ async def run(service: str, echo: str) -> None:
     print(f"round trip of one step, p50: {mine:.0f} µs; echo {its:.0f} µs: {mine / its:.2f}x")
     async with Client.connect(service) as client, client.learn(MODEL) as session:
         await session.send("predicted", walk(64)[0])
-    idle, busy = [], []
-    for _ in range(ROUNDS):
-        idle += await predict_seconds(service)
-        with started("benchmarks.load", service):
-            busy += await predict_seconds(service)
-    for percent in (50, 99):
-        a, b = (float(np.percentile(each, percent)) * 1e6 for each in (idle, busy))
-        print(
-            f"Predict p{percent}: idle {a:.0f} µs; while its model trains {b:.0f} µs: {b / a:.1f}x"
-        )
+    for what, address in (("Predict", service), ("an echo's", echo)):
+        idle, busy = [], []
+        for _ in range(ROUNDS):
+            idle += await predict_seconds(address)
+            with started("benchmarks.load", service):
+                busy += await predict_seconds(address)
+        for percent in (50, 99):
+            a, b = (float(np.percentile(each, percent)) * 1e6 for each in (idle, busy))
+            print(
+                f"{what} p{percent}: idle {a:.0f} µs; while the service trains a model {b:.0f} µs: "
+                f"{b / a:.1f}x"
+            )
     together, alone = await streams_together(service)
     print(
         f"{STREAMS} streams in one model, H={WIDE}, chunks of {WIDE_K}: {together:,.0f} steps/s; "

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 
@@ -31,7 +32,9 @@ def started(*module_and_arguments: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def service_address() -> Iterator[str]:
-    """A server as users start it, on free ports; its address."""
+    """A server as users start it, on free ports, with a folder of its own; its address."""
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
-    with started("service.cli", "serve", "--json", "--until-input-ends", *free) as ready:
-        yield str(json.loads(ready)["address"])
+    with tempfile.TemporaryDirectory(prefix="bptt-benchmark-") as folder:
+        options = ("--json", "--until-input-ends", *free, "--data", folder)
+        with started("service.cli", "serve", *options) as ready:
+            yield str(json.loads(ready)["address"])

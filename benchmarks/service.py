@@ -3,13 +3,14 @@
 The service and the echo run in processes of their own, one after the other in turns, so that a
 machine that slows down slows both. The load is the same bytes for both: requests are encoded before
 the clock starts, and of an answer only its kind is looked at, so that the client is not what is
-measured. The clock runs from the first chunk to the last chunk's answer, which the service gives
-once it has learned.
+measured. The clock runs from the first chunk to `closed`, which the service says once all is
+learned and durable, on the disk and not only in its journal's hands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from dataclasses import dataclass
@@ -88,11 +89,11 @@ def core_alone(steps: int, seconds: float) -> float:
     return learned / taken
 
 
-async def stream(address: str, chunks: list[bytes], count: int) -> float:
-    """Send `count` chunks in one Learn call; the seconds until all of them are learned."""
+async def stream(address: str, chunks: list[bytes], count: int, model_id: str = MODEL) -> float:
+    """Send `count` chunks in one Learn call; seconds until all are learned and durable."""
     async with grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.stream_stream(LEARN)()
-        opened = pb.LearnRequest(open=pb.OpenLearn(model_id=MODEL))
+        opened = pb.LearnRequest(open=pb.OpenLearn(model_id=model_id))
         await call.write(opened.SerializeToString())
         await call.read()
         room = asyncio.Semaphore(UNANSWERED_MAX)
@@ -138,13 +139,36 @@ async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> 
     return Measured(chunk_steps, rates[service], rates[echo], alone)
 
 
+async def probe(address: str) -> pb.ChunkLearned:
+    """An answer of a model that has been learning for a while."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream(LEARN)()
+        opened = pb.LearnRequest(open=pb.OpenLearn(model_id=MODEL))
+        await call.write(opened.SerializeToString())
+        await call.read()
+        learned = pb.ChunkLearned()
+        for chunk in encoded_chunks(64, "probe")[:10]:
+            await call.write(chunk)
+            while not (answer := await call.read()).startswith(LEARNED_TAG):
+                pass
+            learned = pb.LearnResponse.FromString(answer).learned
+        call.cancel()
+        return learned
+
+
 async def run(seconds: float = RUN_SECONDS) -> None:
     """Measure and print."""
-    with service_address() as service, started("benchmarks.echo", str(K), str(INPUT_SIZE)) as echo:
+    async with contextlib.AsyncExitStack() as stack:
+        service = stack.enter_context(service_address())
         async with Client.connect(service) as client:
             spec = {"input_size": INPUT_SIZE, "hidden_size": HIDDEN_SIZE, "k1": K, "k2": K}
             await client.create_model(MODEL, spec)
+        answer = await probe(service)
+        like = ("bands",) if answer.anomaly_scores else ()
+        echo = stack.enter_context(started("benchmarks.echo", str(K), str(INPUT_SIZE), *like))
         print(f"service over loopback: D={INPUT_SIZE}, H={HIDDEN_SIZE}, k1=k2={K}, one stream,")
+        sizes = [each.ByteSize() for each in (answer, await probe(echo))]
+        print("durability full; an answer of 64 steps has {} bytes, the echo's {};".format(*sizes))
         print(f"predictions in every answer; median (least to most) of {ROUNDS} runs in turns")
         print(
             f"{'chunk':>6} {'service, steps/s':>30} {'echo, steps/s':>33} "
