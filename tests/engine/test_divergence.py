@@ -101,6 +101,7 @@ async def answers(outbox: Outbox, count: int) -> list[Answer]:
 
 
 async def end(trainer: Trainer) -> None:
+    await trainer.durable()
     await trainer.stop(refusal=ServerStopping(), save=False)
 
 
@@ -275,8 +276,9 @@ async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when
         async with training(store, replace(SPEC, on_divergence="stop")) as trainer:
             outbox = Outbox(100, 1000)
             give(trainer, outbox, 8)
+            await answers(outbox, 1)
             give(trainer, outbox, 8, scale=TOO_LARGE)
-            await answers(outbox, 2)
+            await answers(outbox, 1)
             await end(trainer)
         records = journal(store)
     with opened(tmp_path / "copy") as store:
