@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from benchmarks.processes import started
-from benchmarks.service import INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
+from benchmarks.service import ACKNOWLEDGED_TAG, INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
 from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
@@ -36,8 +36,9 @@ async def trip_seconds(address: str, stream_id: str) -> float:
         for _ in range(TRIPS):
             start = time.perf_counter()
             await call.write(message)
-            while not (await call.read()).startswith(LEARNED_TAG):
-                pass  # an `acknowledged`, of an earlier step
+            while not (answer := await call.read()).startswith(LEARNED_TAG):
+                if not answer.startswith(ACKNOWLEDGED_TAG):  # of an earlier step
+                    raise RuntimeError(f"the server at {address} answered {answer!r}")
             seconds.append(time.perf_counter() - start)
         call.cancel()
     return statistics.median(seconds)

@@ -150,7 +150,8 @@ async def probe(address: str) -> pb.ChunkLearned:
         for chunk in encoded_chunks(64, "probe")[:10]:
             await call.write(chunk)
             while not (answer := await call.read()).startswith(LEARNED_TAG):
-                pass
+                if not answer.startswith(ACKNOWLEDGED_TAG):
+                    raise RuntimeError(f"the server at {address} answered {answer!r}")
             learned = pb.LearnResponse.FromString(answer).learned
         call.cancel()
         return learned

@@ -44,8 +44,14 @@ class Outcome:
     failure: Exception | None = None
 
 
-def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
-    """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome."""
+def run(learner: Learner, rounds: Sequence[Round], *, looks: bool = True) -> Outcome:
+    """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome.
+
+    Args:
+        learner: changed.
+        rounds: what to do.
+        looks: whether to bring along what others see: views, figures and snapshot.
+    """
     outcome = Outcome()
     start, own_start = time.perf_counter(), time.thread_time()
     try:
@@ -65,9 +71,10 @@ def run(learner: Learner, rounds: Sequence[Round]) -> Outcome:
             if _must_roll_back(learner, outcome):
                 outcome.diverged, outcome.rest = True, list(rounds[place:])
                 break
-        outcome.views = {each: _view(learner, each) for each in outcome.touched}
-        outcome.report = RunReport(outcome.ticks, learner.figures)
-        outcome.snapshot = learner.snapshot()
+        if looks:
+            outcome.views = {each: _view(learner, each) for each in outcome.touched}
+            outcome.report = RunReport(outcome.ticks, learner.figures)
+            outcome.snapshot = learner.snapshot()
         outcome.seconds = time.perf_counter() - start
         outcome.own_seconds = time.thread_time() - own_start
     except Exception as error:  # noqa: BLE001 - the learner is then in no known state

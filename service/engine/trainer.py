@@ -53,6 +53,7 @@ from service.engine.outbox import Ticket
 from service.engine.records import apply_body, LoadCheckpoint, make_checkpoint
 from service.engine.run import Outcome, run
 from service.engine.saving import Saver
+from service.engine.shown import Shown
 from service.engine.views import StreamViews
 from service.errors import (
     from_core,
@@ -89,9 +90,6 @@ class Trainer:
 
     Attributes:
         definition: what was asked for.
-        snapshot: what predictions read. Immutable.
-        views: live state of each stream, as of the snapshot. Immutable values.
-        figures: how the model does, as of the snapshot.
         settings: how it learns now.
         used_at: when somebody last asked for the model, or left it; of the monotonic clock.
         listeners: told why the model stops, when it does.
@@ -126,9 +124,7 @@ class Trainer:
         damage: str | None = None,
     ) -> None:
         self.definition = definition
-        self.snapshot = learner.snapshot()
-        self.views = StreamViews.of(learner)
-        self.figures = learner.figures
+        self._shown = Shown(learner, self._figures_turn)
         self.settings = learner.settings
         self.parameters = learner.parameter_count
         self.used_at = time.monotonic()
@@ -163,7 +159,7 @@ class Trainer:
         self._failed = False
         self._ending = False
         self._task: asyncio.Task[None] | None = None
-        self.sink = sink.open_model(definition.model_id, self.figures, self._gauges)
+        self.sink = sink.open_model(definition.model_id, learner.figures, self._gauges)
         self._durable = DurableSteps()
         model_id, storage = definition.model_id, storage or executor
         self._journal = JournalWriter(
@@ -190,7 +186,9 @@ class Trainer:
         if saved_ticks is not None and saved_ticks < ticks and not self._read_only:
             self._saver.replayed()
             # Its server may have been killed between the tick that diverged and the roll-back.
-            self._rolls_back = self.figures.diverged and learner.spec.on_divergence == "roll_back"
+            self._rolls_back = (
+                learner.figures.diverged and learner.spec.on_divergence == "roll_back"
+            )
 
     # ------------------------------------------------------------------ life
 
@@ -256,7 +254,8 @@ class Trainer:
 
     def forget(self) -> None:
         """Give the memory of a model that has stopped back now; its trainer stands in cycles."""
-        del self._learner, self.snapshot
+        del self._learner
+        self._shown.forget()
 
     def _run_out_of_time(self) -> None:
         why = self._give_up_with or self._refusal
@@ -264,6 +263,25 @@ class Trainer:
         self._give_up_with = why
         self._journal.give_up(why)
         self._wake.set()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What predictions read. Immutable."""
+        return self._shown.snapshot
+
+    @property
+    def views(self) -> StreamViews:
+        """Live state of each stream, as of the snapshot. Immutable values."""
+        return self._shown.views
+
+    @property
+    def figures(self) -> Figures:
+        """How the model does, as of the snapshot."""
+        return self._shown.figures
+
+    def error_band(self) -> tuple[FloatArray, FloatArray]:
+        """As `Snapshot.error_band`, of the newest snapshot; costs none."""
+        return self._shown.error_band()
 
     @property
     def state(self) -> ModelState:
@@ -280,7 +298,8 @@ class Trainer:
     @property
     def condition(self) -> Condition:
         """What the model does with chunks."""
-        return "read_only" if self._read_only else condition_of(self.settings, self.figures)
+        figures = self._shown.last_figures
+        return "read_only" if self._read_only else condition_of(self.settings, figures)
 
     @property
     def ticks(self) -> int:
@@ -288,7 +307,8 @@ class Trainer:
         return self._journal.last
 
     def _gauges(self) -> Gauges:
-        return Gauges(len(self.views), self._batcher.chunks, self._accepted_steps)
+        self._shown.catch_up_from_any_thread()
+        return Gauges(len(self._shown), self._batcher.chunks, self._accepted_steps)
 
     # ------------------------------------------------------------------ coming in
 
@@ -297,7 +317,7 @@ class Trainer:
         accepted = self._accepted.get(stream_id)
         if accepted is not None:
             return accepted[0]
-        return self.views.next_step(stream_id)
+        return self._shown.next_step(stream_id)
 
     @property
     def full(self) -> bool:
@@ -355,7 +375,7 @@ class Trainer:
         first = expected if incoming.first_step is None else incoming.first_step
         if first > expected:
             raise OutOfOrder.of(first, expected)
-        if stream_id not in self.views and stream_id not in self._accepted:
+        if stream_id not in self._accepted and not self._shown.knows(stream_id):
             self._check_streams()
         trimmed = min(expected - first, steps)
         inputs, targets, ends = incoming.inputs, incoming.targets, incoming.end_of_sequence
@@ -405,8 +425,8 @@ class Trainer:
                 del self._senders[stream_id]
 
     def _check_streams(self) -> None:
-        opening = sum(each not in self.views for each in self._accepted)
-        if len(self.views) + opening >= self._streams_max:
+        opening = sum(not self._shown.knows(each) for each in self._accepted)
+        if len(self._shown) + opening >= self._streams_max:
             raise LimitReached.of("streams", self._streams_max)
 
     async def command(self, command: StreamCommand) -> int:
@@ -423,7 +443,7 @@ class Trainer:
         if self._journal.failure is not None:
             raise self._journal.failure
         stream_id = command.stream_id
-        if stream_id not in self.views and stream_id not in self._accepted:
+        if stream_id not in self._accepted and not self._shown.knows(stream_id):
             raise UnknownStream.of(stream_id)
         deletes = command.action == "delete"
         self._put(command, 0 if deletes else self.expected_step(stream_id))
@@ -459,6 +479,7 @@ class Trainer:
             and queued.steps * self._step_seconds <= INLINE_SECONDS
             and queued.ticket.alone
             and self._batcher.chunks == 1
+            and self._shown.knows(queued.stream_id)
             and len(self._senders) == 1  # of several streams, those that come together are a batch
             and not queued.repeats
             and not queued.chunk.end_of_sequence  # which may learn more than the chunk
@@ -471,7 +492,7 @@ class Trainer:
         """A run without a turn of the event loop: three of them took as long as the run."""
         rounds = self._batcher.take(1, 1)
         try:
-            outcome = run(self._learner, rounds)
+            outcome = run(self._learner, rounds, looks=not self._shown.may_wait)
             self._measured(outcome, rounds[0].chunks[0].steps)
             self._publish(rounds, outcome)
         except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
@@ -510,6 +531,7 @@ class Trainer:
                 self._wake.clear()
                 self._idle = True
                 await self._wake.wait()
+                self._shown.catch_up()  # before another thread has the learner
                 self._idle = False
                 continue
             rounds = self._batcher.take(self._limits.run_chunks, self._limits.run_steps)
@@ -555,31 +577,28 @@ class Trainer:
 
     def _publish(self, rounds: list[Round], outcome: Outcome) -> None:
         """On the loop, in one go: the snapshot, then the answers that tell of it."""
-        if outcome.snapshot is None or outcome.report is None:
+        if outcome.failure is not None:
             self._fail(rounds, outcome.failure)
             return
-        self.snapshot = outcome.snapshot
-        self._figures_are(outcome.report.figures)
-        for stream_id, view in outcome.views.items():
-            if view is None:
-                self.views.discard(stream_id)
-            else:
-                self.views[stream_id] = view
+        if outcome.report is not None:
+            self._shown.takes(outcome)
+        else:
+            self._shown.is_behind(outcome)
         for body, moves in outcome.records:
             tick = self._journal.put(body)
             if self._store is not None:
                 self._durable.applied(tick, moves)
         self._answer(outcome)
-        self.sink.run(outcome.report)
+        self.sink.run(outcome.report or RunReport(outcome.ticks, self._shown.last_figures))
         if outcome.records and not self._ending:
             self._saver.changed(self._journal.last)
         elif outcome.records:
             self._saver.unsaved = True
 
-    def _figures_are(self, figures: Figures) -> None:
-        turned = figures.diverged != self.figures.diverged
-        self.figures = figures
-        if not turned:
+    def _figures_turn(self, before: Figures, figures: Figures) -> None:
+        if self._idle:  # of runs that did not tell
+            self.sink.run(RunReport([], figures))
+        if figures.diverged == before.diverged:
             return
         if figures.diverged and self.definition.spec.on_divergence == "stop":
             log.error(
@@ -649,7 +668,7 @@ class Trainer:
         Without a store, or without a journal, that is all that is applied: nothing will ever be
         more durable.
         """
-        return self._durable.step(stream_id, self.views.next_step(stream_id))
+        return self._durable.step(stream_id, self._shown.next_step(stream_id))
 
     async def durable(self) -> None:
         """Wait until all that is applied now is durable.
@@ -702,7 +721,7 @@ class Trainer:
         except BpttError as error:
             raise from_core(error) from error
         self.settings = self._learner.settings
-        self._figures_are(self._learner.figures)
+        self._shown.takes_figures(self._learner.figures)
         self._journal.put(command)
         self._saver.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))
@@ -818,9 +837,9 @@ class Trainer:
             learner = apply_body(self._learner, command, load).learner
             return learner, learner.snapshot(), StreamViews.of(learner)
 
-        self._learner, self.snapshot, self.views = await self._in_thread(in_thread)
+        self._learner, snapshot, views = await self._in_thread(in_thread)
         self.settings = self._learner.settings
-        self._figures_are(self._learner.figures)
+        self._shown.begins_anew(self._learner, snapshot, views)
         self._journal.put(command)
         self._saver.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))

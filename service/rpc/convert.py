@@ -35,6 +35,9 @@ _LENGTH_DELIMITED = 2  # wire type of packed numbers
 
 Rows = FloatArray | IntArray
 
+ErrorBand = tuple[FloatArray, FloatArray]
+"""As `Snapshot.error_band` gives it."""
+
 
 # ---------------------------------------------------------------------- coming in
 
@@ -254,9 +257,9 @@ class AnswerWriter:
         self._band = Band()
 
     def learned(
-        self, result: ChunkResult, durable_step: int, condition: Condition, snapshot: Snapshot
+        self, result: ChunkResult, durable_step: int, condition: Condition, band: ErrorBand
     ) -> pb.LearnResponse:
-        """The answer to a chunk that was learned; the error band is the snapshot's."""
+        """The answer to a chunk that was learned; the error band is the newest there is."""
         response = pb.LearnResponse(
             learned=pb.ChunkLearned(
                 stream_id=result.stream_id,
@@ -268,7 +271,7 @@ class AnswerWriter:
             )
         )
         if self._predictions and result.predictions is not None:
-            self._add_predictions(response.learned, result, result.predictions, snapshot)
+            self._add_predictions(response.learned, result, result.predictions, band)
         return response
 
     def _add_predictions(
@@ -276,13 +279,13 @@ class AnswerWriter:
         learned: pb.ChunkLearned,
         result: ChunkResult,
         rows: npt.NDArray[Any],
-        snapshot: Snapshot,
+        band: ErrorBand,
     ) -> None:
         if self._tokens:
             _add_top_tokens(learned, rows, self._top)
             return
         data = packed(pb.ChunkLearned, "predictions", rows)
-        data += self._band.packed(pb.ChunkLearned, snapshot)
+        data += self._band.packed(pb.ChunkLearned, band)
         if result.anomaly_scores is not None:
             data += packed(pb.ChunkLearned, "anomaly_scores", result.anomaly_scores)
         learned.MergeFromString(data)
@@ -298,11 +301,11 @@ class Band:
         self._of = b""
         self._data = b""
 
-    def packed(self, kind: type[Message], snapshot: Snapshot) -> bytes:
+    def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
         """The fields `error_low` and `error_high` of a message; nothing where there is no band."""
-        of = snapshot.model.error_band.tobytes()
+        low, high = band
+        of = low.tobytes() + high.tobytes()
         if of != self._of:
-            low, high = snapshot.error_band()
             self._data = b""
             if len(low):
                 self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
@@ -393,5 +396,5 @@ def prediction_to_proto(
         _add_top_tokens(response, rows, top_tokens)
     else:
         data = packed(pb.PredictResponse, "predictions", rows)
-        response.MergeFromString(data + Band().packed(pb.PredictResponse, snapshot))
+        response.MergeFromString(data + Band().packed(pb.PredictResponse, snapshot.error_band()))
     return response

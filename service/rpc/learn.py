@@ -106,7 +106,7 @@ class LearnCall:
         else:
             self._behind.pop(stream_id, None)
         trainer = self._trainer
-        return self._writer.learned(answer, durable_step, trainer.condition, trainer.snapshot)
+        return self._writer.learned(answer, durable_step, trainer.condition, trainer.error_band())
 
     def _steps_are_durable(self) -> None:
         if self._behind and self._timer is None:
