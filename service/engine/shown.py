@@ -37,6 +37,7 @@ class Shown:
         self._snapshot = learner.snapshot()
         self._views = StreamViews.of(learner)
         self._figures = learner.figures
+        self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
         self._behind: dict[str, int] = {}  # streams that have moved since, and their next steps
         self._runs = 0  # since
         self._seconds = 0.0  # of these runs
@@ -82,8 +83,10 @@ class Shown:
         return len(self._views)
 
     def error_band(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As `Snapshot.error_band`, of the newest; costs no snapshot."""
-        return self._learner.error_band() if self._behind else self._snapshot.error_band()
+        """As `Snapshot.error_band`, of the newest; costs no snapshot. Until the next run, one."""
+        if self._band is None:
+            self._band = (self._learner if self._behind else self._snapshot).error_band()
+        return self._band
 
     # ------------------------------------------------------------------ what is new
 
@@ -98,7 +101,7 @@ class Shown:
                 self._views.discard(stream_id)
             else:
                 self._views[stream_id] = view
-        self._snapshot = outcome.snapshot
+        self._snapshot, self._band = outcome.snapshot, None
         outcome.seconds += self._seconds
         self._behind.clear()
         self._runs, self._seconds = 0, 0.0
@@ -107,6 +110,7 @@ class Shown:
     def is_behind(self, outcome: Outcome) -> None:
         """A run on the loop brought nothing along. Its streams are known."""
         self._loop = asyncio.get_running_loop()
+        self._band = None
         for _, moves in outcome.records:
             for stream_id, _, after in moves:
                 self._behind[stream_id] = after
@@ -118,6 +122,7 @@ class Shown:
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
         """All may be another."""
         self._learner, self._snapshot, self._views = learner, snapshot, views
+        self._band = None
         self._figures_are(learner.figures)
 
     def forget(self) -> None:

@@ -298,12 +298,15 @@ class Band:
     """
 
     def __init__(self) -> None:
+        self._seen: ErrorBand | None = None
         self._of = b""
         self._data = b""
 
     def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
         """The fields `error_low` and `error_high` of a message; nothing where there is no band."""
-        low, high = band
+        if band is self._seen:
+            return self._data
+        self._seen = low, high = band
         of = low.tobytes() + high.tobytes()
         if of != self._of:
             self._data = b""
