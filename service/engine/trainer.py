@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from bptt_core import bytes_of_stream, Chunk, ChunkResult, Figures, Learner, Snapshot
+from bptt_core import ChunkResult, Figures, Learner, Snapshot
 from bptt_core.errors import BpttError
 from service.config import ServerConfig
 from service.domain import (
@@ -37,7 +37,6 @@ from service.domain import (
     FloatArray,
     Gauges,
     IncomingChunk,
-    IntArray,
     ModelDefinition,
     ModelState,
     Refused,
@@ -45,9 +44,10 @@ from service.domain import (
     RunReport,
 )
 from service.durability import Checkpoint, CheckpointInfo, Command, Store
-from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from service.engine.batcher import QueuedChunk, Round, StreamCommand
 from service.engine.divergence import WayBack
 from service.engine.flow import FlowWatch
+from service.engine.intake import Intake
 from service.engine.journaling import DurableSteps, JournalWriter
 from service.engine.outbox import Ticket
 from service.engine.records import apply_body, LoadCheckpoint, make_checkpoint
@@ -57,16 +57,12 @@ from service.engine.shown import Shown
 from service.engine.views import StreamViews
 from service.errors import (
     from_core,
-    LimitReached,
     ModelFailed,
     NotFound,
-    OutOfOrder,
     ReadOnly,
     Recovering,
     ServiceError,
     StorageFailed,
-    StreamInUse,
-    UnknownStream,
 )
 
 log = logging.getLogger(__name__)
@@ -142,17 +138,10 @@ class Trainer:
         self._store = store
         self._config = config
         self._limits = config.limits
-        by_bytes = config.limits.streams_bytes // bytes_of_stream(definition.spec)
-        self._streams_max = min(config.limits.streams, max(1, by_bytes))
-        self._batcher = Batcher()
         self._flow = FlowWatch(config.gradient_flow_updates)
-        self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
-        self._accepted_steps = 0  # accepted, but not in the snapshot
-        self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self.durable_listeners: set[Callable[[], None]] = set()
         self.divergence_listeners: set[Callable[[], None]] = set()
-        self._space: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
         self._refusal: ServiceError | None = None  # why nothing more is accepted
         if damage is not None:
@@ -168,6 +157,7 @@ class Trainer:
         self._failed = False
         self._ending = False
         self._task: asyncio.Task[None] | None = None
+        self._intake = Intake(definition.spec, config.limits, self._shown, self._came_again)
         self.sink = sink.open_model(definition.model_id, learner.figures, self._gauges)
         self._durable = DurableSteps()
         model_id, storage = definition.model_id, storage or executor
@@ -241,7 +231,7 @@ class Trainer:
     @property
     def stays(self) -> bool:
         """Whether the model must stay in memory: somebody would notice, or nothing else has it."""
-        waits = self._accepted or self._controls or self._steering or self._space
+        waits = self._intake.in_use or self._controls or self._steering
         writes = self._journal.committed != self._journal.last
         in_use = self.listeners or waits or writes or self._busy or self._rolls_back
         return bool(in_use or self._failed)
@@ -315,51 +305,32 @@ class Trainer:
         """Records in the life of the model."""
         return self._journal.last
 
+    def _came_again(self, steps: int) -> None:
+        self.sink.duplicate(steps)
+
     def _gauges(self) -> Gauges:
         self._shown.catch_up_from_any_thread()
-        return Gauges(len(self._shown), self._batcher.chunks, self._accepted_steps)
+        return Gauges(len(self._shown), self._intake.queue.chunks, self._intake.steps)
 
     # ------------------------------------------------------------------ coming in
 
     def expected_step(self, stream_id: str) -> int:
         """The step after all that was accepted of a stream; 0 for one that is not known."""
-        accepted = self._accepted.get(stream_id)
-        if accepted is not None:
-            return accepted[0]
-        return self._shown.next_step(stream_id)
+        return self._intake.expected_step(stream_id)
 
     @property
     def full(self) -> bool:
         """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
-        return bool(self._space) or self._is_full
+        return self._intake.full
 
-    @property
-    def _is_full(self) -> bool:
-        queue, limits = self._batcher, self._limits
-        return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
+    async def room(self) -> None:
+        """Wait until the queue has room for a chunk. Who came first goes first."""
+        await self._intake.room()
 
     @property
     def stalled(self) -> ServiceError | None:
         """Why nothing can be committed for now; None: it can."""
         return self._journal.failure
-
-    async def room(self) -> None:
-        """Wait until the queue has room for a chunk. Who came first goes first."""
-        if not self.full:
-            return
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        self._space.append(waiter)
-        try:
-            await waiter
-            while self._is_full:  # somebody was quicker: this one keeps its place in the line
-                waiter = loop.create_future()
-                self._space.appendleft(waiter)
-                await waiter
-        finally:
-            if waiter in self._space:  # it waits no longer, and nobody should behind it
-                self._space.remove(waiter)
-            loop.call_soon(self._wake_waiters)  # what it does not take is for the next
 
     def accept(self, incoming: IncomingChunk, ticket: Ticket, sender: object = None) -> None:
         """Give a chunk its place in its stream; the answer fills the ticket.
@@ -377,67 +348,17 @@ class Trainer:
             raise self._refusal
         if self._journal.failure is not None:
             raise self._journal.failure
-        stream_id, steps = incoming.stream_id, len(incoming.inputs)
-        if self._senders.get(stream_id, sender) is not sender:
-            raise StreamInUse.of(stream_id)
-        expected = self.expected_step(stream_id)
-        first = expected if incoming.first_step is None else incoming.first_step
-        if first > expected:
-            raise OutOfOrder.of(first, expected)
-        if stream_id not in self._accepted and not self._shown.knows(stream_id):
-            self._check_streams()
-        trimmed = min(expected - first, steps)
-        inputs, targets, ends = incoming.inputs, incoming.targets, incoming.end_of_sequence
-        labelled = incoming.first_target_step if self.definition.spec.label_delay else None
-        if first < expected:
-            if trimmed:
-                self.sink.duplicate(trimmed)
-            inputs = inputs[trimmed:]
-            if self.definition.spec.label_delay:
-                targets, labelled = self._still_in_time(incoming, first, expected)
-            elif targets is not None:
-                targets = targets[trimmed:]
-            ends = ends and trimmed < steps  # a sequence that had ended does not end again
-        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), ticket)
-        self._put(queued, expected + steps - trimmed)
-        self._accepted_steps += steps - trimmed
-        if sender is not None:
-            self._senders[stream_id] = sender
+        queued = self._intake.place(incoming, ticket, sender)
         if self._is_for_now(queued):
             self._learn_now()
         else:
             self._awaited += ticket.alone
             self._wake.set()
 
-    def _still_in_time(
-        self, incoming: IncomingChunk, first: int, expected: int
-    ) -> tuple[FloatArray | IntArray | None, int | None]:
-        """Late targets of a chunk that came before, in part at least, and the step of the first.
-
-        Those of a chunk that came as a whole were taken then. Of one that is new in part, what has
-        left the delay window is passed over: it may have been taken, too. A chunk without steps
-        does not tell whether it came before, so its labels are taken as they are.
-        """
-        targets, steps = incoming.targets, len(incoming.inputs)
-        if targets is None or 0 < steps <= expected - first:
-            return None, None
-        labelled = first if incoming.first_target_step is None else incoming.first_target_step
-        if not steps:
-            return targets, labelled
-        past = max(0, expected - self.definition.spec.label_delay - labelled)
-        return (targets[past:], labelled + past) if past < len(targets) else (None, None)
-
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
         """A call has ended: others may send its streams."""
         self.used_at = time.monotonic()
-        for stream_id in stream_ids:
-            if self._senders.get(stream_id) is sender:
-                del self._senders[stream_id]
-
-    def _check_streams(self) -> None:
-        opening = sum(not self._shown.knows(each) for each in self._accepted)
-        if len(self._shown) + opening >= self._streams_max:
-            raise LimitReached.of("streams", self._streams_max)
+        self._intake.leave(sender, stream_ids)
 
     async def command(self, command: StreamCommand) -> int:
         """Reset or delete a stream after what was accepted of it. Its next step then.
@@ -452,31 +373,12 @@ class Trainer:
             raise self._refusal
         if self._journal.failure is not None:
             raise self._journal.failure
-        stream_id = command.stream_id
-        if stream_id not in self._accepted and not self._shown.knows(stream_id):
-            raise UnknownStream.of(stream_id)
-        deletes = command.action == "delete"
-        self._put(command, 0 if deletes else self.expected_step(stream_id))
+        self._intake.put(command)
         self._awaited += 1
         self._wake.set()
         next_step = await command.done
         await self._journal.up_to(self._journal.last)
         return next_step
-
-    def _put(self, entry: QueuedChunk | StreamCommand, next_step: int) -> None:
-        accepted = self._accepted.setdefault(entry.stream_id, [0, 0])
-        accepted[0] = next_step
-        accepted[1] += 1
-        self._batcher.put(entry)
-
-    def _wake_waiters(self) -> None:
-        """Let as many go on as there may be room for; each looks again when its turn comes."""
-        count = 0 if self._is_full else self._limits.queue_chunks - self._batcher.chunks
-        while self._space and count > 0:
-            waiter = self._space.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
 
     # ------------------------------------------------------------------ the work
 
@@ -489,9 +391,9 @@ class Trainer:
             self._idle
             and queued.steps * self._step_seconds <= INLINE_SECONDS
             and queued.ticket.alone
-            and self._batcher.chunks == 1
+            and self._intake.queue.chunks == 1
             and self._shown.knows(queued.stream_id)
-            and len(self._senders) == 1  # of several streams, those that come together are a batch
+            and self._intake.sends_one  # of several streams, those that come together are a batch
             and not queued.repeats
             and not queued.chunk.end_of_sequence  # which may learn more than the chunk
             and not (self._controls or self._steering or self._saver.due or self._ending)
@@ -503,14 +405,14 @@ class Trainer:
         """Whether nobody minds if the next run begins a little later, and holds more."""
         return (
             not self._awaited
-            and self._accepted_steps < GATHER_STEPS
+            and self._intake.steps < GATHER_STEPS
             and not (self._controls or self._steering or self._ending)
             and self._give_up_with is None
         )
 
     def _learn_now(self) -> None:
         """A run without a turn of the event loop: three of them took as long as the run."""
-        rounds = self._batcher.take(1, 1)
+        rounds = self._intake.take(1, 1)
         try:
             outcome = run(self._learner, rounds, looks=not self._shown.may_wait)
             self._measured(outcome, rounds[0].chunks[0].steps)
@@ -535,7 +437,7 @@ class Trainer:
             if self._to_look_at is not None:
                 outcome, self._to_look_at = self._to_look_at, None
                 self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
-            if self._controls and not self._batcher:
+            if self._controls and not self._intake.queue:
                 await self._control(self._controls)
                 continue
             stuck = self._journal.blocked and self._give_up_with is None
@@ -545,8 +447,8 @@ class Trainer:
             if self._steering and not stuck:
                 await self._control(self._steering)
                 continue
-            if stuck or not self._batcher:
-                if self._ending and not self._batcher and not self._controls:
+            if stuck or not self._intake.queue:
+                if self._ending and not self._intake.queue and not self._controls:
                     return
                 self._wake.clear()
                 self._idle = True
@@ -557,8 +459,7 @@ class Trainer:
             if self._may_gather():
                 await asyncio.sleep(GATHER_SECONDS)
             self._awaited = 0
-            rounds = self._batcher.take(self._limits.run_chunks, self._limits.run_steps)
-            self._wake_waiters()
+            rounds = self._intake.take(self._limits.run_chunks, self._limits.run_steps)
             if self._give_up_with is not None:
                 self._give_up(rounds, self._give_up_with)
                 continue
@@ -569,7 +470,7 @@ class Trainer:
                 self._fail(rounds, error)
                 continue
             if outcome.diverged:
-                self._batcher.put_back(outcome.rest)
+                self._intake.put_back(outcome.rest)
                 self._rolls_back = True
                 continue
             if self._flow.is_due(outcome):
@@ -635,10 +536,10 @@ class Trainer:
 
     def _answer(self, outcome: Outcome) -> None:
         for queued, result in outcome.answers:
-            self._leave(queued.stream_id, queued.steps)
+            self._intake.done(queued.stream_id, queued.steps)
             queued.ticket.fill(self._answer_to(queued, result))
         for command, done in outcome.commands:
-            self._leave(command.stream_id, 0)
+            self._intake.done(command.stream_id, 0)
             if command.done.done():  # who asked has hung up
                 continue
             if isinstance(done, ServiceError):
@@ -654,13 +555,6 @@ class Trainer:
                 queued.stream_id, queued.chunk.first_step, result, expected, queued.ticket.index
             )
         return result
-
-    def _leave(self, stream_id: str, steps: int) -> None:
-        accepted = self._accepted[stream_id]
-        accepted[1] -= 1
-        if not accepted[1]:
-            del self._accepted[stream_id]  # from here on its view says where it is
-        self._accepted_steps -= steps
 
     def _fail(self, rounds: list[Round], failure: Exception | None) -> None:
         """Something broke: stop learning, go on predicting from the last whole snapshot."""
