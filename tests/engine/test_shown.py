@@ -1,0 +1,154 @@
+"""Runs on the event loop: learned before `accept` returns, and seen by whoever looks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from service.config import ServerConfig
+from service.domain import IncomingChunk, ModelDefinition
+from service.engine import trainer as trainer_module
+from service.engine.outbox import Outbox, Ticket
+from service.engine.shown import BEHIND_RUNS_MAX
+from service.engine.trainer import Trainer
+from service.errors import ServerStopping
+from service.observability.metrics import Metrics
+
+SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
+
+
+def inputs(steps: int, first: int = 0) -> np.ndarray[Any, Any]:
+    t = np.arange(first, first + steps)[:, None]
+    return np.asarray(np.sin(t / np.array([5.0, 9.0])), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _any_run_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "INLINE_SECONDS", 60.0)
+
+
+class Client:
+    """Sends one stream and waits for each answer."""
+
+    def __init__(self, trainer: Trainer, stream_id: str) -> None:
+        self.trainer, self.stream_id, self.outbox = trainer, stream_id, Outbox(100, 1 << 20)
+        self.sent = 0
+
+    def send(self, steps: int) -> Ticket:
+        values = inputs(steps, self.sent)
+        ticket = self.outbox.ticket(0)
+        incoming = IncomingChunk(self.stream_id, None, values, None, end_of_sequence=False)
+        self.trainer.accept(incoming, ticket, self)
+        self.sent += steps
+        return ticket
+
+    async def first(self, steps: int) -> None:
+        """Opens the stream, which is not done on the loop, and waits until the trainer is idle."""
+        self.send(steps)
+        await self.outbox.next()
+        while not self.trainer._idle:  # noqa: ASYNC110 - a turn of the loop or two
+            await asyncio.sleep(0)
+
+    async def now(self, steps: int) -> None:
+        """What is learned at once."""
+        answer = self.send(steps).answer
+        assert isinstance(answer, ChunkResult), "it was not learned when `accept` returned"
+        assert answer.next_step == self.sent
+        await self.outbox.next()
+
+
+@contextlib.asynccontextmanager
+async def training(metrics: Metrics) -> AsyncIterator[Trainer]:
+    definition, learner = ModelDefinition("m", SPEC), Learner(SPEC, backend="reference")
+    with ThreadPoolExecutor(1) as executor:
+        trainer = Trainer(
+            definition, learner, executor=executor, store=None, sink=metrics, config=ServerConfig()
+        )
+        trainer.start()
+        yield trainer
+        await trainer.stop(refusal=ServerStopping(), save=False)
+
+
+def assert_shows(trainer: Trainer, learner: Learner) -> None:
+    mine, its = trainer.snapshot, learner.snapshot()
+    assert mine.update == its.update
+    for name, array in its.model._asdict().items():
+        np.testing.assert_array_equal(getattr(mine.model, name), array, err_msg=name)
+    assert trainer.figures == learner.figures
+    assert sorted(trainer.views) == learner.stream_ids()
+    for stream_id in learner.stream_ids():
+        view, expected = trainer.views[stream_id], learner.stream_view(stream_id)
+        assert view.next_step == expected.next_step
+        assert view.sequence_step == expected.sequence_step
+        np.testing.assert_array_equal(view.state, expected.state)
+    for one, other in zip(trainer.error_band(), learner.error_band(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("runs", [1, 3, BEHIND_RUNS_MAX + 5])
+async def test_a_run_on_the_loop_is_seen_by_whoever_looks(runs: int) -> None:
+    learner = Learner(SPEC, backend="reference")
+    learner.apply([Chunk("s", 0, inputs(40))])
+    async with training(Metrics()) as trainer:
+        client = Client(trainer, "s")
+        await client.first(40)
+        for _ in range(runs):
+            learner.apply([Chunk("s", client.sent, inputs(3, client.sent))])
+            await client.now(3)
+            assert trainer.expected_step("s") == client.sent
+            assert trainer.durable_step("s") == client.sent
+        assert_shows(trainer, learner)
+        snapshot = trainer.snapshot
+        assert trainer.snapshot is snapshot, "looking again makes no other one"
+
+
+async def test_what_is_behind_of_one_stream_is_not_forgotten_over_another() -> None:
+    learner = Learner(SPEC, backend="reference")
+    async with training(Metrics()) as trainer:
+        one, other = Client(trainer, "one"), Client(trainer, "other")
+        for client in (one, other):
+            learner.apply([Chunk(client.stream_id, 0, inputs(8))])
+            await client.first(8)
+            trainer.leave(client, [client.stream_id])
+        for client, runs in ((one, 2), (other, BEHIND_RUNS_MAX)):
+            for _ in range(runs):
+                learner.apply([Chunk(client.stream_id, client.sent, inputs(1, client.sent))])
+                await client.now(1)
+            trainer.leave(client, [client.stream_id])
+        assert_shows(trainer, learner)
+
+
+async def test_a_scrape_from_another_thread_sees_the_newest_figures() -> None:
+    metrics = Metrics()
+    learner = Learner(SPEC, backend="reference")
+    learner.apply([Chunk("s", 0, inputs(8))])
+    async with training(metrics) as trainer:
+        client = Client(trainer, "s")
+        await client.first(8)
+        learner.apply([Chunk("s", 8, inputs(2, 8))])
+        await client.now(2)
+        families = await asyncio.to_thread(lambda: {each.name: each for each in metrics.collect()})
+        [loss] = families["bptt_loss"].samples
+        assert loss.value == learner.figures.loss
+        [steps] = [each for each in families["bptt_steps"].samples if each.name.endswith("_total")]
+        assert steps.value == 10
+
+
+async def test_two_streams_are_not_learned_at_once_but_in_a_tick() -> None:
+    async with training(Metrics()) as trainer:
+        one, other = Client(trainer, "one"), Client(trainer, "other")
+        for client in (one, other):
+            await client.first(4)
+        before = trainer.ticks
+        tickets = [client.send(1) for client in (one, other)]
+        assert all(ticket.answer is None for ticket in tickets)
+        for client in (one, other):
+            await client.outbox.next()
+        assert trainer.ticks == before + 1
