@@ -15,6 +15,10 @@ from collections import deque
 
 from service.domain import Answer
 
+CROWD_MEMORY = 64
+"""Tickets for which it is remembered that a client sent on without waiting. It may look otherwise
+for a while: answers that are made at once leave no crowd."""
+
 
 class News(enum.Enum):
     """That something else is to be told."""
@@ -38,8 +42,9 @@ class Ticket:
 
     @property
     def alone(self) -> bool:
-        """Whether no other answer of its call is waited for, or on its way."""
-        return len(self._outbox) == 1
+        """Whether its client waits for each answer before it sends on, as far as one can see."""
+        outbox = self._outbox
+        return len(outbox) == 1 and self.index > outbox.crowded_at + CROWD_MEMORY
 
     def fill(self, answer: Answer) -> None:
         """The answer is there. At most once."""
@@ -51,6 +56,9 @@ class Ticket:
 class Outbox:
     """The answers of one call. Lives on the event loop; one task reads, one fills up.
 
+    Attributes:
+        crowded_at: the last ticket that was taken while another one waited.
+
     Args:
         answers_max: tickets at once.
         weight_max: their weight, in bytes; one ticket of any weight always has room.
@@ -59,6 +67,7 @@ class Outbox:
     def __init__(self, answers_max: int, weight_max: int) -> None:
         self._answers_max = answers_max
         self._weight_max = weight_max
+        self.crowded_at = -CROWD_MEMORY - 1
         self._tickets: deque[Ticket] = deque()
         self._taken = 0
         self._weight = 0
@@ -73,6 +82,8 @@ class Outbox:
     def ticket(self, weight: int) -> Ticket:
         """A place for the next answer, which will weigh so many bytes."""
         ticket = Ticket(self, self._taken, weight)
+        if self._tickets:
+            self.crowded_at = self._taken
         self._taken += 1
         self._tickets.append(ticket)
         self._weight += weight
