@@ -1,14 +1,16 @@
 """The single writer of a model: one asyncio task that forms ticks, has them applied, and publishes.
 
-    accept → Batcher → run (in a thread: apply, snapshot) → publish (on the loop) → answers
-                                                              └→ JournalWriter → durable steps
+    accept → Intake → run (in a thread: apply, snapshot) → publish (on the loop) → answers
+                                                             └→ JournalWriter → durable steps
 
 Rules:
-- The learner is touched by one run at a time, and by nothing outside a run.
+- The learner is touched by one run at a time, and between two of them by the event loop alone.
 - Whatever others read (`snapshot`, `views`, `figures`) is replaced on the event loop, all at once:
-  a prediction sees a whole run or nothing of it.
-- A run takes several ticks when several wait, so that one wake-up serves many small messages. Each
-  tick is applied by itself; how ticks fall into runs changes nothing that is learned.
+  a prediction sees a whole run or nothing of it. See `Shown`.
+- A run takes several ticks when several wait, so that one wake-up serves many small messages, and
+  waits a little for more where no client waits for it. How ticks fall into runs changes nothing
+  that is learned, nor does it that chunks of one stream are joined to one tick.
+- A short chunk whose client waits for it alone is a run of its own, made before `accept` returns.
 - A chunk is placed in its stream when it is accepted, and what is accepted is applied, whoever
   hangs up.
 - Answers do not wait for the journal. Whoever wants to know what is durable asks `durable_step`,
