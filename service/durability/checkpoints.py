@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from service.durability.files import Piece, storage
 from service.durability.store import Checkpoint, CheckpointInfo
 from service.errors import DataDamaged
+
+Array = NDArray[Any]
 
 FORMAT = "bptt checkpoint 2"
 
@@ -63,12 +66,43 @@ def encode(checkpoint: Checkpoint) -> list[Piece]:
         "fingerprint": checkpoint.fingerprint,
         "metadata": checkpoint.metadata,
     }
-    arrays = {name: np.ascontiguousarray(each) for name, each in checkpoint.arrays.items()}
     named = {"bptt": json.dumps(head), "sha256": _NO_DIGEST.decode()}
-    data = memoryview(safetensors.numpy.save(arrays, named))
-    place = _digest_place(_head(data))
-    digest = hashlib.sha256(data).hexdigest().encode()
-    return [data[: place[0]], digest, data[place[1] :]]
+    start, arrays = _laid_out(checkpoint.arrays, named)
+    data = [array.reshape(-1).view(np.uint8).data for array in arrays]
+    digest = hashlib.sha256(start)
+    for each in data:
+        digest.update(each)
+    first, last = _digest_place(start[8:])
+    return [start[:first], digest.hexdigest().encode(), start[last:], *data]
+
+
+def _laid_out(
+    arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> tuple[bytes, list[Array]]:
+    """The beginning of a safetensors file, and the arrays in the order in which they follow.
+
+    The library's own writer copies all of them twice under the interpreter's lock: with 100,000
+    streams no prediction was answered for 0.4 s. It still is what reads the file.
+    """
+    stored = {
+        name: np.asarray(each, each.dtype.newbyteorder("<"), order="C")
+        for name, each in arrays.items()
+    }
+    order = sorted(stored, key=lambda name: (-stored[name].itemsize, name))  # keeps them aligned
+    described: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name in order:
+        array, end = stored[name], at + stored[name].nbytes
+        kind = _TYPES[array.dtype.str[1:]]
+        described[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (at, end)}
+        at = end
+    head = json.dumps(described, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head, [stored[name] for name in order]
+
+
+_TYPES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "BOOL"}
+"""What safetensors calls NumPy's."""
 
 
 def load(folder: Path, model_id: str, ticks: int) -> Checkpoint:
