@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy, characters, core, durability, limits, service
+from benchmarks import accuracy, characters, core, durability, limits, scale, service
 
-PARTS = ("core", "limits", "rivals", "accuracy", "characters", "service", "durability")
+PARTS = ("core", "limits", "rivals", "accuracy", "characters", "service", "durability", "scale")
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
 SECTION = re.compile(
@@ -70,6 +70,7 @@ def measure(parts: Sequence[str], seconds: float) -> dict[str, str]:
         "characters": characters.run,
         "service": lambda: asyncio.run(service.run(seconds)),
         "durability": lambda: durability.run(seconds),
+        "scale": lambda: scale.run(seconds),
     }
     figures = {}
     for part in parts:

@@ -120,7 +120,7 @@ class _Replay:
         self._check_going_on = check_going_on
         self.tick = tick
         self.learner = learner
-        self._last = tick
+        self._last: int | None = None  # record of the journal; read when it is to be told
         self._said = time.monotonic()
 
     def run(self, checkpoint: Checkpoint) -> None:
@@ -129,7 +129,6 @@ class _Replay:
         Raises:
             DataDamaged: of one record; the learner is as it was before it.
         """
-        self._last = self._store.last(self._model_id)  # more may follow: others may write to a copy
         for record in self._store.tail(self._model_id, self.tick):
             if self.tick == checkpoint.ticks:
                 self._warn_of_differences(checkpoint)
@@ -161,6 +160,8 @@ class _Replay:
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS:
             self._said = now
+            if self._last is None:
+                self._last = self._store.last(self._model_id)
             log.info(
                 "model %s: recovering, %d of %d ticks and %d steps replayed",
                 self._model_id,

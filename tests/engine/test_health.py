@@ -1,0 +1,160 @@
+"""What is told of a model that does not do all that it is there for: diverged, or not back yet."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from service.config import ServerConfig
+from service.domain import IncomingChunk, ModelDefinition
+from service.durability import Checkpoint, Record, SqliteStore
+from service.engine import recovery
+from service.engine.outbox import Outbox
+from service.engine.records import make_checkpoint
+from service.engine.recovery import recover
+from service.engine.registry import Registry
+from service.errors import Recovering
+from service.observability.metrics import Metrics
+from tests.engine.test_divergence import SPEC as DIVERGING
+from tests.engine.test_divergence import steps, TOO_LARGE
+
+SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
+TICKS = 30
+
+
+def gauge(metrics: Metrics, name: str, model_id: str) -> float | None:
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == name and sample.labels["model"] == model_id:
+                return float(sample.value)
+    return None
+
+
+async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> None:
+    health: list[tuple[str, bool]] = []
+
+    async def tell(model_id: str, is_served: bool) -> None:
+        health.append((model_id, is_served))
+
+    metrics = Metrics()
+    with ThreadPoolExecutor(1) as pool:
+        registry = Registry(ServerConfig(), pool, None, metrics)
+        await registry.recover(tell)
+        spec = replace(DIVERGING, on_divergence="stop")
+        trainer = await registry.create(ModelDefinition("m", spec))
+        assert health == [("m", True)]
+        assert gauge(metrics, "bptt_diverged", "m") == 0
+        outbox = Outbox(10, 1000)
+        x, y = steps(8, scale=TOO_LARGE)
+        trainer.accept(IncomingChunk("s", 0, x, y, end_of_sequence=False), outbox.ticket(0))
+        answer = await outbox.next()
+        assert isinstance(answer, ChunkResult)
+        assert registry.state("m").condition == "diverged"
+        assert gauge(metrics, "bptt_diverged", "m") == 1
+        await registry.update_model("m", paused=False)
+        assert health == [("m", True), ("m", False), ("m", True)]
+        assert gauge(metrics, "bptt_diverged", "m") == 0
+        await registry.delete("m")
+        assert health[3:] == [("m", False)]
+        await registry.stop(10.0)
+
+
+def journaled(store: SqliteStore) -> None:
+    """A model that is saved at its beginning only, and a journal behind it."""
+    learner = Learner(SPEC)
+    store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
+    values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None].repeat(2, axis=1)
+    chunks = [Chunk("s", first, values[first : first + 3]) for first in range(0, 3 * TICKS, 3)]
+    store.append("m", [Record(tick, (chunk,)) for tick, chunk in enumerate(chunks, start=1)])
+
+
+def test_a_long_recovery_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recovery, "PROGRESS_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    store = SqliteStore(tmp_path)
+    store.open()
+    try:
+        journaled(store)
+        found = recover(store, "m")
+    finally:
+        store.close()
+    assert found.ticks == TICKS
+    told = [each.message for each in caplog.records if "recovering" in each.message]
+    assert told[0] == f"model m: recovering, 1 of {TICKS} ticks and 3 steps replayed"
+    assert (
+        told[-1] == f"model m: recovering, {TICKS} of {TICKS} ticks and {3 * TICKS} steps replayed"
+    )
+
+
+async def test_models_that_are_being_recovered_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name at first, then as their checkpoint has them."""
+    store = SqliteStore(tmp_path)
+    store.open()
+    journaled(store)
+    loop = asyncio.get_running_loop()
+    points = {"load": asyncio.Event(), "tail": asyncio.Event()}
+    go_on = {name: threading.Event() for name in points}
+
+    def held(name: str) -> None:
+        method = getattr(store, name)
+
+        def hold(*arguments: Any) -> Any:
+            loop.call_soon_threadsafe(points[name].set)
+            assert go_on[name].wait(30)
+            return method(*arguments)
+
+        monkeypatch.setattr(store, name, hold)
+
+    for name in points:
+        held(name)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            registry = Registry(ServerConfig(), pool, store, Metrics())
+            recovering = asyncio.create_task(registry.recover())
+            await points["load"].wait()
+            assert registry.page("", 10) == ([("m", None)], "")
+            with pytest.raises(Recovering):
+                await registry.find("m")
+            go_on["load"].set()
+            await points["tail"].wait()
+            [(_, state)], _ = registry.page("", 10)
+            assert state is not None
+            assert state.condition == "recovering"
+            assert state.definition.spec == SPEC
+            assert state.figures.steps == 0
+            go_on["tail"].set()
+            await recovering
+            [(_, state)], _ = registry.page("", 10)
+            assert state is not None
+            assert (state.condition, state.figures.steps) == ("learning", 3 * TICKS)
+            await registry.stop(10.0)
+    finally:
+        for event in go_on.values():
+            event.set()
+        store.close()
+
+
+def test_checkpoints_made_before_skips_were_counted_are_read(tmp_path: Path) -> None:
+    """They say nothing of updates that were skipped."""
+    store = SqliteStore(tmp_path)
+    store.open()
+    try:
+        learner = Learner(SPEC)
+        whole = make_checkpoint(ModelDefinition("m", SPEC), learner, 0)
+        metadata = {k: v for k, v in whole.metadata.items() if k != "consecutive_skipped"}
+        store.save(Checkpoint("m", 0, whole.arrays, metadata))
+        assert recover(store, "m").ticks == 0
+    finally:
+        store.close()
