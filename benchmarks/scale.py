@@ -39,7 +39,9 @@ BROUGHT_BACK = 200
 IN_MEMORY = 128
 
 CALLS = 200
-CALL_SECONDS = 3.0
+CALL_SECONDS = 2.0
+ROUNDS = 3
+K1 = 4  # the default
 
 MIB = 2**20
 
@@ -109,6 +111,7 @@ async def learning(channel: grpc.aio.Channel, model_id: str) -> AsyncIterator[Ca
     await raw.read()
     yield Call(raw)
     await raw.write(pb.LearnRequest(close=pb.CloseLearn()).SerializeToString())
+    await raw.done_writing()
     while await raw.read() is not grpc.aio.EOF:
         pass
 
@@ -271,17 +274,23 @@ async def brought_back(channel: grpc.aio.Channel) -> None:
 
 
 async def calls(seconds: float) -> None:
-    """Many Learn calls at once: each sends a step, waits for its answer, and sends the next."""
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
+    """Many Learn calls at once: each sends a step, waits for its answer, and sends the next.
+
+    The service and a server that only echoes take turns.
+    """
+    echoing = started("benchmarks.echo", str(K1), str(SPEC["input_size"]))
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server, echoing as echo:
         async with Client.connect(server.address) as client:
             await client.create_model("many", SPEC)
         for count in (1, CALLS):
-            async with grpc.aio.insecure_channel(server.address) as channel:
-                trips = await together(channel, count, seconds)
-            print(
-                f"{count} Learn calls at once, one step a message: "
-                f"{len(trips) / seconds:,.0f} messages/s; {_latency(trips)}"
-            )
+            print(f"{count} Learn calls at once, one step a message:")
+            for name, address in (("service", server.address), ("echo", echo)):
+                trips: list[float] = []
+                for _ in range(ROUNDS):
+                    async with grpc.aio.insecure_channel(address) as channel:
+                        trips += await together(channel, count, seconds)
+                a_second = len(trips) / (ROUNDS * seconds)
+                print(f"  {name:>7}: {a_second:,.0f} messages/s; {_latency(trips)}")
 
 
 async def together(channel: grpc.aio.Channel, count: int, seconds: float) -> list[float]:
