@@ -179,6 +179,8 @@ class Intake:
         self.queue.put(entry)
 
     def _check_streams(self) -> None:
+        if len(self._shown) + len(self._accepted) < self._streams_max:  # at most
+            return
         opening = sum(not self._shown.knows(each) for each in self._accepted)
         if len(self._shown) + opening >= self._streams_max:
             raise LimitReached.of("streams", self._streams_max)

@@ -16,9 +16,10 @@ from service.config import ServerConfig
 from service.domain import ModelDefinition, ModelState, ReportSink
 from service.durability import CheckpointInfo, Store
 from service.engine.records import make_checkpoint
-from service.engine.recovery import recover, Recovered, state_of
+from service.engine.recovery import recover, Recovered
 from service.engine.shelf import Shelf
 from service.engine.trainer import Trainer
+from service.engine.views import StreamViews
 from service.errors import (
     DataDamaged,
     LimitReached,
@@ -215,6 +216,7 @@ class Registry:
         ticks: int,
         saved_ticks: int,
         damage: str | None = None,
+        views: StreamViews | None = None,
     ) -> Trainer:
         trainer = Trainer(
             definition,
@@ -227,6 +229,7 @@ class Registry:
             saved_ticks=saved_ticks,
             storage=self._storage,
             damage=damage,
+            views=views,
         )
         trainer.start()
         trainer.divergence_listeners.add(functools.partial(self._say_divergence, trainer))
@@ -358,7 +361,7 @@ class Registry:
             self._recovering.pop(model_id, None)
         del self._absent[model_id]
         seconds = time.perf_counter() - start
-        state = state_of(found.definition, found.learner)
+        state = found.state
         if self._shelf.has_room or not found.is_settled:
             self._go_on(found, seconds)
         else:
@@ -381,6 +384,7 @@ class Registry:
             ticks=found.ticks,
             saved_ticks=found.saved_ticks,
             damage=found.damage,
+            views=found.views,
         )
         trainer.sink.recovered(seconds)
 

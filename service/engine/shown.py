@@ -29,13 +29,19 @@ class Shown:
         learner: read when somebody looks; while `catch_up` has nothing to do, another thread may
             have it.
         on_figures: told the figures that were seen until now, and those from now on.
+        views: of the learner's streams; None: they are made.
     """
 
-    def __init__(self, learner: Learner, on_figures: Callable[[Figures, Figures], None]) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        on_figures: Callable[[Figures, Figures], None],
+        views: StreamViews | None = None,
+    ) -> None:
         self._learner = learner
         self._on_figures = on_figures
         self._snapshot = learner.snapshot()
-        self._views = StreamViews.of(learner)
+        self._views = StreamViews.of(learner) if views is None else views
         self._figures = learner.figures
         self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
         self._behind: dict[str, int] = {}  # streams that have moved since, and their next steps

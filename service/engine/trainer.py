@@ -113,6 +113,7 @@ class Trainer:
         ticks: records in its life so far.
         saved_ticks: those that its newest whole checkpoint holds; None: all.
         damage: what is wrong with its journal; None: nothing. Else it only predicts.
+        views: of the learner's streams; None: they are made.
     """
 
     def __init__(
@@ -128,9 +129,10 @@ class Trainer:
         saved_ticks: int | None = None,
         storage: Executor | None = None,
         damage: str | None = None,
+        views: StreamViews | None = None,
     ) -> None:
         self.definition = definition
-        self._shown = Shown(learner, self._figures_turn)
+        self._shown = Shown(learner, self._figures_turn, views)
         self.settings = learner.settings
         self.parameters = learner.parameter_count
         self.used_at = time.monotonic()
