@@ -67,6 +67,9 @@ def _table(found: list[Model]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
+        if "task" not in spec:  # it is being recovered, and no more is known of it yet
+            table.add_row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
+            continue
         clipped = model.clipped_updates / model.updates if model.updates else math.nan
         right = "–" if math.isnan(model.accuracy) else f"{model.accuracy:.1%}"
         table.add_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast, get_args
 
 from bptt_core import ModelSpec
@@ -114,6 +115,19 @@ def model_to_proto(state: ModelState) -> pb.Model:
         clip_threshold=state.settings.clip_threshold,
         accuracy=figures.accuracy,
         cross_entropy_bits=figures.cross_entropy_bits,
+    )
+
+
+def unknown_to_proto(model_id: str) -> pb.Model:
+    """A model that is being recovered, and of which nothing has been read yet."""
+    return pb.Model(
+        model_id=model_id,
+        state=pb.MODEL_STATE_RECOVERING,
+        skill_ratio=math.nan,
+        loss=math.nan,
+        gradient_norm=math.nan,
+        accuracy=math.nan,
+        cross_entropy_bits=math.nan,
     )
 
 

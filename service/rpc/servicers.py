@@ -181,7 +181,7 @@ class ModelService(pb_grpc.ModelServiceServicer):
         response, held = pb.ListModelsResponse(next_page_token=following), 0
         for model_id, state in found:
             if state is None:
-                model = pb.Model(model_id=model_id, state=pb.MODEL_STATE_RECOVERING)
+                model = convert_models.unknown_to_proto(model_id)
             else:
                 model = convert_models.model_to_proto(state)
             held += model.ByteSize()

@@ -1,0 +1,21 @@
+"""The table of `bptt models`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from protos.bptt.v1 import bptt_pb2 as pb
+from service.cli.models import _table
+from service.client.convert import model_from_proto
+from service.rpc.convert_models import unknown_to_proto
+
+
+def test_a_model_that_is_being_recovered_has_a_row() -> None:
+    model = model_from_proto(pb.Model.FromString(unknown_to_proto("ride").SerializeToString()))
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(_table([model]))
+    row = shown.get().splitlines()[1].split()
+    assert row[0] == "ride"
+    assert "recovering" in row
+    assert set(row[1:]) == {"recovering", "–"}
