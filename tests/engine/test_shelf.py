@@ -24,7 +24,13 @@ from service.engine.outbox import Outbox
 from service.engine.registry import Registry
 from service.engine.replay import different
 from service.engine.trainer import Trainer
-from service.errors import DataDamaged, ModelExists, StorageFailed, UnknownModel
+from service.errors import (
+    DataDamaged,
+    ModelExists,
+    ServerStopping,
+    StorageFailed,
+    UnknownModel,
+)
 from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
@@ -341,3 +347,31 @@ async def test_a_paused_model_is_paused_when_it_is_back(tmp_path: Path) -> None:
 def test_the_limit_is_at_least_one() -> None:
     with pytest.raises(Exception, match="models_in_memory is 0"):
         replace(ServerConfig(), models_in_memory=0)
+
+
+async def test_a_stop_waits_for_a_model_that_is_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as store:
+        async with serving(store, models_in_memory=1) as server:
+            await server.create("a", "b")
+            await server.in_memory(1)
+            reading, go_on = asyncio.Event(), threading.Event()
+            loop, load = asyncio.get_running_loop(), store.load
+
+            def slow(model_id: str, ticks: int) -> Checkpoint:
+                loop.call_soon_threadsafe(reading.set)
+                assert go_on.wait(30)
+                return load(model_id, ticks)
+
+            monkeypatch.setattr(store, "load", slow)
+            asked = asyncio.create_task(server.registry.find("a"))
+            await reading.wait()
+            server.registry.begin_stop()
+            stopping = asyncio.create_task(server.registry.stop(10.0))
+            with pytest.raises(ServerStopping):
+                await server.registry.find("a")
+            assert not stopping.done()
+            go_on.set()
+            assert await stopping == []
+            assert isinstance(await asked, Trainer)

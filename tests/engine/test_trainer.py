@@ -260,3 +260,19 @@ def test_a_page_begins_after_a_name() -> None:
 def test_a_definition_is_checked() -> None:
     with pytest.raises(InvalidRequest, match="model_id"):
         ModelDefinition("No", SPEC)
+
+
+async def test_a_checkpoint_that_was_asked_for_and_failed_is_written_by_a_stop(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as store:
+        async with training(store, checkpoint_seconds=1000.0) as trainer:
+            outbox = Outbox(100, 1000)
+            give(trainer, outbox, "s", inputs(4))
+            await answers(outbox, 1)
+            store.failures = 1
+            with pytest.raises(StorageFailed):
+                await trainer.save_checkpoint()
+            await trainer.stop(refusal=ServerStopping(), save=True)
+        assert store.saved.get_nowait() == -1
+        assert store.saved.get_nowait() == 1
