@@ -5,11 +5,12 @@ Everything here is a function of the learner and the rounds; the event loop publ
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bptt_core import ChunkResult, Learner, Snapshot, StreamView
+from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
 from bptt_core.errors import BpttError, UnknownStream
 from service.domain import RunReport, TickReport
 from service.durability import Command, Tick
@@ -91,11 +92,11 @@ def _must_roll_back(learner: Learner, outcome: Outcome) -> bool:
 
 
 def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
+    body, chunks = _in_sequence(learner, chunks, outcome)
     if not chunks:
         return
     start = time.perf_counter()
     try:
-        body = tuple(each.chunk for each in chunks)
         result = apply_body(learner, body).result
     except BpttError as error:
         if len(chunks) == 1:
@@ -112,6 +113,44 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
     outcome.records.append((body, moves))
     steps = sum(each.steps for each in chunks)
     outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+
+
+def _in_sequence(
+    learner: Learner, queued: list[QueuedChunk], outcome: Outcome
+) -> tuple[Tick, list[QueuedChunk]]:
+    """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
+
+    A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
+    nothing of it: that is not theirs to be refused. Chunks of which nothing is left are answered.
+    """
+    spec = learner.spec
+    if spec.on_divergence != "roll_back" or not spec.label_delay:
+        return tuple(each.chunk for each in queued), queued
+    body, left = [], []
+    for each in queued:
+        chunk = _less_labels(learner, each.chunk)
+        if len(chunk.inputs) or chunk.targets is not None or chunk.end_of_sequence:
+            body.append(chunk)
+            left.append(each)
+        else:
+            step = chunk.first_step
+            outcome.answers.append((each, ChunkResult(each.stream_id, step, step, None, ())))
+    return tuple(body), left
+
+
+def _less_labels(learner: Learner, chunk: Chunk) -> Chunk:
+    """The chunk without labels of steps before its stream's sequence; too late ones stay."""
+    first, labels = chunk.first_target_step, chunk.targets
+    if first is None or labels is None:
+        return chunk
+    delay, view = learner.spec.label_delay, _view(learner, chunk.stream_id)
+    oldest = chunk.first_step - min(delay, 0 if view is None else view.sequence_step)
+    if not chunk.first_step - delay <= first < oldest:
+        return chunk
+    labels = labels[oldest - first :]
+    if not len(labels):
+        return dataclasses.replace(chunk, targets=None, first_target_step=None)
+    return dataclasses.replace(chunk, targets=labels, first_target_step=oldest)
 
 
 def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:

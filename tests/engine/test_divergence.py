@@ -16,7 +16,7 @@ import pytest
 
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from service.config import Kept, ServerConfig
-from service.domain import Answer, IncomingChunk, ModelDefinition
+from service.domain import Answer, IncomingChunk, ModelDefinition, Refused
 from service.durability import Command, Record, SqliteStore, Store
 from service.engine import replay
 from service.engine.batcher import Batcher, QueuedChunk
@@ -96,7 +96,9 @@ def give(
 
 async def answers(outbox: Outbox, count: int) -> list[Answer]:
     found = [await outbox.next() for _ in range(count)]
-    assert all(isinstance(each, ChunkResult) for each in found)
+    assert all(isinstance(each, ChunkResult) for each in found), [
+        getattr(each, "error", None) for each in found
+    ]
     return found  # type: ignore[return-value]
 
 
@@ -321,6 +323,49 @@ async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path:
             assert rolled_back(store)[0]["ticks"] == 2
             await end(trainer)
         assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+
+
+async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path: Path) -> None:
+    """Clients go on sending them, and nobody tells them of a roll-back."""
+    delay, spec = 3, replace(SPEC, label_delay=3)
+    x, y = steps(60)
+    y[12:20] *= TOO_LARGE
+    with opened(tmp_path) as store:
+        async with training(store, spec) as trainer:
+            outbox, learned = Outbox(100, 1000), []
+            for first in range(0, 60, 2):
+                begin, end_ = max(0, first - delay), max(0, first + 2 - delay)
+                labels = y[begin:end_] if end_ else None
+                chunk = IncomingChunk(
+                    "s", first, x[first : first + 2], labels, False, begin if end_ else None
+                )
+                trainer.accept(chunk, outbox.ticket(0))
+                learned += await answers(outbox, 1)
+            assert trainer.views["s"].next_step == 60
+            assert trainer.figures.skipped_updates >= 3
+            last = learned[-1]
+            assert isinstance(last, ChunkResult)
+            assert [update.skipped for update in last.updates] == [False]
+            too_late = IncomingChunk("s", 60, x[:1], y[:1], False, 60 - delay - 1)
+            trainer.accept(too_late, outbox.ticket(0))
+            refused = await outbox.next()
+            assert isinstance(refused, Refused), "what is late for another reason"
+            at = 60
+            while condition(trainer) == "learning":
+                labels = y[: delay - 1] * TOO_LARGE
+                chunk = IncomingChunk("s", at, x[:2], labels, False, at - delay)
+                trainer.accept(chunk, outbox.ticket(0))
+                await answers(outbox, 1)
+                at += 2
+            trainer.accept(IncomingChunk("s", at, x[:0], y[:1], False, at - 1), outbox.ticket(0))
+            [nothing_left] = await answers(outbox, 1)
+            assert isinstance(nothing_left, ChunkResult)
+            assert (nothing_left.next_step, trainer.views["s"].sequence_step) == (at, 0)
+            await trainer.durable()
+            assert rolled_back(store)
+            await end(trainer)
+        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+    assert replay.verify(tmp_path / "models" / "m").problems == []
 
 
 async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
