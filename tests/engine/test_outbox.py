@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bptt_core import ChunkResult
-from service.engine.outbox import Outbox
+from service.engine.outbox import CROWD_MEMORY, Outbox
 from service.errors import InvalidRequest
 
 
@@ -67,3 +67,21 @@ async def test_a_full_outbox_makes_its_filler_wait(answers_max: int, weight_max:
     assert not waiting.done(), "an answer that is not yet sent has its place still"
     await outbox.next()
     await waiting
+
+
+async def test_a_client_that_sends_on_without_waiting_is_remembered_for_a_while() -> None:
+    outbox = Outbox(1000, 1 << 20)
+    waits = outbox.ticket(0)
+    assert waits.alone
+    sent_on = outbox.ticket(0)
+    assert not sent_on.alone
+    for ticket in (waits, sent_on):
+        ticket.fill(answer(0))
+        await outbox.next()
+    alone = []
+    for _ in range(CROWD_MEMORY + 3):
+        ticket = outbox.ticket(0)
+        alone.append(ticket.alone)
+        ticket.fill(answer(0))
+        await outbox.next()
+    assert alone == [False] * CROWD_MEMORY + [True] * 3
