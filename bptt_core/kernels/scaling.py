@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import copy, fill
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
 from bptt_core.state import Model
@@ -16,7 +16,7 @@ from bptt_core.state import Model
 Array = NDArray[Any]
 
 
-@compiled
+@inlined
 def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
     """Take x into counts, means and sums of squared deviations, in place; NaN is left out."""
     for i in range(x.size):
@@ -34,35 +34,54 @@ def deviation(count: float, m2: float) -> float:
 
 
 @compiled
-def level_features(sizes: Sizes, model: Model, x: Array, features: Array) -> None:
+def level_features(
+    sizes: Sizes, count: Array, mean: Array, m2: Array, x: Array, features: Array
+) -> None:
     """Take inputs x (D,) into their statistics; levels into features, and flags at their end."""
     D = x.size
     if sizes.scaled or sizes.missing_inputs:
-        welford(model.input_count, model.input_mean, model.input_m2, x)
+        welford(count, mean, m2, x)
     for i in range(D):
-        mean, value = model.input_mean[i], x[i]
+        value = x[i]
         missing = math.isnan(value)
         if missing:
-            value = mean
+            value = mean[i]
         if sizes.scaled:
-            value = (value - mean) / deviation(model.input_count[i], model.input_m2[i])
+            value = (value - mean[i]) / deviation(count[i], m2[i])
         features[i] = value
         if sizes.missing_inputs:
             features[features.size - D + i] = 0.0 if missing else 1.0
 
 
+@inlined
+def take_changes(count: Array, mean: Array, m2: Array, ahead: int, x: Array, before: Array) -> None:
+    """Take the changes from `before` (D,) to x (D,) into row `ahead` of their statistics."""
+    for i in range(x.size):
+        change = x[i] - before[i]
+        if not math.isnan(change):
+            count[ahead, i] += 1
+            delta = change - mean[ahead, i]
+            mean[ahead, i] += delta / count[ahead, i]
+            m2[ahead, i] += delta * (change - mean[ahead, i])
+
+
 @compiled
-def class_entropy(model: Model, wanted: float) -> float:
+def class_entropy(seen: Array, total: Array, wanted: float) -> float:
     """Cross-entropy of the class frequencies before this one, which is then counted; NaN of none.
 
     Every class counts as seen once more than it was, so that a new one is not impossible.
+
+    Args:
+        seen: (classes,) how often each came; changed.
+        total: (1, 1) all of them together; changed.
+        wanted: the class; NaN where there is none.
     """
     if math.isnan(wanted):
         return wanted
-    seen, at = model.class_counts, int(wanted)
-    entropy = math.log((model.target_count[0, 0] + seen.size) / (seen[at] + 1))
+    at = int(wanted)
+    entropy = math.log((total[0, 0] + seen.size) / (seen[at] + 1))
     seen[at] += 1
-    model.target_count[0, 0] += 1
+    total[0, 0] += 1
     return entropy
 
 
@@ -73,7 +92,7 @@ def prepare_tokens(
     """Next token; arrays as in `bptt_core.scaling.Prepared`, filled."""
     for t in range(x.shape[0]):
         features[t, 0] = targets[t, 0] = truth[t, 0] = x[t, 0]
-        naive[t, 0] = class_entropy(model, x[t, 0])
+        naive[t, 0] = class_entropy(model.class_counts, model.target_count, x[t, 0])
 
 
 @compiled
@@ -110,12 +129,13 @@ def prepare_steps(
         truth: filled.
     """
     T, late = x.shape[0], sizes.label_delay
+    input_count, input_mean, input_m2 = model.input_count, model.input_mean, model.input_m2
     count, mean, m2 = model.target_count[0], model.target_mean[0], model.target_m2[0]
     for t in range(T + late if ends else T):
         m, label = begin + t, truth[t]
         fill(label, np.nan)
         if t < T:
-            level_features(sizes, model, x[t], features[t])
+            level_features(sizes, input_count, input_mean, input_m2, x[t], features[t])
             for i in range(base.shape[1]):
                 base[t, i], unit[t, i] = 0.0, 1.0
                 if sizes.scaled_targets:
@@ -128,7 +148,7 @@ def prepare_steps(
             copy(y[t], held[m % late])
         copy(label, targets[t])
         if sizes.task == CLASSIFICATION:
-            naive[t, 0] = class_entropy(model, label[0])
+            naive[t, 0] = class_entropy(model.class_counts, model.target_count, label[0])
             continue
         copy(mean, naive[t])
         welford(count, mean, m2, label)
@@ -170,17 +190,19 @@ def prepare_forecast(
     """
     h, D, n = sizes.horizon, x.shape[1], columns.size
     came = recent[h:] if sizes.missing_inputs else recent
+    input_count, input_mean, input_m2 = model.input_count, model.input_mean, model.input_m2
+    counts, means, m2s = model.target_count, model.target_mean, model.target_m2
     for t in range(x.shape[0]):
         m = begin + t
-        level_features(sizes, model, x[t], features[t])
+        level_features(sizes, input_count, input_mean, input_m2, x[t], features[t])
         if sizes.scaled:
             for j in range(1, min(h, m) + 1):
-                take_changes(model, j - 1, x[t], recent[(m - j) % h])
+                take_changes(counts, means, m2s, j - 1, x[t], recent[(m - j) % h])
         last = recent[(m - 1) % h]
         for i in range(D):
             change = x[t, i] - last[i] if m > 0 else 0.0
             if sizes.scaled:
-                change /= deviation(model.target_count[0, i], model.target_m2[0, i])
+                change /= deviation(counts[0, i], m2s[0, i])
             features[t, D + i] = 0.0 if math.isnan(change) else change
         origin = recent[m % h]  # step m - h
         for k in range(n):
@@ -192,8 +214,8 @@ def prepare_forecast(
             for j in range(1, h + 1):
                 at, spread = (j - 1) * n + k, 1.0
                 if sizes.scaled:
-                    spread = deviation(model.target_count[j - 1, i], model.target_m2[j - 1, i])
-                base[t, at] = model.input_mean[i] if math.isnan(seen) else seen
+                    spread = deviation(counts[j - 1, i], m2s[j - 1, i])
+                base[t, at] = input_mean[i] if math.isnan(seen) else seen
                 unit[t, at] = spread
                 if m >= h:
                     later = x[t, i] if j == h else came[(m + j) % h, i]
@@ -207,17 +229,3 @@ def prepare_forecast(
             if math.isnan(seen) and m > 0:
                 seen = last[i]
             origin[i] = seen
-
-
-@compiled
-def take_changes(model: Model, ahead: int, x: Array, before: Array) -> None:
-    """Take the changes from `before` (D,) to x (D,) into their statistics; NaN is left out."""
-    count = model.target_count[ahead]
-    mean, m2 = model.target_mean[ahead], model.target_m2[ahead]
-    for i in range(x.size):
-        change = x[i] - before[i]
-        if not math.isnan(change):
-            count[i] += 1
-            delta = change - mean[i]
-            mean[i] += delta / count[i]
-            m2[i] += delta * (change - mean[i])

@@ -1,4 +1,8 @@
-"""Figures of merit: the twin of `bptt_core.scoring`."""
+"""Figures of merit: the twin of `bptt_core.scoring`.
+
+What is done at every step is told the few arrays that it needs, and not the whole model: a call
+with as many would cost more than its work.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import copy, is_finite
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
 from bptt_core.scoring import (
@@ -26,19 +30,35 @@ from bptt_core.state import ERRORS, Model
 Array = NDArray[Any]
 
 LOW, HIGH = BAND
+BAND_MARGIN = 0.1  # of its width, within which a band's edge is looked for first
+
+
+@inlined
+def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error: float) -> None:
+    """Take one absolute error and the naive forecast's into the fading sums, if both are there.
+
+    Without a branch, so that a loop over outputs is done several at a time.
+    """
+    there = is_finite(error) and is_finite(naive_error)
+    share = FADING if there else 0.0
+    errors[at] += share * ((error if there else 0.0) - errors[at])
+    naive_errors[at] += share * ((naive_error if there else 0.0) - naive_errors[at])
 
 
 @compiled
-def fade(model: Model, at: int, error: float, naive_error: float) -> None:
-    """Take one absolute error and the naive forecast's into the fading sums, if both are there."""
-    if is_finite(error) and is_finite(naive_error):
-        model.error[at] += FADING * (error - model.error[at])
-        model.naive_error[at] += FADING * (naive_error - model.naive_error[at])
+def take_class(
+    errors: Array, naive_errors: Array, hits: Array, odds: Array, wanted: float, naive: float
+) -> None:
+    """Take one target into the figures of classes; as `bptt_core.scoring._take_class`.
 
-
-@compiled
-def take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
-    """Take one target into the figures of classes; as `bptt_core.scoring._take_class`."""
+    Args:
+        errors: `Model.error`; changed.
+        naive_errors: `Model.naive_error`; changed.
+        hits: `Model.hits`; changed.
+        odds: (O,) probabilities that were given.
+        wanted: the class; NaN where there is none.
+        naive: cross-entropy of the class frequencies.
+    """
     if math.isnan(wanted) or not is_finite(odds[int(wanted)]):
         return
     likeliest = 0
@@ -46,16 +66,18 @@ def take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
         if odds[i] > odds[likeliest]:
             likeliest = i
     hit = 1.0 if likeliest == int(wanted) else 0.0
-    fade(model, 0, -math.log(max(odds[int(wanted)], LEAST_PROBABILITY)), naive)
-    model.hits[0] += FADING * (hit - model.hits[0])
-    model.hits[1] += FADING * (1 - model.hits[1])
+    fade(errors, naive_errors, 0, -math.log(max(odds[int(wanted)], LEAST_PROBABILITY)), naive)
+    hits[0] += FADING * (hit - hits[0])
+    hits[1] += FADING * (1 - hits[1])
 
 
 @compiled
-def quantile(values: Array, n: int, share: float, tail: Array) -> float:
+def quantile(values: Array, n: int, share: float, bound: float, tail: Array) -> float:
     """Of the first n values; as `bptt_core.scoring._quantile`, which is told them in order.
 
-    Only the tail that the quantile lies in is put in order, in `tail` (n,) or longer.
+    Only the tail that the quantile lies in is put in order, in `tail` (n,) or longer, and of it
+    only what is not beyond `bound`, a guess: where that leaves too few, all are looked at again.
+    NaN: there is no guess.
     """
     if n < BAND_ERRORS_MIN:
         return math.nan
@@ -64,51 +86,71 @@ def quantile(values: Array, n: int, share: float, tail: Array) -> float:
     sign, size = 1.0, below + 2
     if 2 * below > n:
         sign, size = -1.0, n - below
-    filled = 0
-    for i in range(n):
-        value = sign * values[i]
-        if filled == size and value >= tail[filled - 1]:
-            continue
-        if size > filled:
-            filled += 1
-        at = filled - 1
-        while at > 0 and tail[at - 1] > value:
-            tail[at] = tail[at - 1]
-            at -= 1
-        tail[at] = value
+    filled, bound = 0, sign * bound
+    while filled < size:
+        filled = 0
+        for i in range(n):
+            value = sign * values[i]
+            if value > bound or (filled == size and value >= tail[filled - 1]):
+                continue
+            if size > filled:
+                filled += 1
+            at = filled - 1
+            while at > 0 and tail[at - 1] > value:
+                tail[at] = tail[at - 1]
+                at -= 1
+            tail[at] = value
+        bound = math.nan
     one, other = tail[size - 2], tail[size - 1]
     low, high = (one, other) if sign > 0 else (-other, -one)
     return float(low + (place - below) * (high - low))
 
 
-@compiled
-def keep_errors(model: Model, errors: Array, column: Array, tail: Array) -> None:
+@inlined
+def keep_errors(
+    kept: Array, counters: Array, band: Array, errors: Array, column: Array, tail: Array
+) -> None:
     """Keep one error of every output (O,), NaN where there is none; as `bptt_core.scoring._keep`.
 
-    `column` and `tail` are scratch of a number for each row of the ring.
+    Args:
+        kept: `Model.errors`; changed.
+        counters: `Model.counters`; changed.
+        band: `Model.error_band`; changed.
+        errors: (O,)
+        column: scratch of a number for each row of the ring.
+        tail: the same.
     """
     found = False
     for i in range(errors.size):
         found = found or is_finite(errors[i])
-    if not found:
-        return
-    kept = model.errors
-    row = kept[model.counters[ERRORS] % kept.shape[0]]
-    for i in range(errors.size):
-        row[i] = errors[i] if is_finite(errors[i]) else np.nan
-    model.counters[ERRORS] += 1
-    count, rows = model.counters[ERRORS], kept.shape[0]
-    if count % (max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY) != 0:
-        return
-    rows = min(count, rows)
-    for i in range(errors.size):
+    if found:
+        at = counters[ERRORS] % kept.shape[0]
+        for i in range(errors.size):
+            kept[at, i] = errors[i] if is_finite(errors[i]) else np.nan
+        counters[ERRORS] += 1
+        count, rows = counters[ERRORS], kept.shape[0]
+        every = max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY
+        if count % every == 0:
+            find_band(kept, count, band, column, tail)
+
+
+@compiled
+def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) -> None:
+    """Fill band (2, O) with the quantiles of what is kept of `count` errors.
+
+    They will be near those of the last time: whatever lies further in is passed over.
+    """
+    rows = min(count, kept.shape[0])
+    for i in range(kept.shape[1]):
         n = 0
         for r in range(rows):
             if not math.isnan(kept[r, i]):
                 column[n] = kept[r, i]
                 n += 1
-        model.error_band[0, i] = quantile(column, n, LOW, tail)
-        model.error_band[1, i] = quantile(column, n, HIGH, tail)
+        low, high = band[0, i], band[1, i]
+        margin = BAND_MARGIN * (high - low)
+        band[0, i] = quantile(column, n, LOW, low + margin, tail)
+        band[1, i] = quantile(column, n, HIGH, high - margin, tail)
 
 
 @compiled
@@ -165,18 +207,18 @@ def score_labels(
         column: scratch, as in `keep_errors`.
         tail: scratch, as in `keep_errors`.
     """
-    late = sizes.label_delay
+    late, total, naive_total = sizes.label_delay, model.error, model.naive_error
     for t in range(truth.shape[0]):
         m = begin + t
         if late == 0 or m >= late:
             made = predictions[t] if late == 0 else held[m % late]  # of step m - late
             if sizes.task == CLASSIFICATION:
-                take_class(model, made, truth[t, 0], naive[t, 0])
+                take_class(total, naive_total, model.hits, made, truth[t, 0], naive[t, 0])
             else:
                 for i in range(errors.size):
                     errors[i] = truth[t, i] - made[i]
-                    fade(model, i, abs(errors[i]), abs(truth[t, i] - naive[t, i]))
-                keep_errors(model, errors, column, tail)
+                    fade(total, naive_total, i, abs(errors[i]), abs(truth[t, i] - naive[t, i]))
+                keep_errors(model.errors, model.counters, model.error_band, errors, column, tail)
         if late > 0 and t < predictions.shape[0]:
             copy(predictions[t], held[m % late])
 
@@ -185,7 +227,9 @@ def score_labels(
 def score_tokens(model: Model, predictions: Array, naive: Array, truth: Array) -> None:
     """All tokens but the first, each against the prediction (T, O) of the one before."""
     for t in range(1, truth.shape[0]):
-        take_class(model, predictions[t - 1], truth[t, 0], naive[t, 0])
+        take_class(
+            model.error, model.naive_error, model.hits, predictions[t - 1], truth[t, 0], naive[t, 0]
+        )
 
 
 @compiled
@@ -222,6 +266,7 @@ def score_forecast(
         scores: (T,) anomaly scores, filled.
     """
     h, n, O = sizes.horizon, truth.shape[1], predictions.shape[1]
+    total, naive_total = model.error, model.naive_error
     for t in range(truth.shape[0]):
         m = begin + t
         for i in range(O):
@@ -232,8 +277,8 @@ def score_forecast(
                 at, now, last = (j - 1) * n + k, truth[t, k], earlier[O + k]
                 if not math.isnan(last):
                     errors[at] = now - earlier[at]
-                    fade(model, at, abs(errors[at]), abs(now - last))
-        keep_errors(model, errors, column, tail)
+                    fade(total, naive_total, at, abs(errors[at]), abs(now - last))
+        keep_errors(model.errors, model.counters, model.error_band, errors, column, tail)
         scores[t] = surprise(recent_surprise, errors[:n], unit[t])
         copy(predictions[t], held[m % h, :O])
         copy(naive[t], held[m % h, O:])

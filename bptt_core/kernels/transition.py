@@ -125,7 +125,7 @@ def score_live(
     h = live[sizes.L - 1, 0].reshape(1, H)
     project(h, V, model.parameters[sizes.P - O :], True, outputs)
     finish(sizes, outputs, made, made, made)
-    take_class(model, odds, wanted, naive)
+    take_class(model.error, model.naive_error, model.hits, odds, wanted, naive)
 
 
 @compiled

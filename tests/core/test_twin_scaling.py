@@ -73,7 +73,7 @@ def test_changes() -> None:
         naive.Statistics(), naive.Statistics()
     ]  # fmt: skip
     for before, x in itertools.pairwise(values):
-        kernels.take_changes(model, 1, x, before)
+        kernels.take_changes(model.target_count, model.target_mean, model.target_m2, 1, x, before)
         for i, ref in enumerate(refs):
             ref.take(float(x[i] - before[i]))
     assert model.target_count.tolist() == [[0, 0], [len(each.values) for each in refs], [0, 0]]
@@ -90,7 +90,9 @@ def test_levels_and_flags(scaled: bool, missing: bool) -> None:
     told, features = sizes.sizes(spec), np.empty(spec.features)
     x, _ = random_steps(spec, STEPS, streams=1)
     for t in range(STEPS):
-        kernels.level_features(told, model, x[t, 0], features)
+        kernels.level_features(
+            told, model.input_count, model.input_mean, model.input_m2, x[t, 0], features
+        )
         assert_twin(features, twin.step(x[t, 0].tolist(), None).features)
 
 
@@ -112,7 +114,7 @@ def test_class_frequencies() -> None:
     assert model.class_counts.tolist() == other.class_counts.tolist()
     assert model.class_counts[4] == 0.0
     assert model.class_counts.sum() == model.target_count[0, 0] == STEPS
-    assert math.isnan(kernels.class_entropy(model, math.nan))
+    assert math.isnan(kernels.class_entropy(model.class_counts, model.target_count, math.nan))
     assert model.target_count[0, 0] == STEPS
 
 

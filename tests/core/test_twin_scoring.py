@@ -72,13 +72,14 @@ def test_quantiles(n: int) -> None:
     values = RANDOM.normal(size=600).round(1)  # with ties
     for share in (0.05, 0.3, 0.5, 0.95):
         ref = naive.quantile(values[:n].tolist(), share)
-        comp = kernels.quantile(values, n, share, np.empty(n))
-        assert comp == pytest.approx(ref, nan_ok=True)
+        for guess in (math.nan, -9.0, -0.5, ref, 0.5, 9.0, math.inf):  # good and bad
+            comp = kernels.quantile(values, n, share, guess, np.empty(n))
+            assert comp == pytest.approx(ref, nan_ok=True)
         assert scoring._quantile(np.sort(values[:n]), share) == pytest.approx(ref, nan_ok=True)
         assert math.isnan(ref) == (n < 20)
 
 
-@pytest.mark.twin_of("scoring.keep_errors")
+@pytest.mark.twin_of("scoring.keep_errors", "scoring.find_band")
 @backends
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_the_ring_of_errors(backend: Any, size: str) -> None:
@@ -97,7 +98,9 @@ def test_the_ring_of_errors(backend: Any, size: str) -> None:
         if backend == "reference":
             scoring._keep(model, errors)
         else:
-            kernels.keep_errors(model, errors, scratch[0], scratch[1])
+            kernels.keep_errors(
+                model.errors, model.counters, model.error_band, errors, scratch[0], scratch[1]
+            )
         if step in (40, 100, 199, 350, 499):
             assert_twin(model.error_band, twin.band() if len(twin.rows) >= 32 else np.nan)
     low, high = scoring.error_band(model)
@@ -151,13 +154,19 @@ def test_one_target(backend: Any) -> None:
     model, twin = new_model(REGRESSION), figures(REGRESSION)
     for error, rival in [(0.5, 0.25), (math.nan, 1.0), (2.0, math.inf), (1.0, 3.0)]:
         if backend == "compiled":
-            kernels.fade(model, 1, error, rival)
+            kernels.fade(model.error, model.naive_error, 1, error, rival)
         else:
             scoring._fade(model, slice(1, 2), np.array([error]), np.array([rival]))
         twin.numbers(1, [error], [rival])
     assert_same_figures(model, twin)
     model, twin = new_model(CLASSES), figures(CLASSES)
-    take = kernels.take_class if backend == "compiled" else scoring._take_class
+
+    def take(model: Model, *target: Any) -> None:
+        if backend == "compiled":
+            kernels.take_class(model.error, model.naive_error, model.hits, *target)
+        else:
+            scoring._take_class(model, *target)
+
     odds = [[0.1, 0.2, 0.4, 0.3], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]
     for row, wanted in [(0, 2.0), (0, 3.0), (1, 0.0), (1, 1.0), (2, 3.0), (2, math.nan)]:
         take(model, np.array(odds[row]), wanted, 1.25)
