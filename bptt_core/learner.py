@@ -37,7 +37,7 @@ from bptt_core.state import (
     UPDATES,
 )
 from bptt_core.ticks import Chunk, Figures, TickResult, UpdateReport
-from bptt_core.transition import Steps
+from bptt_core.transition import ROW, Steps
 
 Array = NDArray[Any]
 
@@ -100,7 +100,7 @@ class Learner:
             if good.earlier is not None:
                 self._table.hold_labels(row, good.first_earlier, good.earlier)
         steps = calls.steps_of_tick(rows, tick, checked)
-        first = self._table.arrays.counters[rows, NEXT_STEP].tolist()
+        first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
         return calls.results(tick, steps, first, self._run(steps, predictions))
 
     def feed(

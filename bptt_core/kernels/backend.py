@@ -15,7 +15,7 @@ from bptt_core.kernels.addresses import table
 from bptt_core.kernels.blas import one_thread
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, Streams
-from bptt_core.transition import LENGTH, Steps
+from bptt_core.transition import Steps
 from bptt_core.windows import Advanced
 
 Array = NDArray[Any]
@@ -35,6 +35,7 @@ class Compiled:
         self._columns = kernel_sizes.columns(spec)
         self._work = kernel_sizes.work(spec, 1, 1)
         self._room = kernel_sizes.room(spec, 1, 1, 1)
+        self._room_bytes = 0
         self._streams = 0
         # What the table leads to is kept alive here, and looked at to see whether it still holds.
         self._model: Model | None = None
@@ -51,11 +52,8 @@ class Compiled:
     ) -> Advanced:
         """As `Backend.run`."""
         lanes = steps.lanes
-        if (
-            self._grow(lanes[:, LENGTH], len(steps.x))
-            or model is not self._model
-            or streams is not self._arrays
-        ):
+        moved = self._grow(len(lanes), len(steps.x))
+        if moved or model is not self._model or streams is not self._arrays:
             self._model, self._arrays = model, streams
             kept = (*model, *streams, *self._work, *self._room, self._columns, self._numbers)
             self._table = table(kept)
@@ -72,20 +70,21 @@ class Compiled:
         advanced = Advanced(
             room.reports[:reports], room.members[:members], room.scores[: len(steps.x)]
         )
-        if sum(array.nbytes for array in room) > ROOM_BYTES_KEPT:
-            self._room = kernel_sizes.room(self._spec, 1, 1, 1)
+        if self._room_bytes > ROOM_BYTES_KEPT:
+            self._room, self._room_bytes = kernel_sizes.room(self._spec, 1, 1, 1), 0
             self._model = None  # the table leads to what is gone
         return advanced
 
-    def _grow(self, lengths: Array, steps: int) -> bool:
-        """Make room for a call of streams with so many steps each, and in all; whether it moved."""
-        spec, room, streams, moved = self._spec, self._room, len(lengths), False
+    def _grow(self, streams: int, steps: int) -> bool:
+        """Make room for a call of so many streams and steps, all in all; whether it moved."""
+        spec, room, moved = self._spec, self._room, False
         # Each lane takes part in at most one update every k1 steps, and one more at its end.
-        updates = int(((lengths + spec.label_delay) // spec.k1).sum()) + 2 * streams
+        updates = (steps + streams * spec.label_delay) // spec.k1 + 2 * streams
         before = (len(room.scores), room.lists.shape[1], len(room.reports))
         needed = (steps, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
             self._room = kernel_sizes.room(spec, *map(max, needed, before))
+            self._room_bytes = sum(array.nbytes for array in self._room)
             moved = True
         if streams > self._streams:
             self._work = kernel_sizes.work_of(spec, memory.work_lengths(spec, streams))
