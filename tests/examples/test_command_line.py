@@ -1,0 +1,117 @@
+"""The commands of examples/README.md, run as they stand there, and the figures printed below them.
+
+Of the source text, which is long, only the beginning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Served, serving
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "examples" / "README.md").read_text()
+BYTES = 60_000  # of the source text
+CLOSE = 0.03  # a figure's share that another processor may change
+
+
+def sessions() -> list[tuple[str, str]]:
+    """Commands with what they print."""
+    found = []
+    for block in re.findall(r"^```text\n(\$ .*?)^```", TEXT, re.MULTILINE | re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, printed = part.split("\n", 1)
+            found.append((command, printed))
+    return found
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with serving() as running:
+        yield running
+
+
+def run(server: Served, command: str) -> str:
+    """A command in a shell that knows `bptt` and `python`, and the server."""
+    bptt = f"{sys.executable} -m service.cli"
+    wrapped = (
+        f'bptt() {{ {bptt} "$@" --address {server.address}; }}\n'
+        f'python() {{ {sys.executable} "$@" {server.address}; }}\n'
+        f"{command}\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", wrapped],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_sessions_to_run() -> None:
+    commands = " ".join(command for command, _ in sessions())
+    for part in ("CGM.csv.gz", "cycling.csv.gz", "--text", "late_labels.py"):
+        assert part in commands
+
+
+def test_the_commands_print_what_is_shown(server: Served) -> None:
+    compared = 0
+    for command, shown in sessions():
+        short = command.replace("| bptt", f"| head -c {BYTES} | bptt")
+        printed = run(server, short)
+        if short != command:
+            assert f"{BYTES:,} steps learned" in printed
+            continue
+        for line in shown.splitlines():
+            begins = re.match(r"error over that of [a-z ]+|\d+ steps ahead|within the error", line)
+            if begins is None:
+                continue
+            [mine] = [each for each in printed.splitlines() if each.startswith(begins[0])]
+            told, found = (re.findall(r"\d+\.\d+", each) for each in (line, mine))
+            assert len(told) in (1, 2)
+            assert [float(each) for each in found] == pytest.approx(
+                [float(each) for each in told], rel=CLOSE
+            )
+            compared += 1
+    assert compared >= 5
+
+
+def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
+    script = ROOT / "examples" / "late_labels.py"
+    done = subprocess.run(
+        [sys.executable, str(script), server.address, "8000"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    named = re.search(r"^refused: first_target_step is 7980, but must be at least", done.stdout)
+    assert named is not None
+    shares = [float(each) for each in re.findall(r"([\d.]+)%$", done.stdout, re.MULTILINE)]
+    frequent, alone, model, best = shares
+    assert frequent < alone < model < best
+    assert model > alone + 0.6 * (best - alone)
+
+
+def test_without_a_server_the_example_says_so_in_a_line() -> None:
+    script = ROOT / "examples" / "late_labels.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "127.0.0.1:1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "no server answers at 127.0.0.1:1; `bptt serve` starts a server\n"
