@@ -18,6 +18,7 @@ from bptt_core import Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
 from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
 from service.config import Limits, ServerConfig
+from service.durability import Store
 from service.engine.registry import Registry
 from service.observability.metrics import Metrics
 from service.rpc.server import RpcServer
@@ -137,11 +138,12 @@ class Call:
 async def harness(
     limits: Limits | None = None,
     make_learner: Callable[[ModelSpec], Learner] = Learner,
+    store: Store | None = None,
 ) -> AsyncIterator[Harness]:
-    """A server that is up, and that is stopped cleanly at the end."""
+    """A server that is up, and that is stopped cleanly at the end. A store must be open."""
     config = ServerConfig(address="127.0.0.1:0", limits=limits or Limits(), threads=2)
     metrics, gate = Metrics(), Gate()
-    registry = Registry(config, gate, None, metrics, make_learner)
+    registry = Registry(config, gate, store, metrics, make_learner)
     with ThreadPoolExecutor(1) as predict_pool:
         learner = LearnerService(registry, config.limits, predict_pool)
         rpc = RpcServer(learner, ModelService(registry), metrics)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +13,9 @@ import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
 from protos.bptt.v1 import bptt_pb2 as pb
-from tests.rpc.harness import Call, Harness, wave
+from service.durability import SqliteStore
+from tests.rpc.harness import Call, Harness, harness, until, wave
+from tests.support.stores import FailingStore
 
 DELAY = 3
 X = wave(40)
@@ -251,3 +255,31 @@ async def test_labels_alone_are_for_models_with_a_label_delay(server: Harness) -
     await call.send("s", X[:2], targets=[1.0, 2.0], first_target_step=0, first_step=0)
     assert (await call.learned()).next_step == 2
     await call.close()
+
+
+async def test_labels_by_themselves_are_answered_once_they_are_durable(tmp_path: Path) -> None:
+    """No step tells that they are, and a session that was answered does not keep them."""
+    store = FailingStore(SqliteStore(tmp_path), at="append", times=None)
+    store.failing = False
+    store.open()
+    async with harness(store=store) as server:
+        learner = await regression(server)
+        call = await server.learn()
+        await send(call, (0, 5))
+        await call.learned()
+        trainer = server.registry.get("m")
+        await trainer.durable()
+        store.failing = True
+        tried = store.calls["append"]
+        await send(call, (5, 5), (3, 5))
+        answer = asyncio.create_task(call.learned())
+        await until(lambda: store.calls["append"] >= tried + 2)
+        assert trainer.ticks == 2, "they are applied"
+        assert not answer.done()
+        store.failing = False
+        assert (await answer).durable_step == 5
+        learner.apply([Chunk("s", 0, X[:5])])
+        learner.apply([Chunk("s", 5, X[:0], Y[3:5], False, 3)])
+        assert same(server, learner)
+        await call.close()
+    store.close()
