@@ -180,6 +180,7 @@ class Feed:
         tokens = self.session.model.task == "next_token"
         predictions = answer.top_tokens if tokens else answer.predictions
         if predictions is None or not len(predictions):  # lost with a connection
+            self.report.begin()
             return
         values = batch.values[len(batch.values) - len(predictions) :]
         self.report.learned(

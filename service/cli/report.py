@@ -170,17 +170,22 @@ class Report:
         begins: bool = False,
     ) -> None:
         """Score steps that were learned; see `Score`. `begins`: a new sequence does with them."""
+        if begins:
+            self.begin()
         for score in self._scores:
-            if begins:
-                score.begin()
             score.learned(inputs, targets, predictions)
         if self._coverage is not None:
-            if begins:
-                self._coverage.begin()
             values = np.asarray(predictions, np.float32)
             self._coverage.learned(inputs, targets, values, self._band)
             if len(answer.error_low):
                 self._band = answer.error_low, answer.error_high
+
+    def begin(self) -> None:
+        """Steps that come do not follow those before: predictions that wait are not scored."""
+        for score in self._scores:
+            score.begin()
+        if self._coverage is not None:
+            self._coverage.begin()
 
     def _accuracy(self) -> float | None:
         score = self._scores[0]

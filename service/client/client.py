@@ -204,7 +204,8 @@ class Client:
 
         Args:
             model_id: the model.
-            predictions: ask for the prediction made before each step was learned.
+            predictions: ask for the prediction made before each step was learned, and with them
+                error bands and anomaly scores.
             top_tokens: next token: how many of the likeliest to name for each step. None: 5.
             resume: when the connection breaks, or the server stops or is killed, call again and go
                 on where the streams stand. Each chunk is then learned once and answered once, in

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from service.cli import score as score_module
-from service.cli.score import ForecastScore, RegressionScore
+from service.cli.score import (
+    Anomalies,
+    Coverage,
+    Float32Array,
+    ForecastScore,
+    LateScore,
+    RegressionScore,
+)
 
 
 def test_a_forecast_is_held_against_the_last_value_however_it_is_cut() -> None:
@@ -67,3 +74,67 @@ def test_blocks_are_merged_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_there_is_no_ratio_before_there_is_an_error() -> None:
     assert np.isnan(ForecastScore([0]).blocks.errors().ratio)
+
+
+def late_rows() -> tuple[Float32Array, Float32Array]:
+    """Predictions (40, 1, 1), and targets as they come, each three rows late."""
+    predictions = np.arange(40, dtype=np.float32).reshape(-1, 1, 1)
+    targets = np.arange(-3, 37, dtype=np.float32).reshape(-1, 1)
+    targets[:3] = np.nan
+    return predictions, targets
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 40])
+def test_late_targets_are_held_against_the_predictions_of_their_steps(cut: int) -> None:
+    predictions, targets = late_rows()
+    score = LateScore(RegressionScore(1), 3)
+    for first in range(0, 40, cut):
+        part = slice(first, first + cut)
+        score.learned(targets[part], targets[part], predictions[part])
+    errors = score.blocks.errors()
+    assert errors.steps == 36, "the first has no mean before it"
+    assert errors.error == 0
+
+
+def test_late_targets_of_what_was_lost_are_not_held_against_anything() -> None:
+    predictions, targets = late_rows()
+    score = LateScore(RegressionScore(1), 3)
+    for first, last in ((0, 10), (20, 40)):
+        score.begin()
+        score.learned(targets[first:last], targets[first:last], predictions[first:last])
+    assert score.blocks.errors().steps == 6 + 17
+    assert score.blocks.errors().error == 0
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60])
+@pytest.mark.parametrize("later", [0, 1, 4])
+def test_a_target_is_looked_for_in_the_band_of_its_own_prediction(cut: int, later: int) -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(size=(60, 2)).astype(np.float32)
+    truth[7, 1] = np.nan
+    predictions = random.normal(size=(60, 3, 2)).astype(np.float32)
+    low, high = np.full((3, 2), -0.5, np.float32), np.full((3, 2), 0.75, np.float32)
+    coverage = Coverage([0, 1] if later == 1 else None, later)
+    for first in range(0, 60, cut):
+        part = slice(first, first + cut)
+        band = None if first < 10 else (low, high)
+        coverage.learned(truth[part], truth[part], predictions[part], band)
+    expected = [
+        low[0, i] <= truth[t + later, i] - predictions[t, 0, i] <= high[0, i]
+        for t in range(-(-10 // cut) * cut, 60 - later)
+        for i in range(2)
+        if not np.isnan(truth[t + later, i])
+    ]
+    assert (coverage.known, coverage.inside) == (len(expected), sum(expected))
+
+
+def test_the_lowest_scores_are_named_however_they_come() -> None:
+    scores = np.full(100, 0.5, np.float32)
+    scores[[5, 40, 60, 90]] = 1e-7, 1e-12, 1e-9, 1e-30
+    scores[0] = np.nan
+    for cut in (1, 9, 100):
+        anomalies = Anomalies()
+        for first in range(0, 100, cut):
+            anomalies.add(1000 + first, scores[first : first + cut])
+        assert anomalies.steps == 4
+        assert [step for _, step in anomalies.lowest] == [1090, 1040, 1060]
