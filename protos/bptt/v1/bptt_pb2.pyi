@@ -610,7 +610,9 @@ class OpenLearn(_message.Message):
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     omit_predictions: _builtins.bool
-    """Leave predictions out of the answers: less to send where nobody reads them."""
+    """Leave predictions out of the answers, and with them error bands and anomaly scores: less to
+    send where nobody reads them.
+    """
     top_tokens: _builtins.int
     """Next token: how many of the likeliest tokens an answer names for each step, default 5."""
     def __init__(
@@ -667,7 +669,9 @@ class Chunk(_message.Message):
     out: at the stream's end.
     """
     end_of_sequence: _builtins.bool
-    """The sequence ends with this chunk: learn the unfinished window, then reset the state."""
+    """The sequence ends with this chunk: learn the unfinished window, then reset the state. With
+    label_delay a chunk may bring just this. A chunk whose steps are all known ends nothing.
+    """
     first_target_step: _builtins.int
     """The step of the first target. Left out: the first step of the chunk. With label_delay it may be
     up to as many steps before, and a chunk may bring targets only.
@@ -843,7 +847,7 @@ class ChunkLearned(_message.Message):
     """All steps before this one are learned or held for the next window."""
     durable_step: _builtins.int
     """All steps before this one are applied and durable. Those from here to next_step follow in an
-    Acknowledged of their own, or in a later answer.
+    Acknowledged of their own, or in a later answer. Targets that came without steps are durable.
     """
     model_state: Global___ModelState.ValueType
     @_builtins.property
