@@ -137,7 +137,7 @@ class LearnSession:
         Args:
             stream_id: the stream, 1 to 256 bytes.
             inputs: (T, input_size) numbers, read as float32; next token: (T,) token ids. None: no
-                steps, only targets, for a model with a label_delay.
+                steps, only targets or an end of sequence, for a model with a label_delay.
             targets: regression: (S, output_size) numbers; classification: (S,) class ids. NaN or -1
                 where there is none, if the model allows it.
             first_step: where the steps belong. What the stream already has is trimmed away, a gap

@@ -85,8 +85,13 @@ class Pair:
             return
         assert answer.WhichOneof("message") == "learned", (told, answer)
         self.next_step[sent.stream] = first + sent.steps
-        for _ in range(sent.again if sent.steps else 0):
+        # Of labels by themselves only those of a sequence that has ended meanwhile are refused.
+        over = sent.ends and not sent.steps and sent.labels > 0
+        for _ in range(sent.again):
             await self._write(told)
+            if over:
+                assert (await self.call.refused()).field == "first_target_step"
+                continue
             repeated = await self.call.learned()
             assert (repeated.first_step, repeated.next_step) == (first + sent.steps,) * 2
 
