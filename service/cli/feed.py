@@ -184,11 +184,7 @@ class Feed:
             return
         values = batch.values[len(batch.values) - len(predictions) :]
         self.report.learned(
-            answer,
-            values[:, : self.inputs],
-            values[:, self.inputs :],
-            predictions,
-            begins=batch.begins,
+            values[:, : self.inputs], values[:, self.inputs :], predictions, begins=batch.begins
         )
 
 

@@ -17,7 +17,6 @@ from service.cli.console import number, print_json
 from service.cli.score import (
     Anomalies,
     ClassScore,
-    Coverage,
     Errors,
     ForecastScore,
     LateScore,
@@ -30,6 +29,9 @@ from service.client import Learned, Model
 
 NORMS_MAX = 100_000  # gradient norms kept for the median: the last 400,000 steps with k1 = 4
 JSON_SECONDS = 1.0  # between two lines of progress
+
+Band = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""What to add to a prediction for the low and the high end, (horizon, targets) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Summary:
     """The same two at the end of a forecast's horizon, if that is more than one step ahead."""
     accuracy: float | None
     """Classification: share of known classes that were the likeliest."""
-    within_band: float | None = None
-    """Forecast and regression: share of targets that were within the error band told before."""
+    band: Band | None = None
+    """Forecast and regression: the error band, as last told."""
     anomalies: Anomalies | None = None
     """Forecast: the steps that were least expected."""
     model_state: str = "unspecified"
@@ -90,8 +92,8 @@ class Summary:
             }
         if self.accuracy is not None:
             facts["accuracy"] = self.accuracy
-        if self.within_band is not None:
-            facts["within_band"] = self.within_band
+        if self.band is not None:
+            facts |= {"error_low": self.band[0], "error_high": self.band[1]}
         if self.anomalies is not None:
             facts["anomalies"] = self.anomalies.steps
             facts["lowest_anomaly_scores"] = [
@@ -112,14 +114,6 @@ def scores(model: Model) -> list[Score]:
     return [LateScore(score, delay) if delay else score]
 
 
-def coverage(model: Model) -> Coverage | None:
-    """What tells how good a model's error band is; None for classes and tokens, without one."""
-    if model.task == "forecast":
-        columns = list(model.spec["target_columns"]) or list(range(model.spec["input_size"]))
-        return Coverage(columns, 1)
-    return Coverage(None, model.spec.get("label_delay", 0)) if model.task == "regression" else None
-
-
 def _errors_to_json(errors: Errors) -> dict[str, Any]:
     return {
         "steps": errors.steps,
@@ -135,8 +129,7 @@ class Report:
     def __init__(self, model: Model) -> None:
         """Nothing was learned yet; the clock starts."""
         self._scores = scores(model)
-        self._coverage = coverage(model)
-        self._band: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._band: Band | None = None
         self._anomalies = Anomalies() if model.task == "forecast" else None
         self._model_state = "unspecified"
         self.naive = self._scores[0].naive
@@ -152,6 +145,8 @@ class Report:
         self._model_state = answer.model_state
         if self._anomalies is not None:
             self._anomalies.add(answer.first_step, answer.anomaly_scores)
+        if len(answer.error_low):
+            self._band = answer.error_low, answer.error_high
         for update in answer.updates:
             self._updates += 1
             self._clipped += update.clipped
@@ -162,7 +157,6 @@ class Report:
 
     def learned(
         self,
-        answer: Learned,
         inputs: NDArray[np.float32],
         targets: NDArray[np.float32],
         predictions: Predictions,
@@ -174,18 +168,11 @@ class Report:
             self.begin()
         for score in self._scores:
             score.learned(inputs, targets, predictions)
-        if self._coverage is not None:
-            values = np.asarray(predictions, np.float32)
-            self._coverage.learned(inputs, targets, values, self._band)
-            if len(answer.error_low):
-                self._band = answer.error_low, answer.error_high
 
     def begin(self) -> None:
         """Steps that come do not follow those before: predictions that wait are not scored."""
         for score in self._scores:
             score.begin()
-        if self._coverage is not None:
-            self._coverage.begin()
 
     def _accuracy(self) -> float | None:
         score = self._scores[0]
@@ -208,7 +195,7 @@ class Report:
             second_half=first.errors(second_half=True),
             farthest=None if last is first else (last.errors(), last.errors(second_half=True)),
             accuracy=self._accuracy(),
-            within_band=None if self._coverage is None else self._coverage.share,
+            band=self._band,
             anomalies=self._anomalies,
             model_state=self._model_state,
         )

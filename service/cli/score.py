@@ -279,59 +279,6 @@ class LateScore:
         self._held = None
 
 
-class Coverage:
-    """How many targets were within the error band that their prediction had.
-
-    Args:
-        columns: of the inputs, those that are forecast; None: targets are told beside the inputs.
-        later: how many rows after its prediction a target comes.
-    """
-
-    def __init__(self, columns: list[int] | None, later: int) -> None:
-        self._columns = columns
-        self._later = later
-        self._bands: list[Float64Array] = []  # (2, targets) of each prediction that waits
-        self.inside = self.known = 0
-
-    def learned(
-        self,
-        inputs: Float32Array,
-        targets: Float32Array,
-        predictions: Float32Array,
-        band: tuple[Float32Array, Float32Array] | None,
-    ) -> None:
-        """Count steps that were learned; `band` is what was known before them, None: nothing.
-
-        Args:
-            inputs: (T, D) of the steps.
-            targets: (T, targets) of the steps; a forecast's are later inputs.
-            predictions: (T, horizon, targets); the first step ahead counts.
-            band: (horizon, targets) each, to be added to a prediction.
-        """
-        first = predictions[:, 0, :].astype(np.float64)
-        low, high = (np.nan, np.nan) if band is None else (band[0][0], band[1][0])
-        self._bands += list(np.stack([first + low, first + high], axis=1))
-        truth = targets if self._columns is None else inputs[:, self._columns]
-        due = max(0, len(self._bands) - self._later)
-        if due:
-            ends = np.stack(self._bands[:due])
-            actual = truth[len(truth) - due :].astype(np.float64)
-            known = ~np.isnan(actual + ends.sum(axis=1))
-            within = (ends[:, 0] <= actual) & (actual <= ends[:, 1])
-            self.inside += int((within & known).sum())
-            self.known += int(known.sum())
-        self._bands = self._bands[due:]
-
-    def begin(self) -> None:
-        """A new sequence begins: the targets that are waited for never come."""
-        self._bands = []
-
-    @property
-    def share(self) -> float:
-        """Of the targets that had a band; NaN before the first."""
-        return self.inside / self.known if self.known else float("nan")
-
-
 class Anomalies:
     """The steps that were least expected."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from service.cli.console import number
-from service.cli.report import Summary
+from service.cli.csvfile import some
+from service.cli.predict import target_names
+from service.cli.report import Band, Summary
 from service.cli.score import Anomalies, ANOMALY
 from service.client import Model
 
@@ -29,8 +31,8 @@ def figures(summary: Summary, naive: str, model: Model, bits: float) -> Iterator
         yield (
             f"{model.horizon} steps ahead: {number(whole.ratio)}, second half {number(half.ratio)}"
         )
-    if summary.within_band is not None and not math.isnan(summary.within_band):
-        yield f"within the error band of nine in ten: {percent(summary.within_band)} of the targets"
+    if summary.band is not None:
+        yield _band(summary.band, target_names(model))
     if summary.anomalies is not None and summary.anomalies.steps:
         yield _anomalies(summary.anomalies)
     if summary.accuracy is not None:
@@ -56,6 +58,13 @@ def figures(summary: Summary, naive: str, model: Model, bits: float) -> Iterator
             f"{summary.skipped_updates:,} of {count(summary.updates, 'update')} skipped: "
             "not finite; try a lower --learning-rate"
         )
+
+
+def _band(band: Band, names: Sequence[str]) -> str:
+    """Of one step ahead, and of as many targets as a line has room for."""
+    ends = zip(names, band[0][0].tolist(), band[1][0].tolist(), strict=True)
+    told = [f"{name} {number(low)} to {number(high)}" for name, low, high in ends]
+    return f"nine of ten recent errors: {some(told)}"
 
 
 def _anomalies(found: Anomalies) -> str:

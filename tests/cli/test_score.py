@@ -6,7 +6,6 @@ import pytest
 from service.cli import score as score_module
 from service.cli.score import (
     Anomalies,
-    Coverage,
     Float32Array,
     ForecastScore,
     LateScore,
@@ -104,28 +103,6 @@ def test_late_targets_of_what_was_lost_are_not_held_against_anything() -> None:
         score.learned(targets[first:last], targets[first:last], predictions[first:last])
     assert score.blocks.errors().steps == 6 + 17
     assert score.blocks.errors().error == 0
-
-
-@pytest.mark.parametrize("cut", [1, 5, 60])
-@pytest.mark.parametrize("later", [0, 1, 4])
-def test_a_target_is_looked_for_in_the_band_of_its_own_prediction(cut: int, later: int) -> None:
-    random = np.random.default_rng(0)
-    truth = random.normal(size=(60, 2)).astype(np.float32)
-    truth[7, 1] = np.nan
-    predictions = random.normal(size=(60, 3, 2)).astype(np.float32)
-    low, high = np.full((3, 2), -0.5, np.float32), np.full((3, 2), 0.75, np.float32)
-    coverage = Coverage([0, 1] if later == 1 else None, later)
-    for first in range(0, 60, cut):
-        part = slice(first, first + cut)
-        band = None if first < 10 else (low, high)
-        coverage.learned(truth[part], truth[part], predictions[part], band)
-    expected = [
-        low[0, i] <= truth[t + later, i] - predictions[t, 0, i] <= high[0, i]
-        for t in range(-(-10 // cut) * cut, 60 - later)
-        for i in range(2)
-        if not np.isnan(truth[t + later, i])
-    ]
-    assert (coverage.known, coverage.inside) == (len(expected), sum(expected))
 
 
 def test_the_lowest_scores_are_named_however_they_come() -> None:
