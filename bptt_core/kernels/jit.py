@@ -123,3 +123,9 @@ def inlined(function: Function) -> Function:
 def whole(n: int) -> int:
     """The number n, typed as any other: a literal would have its callee compiled once more."""
     return np.int64(n)  # type: ignore[return-value]
+
+
+@compiled
+def truth(n: int) -> bool:
+    """Whether n is not 0, typed as any other truth value: see `whole`."""
+    return n != 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.jit import compiled, inlined
+from bptt_core.kernels.jit import compiled, inlined, whole
 from bptt_core.kernels.linear import copy, is_finite
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
 from bptt_core.scoring import (
@@ -142,7 +142,7 @@ def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) 
     """
     rows = min(count, kept.shape[0])
     for i in range(kept.shape[1]):
-        n = 0
+        n = whole(0)
         for r in range(rows):
             if not math.isnan(kept[r, i]):
                 column[n] = kept[r, i]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bptt_core.kernels.addresses import array_1d
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled, entry
+from bptt_core.kernels.jit import compiled, entry, truth, whole
 from bptt_core.kernels.linear import fill
 from bptt_core.kernels.network import project
 from bptt_core.kernels.scaling import prepare_forecast, prepare_steps, prepare_tokens
@@ -123,7 +123,7 @@ def score_live(
     V = model.parameters[V_at : V_at + O * H].reshape(O, H)
     outputs, made = raw.reshape(1, O), odds.reshape(1, O)
     h = live[sizes.L - 1, 0].reshape(1, H)
-    project(h, V, model.parameters[sizes.P - O :], True, outputs)
+    project(h, V, model.parameters[sizes.P - O :], truth(1), outputs)
     finish(sizes, outputs, made, made, made)
     take_class(model.error, model.naive_error, model.hits, odds, wanted, naive)
 
@@ -185,7 +185,7 @@ def run(
     sizes, model, streams = sizes_at(table), model_at(table, like), streams_at(table, like)
     work, room = work_at(table, like), room_at(table, like)
     columns = array_1d(table, COLUMNS, table)
-    B, N, longest = lanes.shape[0], x.shape[0], 0
+    B, N, longest = lanes.shape[0], x.shape[0], whole(0)
     O, width, late = sizes.O, sizes.width, sizes.label_delay
     units = 0 if sizes.loss == CROSS_ENTROPY else O
     labels, asked_of = N + B * late, N if asked else 0

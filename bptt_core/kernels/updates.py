@@ -1,7 +1,7 @@
 """One update from the windows of a batch of streams: the twin of `bptt_core.windows.update`.
 
-Numba compiles a function once more for every literal number it is called with, so counts that are
-handed on begin as `whole(0)`.
+Numba compiles a function once more for every literal it is called with, so counts that are handed
+on begin as `whole(0)`, and truth values are `truth(0)` or `truth(1)`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled, whole
+from bptt_core.kernels.jit import compiled, truth, whole
 from bptt_core.kernels.learning import (
     clip,
     global_norm,
@@ -96,7 +96,7 @@ def learn(
     if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
         return False
     rows = new * B
-    output = head_forward(sizes, model.parameters, T, B, T - new, False, work)
+    output = head_forward(sizes, model.parameters, T, B, T - new, truth(0), work)
     target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
     loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
     if count == 0:
@@ -154,7 +154,7 @@ def update(
         for t in range(new):
             copy(streams.targets[rows[b], t], y[t, b])
     load_states(sizes, streams.start_state, rows, T, B, work)
-    network_forward(cell, sizes, model.parameters, T, B, False, work)
+    network_forward(cell, sizes, model.parameters, T, B, truth(0), work)
 
     next_start = max(0, T + sizes.k1 - sizes.k2)
     store_states(sizes, streams.start_state, rows, T, B, next_start, work)
@@ -166,7 +166,7 @@ def update(
             for t in range(pending):
                 copy(streams.inputs[rows[b], T + t], late[t, b])
         load_states(sizes, streams.live_state, rows, pending, B, work)
-        network_forward(cell, sizes, model.parameters, pending, B, False, work)
+        network_forward(cell, sizes, model.parameters, pending, B, truth(0), work)
         store_states(sizes, streams.live_state, rows, pending, B, pending, work)
     for b in range(B):
         row = streams.inputs[rows[b]]

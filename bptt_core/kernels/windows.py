@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bptt_core.kernels.cells import CellTag
-from bptt_core.kernels.jit import compiled, entry, inlined, whole
+from bptt_core.kernels.jit import compiled, entry, inlined, truth, whole
 from bptt_core.kernels.linear import BLAS_ROWS, copy
 from bptt_core.kernels.network import head_forward, layer_states, network_forward
 from bptt_core.kernels.sizes import Sizes, Work
@@ -193,7 +193,7 @@ def list_active(
     starts: Array,
 ) -> int:  # fmt: skip
     """List the lanes that have a step t, with their rows and starts; how many there are."""
-    n = 0
+    n = whole(0)
     for b in range(lengths.size):
         if lengths[b] > t:
             active[n], rows[n], starts[n] = b, all_rows[b], all_starts[b]
@@ -204,7 +204,7 @@ def list_active(
 @inlined
 def list_ending(lengths: Array, ends: Array, t: int, active: Array, n: int) -> int:
     """Keep those of the first n lanes of `active` whose sequence ends after t steps."""
-    ending = 0
+    ending = whole(0)
     for k in range(n):
         lane = active[k]
         if ends[lane] != 0 and lengths[lane] == t:
@@ -313,8 +313,8 @@ def forward_stream(
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
-    network_forward(cell, sizes, parameters, T, B, True, work)
-    made = head_forward(sizes, parameters, T, B, T - T, True, work)
+    network_forward(cell, sizes, parameters, T, B, truth(1), work)
+    made = head_forward(sizes, parameters, T, B, T - T, truth(1), work)
     copy(made.reshape(outputs.size), outputs.reshape(outputs.size))
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)

@@ -30,6 +30,12 @@ def test_whole() -> None:
     assert jit.whole(7) == 7
 
 
+@pytest.mark.twin_of("jit.truth")
+def test_truth() -> None:
+    assert jit.truth(1)
+    assert not jit.truth(0)
+
+
 @pytest.mark.twin_of("linear.copy", "linear.fill", "linear.add_flat")
 @dtypes
 def test_flat(dtype: str) -> None:
