@@ -28,12 +28,11 @@ Array = NDArray[Any]
 FADING = 1e-3  # share that one target has in the figures of merit
 LEAST_PROBABILITY = 1e-300  # what a class that was held impossible counts as: 997 bits
 BAND = (0.05, 0.95)  # quantiles of the error band: nine of ten errors lie between
-BAND_EVERY = 32  # errors between two looks at the quantiles: sorting at each would cost more than
-# the prediction itself
-BAND_RINGS = (
-    4  # looks each time the ring goes round, if they are fewer: every 32 of 512 errors, they
-)
-# took 1.3 of the 3.1 µs of a step of 8 outputs
+# Errors between two looks at the quantiles: sorting at each would cost more than the prediction.
+BAND_EVERY = 32
+# Looks each time the ring goes round, if they are fewer: every 32 of 512 errors, they took 1.3 of
+# the 3.1 µs of a step of 8 outputs.
+BAND_RINGS = 4
 BAND_ERRORS_MIN = 20  # of an output, before it has a band: one in each tail
 SURPRISES_MIN = 32  # of a stream, before their deviation says anything
 SURPRISES_MAX = 1000  # that a stream's mean and deviation speak of

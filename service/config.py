@@ -49,7 +49,8 @@ class Limits:
     """What one server holds at most. All bounds are inclusive."""
 
     models: int = 1000
-    """Models; each has an asyncio task and, of the default size, half a megabyte."""
+    """Models. Those in memory (`models_in_memory`) have an asyncio task each and, of the default
+    size, half a megabyte; of the others a definition and figures are kept."""
     streams: int = 100_000
     """Streams of one model; 4 KB each at the default size is 400 MB."""
     parameters: int = 50_000_000

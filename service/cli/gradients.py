@@ -120,7 +120,7 @@ NETWORKS = (
     "picture",
     metavar="FILE.png|FILE.svg",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the picture to a file too. Needs matplotlib: pip install 'bptt[plots]'.",
+    help="Write the picture to a file too. Needs matplotlib: pip install matplotlib.",
 )
 @json_option("one document with the curves")
 def gradients(
@@ -309,7 +309,7 @@ def _write(picture: Path, flows: list[GradientFlow]) -> None:
         from matplotlib.figure import Figure  # an extra; heavy
     except ImportError:
         raise click.ClickException(
-            "--output needs matplotlib, which is not installed: pip install 'bptt[plots]'"
+            "--output needs matplotlib, which is not installed: pip install matplotlib"
         ) from None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()

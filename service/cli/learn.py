@@ -26,7 +26,7 @@ _LABEL_DELAY = (
     "[default: 0]"
 )
 _ON_DIVERGENCE = (
-    "... after which it learns nothing more, or goes back to its last checkpoint. [default: stop]"
+    "... after which it learns nothing more, or goes back to its last good checkpoint. [default: stop]"
 )
 
 EXAMPLE = """\b
@@ -161,10 +161,10 @@ def learn(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Stream a CSV to a model, which predicts each row before it learns it.
+    """Stream a CSV or a text to a model, which predicts each row or byte before it learns it.
 
-    FILE needs a header; `-` is standard input, learned line by line as it comes; gzip is read as it
-    is.
+    A CSV needs a header; `-` is standard input, learned line by line as it comes; gzip is read as
+    it is.
     """
     for_rows = {name: options.pop(name) for name in _FOR_ROWS}
     if text:

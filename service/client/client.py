@@ -21,7 +21,7 @@ CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
 CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
 CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels: half a minute, or minutes
 RECONNECT_MILLISECONDS = 200  # between attempts, so that a server that comes up is found at once
-MESSAGE_BYTES_MAX = 64 << 20  # an answer: predictions of a chunk of 4 MB, 16 steps ahead
+MESSAGE_BYTES_MAX = 64 << 20  # far above the 4 MB in which the server keeps each answer
 PAGE_SIZE = 1000  # the most that the server gives at once
 
 

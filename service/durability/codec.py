@@ -100,15 +100,14 @@ def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
     name = chunk.stream_id.encode()
     if len(name) > 0xFFFF:
         raise ValueError(f"a stream's name has {len(name)} bytes, more than a journal holds")
-    first_target_step: int | None = getattr(chunk, "first_target_step", None)
     flags = _END_OF_SEQUENCE if chunk.end_of_sequence else 0
     if chunk.targets is not None:
         flags |= _TARGETS
-    if first_target_step is not None:
+    if chunk.first_target_step is not None:
         flags |= _FIRST_TARGET_STEP
     parts.append(_CHUNK.pack(flags, len(name), chunk.first_step))
-    if first_target_step is not None:
-        parts.append(_TICK.pack(first_target_step))
+    if chunk.first_target_step is not None:
+        parts.append(_TICK.pack(chunk.first_target_step))
     parts.append(name)
     _encode_array(chunk.inputs, parts)
     if chunk.targets is not None:
@@ -147,9 +146,9 @@ def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     if flags & ~_FLAGS:
         raise ValueError(f"flags {flags:#x} are not known")
     at += _CHUNK.size
-    later: dict[str, int] = {}
+    first_target_step: int | None = None
     if flags & _FIRST_TARGET_STEP:
-        (later["first_target_step"],) = _TICK.unpack_from(data, at)
+        (first_target_step,) = _TICK.unpack_from(data, at)
         at += _TICK.size
     stream_id = data[at : at + length].decode()
     inputs, at = _decode_array(data, at + length)
@@ -157,7 +156,7 @@ def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     if flags & _TARGETS:
         targets, at = _decode_array(data, at)
     ends = bool(flags & _END_OF_SEQUENCE)
-    return Chunk(stream_id, first_step, inputs, targets, ends, **later), at
+    return Chunk(stream_id, first_step, inputs, targets, ends, first_target_step), at
 
 
 def _decode_array(data: bytes, at: int) -> tuple[Array, int]:

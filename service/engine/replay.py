@@ -216,7 +216,7 @@ class Trial:
         if shift == 0:
             return chunk
         changes: dict[str, Any] = {"first_step": at}
-        first_target: int | None = getattr(chunk, "first_target_step", None)
+        first_target = chunk.first_target_step
         if first_target is not None and chunk.targets is not None:
             before = max(0, shift - first_target)  # targets of steps before the beginning
             left = len(chunk.targets) > before

@@ -119,7 +119,7 @@ def test_without_matplotlib_it_says_how_to_install_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "pip install 'bptt[plots]'" in done.stderr
+    assert "pip install matplotlib" in done.stderr
     assert not picture.exists()
 
 

@@ -107,7 +107,9 @@ def test_the_table_of_metrics_is_what_the_endpoint_gives(bptt: Bptt) -> None:
     with urllib.request.urlopen(url) as answer:
         text = answer.read().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    table = dict(re.findall(r"^\| `((?:bptt|grpc)_\w+)` \| (\w+) \|", README, re.MULTILINE))
+    rows = re.findall(r"^\| `((?:bptt|grpc)_\w+)` \| (\w+) \|", README, re.MULTILINE)
+    table = dict(rows)
+    assert len(table) == len(rows), "no metric stands there twice"
     assert table == {
         name: kind for name, kind in types.items() if name.startswith(("bptt_", "grpc_server_"))
     }

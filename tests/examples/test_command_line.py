@@ -1,4 +1,4 @@
-"""The commands of examples/README.md, run as they stand there, and the figures printed below them.
+"""The commands of examples/README.md, run as they stand there; ratios of errors, and error bands.
 
 Of the source text, which is long, only the beginning.
 """

@@ -189,7 +189,9 @@ class _DivergenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Divergence
     DIVERGENCE_STOP: _Divergence.ValueType  # 1
     """It stops learning, and goes on reading and predicting, until UpdateModel resumes it."""
     DIVERGENCE_ROLL_BACK: _Divergence.ValueType  # 2
-    """Its parameters and optimizer go back to the last checkpoint, with half the learning rate."""
+    """Its parameters, optimizer and scalers go back to the last good checkpoint, with half the
+    learning rate; where there is none, it stops.
+    """
 
 class Divergence(_Divergence, metaclass=_DivergenceEnumTypeWrapper):
     """What a model does after `divergence_patience` skipped updates in a row."""
@@ -198,7 +200,9 @@ DIVERGENCE_UNSPECIFIED: Divergence.ValueType  # 0
 DIVERGENCE_STOP: Divergence.ValueType  # 1
 """It stops learning, and goes on reading and predicting, until UpdateModel resumes it."""
 DIVERGENCE_ROLL_BACK: Divergence.ValueType  # 2
-"""Its parameters and optimizer go back to the last checkpoint, with half the learning rate."""
+"""Its parameters, optimizer and scalers go back to the last good checkpoint, with half the
+learning rate; where there is none, it stops.
+"""
 Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
 
 class _ModelState:

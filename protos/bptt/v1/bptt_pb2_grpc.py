@@ -82,7 +82,7 @@ class LearnerServiceServicer:
 
     def Predict(self, request, context):
         """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-        nothing.
+        no learning.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

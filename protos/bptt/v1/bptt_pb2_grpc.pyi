@@ -42,7 +42,7 @@ class LearnerServiceStub:
     """
     Predict: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.PredictRequest, _bptt_pb2.PredictResponse]
     """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-    nothing.
+    no learning.
     """
     GetStream: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.GetStreamRequest, _bptt_pb2.GetStreamResponse]
     ListStreams: _grpc.UnaryUnaryMultiCallable[_bptt_pb2.ListStreamsRequest, _bptt_pb2.ListStreamsResponse]
@@ -63,7 +63,7 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     """
     Predict: _aio.UnaryUnaryMultiCallable[_bptt_pb2.PredictRequest, _bptt_pb2.PredictResponse]  # type: ignore[assignment]
     """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-    nothing.
+    no learning.
     """
     GetStream: _aio.UnaryUnaryMultiCallable[_bptt_pb2.GetStreamRequest, _bptt_pb2.GetStreamResponse]  # type: ignore[assignment]
     ListStreams: _aio.UnaryUnaryMultiCallable[_bptt_pb2.ListStreamsRequest, _bptt_pb2.ListStreamsResponse]  # type: ignore[assignment]
@@ -93,7 +93,7 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_bptt_pb2.PredictResponse, _abc.Awaitable[_bptt_pb2.PredictResponse]]:
         """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-        nothing.
+        no learning.
         """
 
     @_abc_1.abstractmethod
