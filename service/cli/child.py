@@ -85,7 +85,8 @@ class ServerChild:
 
     async def _ready(self) -> None:
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), READY_SECONDS)
+            async with asyncio.timeout(READY_SECONDS):
+                line = await self._process.stdout.readline()
         except TimeoutError:
             raise self._failure("was not ready in time") from None
         if not line:
@@ -105,7 +106,8 @@ class ServerChild:
             if self._process is not None and self._process.returncode is None:
                 self._process.stdin.close()
                 try:
-                    await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                    async with asyncio.timeout(STOP_SECONDS):
+                        await self._process.wait()
                 except (TimeoutError, asyncio.CancelledError):
                     with contextlib.suppress(ProcessLookupError):
                         self._process.kill()

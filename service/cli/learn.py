@@ -26,7 +26,8 @@ _LABEL_DELAY = (
     "[default: 0]"
 )
 _ON_DIVERGENCE = (
-    "... after which it learns nothing more, or goes back to its last good checkpoint. [default: stop]"
+    "... after which it learns nothing more, or goes back to its last good checkpoint. "
+    "[default: stop]"
 )
 
 EXAMPLE = """\b

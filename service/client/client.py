@@ -104,7 +104,9 @@ class Client:
             if remaining <= 0:
                 raise ServerUnreachable(f"no server answers at {self.address}")
             try:
-                await asyncio.wait_for(self._channel.wait_for_state_change(state), remaining)
+                # Not `wait_for`, which in Python 3.11 forgets a Ctrl-C that comes with the answer.
+                async with asyncio.timeout(remaining):
+                    await self._channel.wait_for_state_change(state)
             except TimeoutError:
                 raise ServerUnreachable(f"no server answers at {self.address}") from None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from typing import IO
 
 import psutil
@@ -52,9 +54,16 @@ def test_its_figures_as_json() -> None:
     assert all(abs(value - found["last_values"][-1]) < 3 for value in found["forecast"])
 
 
-def _kept() -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _kept() -> Iterator[subprocess.Popen[str]]:
     command = [*BPTT, "demo", "--keep"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as demo:
+        try:
+            yield demo
+        finally:
+            if demo.poll() is None:  # or leaving would wait for it for ever
+                demo.kill()
 
 
 def _until_kept(out: IO[str]) -> str:
