@@ -35,6 +35,10 @@ class Backend(Protocol):
         """Outputs (T, O) of one stream's features (T, F) from a state; thread-safe."""
         ...
 
+    def forget(self) -> None:
+        """Let go of the arrays of the last call."""
+        ...
+
 
 class Reference:
     """The equations as they are written."""
@@ -55,6 +59,9 @@ class Reference:
         with np.errstate(all="ignore"):
             tape = network.forward(self._spec, named, features[:, None], state[:, :, None])
         return tape.output[:, 0]
+
+    def forget(self) -> None:
+        """As `Backend.forget`: it holds none."""
 
 
 def make(spec: ModelSpec, name: BackendName) -> Backend:

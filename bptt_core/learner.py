@@ -178,7 +178,7 @@ class Learner:
         if settings.learning_rate is not None:
             self._model.rates[0] = settings.learning_rate
         if settings.paused and not now.paused:
-            self._table.arrays.targets[...] = np.nan
+            self._table.arrays.targets[list(self._table.rows.values())] = np.nan
         if paused is False:
             self._model.counters[SKIPPED_IN_A_ROW] = 0
         self.settings = settings
@@ -417,6 +417,7 @@ class Learner:
             target = np.zeros((steps, 1, self.spec.outputs))
         twin.feed(x, target)
         twin.snapshot().predict(None, x[:, 0])
+        self._backend.forget()  # the twin
 
 
 def _frozen(array: Array) -> Array:

@@ -54,9 +54,9 @@ class Compiled:
         lanes = steps.lanes
         moved = self._grow(len(lanes), len(steps.x))
         if moved or model is not self._model or streams is not self._arrays:
-            self._model, self._arrays = model, streams
             kept = (*model, *streams, *self._work, *self._room, self._columns, self._numbers)
             self._table = table(kept)
+            self._model, self._arrays = model, streams
         asked = predictions is not None
         made = self._nobody_asks if predictions is None else predictions
         y = self._no_targets if steps.y is None else steps.y
@@ -83,14 +83,20 @@ class Compiled:
         before = (len(room.scores), room.lists.shape[1], len(room.reports))
         needed = (steps, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
+            self.forget()  # the table leads to what is given back, also if there is no memory
             self._room = kernel_sizes.room(spec, *map(max, needed, before))
             self._room_bytes = sum(array.nbytes for array in self._room)
             moved = True
         if streams > self._streams:
+            self.forget()
             self._work = kernel_sizes.work_of(spec, memory.work_lengths(spec, streams))
             self._streams = streams
             moved = True
         return moved
+
+    def forget(self) -> None:
+        """As `Backend.forget`."""
+        self._model = self._arrays = None
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
         """As `Backend.forward`."""

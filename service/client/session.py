@@ -98,7 +98,7 @@ class LearnSession:
             NotFound: no such model.
             ServerUnreachable: nobody answers; the first call is not repeated.
         """
-        await self._open()
+        self._call = await self._open()
         self._keeper = asyncio.create_task(self._keep_up(), name="learn session")
         return self
 
@@ -413,7 +413,7 @@ class LearnSession:
 
     # ------------------------------------------------------------------ calling
 
-    async def _open(self) -> None:
+    async def _open(self) -> Any:
         """Call, and open the model."""
         call = self._stub.Learn()
         try:
@@ -428,7 +428,7 @@ class LearnSession:
             raise await _why(call, self._address, opened=False)
         if self._keeper is None:
             self.model = convert.model_from_proto(answer.opened.model)
-        self._call = call
+        return call
 
     async def _call_again(self, error: ServiceError) -> None:
         """Call until it works, then send again what is not durable.
@@ -442,18 +442,24 @@ class LearnSession:
                 call.cancel()
             await self._lapse(error)
             try:
-                await self._open()
-                again = self._ledger.to_send_again(await self._next_steps())
+                new = await self._open()
+                try:
+                    steps = await self._next_steps()
+                except BaseException:
+                    new.cancel()
+                    raise
             except ServiceError as failure:
                 if not passes(failure):
                     raise
                 error = failure
                 continue
+            again = self._ledger.to_send_again(steps)
+            opened = [sent for sent in self._waiting if sent.stream_id not in steps]  # meanwhile
             self.reconnections += 1
             self._flight.clear()
-            self._waiting.clear()
-            self._waiting.extend(again)
+            self._waiting = deque(sorted(again + opened, key=lambda sent: sent.index))
             self._close_written = False
+            self._call = new  # only now: what is sent meanwhile must not come before these
             if not again:
                 self._goes_well()
             self._spawn_write()

@@ -99,13 +99,12 @@ class Intake:
             loop.call_soon(self._wake_waiters)  # what it does not take is for the next
 
     def _wake_waiters(self) -> None:
-        """Let as many go on as there may be room for; each looks again when its turn comes."""
-        count = 0 if self._is_full else self._limits.queue_chunks - self.queue.chunks
-        while self._space and count > 0:
+        """Let the first go on, if there is room; it lets the next one when it has what it needs."""
+        while self._space and not self._is_full:
             waiter = self._space.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                count -= 1
+                return
 
     # ------------------------------------------------------------------ places
 

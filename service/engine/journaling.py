@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from service.durability import Command, Record, Store, Tick
 from service.errors import ServiceError, StorageFailed
@@ -43,27 +44,43 @@ def weight(body: Tick | Command) -> int:
     return held + sum(each.targets.nbytes for each in body if each.targets is not None)
 
 
+@dataclass(slots=True, eq=False)
+class _Behind:
+    """A stream in one life: until it is deleted, or the model goes back."""
+
+    durable: int
+    """All steps before this one are durable."""
+    reached: int
+    """The step after all that is applied."""
+    waiting: int = 0
+    """Moves that are not durable yet."""
+
+
 class DurableSteps:
     """Up to which step each stream is durable. Holds only those that are behind."""
 
     def __init__(self) -> None:
-        self._moves: deque[tuple[int, str, int]] = deque()
-        self._behind: dict[str, list[int]] = {}  # stream: [durable step, moves that wait]
+        self._moves: deque[tuple[int, str, _Behind, int]] = deque()
+        self._behind: dict[str, _Behind] = {}
 
     def applied(self, tick: int, moves: Iterable[Move]) -> None:
         """A record moved these streams, and is not durable yet."""
         for stream_id, before, after in moves:
-            self._behind.setdefault(stream_id, [before, 0])[1] += 1
-            self._moves.append((tick, stream_id, after))
+            behind = self._behind.get(stream_id)
+            if behind is None or before < behind.reached:  # it was deleted, or taken back
+                behind = self._behind[stream_id] = _Behind(before, before)
+            behind.waiting += 1
+            behind.reached = after
+            self._moves.append((tick, stream_id, behind, after))
 
     def committed(self, tick: int) -> bool:
         """All records up to this one are durable. Whether a stream's steps became so."""
         advanced = False
         while self._moves and self._moves[0][0] <= tick:
-            _, stream_id, after = self._moves.popleft()
-            behind = self._behind[stream_id]
-            behind[0], behind[1] = after, behind[1] - 1
-            if not behind[1]:
+            _, stream_id, behind, after = self._moves.popleft()
+            behind.durable = after
+            behind.waiting -= 1
+            if not behind.waiting and self._behind.get(stream_id) is behind:
                 del self._behind[stream_id]
             advanced = True
         return advanced
@@ -71,7 +88,7 @@ class DurableSteps:
     def step(self, stream_id: str, next_step: int) -> int:
         """All steps before this one are durable, of a stream that has reached `next_step`."""
         behind = self._behind.get(stream_id)
-        return next_step if behind is None else behind[0]
+        return next_step if behind is None else behind.durable
 
 
 class JournalWriter:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import heapq
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Executor
@@ -429,11 +431,16 @@ class Registry:
             Why models could not be saved.
         """
         self._stopping = True
-        await self._shelf.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        with contextlib.suppress(TimeoutError):  # what hangs on a disk hangs on it below, too
+            async with asyncio.timeout(grace if math.isfinite(grace) else None):
+                await self._shelf.stop()
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+        left = max(0.0, until - loop.time())
         trainers = list(self._models.values())
-        stops = [each.stop(refusal=ServerStopping(), save=True, grace=grace) for each in trainers]
+        stops = [each.stop(refusal=ServerStopping(), save=True, grace=left) for each in trainers]
         results = await asyncio.gather(*stops, return_exceptions=True)
         failures = []
         for trainer, result in zip(trainers, results, strict=True):

@@ -72,7 +72,7 @@ def run(learner: Learner, rounds: Sequence[Round], *, looks: bool = True) -> Out
             if _must_roll_back(learner, outcome):
                 outcome.diverged, outcome.rest = True, list(rounds[place:])
                 break
-        if looks:
+        if looks or outcome.commands:  # commands tell of no move that could be followed
             outcome.views = {each: _view(learner, each) for each in outcome.touched}
             outcome.report = RunReport(outcome.ticks, learner.figures)
             outcome.snapshot = learner.snapshot()

@@ -73,6 +73,7 @@ class Saver:
         self._writing: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # while a file is written, and others let go of
         self._named_at = 0  # the last record that names a checkpoint
+        self._stopped = False
 
     def changed(self, ticks: int) -> None:
         """The model is now after so many ticks."""
@@ -81,9 +82,8 @@ class Saver:
             return
         if ticks - self._tried_ticks >= self._config.checkpoint_ticks:
             self.due = True
-        elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._config.checkpoint_seconds, self._time_is_up)
+        else:
+            self._in_time()
 
     def replayed(self) -> None:
         """The model was brought back from more than a checkpoint."""
@@ -92,6 +92,11 @@ class Saver:
     @property
     def _is_writing(self) -> bool:
         return self._writing is not None and not self._writing.done()
+
+    def _in_time(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._config.checkpoint_seconds, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -121,7 +126,7 @@ class Saver:
 
     async def stop(self) -> None:
         """Write nothing more in passing; what is being written is finished."""
-        self.due = False
+        self.due, self._stopped = False, True
         self._cancel_timer()
         if self._writing is not None:
             await asyncio.wait([self._writing])
@@ -166,6 +171,8 @@ class Saver:
         except Exception:
             self.unsaved = True
             log.exception("model %s not saved", self._model_id)
+        if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
+            self._in_time()
 
     async def _write(self, checkpoint: Checkpoint) -> None:
         if self._store is None:

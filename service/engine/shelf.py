@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -129,6 +130,7 @@ class Shelf:
             await trainer.settle()
         except ServiceError as error:
             log.warning("model %s stays in memory: %s", model_id, error.message)
+            trainer.used_at = time.monotonic()  # others first
             return False
         is_there = self._in_memory.get(model_id) is trainer
         if is_there and trainer.is_settled and model_id not in self._wanted:

@@ -63,6 +63,7 @@ from service.errors import (
     NotFound,
     ReadOnly,
     Recovering,
+    ServerStopping,
     ServiceError,
     StorageFailed,
 )
@@ -393,6 +394,7 @@ class Trainer:
         """
         return (
             self._idle
+            and not self._wake.is_set()  # else something waits already that comes before it
             and queued.steps * self._step_seconds <= INLINE_SECONDS
             and queued.ticket.alone
             and self._intake.queue.chunks == 1
@@ -453,6 +455,7 @@ class Trainer:
                 continue
             if stuck or not self._intake.queue:
                 if self._ending and not self._intake.queue and not self._controls:
+                    self._turn_away()
                     return
                 self._wake.clear()
                 self._idle = True
@@ -608,11 +611,13 @@ class Trainer:
     # ------------------------------------------------------------------ between two runs
 
     async def _between_runs(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something to the learner once all that was accepted is applied."""
+        """Do something with the learner soon: a busy queue may never be empty."""
         if self._refusal is not None:
             raise self._refusal
+        if self._journal.failure is not None:
+            raise self._journal.failure
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._controls.append((work, done))
+        self._steering.append((work, done))
         self._wake.set()
         return await done
 
@@ -648,6 +653,13 @@ class Trainer:
         self.sink.run(RunReport([], self.figures))
         log.info("model %s: %s", self.definition.model_id, self.settings)
 
+    def _turn_away(self) -> None:
+        """Who asked for something between two runs, and the disk did not let it happen."""
+        for _, done in self._steering:
+            if not done.done():
+                done.set_exception(self._refusal or ServerStopping())
+        self._steering.clear()
+
     async def _control(self, controls: deque[Control]) -> None:
         work, done = controls.popleft()
         try:
@@ -666,7 +678,7 @@ class Trainer:
         )
 
     async def save_checkpoint(self) -> CheckpointInfo:
-        """Write a checkpoint of all that was accepted so far.
+        """Write a checkpoint of the model as it is after the run that is being made.
 
         Raises:
             StorageFailed: it could not be written, or there is no store.
