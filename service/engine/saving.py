@@ -123,6 +123,8 @@ class Saver:
         except BaseException:
             self.unsaved = True
             raise
+        if self.unsaved and not self._stopped:
+            self._in_time()
 
     async def stop(self) -> None:
         """Write nothing more in passing; what is being written is finished."""
@@ -153,7 +155,8 @@ class Saver:
         return not (self.unsaved or self.due or self._is_writing or self._lock.locked())
 
     def _taken(self, checkpoint: Checkpoint) -> None:
-        self.due = self.unsaved = False
+        self.due = False
+        self.unsaved = checkpoint.ticks < self._journal.last  # a run may have come after the copy
         self._tried_ticks = checkpoint.ticks
         self._cancel_timer()
 

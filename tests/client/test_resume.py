@@ -337,3 +337,44 @@ def kill(server: Served) -> None:
     server.process.kill()
     server.process.wait(30)
     server.process.returncode = 0  # as meant: `serving` takes any other end for a failure
+
+
+async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sent_again(
+    shared: Served, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new call is open, and where its streams stand is not known: nothing may be written."""
+    values = walk(200)
+    async with proxy(shared.address) as line, Client.connect(line.address) as client:
+        await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            looking, go_on = asyncio.Event(), asyncio.Event()
+            look = session._next_steps
+
+            async def slowly() -> dict[str, int]:
+                looking.set()
+                await go_on.wait()
+                return await look()
+
+            monkeypatch.setattr(session, "_next_steps", slowly)
+            await session.send("s", values[:CHUNK])
+            answers = [await anext(session)]
+            line.mute = True
+            for first in range(CHUNK, 100, CHUNK):
+                await session.send("s", values[first : first + CHUNK])
+            line.drop()
+            line.mute = False
+            await looking.wait()
+            for first in range(100, 200, CHUNK):
+                await session.send("s", values[first : first + CHUNK])
+            opening = asyncio.create_task(session.send("new", values[:CHUNK]))
+            for _ in range(100):  # turns in which a writer would have written
+                await asyncio.sleep(0)
+            go_on.set()
+            await opening
+            answers += [await anext(session) for _ in range(200 // CHUNK)]
+            await session.acknowledged("s")
+        assert session.reconnections == 1
+    assert all(isinstance(answer, Learned) for answer in answers)
+    assert [answer.stream_id for answer in answers] == ["s"] * (200 // CHUNK) + ["new"]
+    check([each for each in answers[:-1] if isinstance(each, Learned)], 200)
+    assert session.durable_step("s") == 200

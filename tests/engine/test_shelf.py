@@ -280,6 +280,7 @@ async def test_counters_go_on_and_gauges_go_while_a_model_is_not_in_memory(
         async with serving(store, models_in_memory=1) as server:
             await server.create("a")
             await server.learn("a", 0)
+            await (await server.registry.find("a")).durable()  # until then it stays
             assert server.value("bptt_streams", "a") == 1
             await server.create("b")
             await server.in_memory(1)

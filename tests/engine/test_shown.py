@@ -15,6 +15,7 @@ from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from service.config import ServerConfig
 from service.domain import IncomingChunk, ModelDefinition
 from service.engine import trainer as trainer_module
+from service.engine.batcher import StreamCommand
 from service.engine.outbox import Outbox, Ticket
 from service.engine.shown import BEHIND_RUNS_MAX
 from service.engine.trainer import Trainer
@@ -152,3 +153,35 @@ async def test_two_streams_are_not_learned_at_once_but_in_a_tick() -> None:
         for client in (one, other):
             await client.outbox.next()
         assert trainer.ticks == before + 1
+
+
+@pytest.mark.parametrize("stream_id", ["s", "other"])
+@pytest.mark.parametrize("action", ["reset", "delete"])
+async def test_a_command_that_waits_comes_before_a_chunk_that_comes_behind_it(
+    stream_id: str, action: Any
+) -> None:
+    """Within one turn of the loop, when the trainer has been woken and not yet begun."""
+    learner = Learner(SPEC, backend="reference")
+    for each in ("other", "s"):
+        learner.apply([Chunk(each, 0, inputs(10))])
+    async with training(Metrics()) as trainer:
+        other = Client(trainer, "other")
+        await other.first(10)
+        trainer.leave(other, ["other"])
+        client = Client(trainer, "s")
+        await client.first(10)
+        loop = asyncio.get_running_loop()
+        command = StreamCommand(stream_id, action, loop.create_future())
+        asked = asyncio.create_task(trainer.command(command))
+        await asyncio.sleep(0)
+        assert not asked.done()
+        ticket = client.send(3)
+        assert ticket.answer is None, "the command comes first"
+        await asked
+        answer = await client.outbox.next()
+        assert isinstance(answer, ChunkResult)
+        getattr(learner, f"{action}_stream")(stream_id)
+        first = answer.next_step - 3
+        assert first == (0 if (action, stream_id) == ("delete", "s") else 10)
+        learner.apply([Chunk("s", first, inputs(3, 10))])
+        assert_shows(trainer, learner)
