@@ -255,3 +255,17 @@ def test_a_roll_back_resumes_what_diverged_and_refuses_another_models_state() ->
     model.roll_back(*state, learning_rate=0.0005)
     assert not model.figures.diverged
     assert model.apply([chunk("regression", 28, 8)]).updates
+
+
+def test_a_stream_that_begins_after_a_pause_has_the_bytes_of_one_from_a_checkpoint() -> None:
+    """A row that was free in the pause had its targets overwritten."""
+    model = learner("forecast", "reference")
+    for name in "abc":  # of four rows
+        model.apply([dataclasses.replace(chunk("forecast", 0, 5), stream_id=name)])
+    model.configure(paused=True)
+    again = Learner.from_state(*model.state(), backend="reference")
+    for each in (model, again):
+        each.configure(paused=False)
+        each.apply([dataclasses.replace(chunk("forecast", 0, 1), stream_id="d")])
+    for name, array in model.state()[0].items():
+        np.testing.assert_array_equal(again.state()[0][name], array, err_msg=name)

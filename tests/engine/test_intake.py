@@ -1,0 +1,58 @@
+"""Who waits for room in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from bptt_core import Learner, ModelSpec
+from service.config import Limits
+from service.domain import IncomingChunk
+from service.engine.intake import Intake
+from service.engine.outbox import Outbox
+from service.engine.shown import Shown
+
+SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
+
+
+def new_intake() -> Intake:
+    shown = Shown(Learner(SPEC, backend="reference"), lambda before, figures: None, None)
+    return Intake(SPEC, Limits(queue_chunks=8, queue_bytes=1000), shown, lambda steps: None)
+
+
+async def test_who_came_first_goes_first_also_where_a_chunk_fills_the_queue() -> None:
+    intake, outbox, went = new_intake(), Outbox(100, 1 << 20), []
+    large = np.zeros((200, 2), np.float32)
+
+    async def send(name: str) -> None:
+        await intake.room()
+        incoming = IncomingChunk(name, None, large, None, end_of_sequence=False)
+        intake.place(incoming, outbox.ticket(0), name)
+        went.append(name)
+
+    names = list("abcdef")
+    senders = [asyncio.create_task(send(name)) for name in names]
+    for count in range(1, len(names) + 1):
+        while len(went) < count:  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert went == names[:count], "one chunk fills it"
+        for each in intake.take(10, 1000):
+            [chunk] = each.chunks
+            intake.done(chunk.stream_id, chunk.steps)
+    await asyncio.gather(*senders)
+
+
+async def test_one_who_hangs_up_while_waiting_keeps_nobody_from_going_on() -> None:
+    intake, outbox = new_intake(), Outbox(100, 1 << 20)
+    large = np.zeros((200, 2), np.float32)
+    incoming = IncomingChunk("a", None, large, None, end_of_sequence=False)
+    intake.place(incoming, outbox.ticket(0), "a")
+    gone, waits = (asyncio.create_task(intake.room()) for _ in range(2))
+    await asyncio.sleep(0)
+    intake.take(10, 1000)
+    gone.cancel()  # in the moment in which it was its turn
+    await waits
+    assert gone.cancelled() or gone.done()
