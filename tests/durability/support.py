@@ -66,7 +66,7 @@ def same(left: Record, right: Record) -> bool:
 def _same_chunk(left: Chunk, right: Chunk) -> bool:
     names = ("stream_id", "first_step", "end_of_sequence", "first_target_step")
     return (
-        all(getattr(left, name, None) == getattr(right, name, None) for name in names)
+        all(getattr(left, name) == getattr(right, name) for name in names)
         and same_bits(left.inputs, right.inputs)
         and same_bits(left.targets, right.targets)
     )

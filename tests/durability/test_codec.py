@@ -109,18 +109,15 @@ def test_the_bytes_are_those_of_the_description() -> None:
     assert codec.encode(record) == sealed(10, b"\x01C\x00\x00", named)
 
 
-@pytest.mark.skipif(
-    "first_target_step" not in Chunk.__dataclass_fields__,
-    reason="chunks of this version have their targets at their own steps",
-)
 def test_late_targets_come_back_with_their_place() -> None:
-    late: dict[str, Any] = {"first_target_step": 3}
     inputs, targets = np.empty((0, 2), np.float32), np.array([[1.0], [np.nan]])
-    record = Record(1, (Chunk("s", 7, inputs, targets, **late), Chunk("t", 0, targets)))
+    record = Record(
+        1, (Chunk("s", 7, inputs, targets, first_target_step=3), Chunk("t", 0, targets))
+    )
     found = codec.decode(1, codec.encode(record))
     assert same(found, record)
     assert isinstance(found.body, tuple)
-    assert [getattr(each, "first_target_step") for each in found.body] == [3, None]  # noqa: B009
+    assert [each.first_target_step for each in found.body] == [3, None]
 
 
 def test_bits_of_a_nan_and_the_sign_of_a_zero_are_kept() -> None:
