@@ -8,7 +8,6 @@ COPY pyproject.toml README.md LICENSE ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
     && /opt/bptt/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY bptt_core bptt_core
-COPY protos protos
 COPY service service
 RUN /opt/bptt/bin/pip install --no-cache-dir --no-deps .
 

@@ -5,7 +5,7 @@
 #   make coverage the core's tests with its kernels as plain Python: every line is run
 #   make check    lint, format, types, imports, protos
 #   make bench    speed, against what it is compared to
-#   make protos   generates the Python code of protos/ again
+#   make protos   generates service/bptt/v1/ from protos/ again
 #
 # PYTHON=/path/to/python3 chooses the interpreter, VENV=folder where the environment stands.
 
@@ -22,7 +22,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Modules are compiled when they are first imported, which is sooner than all of them at once.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
-protoc = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+protoc = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
 .PHONY: help run test coverage check bench protos clean
 .DELETE_ON_ERROR:
@@ -54,12 +54,12 @@ check: $(DEV)
 	@$(BIN)/buf format --diff --exit-code
 	@rm -rf build/protos && mkdir -p build/protos
 	@$(call protoc,build/protos)
-	@diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ build/protos/protos protos \
-		|| { echo "check: the code in protos/ is not what its .proto files give: run make protos" >&2; exit 1; }
+	@diff -r -x __init__.py -x py.typed -x __pycache__ build/protos/bptt/v1 service/bptt/v1 \
+		|| { echo "check: service/bptt/v1/ is not what its .proto files give: run make protos" >&2; exit 1; }
 	@echo "check: lint, format, types, imports and protos are as they should be"
 
 protos: $(DEV)
-	@$(call protoc,.)
+	@$(call protoc,service)
 
 clean:
 	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

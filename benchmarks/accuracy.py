@@ -23,7 +23,7 @@ from bptt_core import Learner, ModelSpec
 
 Array = NDArray[Any]
 
-DATA = Path(__file__).parents[1] / "service" / "data"
+DATA = Path(__file__).parents[1] / "service" / "bptt" / "data"
 LAGS = 8  # changes the rival reads
 FORGETTING = 0.9995
 INVERSE_TRACE_MAX = 1e4  # else forgetting lets the inverse correlation grow beyond all bounds

@@ -23,13 +23,13 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import encoded_chunks, HIDDEN_SIZE, INPUT_SIZE, K, LEARN, walk
+from bptt.client import Client
+from bptt.config import Durability
+from bptt.domain import ModelDefinition
+from bptt.durability import reading, Record, SqliteStore
+from bptt.engine.records import apply_record, make_checkpoint
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.client import Client
-from service.config import Durability
-from service.domain import ModelDefinition
-from service.durability import reading, Record, SqliteStore
-from service.engine.records import apply_record, make_checkpoint
 
 CHUNK_STEPS = (1, 64, 512)
 COMMITS = 2000  # of each kind
@@ -172,7 +172,7 @@ def served(durability: Durability) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         kept = ("--data", folder, "--durability", durability)
         options = ("serve", "--json", "--until-input-ends", *free, *kept)
-        with started("service.cli", *options) as ready:
+        with started("bptt.cli", *options) as ready:
             yield str(json.loads(ready)["address"])
 
 

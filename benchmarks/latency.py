@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import ACKNOWLEDGED_TAG, INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
+from bptt.client import Client
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc as pb_grpc
 from bptt_core import Chunk, Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
-from service.client import Client
 
 ROUNDS = 5  # of each server, in turns
 TRIPS = 500  # in a round: its median is steady, and its 99th percentile is of five

@@ -36,5 +36,5 @@ def service_address() -> Iterator[str]:
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
     with tempfile.TemporaryDirectory(prefix="bptt-benchmark-") as folder:
         options = ("--json", "--until-input-ends", *free, "--data", folder)
-        with started("service.cli", "serve", *options) as ready:
+        with started("bptt.cli", "serve", *options) as ready:
             yield str(json.loads(ready)["address"])

@@ -22,10 +22,10 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import LEARN, walk
+from bptt.client import Client
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc as pb_grpc
 from bptt_core import bytes_of_stream, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
-from service.client import Client
 
 STREAMS = 100_000
 STREAM_STEPS = 36  # a whole window, and one update beyond
@@ -66,7 +66,7 @@ class Server:
 def serving(folder: Path, *options: str) -> Iterator[Server]:
     """A server on a folder, stopped in the end."""
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
-    command = ("service.cli", "serve", "--json", "--until-input-ends", "--data", str(folder))
+    command = ("bptt.cli", "serve", "--json", "--until-input-ends", "--data", str(folder))
     with started(*command, *free, *options) as ready:
         said = json.loads(ready)
         yield Server(said["address"], said["pid"])

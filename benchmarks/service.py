@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.processes import service_address, started
+from bptt.client import Client
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.client import Client
 
 INPUT_SIZE = 8
 HIDDEN_SIZE = 64

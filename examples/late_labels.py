@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from service.client import Client, Learned, Refused, ServerUnreachable
-from service.errors import NotFound, ServiceError
+from bptt.client import Client, Learned, Refused, ServerUnreachable
+from bptt.errors import NotFound, ServiceError
 
 NAMES = ["idles", "works", "grinds"]
 STAYS = np.array([[0.97, 0.03, 0.0], [0.02, 0.96, 0.02], [0.05, 0.0, 0.95]])

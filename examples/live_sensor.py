@@ -9,8 +9,8 @@ import math
 import random
 import sys
 
-from service.client import Client, Learned, ServerUnreachable
-from service.errors import NotFound, ServiceError
+from bptt.client import Client, Learned, ServerUnreachable
+from bptt.errors import NotFound, ServiceError
 
 
 async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:

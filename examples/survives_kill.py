@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.client import Client, Learned, LearnSession
-from service.durability import SqliteStore
+from bptt.client import Client, Learned, LearnSession
+from bptt.durability import SqliteStore
 
 MODEL, STREAM = "walk", "s"
 SPEC = {"input_size": 2, "hidden_size": 16}
@@ -38,7 +38,7 @@ class Server:
         options = ["--data", str(self.folder), "--json", "--until-input-ends"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-                [sys.executable, "-m", "service.cli", "serve", *ports, *options],
+                [sys.executable, "-m", "bptt.cli", "serve", *ports, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -14,10 +14,10 @@ from typing import TypeVar
 import grpc
 import pytest
 
+import bptt
 import bptt_core
-import service
+from bptt import errors
 from bptt_core import errors as core_errors
-from service import errors
 from tests.support.tools import program
 
 Error = TypeVar("Error", bound=Exception)
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def modules() -> Iterator[ModuleType]:
-    for package in (bptt_core, service):
+    for package in (bptt_core, bptt):
         yield package
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not found.name.endswith("__main__"):
@@ -59,7 +59,7 @@ def test_every_exported_name_exists() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("module", [bptt_core, service], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [bptt_core, bptt], ids=lambda module: module.__name__)
 def test_public_errors_have_their_place_in_the_tree_that_is_drawn(module: ModuleType) -> None:
     tree = importlib.import_module(f"{module.__name__}.errors")
     defined = [

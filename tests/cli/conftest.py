@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.server import Served, serving
 
-BPTT = [sys.executable, "-m", "service.cli"]
+BPTT = [sys.executable, "-m", "bptt.cli"]
 RUN_SECONDS = 100
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from bptt.config import Kept
+from bptt.domain import ModelDefinition
+from bptt.durability import Record, SqliteStore
+from bptt.durability.backup import back_up
+from bptt.engine.records import make_checkpoint
 from bptt_core import Learner
-from service.config import Kept
-from service.domain import ModelDefinition
-from service.durability import Record, SqliteStore
-from service.durability.backup import back_up
-from service.engine.records import make_checkpoint
 from tests.cli.conftest import run
 from tests.durability.support import checkpoint, numbers
 from tests.durability.support import ticks as records

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.create import create_model
+from bptt.cli.create import create_model
 
 
 class Slow:
@@ -27,7 +27,7 @@ class Slow:
 async def test_only_a_long_wait_is_explained(
     monkeypatch: pytest.MonkeyPatch, silent: float, said: str
 ) -> None:
-    monkeypatch.setattr("service.cli.create.SILENT_SECONDS", silent)
+    monkeypatch.setattr("bptt.cli.create.SILENT_SECONDS", silent)
     console = Console(file=io.StringIO(), width=200)
     client: Any = Slow()
     made: Any = await create_model(client, "m", {"cell": "lstm"}, console)

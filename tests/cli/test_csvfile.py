@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli.csvfile import Batch, Choice, CsvTable, InputError, Sample, some
+from bptt.cli.csvfile import Batch, Choice, CsvTable, InputError, Sample, some
 
 
 def write(folder: Path, text: str | bytes) -> str:

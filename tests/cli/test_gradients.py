@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import BPTT, Ran, run
 
 ROOT = Path(__file__).parents[2]
-SERIES = str(ROOT / "service" / "data" / "CGM.csv.gz")
+SERIES = str(ROOT / "service" / "bptt" / "data" / "CGM.csv.gz")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -130,7 +130,7 @@ def test_matplotlib_is_imported_for_a_picture_only() -> None:
     ]
     assert users == ["gradients.py"]
     code = (
-        "import sys; from service.cli.gradients import gradients; "
+        "import sys; from bptt.cli.gradients import gradients; "
         "gradients.main(['--steps', '4'], standalone_mode=False); "
         "sys.exit('matplotlib' in sys.modules)"
     )

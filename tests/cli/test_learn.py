@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from service.cli.main import bptt as group
+from bptt.cli.main import bptt as group
 from tests.cli.conftest import BPTT, Bptt, run
 from tests.support.server import Served
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.client import Client
+from bptt.client import Client
 from tests.cli.conftest import run
 from tests.support.server import serving
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from service.cli.main import bptt as group
+from bptt.cli.main import bptt as group
 from tests.cli.conftest import Bptt, run
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_the_csv_session_works(bptt: Bptt) -> None:
         if words[0] == "serve" or "-" in words:
             continue
         done = subprocess.run(
-            [sys.executable, "-m", "service.cli", *words, "--address", bptt.server.address],
+            [sys.executable, "-m", "bptt.cli", *words, "--address", bptt.server.address],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.durability import Command, Record, SqliteStore
-from service.engine.records import apply_record, learner_from
-from service.engine.replay import different
+from bptt.durability import Command, Record, SqliteStore
+from bptt.engine.records import apply_record, learner_from
+from bptt.engine.replay import different
 from tests.cli.conftest import run
 from tests.support.data import checkpoint_of, flip, journal_of, learn, ticks
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bptt.config import Kept
+from bptt.durability import Command, inspection
+from bptt.engine import replay
 from bptt_core import Chunk, ModelSpec
-from service.config import Kept
-from service.durability import Command, inspection
-from service.engine import replay
 from tests.cli.conftest import run
 from tests.support.data import learn, SPEC, ticks
 

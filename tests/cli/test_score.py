@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.cli import score as score_module
-from service.cli.score import (
+from bptt.cli import score as score_module
+from bptt.cli.score import (
     Anomalies,
     Float32Array,
     ForecastScore,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bptt.durability import Command, Record, SqliteStore
 from bptt_core import ModelSpec
-from service.durability import Command, Record, SqliteStore
 from tests.cli.conftest import run
 from tests.support.data import checkpoint_of, flip, journal_of, learn, ticks
 

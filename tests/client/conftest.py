@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from service.client import Client
+from bptt.client import Client
 from tests.support.server import Served, serving
 
 

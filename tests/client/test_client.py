@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.client import Client, Learned, Refused, ServerUnreachable
-from service.client.session import UNANSWERED_MAX
-from service.errors import AlreadyExists, InvalidRequest, NotFound, OutOfOrder, Unavailable
+from bptt.client import Client, Learned, Refused, ServerUnreachable
+from bptt.client.session import UNANSWERED_MAX
+from bptt.errors import AlreadyExists, InvalidRequest, NotFound, OutOfOrder, Unavailable
+from bptt.v1 import bptt_pb2 as pb
 from tests.support.server import Served
 
 SINE = np.sin(np.arange(400) / 7).astype(np.float32)[:, None]
@@ -43,7 +43,7 @@ async def test_a_spec_as_a_message_is_taken_too(client: Client, name: str) -> No
 async def test_lists_have_all_pages(
     client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.client.client.PAGE_SIZE", 2)
+    monkeypatch.setattr("bptt.client.client.PAGE_SIZE", 2)
     await client.create_model(name, {"input_size": 1})
     async with client.learn(name) as session:
         for stream in "abcde":
@@ -253,7 +253,7 @@ async def test_an_exception_in_the_block_ends_the_call(client: Client, name: str
 async def test_sending_waits_for_answers(
     client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.client.session.UNANSWERED_MAX", 3)
+    monkeypatch.setattr("bptt.client.session.UNANSWERED_MAX", 3)
     await client.create_model(name, {"input_size": 1, "hidden_size": 128})
     most = 0
     async with client.learn(name) as session:
@@ -266,7 +266,7 @@ async def test_sending_waits_for_answers(
 async def test_answers_that_pile_up_unread_are_an_error_not_a_hang(
     client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.client.session.UNREAD_MAX", 20)
+    monkeypatch.setattr("bptt.client.session.UNREAD_MAX", 20)
     await client.create_model(name, {"input_size": 1})
 
     async def send_only() -> None:
@@ -305,7 +305,7 @@ async def test_no_server_is_an_error_that_names_the_address() -> None:
 
 
 async def test_something_else_that_listens_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client.client.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("bptt.client.client.CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ServerUnreachable, match=address):

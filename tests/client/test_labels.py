@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.client import Client, Learned, LearnSession, Refused
+from bptt.errors import OutOfOrder
 from bptt_core import Chunk, Learner, ModelSpec
-from service.client import Client, Learned, LearnSession, Refused
-from service.errors import OutOfOrder
 from tests.client.test_resume import kill, until
 from tests.support.proxy import proxy
 from tests.support.server import Served, serving

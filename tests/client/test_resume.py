@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.client import Client, Learned, LearnSession, Refused, ServerUnreachable, StepsLost
+from bptt.errors import InvalidRequest, NotFound
 from bptt_core import Chunk, Learner, ModelSpec
-from service.client import Client, Learned, LearnSession, Refused, ServerUnreachable, StepsLost
-from service.errors import InvalidRequest, NotFound
 from tests.support.proxy import Proxy, proxy
 from tests.support.server import Served, serving
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.client import Client, Learned
 from bptt_core import Learner, ModelSpec
-from service.client import Client, Learned
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"cell": "rnn_relu"},

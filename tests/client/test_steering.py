@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.client import Client
-from service.errors import InvalidRequest, NotFound, Unavailable
+from bptt.client import Client
+from bptt.errors import InvalidRequest, NotFound, Unavailable
 from tests.support.server import serving
 
 SPEC: Any = {"input_size": 1, "hidden_size": 4, "k1": 2, "k2": 4}

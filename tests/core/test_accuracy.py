@@ -15,7 +15,7 @@ from tests.support.jit import PLAIN_PYTHON
 
 pytestmark = pytest.mark.skipif(PLAIN_PYTHON, reason="75,000 steps: hours in plain Python")
 
-DATA = Path(__file__).parents[2] / "service" / "data"
+DATA = Path(__file__).parents[2] / "service" / "bptt" / "data"
 
 
 def series(name: str, columns: list[str]) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.cli.gradients import Network, NETWORKS
 from bptt_core import ModelSpec, network, params
-from service.cli.gradients import Network, NETWORKS
 
 CORE = Path(__file__).parents[2] / "bptt_core"
 README = (CORE / "README.md").read_text()

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import Client, Learned, LearnSession
-from service.durability import SqliteStore
-from service.engine import replay
-from service.engine.replay import State
+from bptt.client import Client, Learned, LearnSession
+from bptt.durability import SqliteStore
+from bptt.engine import replay
+from bptt.engine.replay import State
 
 SPEC: dict[str, Any] = {"input_size": 2, "hidden_size": 8, "k1": 2, "k2": 4}
 STOP_SECONDS = 30.0
@@ -52,7 +52,7 @@ class Restarted:
         Args:
             failpoint: POINT or POINT:N of the store, at which it is to kill itself.
         """
-        command = [sys.executable, "-m", "service.cli", "serve", "--json", "--until-input-ends"]
+        command = [sys.executable, "-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
         command += ["--metrics-address", "127.0.0.1:0", "--address", self.address]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.client import Client, LearnSession
-from service.durability import Command, SqliteStore
-from service.engine.recovery import recover
-from service.engine.replay import different
+from bptt.client import Client, LearnSession
+from bptt.durability import Command, SqliteStore
+from bptt.engine.recovery import recover
+from bptt.engine.replay import different
 from tests.crash.support import check_whole, KEEP_ALL, newest, restarted, SPEC, until
 
 LARGE = 3e38  # from here to its negative is more than float32 holds

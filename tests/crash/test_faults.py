@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import service
-from service.client import Client, Refused
-from service.errors import LimitReached
+import bptt
+from bptt.client import Client, Refused
+from bptt.errors import LimitReached
 from tests.crash.support import (
     check_walkers,
     KEEP_ALL,
@@ -25,14 +25,15 @@ from tests.crash.support import (
 from tests.support.data import checkpoint_of, flip, journal_of
 from tests.support.disk import fill, mounted
 
-REPOSITORY = Path(service.__file__).parents[1]
+PACKAGE = Path(bptt.__file__).parent
+REPOSITORY = PACKAGE.parents[1]
 
 
 async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`bptt` with these arguments, to its end."""
     return await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "service.cli", *arguments],
+        [sys.executable, "-m", "bptt.cli", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -217,8 +218,8 @@ async def test_a_damaged_newest_checkpoint_falls_back_and_loses_nothing(tmp_path
 def test_nothing_durable_depends_on_the_clock_of_the_wall() -> None:
     """A clock that jumps changes nothing: what writes, orders and reads back asks none."""
     durable = [
-        *(REPOSITORY / "service" / "durability").glob("*.py"),
-        *(REPOSITORY / "service" / "engine").glob("*.py"),
+        *(PACKAGE / "durability").glob("*.py"),
+        *(PACKAGE / "engine").glob("*.py"),
         *(REPOSITORY / "bptt_core").rglob("*.py"),
     ]
     assert len(durable) > 30

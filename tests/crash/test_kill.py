@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import Client
-from service.engine.replay import different, State
+from bptt.client import Client
+from bptt.engine.replay import different, State
 from tests.crash.support import (
     check_walkers,
     KEEP_ALL,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bptt.client import Client, ServerUnreachable
+from bptt.durability.sqlite import POINTS
+from bptt.engine import replay
+from bptt.engine.replay import different
+from bptt.errors import AlreadyExists, NotFound
 from bptt_core import Chunk, Learner, ModelSpec
-from service.client import Client, ServerUnreachable
-from service.durability.sqlite import POINTS
-from service.engine import replay
-from service.engine.replay import different
-from service.errors import AlreadyExists, NotFound
 from tests.crash.support import (
     check_walkers,
     KEEP_ALL,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("bptt_core", "protos", "service")
+PACKAGES = ("bptt_core", "bptt")
 
 
 @pytest.fixture(scope="module")
@@ -52,4 +52,4 @@ def test_wheel_has_nothing_else(wheel: zipfile.Path) -> None:
     assert {item.name for item in wheel.iterdir()} == {*PACKAGES, information}
     assert (wheel / information / "licenses" / "LICENSE").is_file()
     entry_points = (wheel / information / "entry_points.txt").read_text()
-    assert "bptt = service.cli:main" in entry_points
+    assert "bptt = bptt.cli:main" in entry_points

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bptt.config import Durability, Kept
+from bptt.durability import Checkpoint, Command, Record, SqliteStore
 from bptt_core import Chunk
-from service.config import Durability, Kept
-from service.durability import Checkpoint, Command, Record, SqliteStore
 
 
 def tick(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:

@@ -10,8 +10,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from service.durability import Checkpoint
-from service.durability.checkpoints import encode, load
+from bptt.durability import Checkpoint
+from bptt.durability.checkpoints import encode, load
 
 
 def test_a_checkpoint_is_a_file_that_safetensors_reads(tmp_path: Path) -> None:

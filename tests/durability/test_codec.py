@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bptt.durability import codec, Command, Record
 from bptt_core import Chunk
-from service.durability import codec, Command, Record
 from tests.durability.support import same, tick
 
 DTYPES = ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]

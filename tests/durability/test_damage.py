@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service.durability import mark, reading, Record, SqliteStore
-from service.errors import DataDamaged, StorageFailed
+from bptt.durability import mark, reading, Record, SqliteStore
+from bptt.errors import DataDamaged, StorageFailed
 from tests.durability.support import checkpoint, numbers, opened, tick, ticks
 
 

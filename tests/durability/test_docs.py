@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bptt.config import Kept
+from bptt.durability import Record
 from bptt_core import Chunk
-from service.config import Kept
-from service.durability import Record
 from tests.durability.support import checkpoint, command, opened
 
 PAGE = (Path(__file__).parents[2] / "docs" / "journal.md").read_text()

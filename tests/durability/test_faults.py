@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Durability, Kept
-from service.durability import lock, SqliteStore
-from service.durability.sqlite import POINTS
-from service.errors import DataDamaged, InvalidRequest, StaleWriter, StorageFailed, StorageFull
+from bptt.config import Durability, Kept
+from bptt.durability import lock, SqliteStore
+from bptt.durability.sqlite import POINTS
+from bptt.errors import DataDamaged, InvalidRequest, StaleWriter, StorageFailed, StorageFull
 from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks
 from tests.support.disk import fill, mounted
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_another_program_that_holds_the_journal_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.durability.reading.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("bptt.durability.reading.BUSY_SECONDS", 0.01)
     with opened(tmp_path) as store:
         store.save(checkpoint(0))
         store.append("m", ticks(1, 1))
@@ -390,8 +390,8 @@ def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None
 CHILD = """
 import os, sys
 from pathlib import Path
-from service.config import Kept
-from service.durability import SqliteStore
+from bptt.config import Kept
+from bptt.durability import SqliteStore
 from tests.durability.support import checkpoint, ticks
 
 folder, point, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from service.durability import differences, fingerprint
+from bptt.durability import differences, fingerprint
 
 
 def test_it_names_processor_and_libraries() -> None:

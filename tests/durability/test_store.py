@@ -9,16 +9,16 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bptt_core import Chunk
-from service.config import Durability, Kept
-from service.durability import (
+from bptt.config import Durability, Kept
+from bptt.durability import (
     Checkpoint,
     fingerprint,
     Record,
     SqliteStore,
     Store,
 )
-from service.errors import DataDamaged, StaleWriter, StorageFailed
+from bptt.errors import DataDamaged, StaleWriter, StorageFailed
+from bptt_core import Chunk
 from tests.durability.support import (
     checkpoint,
     command,

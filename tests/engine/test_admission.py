@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.config import Limits, ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.engine.outbox import Outbox
+from bptt.engine.trainer import Trainer
+from bptt.errors import InvalidRequest, LimitReached, ServerStopping
+from bptt.observability.metrics import Metrics
 from bptt_core import bytes_of_stream, Learner, ModelSpec
-from service.config import Limits, ServerConfig
-from service.domain import IncomingChunk, ModelDefinition
-from service.engine.outbox import Outbox
-from service.engine.trainer import Trainer
-from service.errors import InvalidRequest, LimitReached, ServerStopping
-from service.observability.metrics import Metrics
 
 
 @pytest.mark.parametrize(

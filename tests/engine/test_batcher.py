@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bptt.engine.batcher import Batcher, Entry, ENTRY_BYTES, QueuedChunk, StreamCommand
+from bptt.engine.outbox import Outbox
 from bptt_core import Chunk
-from service.engine.batcher import Batcher, Entry, ENTRY_BYTES, QueuedChunk, StreamCommand
-from service.engine.outbox import Outbox
 
 
 def chunk(stream_id: str, first_step: int = 0, steps: int = 1) -> QueuedChunk:

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.config import Kept, ServerConfig
+from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
+from bptt.durability import Command, Record, SqliteStore, Store
+from bptt.engine import replay
+from bptt.engine.batcher import Batcher, QueuedChunk
+from bptt.engine.outbox import Outbox
+from bptt.engine.records import apply_record, make_checkpoint
+from bptt.engine.recovery import recover
+from bptt.engine.replay import different
+from bptt.engine.trainer import Trainer
+from bptt.errors import ServerStopping
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import Kept, ServerConfig
-from service.domain import Answer, IncomingChunk, ModelDefinition, Refused
-from service.durability import Command, Record, SqliteStore, Store
-from service.engine import replay
-from service.engine.batcher import Batcher, QueuedChunk
-from service.engine.outbox import Outbox
-from service.engine.records import apply_record, make_checkpoint
-from service.engine.recovery import recover
-from service.engine.replay import different
-from service.engine.trainer import Trainer
-from service.errors import ServerStopping
-from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(
     task="regression",

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from bptt.config import Limits, ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.engine.outbox import Outbox
+from bptt.engine.trainer import Trainer
+from bptt.errors import ServerStopping
+from bptt.observability.metrics import Metrics
 from bptt_core import ChunkResult, Learner, ModelSpec
-from service.config import Limits, ServerConfig
-from service.domain import IncomingChunk, ModelDefinition
-from service.engine.outbox import Outbox
-from service.engine.trainer import Trainer
-from service.errors import ServerStopping
-from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=4)
 LIMITS = Limits(queue_chunks=64, run_chunks=4, call_answers=10_000)

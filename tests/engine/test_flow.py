@@ -12,15 +12,15 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bptt.config import ServerConfig
+from bptt.domain import Gauges
+from bptt.engine.batcher import QueuedChunk, Round
+from bptt.engine.flow import COST_SHARE_MAX, FlowWatch
+from bptt.engine.outbox import Outbox
+from bptt.engine.run import Outcome, run
+from bptt.errors import InvalidRequest
+from bptt.observability.metrics import Metrics, ModelMetrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import Gauges
-from service.engine.batcher import QueuedChunk, Round
-from service.engine.flow import COST_SHARE_MAX, FlowWatch
-from service.engine.outbox import Outbox
-from service.engine.run import Outcome, run
-from service.errors import InvalidRequest
-from service.observability.metrics import Metrics, ModelMetrics
 from tests.engine.test_trainer import answers, give, inputs, training
 
 SECONDS = 1e6  # of learning: no look is too dear

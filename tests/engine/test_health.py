@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.config import ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.durability import Checkpoint, Record, SqliteStore
+from bptt.engine import recovery
+from bptt.engine.outbox import Outbox
+from bptt.engine.records import make_checkpoint
+from bptt.engine.recovery import recover
+from bptt.engine.registry import Registry
+from bptt.errors import Recovering
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import IncomingChunk, ModelDefinition
-from service.durability import Checkpoint, Record, SqliteStore
-from service.engine import recovery
-from service.engine.outbox import Outbox
-from service.engine.records import make_checkpoint
-from service.engine.recovery import recover
-from service.engine.registry import Registry
-from service.errors import Recovering
-from service.observability.metrics import Metrics
 from tests.engine.test_divergence import SPEC as DIVERGING
 from tests.engine.test_divergence import steps, TOO_LARGE
 

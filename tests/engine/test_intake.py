@@ -6,12 +6,12 @@ import asyncio
 
 import numpy as np
 
+from bptt.config import Limits
+from bptt.domain import IncomingChunk
+from bptt.engine.intake import Intake
+from bptt.engine.outbox import Outbox
+from bptt.engine.shown import Shown
 from bptt_core import Learner, ModelSpec
-from service.config import Limits
-from service.domain import IncomingChunk
-from service.engine.intake import Intake
-from service.engine.outbox import Outbox
-from service.engine.shown import Shown
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 

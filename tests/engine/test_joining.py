@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.domain import Refused
+from bptt.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from bptt.engine.joining import groups
+from bptt.engine.outbox import Outbox
+from bptt.engine.records import apply_body
+from bptt.engine.run import Outcome, run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.domain import Refused
-from service.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
-from service.engine.joining import groups
-from service.engine.outbox import Outbox
-from service.engine.records import apply_body
-from service.engine.run import Outcome, run
 
 FORECAST = ModelSpec(input_size=2, hidden_size=4, k1=3, k2=7)
 SPECS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.engine.journaling import DurableSteps
+from bptt.engine.journaling import DurableSteps
 
 
 def test_a_stream_is_durable_up_to_its_last_commit() -> None:

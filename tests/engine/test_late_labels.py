@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from bptt.config import ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition, Refused
+from bptt.engine.outbox import Outbox
+from bptt.engine.trainer import Trainer
+from bptt.errors import ServerStopping
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import IncomingChunk, ModelDefinition, Refused
-from service.engine.outbox import Outbox
-from service.engine.trainer import Trainer
-from service.errors import ServerStopping
-from service.observability.metrics import Metrics
 from tests.core.support import assert_same_memory
 
 SPEC = ModelSpec(

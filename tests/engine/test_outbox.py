@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from bptt.engine.outbox import CROWD_MEMORY, Outbox
+from bptt.errors import InvalidRequest
 from bptt_core import ChunkResult
-from service.engine.outbox import CROWD_MEMORY, Outbox
-from service.errors import InvalidRequest
 
 
 def answer(number: int) -> ChunkResult:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bptt.config import ServerConfig
+from bptt.domain import ModelDefinition
+from bptt.durability import Record, SqliteStore
+from bptt.engine.records import apply_record, make_checkpoint
+from bptt.engine.recovery import recover, Recovered
+from bptt.engine.registry import Registry
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import ModelDefinition
-from service.durability import Record, SqliteStore
-from service.engine.records import apply_record, make_checkpoint
-from service.engine.recovery import recover, Recovered
-from service.engine.registry import Registry
-from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=4)
 TICKS = 5

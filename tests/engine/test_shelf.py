@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import Durability, ServerConfig
-from service.domain import IncomingChunk, ModelDefinition
-from service.durability import Checkpoint, SqliteStore
-from service.engine.outbox import Outbox
-from service.engine.registry import Registry
-from service.engine.replay import different
-from service.engine.trainer import Trainer
-from service.errors import (
+from bptt.config import Durability, ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.durability import Checkpoint, SqliteStore
+from bptt.engine.outbox import Outbox
+from bptt.engine.registry import Registry
+from bptt.engine.replay import different
+from bptt.engine.trainer import Trainer
+from bptt.errors import (
     DataDamaged,
     ModelExists,
     ServerStopping,
     StorageFailed,
     UnknownModel,
 )
-from service.observability.metrics import Metrics
+from bptt.observability.metrics import Metrics
+from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 NAMES = ("a", "b", "c", "d", "e")
@@ -248,7 +248,7 @@ async def test_others_do_not_wait_for_a_model_that_comes_back(
 async def test_a_model_that_cannot_be_saved_stays_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.engine.shelf.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("bptt.engine.shelf.PAUSE_SECONDS", 0.0)
     with opened(tmp_path, "none") as store:
         async with serving(store, models_in_memory=1, durability="none") as server:
             await server.create("a")

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.config import ServerConfig
+from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.engine import trainer as trainer_module
+from bptt.engine.batcher import StreamCommand
+from bptt.engine.outbox import Outbox, Ticket
+from bptt.engine.shown import BEHIND_RUNS_MAX
+from bptt.engine.trainer import Trainer
+from bptt.errors import ServerStopping
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import IncomingChunk, ModelDefinition
-from service.engine import trainer as trainer_module
-from service.engine.batcher import StreamCommand
-from service.engine.outbox import Outbox, Ticket
-from service.engine.shown import BEHIND_RUNS_MAX
-from service.engine.trainer import Trainer
-from service.errors import ServerStopping
-from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt.config import ServerConfig
+from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
+from bptt.durability import Checkpoint, SqliteStore, Store
+from bptt.engine.outbox import Outbox
+from bptt.engine.records import make_checkpoint
+from bptt.engine.recovery import recover
+from bptt.engine.registry import page
+from bptt.engine.trainer import Trainer
+from bptt.errors import InvalidRequest, ModelFailed, ServerStopping, StorageFailed
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from service.config import ServerConfig
-from service.domain import Answer, IncomingChunk, ModelDefinition, Refused
-from service.durability import Checkpoint, SqliteStore, Store
-from service.engine.outbox import Outbox
-from service.engine.records import make_checkpoint
-from service.engine.recovery import recover
-from service.engine.registry import page
-from service.engine.trainer import Trainer
-from service.errors import InvalidRequest, ModelFailed, ServerStopping, StorageFailed
-from service.observability.metrics import Metrics
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bptt.engine import views as module
+from bptt.engine.views import StreamViews
 from bptt_core import Chunk, Learner, ModelSpec, StreamView
-from service.engine import views as module
-from service.engine.views import StreamViews
 
 SPEC = ModelSpec(input_size=2, hidden_size=3, layers=2, cell="lstm")
 

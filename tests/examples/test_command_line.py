@@ -40,7 +40,7 @@ def server() -> Iterator[Served]:
 
 def run(server: Served, command: str) -> str:
     """A command in a shell that knows `bptt` and `python`, and the server."""
-    bptt = f"{sys.executable} -m service.cli"
+    bptt = f"{sys.executable} -m bptt.cli"
     wrapped = (
         f'bptt() {{ {bptt} "$@" --address {server.address}; }}\n'
         f'python() {{ {sys.executable} "$@" {server.address}; }}\n'

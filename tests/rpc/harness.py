@@ -14,15 +14,15 @@ import numpy as np
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
+from bptt.config import Limits, ServerConfig
+from bptt.durability import Store
+from bptt.engine.registry import Registry
+from bptt.observability.metrics import Metrics
+from bptt.rpc.server import RpcServer
+from bptt.rpc.servicers import LearnerService, ModelService
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc as pb_grpc
 from bptt_core import Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
-from service.config import Limits, ServerConfig
-from service.durability import Store
-from service.engine.registry import Registry
-from service.observability.metrics import Metrics
-from service.rpc.server import RpcServer
-from service.rpc.servicers import LearnerService, ModelService
 
 
 class Gate(ThreadPoolExecutor):

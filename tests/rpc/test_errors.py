@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bptt import errors
 from bptt_core import errors as core
-from service import errors
 
 
 def family(root: type[Exception]) -> Iterator[type[Exception]]:

@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt.config import Limits
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.config import Limits
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 
 

@@ -11,10 +11,10 @@ import psutil
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
-from service.client import Client, Learned
-from service.config import Limits
+from bptt.client import Client, Learned
+from bptt.config import Limits
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc as pb_grpc
 from tests.rpc.harness import Call, Harness, harness, until, wave
 from tests.support.server import serving
 

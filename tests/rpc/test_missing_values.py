@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
 from tests.rpc.harness import failure, Harness, violations, wave
 
 NETWORK: dict[str, Any] = {"input_size": 2, "hidden_size": 4, "k1": 2, "k2": 4}

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
+from bptt.config import Limits
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import ModelSpec
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.config import Limits
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 
 

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt.domain import RunReport
+from bptt.engine.trainer import Trainer
+from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec, Snapshot, StreamView
-from protos.bptt.v1 import bptt_pb2 as pb
-from service.domain import RunReport
-from service.engine.trainer import Trainer
 from tests.rpc.harness import failure, Harness, until, violations, wave
 
 

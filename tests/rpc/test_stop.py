@@ -17,8 +17,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from protos.bptt.v1 import bptt_pb2 as pb
-from protos.bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc as pb_grpc
 from tests.rpc.harness import Call, failure, small, wave
 from tests.support.server import serving
 
@@ -138,7 +138,7 @@ async def test_without_data_nothing_is_stored() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "service.cli", "serve", "--json", *FREE]
+    command = [sys.executable, "-m", "bptt.cli", "serve", "--json", *FREE]
     pipe = subprocess.PIPE
     with subprocess.Popen(  # noqa: ASYNC220 - nothing else runs in this test's loop
         command, stdout=pipe, stderr=pipe, text=True
@@ -160,7 +160,7 @@ async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Si
 
 def _fails(*options: str) -> str:
     """What `bptt serve` with these options says as it fails."""
-    command = [sys.executable, "-m", "service.cli", "serve", *options]
+    command = [sys.executable, "-m", "bptt.cli", "serve", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr

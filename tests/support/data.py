@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bptt.config import Durability, Kept
+from bptt.domain import ModelDefinition
+from bptt.durability import Command, Record, SqliteStore, Tick
+from bptt.engine.records import apply_record, make_checkpoint
 from bptt_core import Chunk, Learner, ModelSpec
-from service.config import Durability, Kept
-from service.domain import ModelDefinition
-from service.durability import Command, Record, SqliteStore, Tick
-from service.engine.records import apply_record, make_checkpoint
 
 SPEC = ModelSpec(input_size=2, hidden_size=8, k1=2, k2=4)
 

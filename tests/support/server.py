@@ -28,7 +28,7 @@ def serving(*options: str) -> Iterator[Served]:
 
     A server that died, or that does not stop when asked, fails the test with what it printed.
     """
-    command = [sys.executable, "-m", "service.cli", "serve", "--json", "--until-input-ends"]
+    command = [sys.executable, "-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
     free = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
     with (
         tempfile.TemporaryFile("w+") as log,

@@ -6,8 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from service.durability import Checkpoint, CheckpointInfo, Record, Store
-from service.errors import ServiceError, StorageFailed
+from bptt.durability import Checkpoint, CheckpointInfo, Record, Store
+from bptt.errors import ServiceError, StorageFailed
 
 
 def no_space() -> ServiceError:

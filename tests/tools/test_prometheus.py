@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.client import Client
+from bptt.client import Client
 from tests.support.server import Served
 from tests.support.tools import free_port, program
 

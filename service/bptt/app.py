@@ -1,0 +1,216 @@
+"""The one place that wires everything: `serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bptt.config import ServerConfig
+from bptt.durability import SqliteStore, Store
+from bptt.engine.registry import Registry
+from bptt.errors import StorageFailed
+from bptt.observability.http import MetricsEndpoint
+from bptt.observability.metrics import Metrics
+from bptt.rpc.server import RpcServer
+from bptt.rpc.servicers import LearnerService, ModelService
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BYTES = 4 << 20
+INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """Where a server that is up can be reached."""
+
+    address: str
+    """host:port of gRPC, with the real port."""
+    metrics_address: str | None
+    """host:port of /metrics, with the real port; None where there is none."""
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Log to standard error, one line an event, for people."""
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(message)s"
+    )
+
+
+def keep_large_arrays_apart() -> None:
+    """Have large arrays given back to the system when they are freed, where that can be asked for.
+
+    glibc takes what is larger than a bound from the system by itself, and moves the bound up to
+    32 MB as such pieces are freed. From then on the arrays of growing numbers of streams, and the
+    copies of checkpoints, leave holes: 100,000 streams took 3,893 bytes each in the core, and 3,270
+    with the bound held where it is set here.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another system's library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+async def serve(
+    config: ServerConfig,
+    *,
+    on_ready: Callable[[RunningServer], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a server until it is told to stop, then stop cleanly.
+
+    A clean stop: health says NOT_SERVING, open Learn calls are read no further, what was accepted
+    is learned, answered and saved, and the calls are told. All within `config.grace_seconds`.
+
+    Args:
+        config: how it is set up.
+        on_ready: called once requests are answered.
+        stop: set to stop the server. None: SIGTERM and Ctrl-C stop it; a second one ends the
+            process at once.
+
+    Raises:
+        AddressInUse: a port is taken.
+        CannotListen: an address cannot be listened on.
+        StaleWriter: another server uses the data folder.
+        StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
+    """
+    keep_large_arrays_apart()
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
+        store = stack.enter_context(_store(config))
+        learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
+        predict_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "predict"))
+        storage_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "storage"))
+        registry = Registry(config, learn_pool, store, metrics, storage=storage_pool)
+        learner = LearnerService(registry, config.limits, predict_pool)
+        metrics_address = None
+        if config.metrics_address is not None:
+            endpoint = MetricsEndpoint(config.metrics_address, metrics)
+            stack.callback(endpoint.close)
+            metrics_address = endpoint.address
+        rpc = RpcServer(learner, ModelService(registry), metrics)
+        asked = stop if stop is not None else last.enter_context(_signals())
+        async with _stopping(config, registry, learner, rpc):
+            await rpc.start(config.address)
+            if await _recovered(registry, rpc, asked):
+                await rpc.serving()
+                log.info(
+                    "listening on %s; metrics on %s; data in %s",
+                    rpc.address,
+                    f"http://{metrics_address}/metrics" if metrics_address else "no port",
+                    f"{config.data}, durability {config.durability}"
+                    if config.data
+                    else "memory only",
+                )
+                if on_ready is not None:
+                    on_ready(RunningServer(rpc.address, metrics_address))
+                await asked.wait()
+
+
+async def _recovered(registry: Registry, rpc: RpcServer, asked: asyncio.Event) -> bool:
+    """Bring all models back, each served as soon as it is; False where a stop comes first."""
+    recovery = asyncio.create_task(registry.recover(rpc.model_serving), name="recovery")
+    stop = asyncio.create_task(asked.wait(), name="stop")
+    try:
+        await asyncio.wait((recovery, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not recovery.done():
+            registry.begin_stop()  # which ends what is being replayed
+        await recovery
+        return not asked.is_set()
+    finally:
+        stop.cancel()
+
+
+def failpoint() -> Callable[[str], None]:
+    """What a store calls at each of its `POINTS`: for tests, the end of the process at one of them.
+
+    BPTT_FAILPOINT=POINT or POINT:N, the N-th time that it is reached.
+    """
+    wanted, _, count = os.environ.get("BPTT_FAILPOINT", "").partition(":")
+    left = int(count or 1)
+
+    def at(point: str) -> None:
+        nonlocal left
+        if point == wanted:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return at
+
+
+@contextlib.contextmanager
+def _store(config: ServerConfig) -> Iterator[Store | None]:
+    if config.data is None:
+        yield None
+        return
+    store = SqliteStore(config.data, config.durability, config.kept, at_point=failpoint())
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextlib.asynccontextmanager
+async def _stopping(
+    config: ServerConfig, registry: Registry, learner: LearnerService, rpc: RpcServer
+) -> AsyncIterator[None]:
+    """Whatever ends the body, stop cleanly afterwards."""
+    try:
+        yield
+    finally:
+        start = time.perf_counter()
+        level = logging.INFO if rpc.address else logging.DEBUG  # it may never have listened
+        log.log(level, "stopping")
+        registry.begin_stop()
+        await rpc.not_serving()
+        failures = await registry.stop(config.grace_seconds)
+        left = config.grace_seconds - (time.perf_counter() - start)
+        await learner.finish_calls(max(left, 0.0))
+        await rpc.stop()
+        log.log(level, "stopped after %.1f s", time.perf_counter() - start)
+    if failures:
+        raise StorageFailed("; ".join(failure.message for failure in failures))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and Ctrl-C set. The second of them ends the process."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def ask() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        signal.signal(signal.SIGINT, _leave)
+        asked.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield asked
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+
+def _leave(*signal_and_frame: object) -> None:
+    """End the process as it stands, as SIGTERM does.
+
+    Not with an exception: threads that still learn would be waited for.
+    """
+    os.write(2, b"bptt: left at once; what was not acknowledged is not saved\n")
+    os._exit(INTERRUPTED)

@@ -1,0 +1,110 @@
+"""`bptt repair`: what a damaged model would lose, and bringing it back without that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bptt.cli.console import json_option, print_json
+from bptt.cli.folder import chosen, data_argument
+from bptt.durability import inspection
+from bptt.durability import repair as durability
+from bptt.durability.layout import DAMAGED
+from bptt.errors import DataDamaged
+
+EXAMPLE = """\b
+Examples:
+  bptt repair ./models          shows what would be lost, and changes nothing
+  bptt repair ./models --yes
+"""
+
+STREAMS_SHOWN = 10
+
+
+@click.command(epilog=EXAMPLE)
+@data_argument
+@click.option("--model", "model_id", metavar="NAME", help="Only this model.")
+@click.option("--yes", is_flag=True, help="Repair. Left out: only show what a repair would do.")
+@json_option("one document with what was found, and done, of each model")
+@click.pass_context
+def repair(
+    context: click.Context, folder: Path, model_id: str | None, yes: bool, as_json: bool
+) -> None:
+    """Repair the data folder DIR while no server uses it.
+
+    A damaged journal is cut behind its last record that can be replayed, and damaged checkpoints
+    are taken out; both are moved to a folder 'damaged' of the model, not deleted. Clients whose
+    steps are lost are told by the server which step it expects, and may send them again.
+
+    The status is 0 if all is whole or has been repaired, and 1 if not.
+    """
+    documents: list[dict[str, Any]] = []
+    left = False
+    with inspection.alone(folder):
+        for each in chosen(folder, model_id):
+            try:
+                plan = durability.plan(inspection.survey(each))
+            except DataDamaged as error:
+                left = True
+                documents.append({"model_id": each.name, "problem": error.message})
+                if not as_json:
+                    click.echo(f"{each.name}: {error.message}")
+                continue
+            if not as_json:
+                _say(plan)
+            moved = durability.carry_out(plan) if yes and plan.needed else []
+            left = left or (plan.needed and not yes)
+            if moved and not as_json:
+                click.echo(f"  repaired; what was taken out is in {each / DAMAGED}")
+            documents.append(_document(plan, [str(path) for path in moved]))
+    if as_json:
+        print_json(documents)
+    elif left and not yes:
+        click.echo("nothing was changed; --yes repairs")
+    if left:
+        context.exit(1)
+
+
+def _say(plan: durability.Plan) -> None:
+    found = plan.survey
+    if not plan.needed:
+        click.echo(f"{found.model_id}: whole")
+        return
+    click.echo(f"{found.model_id}: damaged")
+    for reason in filter(None, (plan.reason, *found.damaged.values())):
+        click.echo(f"  {reason}")
+    click.echo(
+        f"  goes back to tick {plan.keep_to:,}, from the checkpoint after {found.whole[-1]:,} ticks"
+        f" and {plan.keep_to - found.whole[-1]:,} records"
+    )
+    if not plan.lost:
+        click.echo("  nothing that was learned is lost")
+        return
+    click.echo(
+        f"  lost: {plan.lost:,} ticks, {plan.lost_steps:,} steps or more"
+        + (f" of {_streams(plan.lost_streams)}" if plan.lost_streams else "")
+    )
+
+
+def _streams(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:STREAMS_SHOWN])
+    more = len(names) - STREAMS_SHOWN
+    return f"streams {shown}" + (f" and {more:,} more" if more > 0 else "")
+
+
+def _document(plan: durability.Plan, moved: list[str]) -> dict[str, Any]:
+    found = plan.survey
+    return {
+        "model_id": found.model_id,
+        "needed": plan.needed,
+        "journal": plan.reason or None,
+        "damaged_checkpoints": {str(ticks): why for ticks, why in found.damaged.items()},
+        "whole_checkpoints": list(found.whole),
+        "goes_back_to": plan.keep_to,
+        "lost_ticks": plan.lost,
+        "lost_steps": plan.lost_steps,
+        "lost_streams": list(plan.lost_streams),
+        "moved": moved,
+    }

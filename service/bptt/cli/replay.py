@@ -1,0 +1,144 @@
+"""`bptt replay`: what another spec would have made of the same stream of steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from bptt.cli.console import json_option, number, output, print_json
+from bptt.cli.folder import bar, chosen, data_argument
+from bptt.engine import replay as engine
+from bptt.engine.replay import Compared, Trial
+
+EXAMPLE = """\b
+Examples:
+  bptt replay ./models --model power --set learning_rate=0.003
+  bptt replay ./models --model power --set cell=lstm --set hidden_size=32
+"""
+
+
+@click.command(epilog=EXAMPLE)
+@data_argument
+@click.option("--model", "model_id", metavar="NAME", required=True, help="Whose journal it is.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="A field of the spec that is to be another; may be given more than once. Left out: the "
+    "model's own spec alone.",
+)
+@json_option("one document with the figures of both")
+def replay(folder: Path, model_id: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Learn a model's journal again under another spec, and compare.
+
+    Both the model's own spec and the other begin with fresh parameters and learn the same ticks in
+    the same order, so that only the spec differs. Every figure is of predictions made before the
+    step was learned. Changes nothing; of a running server, use a backup: a long look at a journal
+    keeps its write-ahead log from being emptied.
+    """
+    changes = dict(_setting(text) for text in settings)
+    (model,) = chosen(folder, model_id)
+    spec = engine.model_spec(model)
+    trials = [Trial("as it is", spec)]
+    if changes:
+        other = engine.changed_spec(spec, changes)
+        trials.append(Trial(" ".join(settings), other, frozenset(changes)))
+    with bar(model_id, quiet=as_json) as on_progress:
+        found = engine.compare(model, trials, on_progress)
+    if as_json:
+        print_json(_document(found))
+    else:
+        _say(found)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} must be FIELD=VALUE", param_hint="'--set'")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # a word, such as lstm
+
+
+def _document(found: Compared) -> dict[str, Any]:
+    return {
+        "model_id": found.model_id,
+        "first_tick": found.first,
+        "last_tick": found.last,
+        "from_beginning": found.from_beginning,
+        "steps": found.steps,
+        "streams": found.streams,
+        "left_out": found.left_out,
+        "trials": [_figures(trial) for trial in found.trials],
+    }
+
+
+def _figures(trial: Trial) -> dict[str, Any]:
+    figures = trial.learner.figures
+    loss, naive = trial.mean_loss()
+    late, late_naive = trial.mean_loss(0.5)
+    return {
+        "name": trial.name,
+        "spec": trial.spec.to_dict(),
+        "updates": figures.updates,
+        "loss": loss,
+        "loss_ratio": _ratio(loss, naive),
+        "second_half_loss": late,
+        "second_half_loss_ratio": _ratio(late, late_naive),
+        "skill_ratio": figures.skill_ratio,
+        "clipped_updates": trial.clipped,
+        "skipped_updates": trial.skipped,
+        "seconds": trial.seconds,
+    }
+
+
+def _ratio(value: float, other: float) -> float:
+    return value / other if other > 0 else math.nan
+
+
+def _say(found: Compared) -> None:
+    since = "the model's beginning" if found.from_beginning else "the oldest that is kept"
+    click.echo(
+        f"{found.model_id}: ticks {found.first:,} to {found.last:,} from {since}; "
+        f"{found.steps:,} steps of {found.streams:,} streams"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("from fresh parameters")
+    for trial in found.trials:
+        table.add_column(trial.name, justify="right", overflow="fold")
+    figures = [_figures(trial) for trial in found.trials]
+    for title, key in _ROWS:
+        table.add_row(title, *(number(each[key]) for each in figures))
+    table.add_row("updates", *(f"{each['updates']:,}" for each in figures))
+    table.add_row("  clipped", *(_share(each, "clipped_updates") for each in figures))
+    table.add_row("  skipped", *(_share(each, "skipped_updates") for each in figures))
+    rates = [found.steps / each["seconds"] if each["seconds"] else math.nan for each in figures]
+    table.add_row("steps a second", *(f"{rate:,.0f}" for rate in rates))
+    output().print(table)
+    losses = {trial.spec.loss for trial in found.trials}
+    if len(losses) > 1:
+        click.echo(
+            f"losses of different kinds ({', '.join(sorted(map(str, losses)))}) do not compare"
+        )
+    if found.left_out:
+        click.echo(f"{found.left_out} returns to a checkpoint are left out: a fresh model has none")
+
+
+_ROWS = (
+    ("loss", "loss"),
+    ("  over the naive forecast's", "loss_ratio"),
+    ("loss, second half", "second_half_loss"),
+    ("  over the naive forecast's", "second_half_loss_ratio"),
+    ("error at the end over the naive's", "skill_ratio"),
+)
+
+
+def _share(figures: dict[str, Any], key: str) -> str:
+    return f"{figures[key] / figures['updates']:.1%}" if figures["updates"] else "–"

@@ -1,0 +1,32 @@
+"""An asyncio client: `Client.connect(address)`, NumPy arrays in and out, errors that say why."""
+
+from bptt.client.client import Client
+from bptt.client.errors import ServerUnreachable, StepsLost
+from bptt.client.session import LearnSession
+from bptt.client.types import (
+    Answer,
+    Checkpoint,
+    Learned,
+    Model,
+    ModelSpec,
+    Prediction,
+    Refused,
+    Stream,
+    UpdateReport,
+)
+
+__all__ = [
+    "Answer",
+    "Checkpoint",
+    "Client",
+    "LearnSession",
+    "Learned",
+    "Model",
+    "ModelSpec",
+    "Prediction",
+    "Refused",
+    "ServerUnreachable",
+    "StepsLost",
+    "Stream",
+    "UpdateReport",
+]

@@ -1,0 +1,294 @@
+"""The client: one connection to a server, as an asynchronous context manager."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from bptt.client import convert
+from bptt.client.errors import from_rpc_error, ServerUnreachable
+from bptt.client.session import LearnSession, RECONNECT_SECONDS
+from bptt.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
+from bptt.v1 import bptt_pb2 as pb
+from bptt.v1 import bptt_pb2_grpc
+
+CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
+CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
+CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels: half a minute, or minutes
+RECONNECT_MILLISECONDS = 200  # between attempts, so that a server that comes up is found at once
+MESSAGE_BYTES_MAX = 64 << 20  # far above the 4 MB in which the server keeps each answer
+PAGE_SIZE = 1000  # the most that the server gives at once
+
+
+class Client:
+    """A connection to a server.
+
+    ```python
+    async with Client.connect("127.0.0.1:50051") as client:
+        await client.create_model("sea", {"input_size": 1})
+        async with client.learn("sea") as session:
+            await session.send("buoy", [[4.9], [4.8], [4.8]])
+        prediction = await client.predict("sea", "buoy")
+    ```
+
+    Every call raises a `ServiceError`: see `bptt.errors`.
+    """
+
+    def __init__(self, address: str, *, wait_seconds: float = 0.0) -> None:
+        """See `connect`."""
+        self.address = address
+        self._wait_seconds = wait_seconds
+        self._channel: Any = None
+        self._learner: Any = None
+        self._models: Any = None
+
+    @classmethod
+    def connect(cls, address: str, *, wait_seconds: float = 0.0) -> Self:
+        """A client of the server at `address`, connected when its block is entered.
+
+        Args:
+            address: host and port.
+            wait_seconds: how long to wait for a server that is not there yet.
+        """
+        return cls(address, wait_seconds=wait_seconds)
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ServerUnreachable: nobody answers at the address.
+        """
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.min_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", -1),  # the server says what is too long
+        ]
+        if _is_loopback(self.address):
+            options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine
+        self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        try:
+            await self._connected()
+        except BaseException:
+            await self._channel.close()
+            raise
+        self._learner = bptt_pb2_grpc.LearnerServiceStub(self._channel)
+        self._models = bptt_pb2_grpc.ModelServiceStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def _connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        failing_until = loop.time() + self._wait_seconds
+        deadline = loop.time() + max(self._wait_seconds, CONNECT_SECONDS)
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            remaining = (failing_until if failed else deadline) - loop.time()
+            if remaining <= 0:
+                raise ServerUnreachable(f"no server answers at {self.address}")
+            try:
+                # Not `wait_for`, which in Python 3.11 forgets a Ctrl-C that comes with the answer.
+                async with asyncio.timeout(remaining):
+                    await self._channel.wait_for_state_change(state)
+            except TimeoutError:
+                raise ServerUnreachable(f"no server answers at {self.address}") from None
+
+    async def _ask(self, method: Any, request: Any, seconds: float = CALL_SECONDS) -> Any:
+        try:
+            return await method(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.address) from None
+
+    async def create_model(
+        self, model_id: str, spec: ModelSpec | Mapping[str, Any] | pb.ModelSpec
+    ) -> Model:
+        """Create a model.
+
+        Raises:
+            InvalidRequest: a value is out of its bounds.
+            AlreadyExists: a model of that name exists.
+        """
+        message = spec if isinstance(spec, pb.ModelSpec) else convert.spec_to_proto(spec)
+        request = pb.CreateModelRequest(model_id=model_id, spec=message)
+        answer = await self._ask(self._models.CreateModel, request, CREATE_SECONDS)
+        return convert.model_from_proto(answer.model)
+
+    async def get_model(self, model_id: str) -> Model:
+        """A model. Raises NotFound."""
+        request = pb.GetModelRequest(model_id=model_id)
+        return convert.model_from_proto((await self._ask(self._models.GetModel, request)).model)
+
+    async def list_models(self) -> list[Model]:
+        """All models, by name."""
+        pages = self._pages(self._models.ListModels, pb.ListModelsRequest(page_size=PAGE_SIZE))
+        return [convert.model_from_proto(item) async for page in pages for item in page.models]
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete a model and all its streams. Raises NotFound."""
+        await self._ask(self._models.DeleteModel, pb.DeleteModelRequest(model_id=model_id))
+
+    async def update_model(
+        self,
+        model_id: str,
+        *,
+        learning_rate: float | None = None,
+        clip: str | None = None,
+        clip_threshold: float | None = None,
+        paused: bool | None = None,
+    ) -> Model:
+        """Change how a model learns from now on; what is left out stays as it is.
+
+        Args:
+            model_id: the model.
+            learning_rate: > 0.
+            clip: `none`, `value`, `norm` or `layer_norm`.
+            clip_threshold: > 0.
+            paused: True: it reads and predicts, and learns nothing. False: it learns again, after a
+                divergence too.
+
+        Raises:
+            NotFound: no such model.
+            InvalidRequest: a value is out of its bounds; nothing was changed.
+        """
+        request = pb.UpdateModelRequest(model_id=model_id, paused=paused)
+        changes = {"learning_rate": learning_rate, "clip": clip, "clip_threshold": clip_threshold}
+        spec = convert.spec_to_proto(changes)
+        for field, value in spec.ListFields():
+            setattr(request, field.name, value)
+        answer = await self._ask(self._models.UpdateModel, request)
+        return convert.model_from_proto(answer.model)
+
+    async def save_checkpoint(self, model_id: str) -> Checkpoint:
+        """Write a checkpoint now. Raises NotFound."""
+        request = pb.SaveCheckpointRequest(model_id=model_id)
+        answer = await self._ask(self._models.SaveCheckpoint, request)
+        return convert.checkpoint_from_proto(answer.checkpoint)
+
+    async def list_checkpoints(self, model_id: str) -> list[Checkpoint]:
+        """The checkpoints of a model, oldest first. Raises NotFound."""
+        request = pb.ListCheckpointsRequest(model_id=model_id)
+        answer = await self._ask(self._models.ListCheckpoints, request)
+        return [convert.checkpoint_from_proto(each) for each in answer.checkpoints]
+
+    async def restore_checkpoint(self, model_id: str, ticks: int) -> Model:
+        """Take a model back to a checkpoint, its streams too. Raises NotFound."""
+        request = pb.RestoreCheckpointRequest(model_id=model_id, ticks=ticks)
+        answer = await self._ask(self._models.RestoreCheckpoint, request)
+        return convert.model_from_proto(answer.model)
+
+    def learn(
+        self,
+        model_id: str,
+        *,
+        predictions: bool = True,
+        top_tokens: int | None = None,
+        resume: bool = True,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> LearnSession:
+        """A session that feeds a model: `async with client.learn(model_id) as session`.
+
+        Args:
+            model_id: the model.
+            predictions: ask for the prediction made before each step was learned, and with them
+                error bands and anomaly scores.
+            top_tokens: next token: how many of the likeliest to name for each step. None: 5.
+            resume: when the connection breaks, or the server stops or is killed, call again and go
+                on where the streams stand. Each chunk is then learned once and answered once, in
+                order; a chunk that had been learned when its answer was lost is answered without
+                predictions. False: the session fails instead.
+            reconnect_seconds: how long to try, each time, before the session fails after all.
+        """
+        opening = pb.OpenLearn(
+            model_id=model_id, omit_predictions=not predictions, top_tokens=top_tokens
+        )
+        return LearnSession(
+            self._learner,
+            self.address,
+            opening,
+            resume=resume,
+            reconnect_seconds=reconnect_seconds,
+        )
+
+    async def predict(
+        self,
+        model_id: str,
+        stream_id: str = "",
+        inputs: ArrayLike | None = None,
+        *,
+        tokens: ArrayLike | None = None,
+        top_tokens: int | None = None,
+    ) -> Prediction:
+        """Predict, and change nothing.
+
+        Args:
+            model_id: the model.
+            stream_id: predict from this stream's live state; empty: from a zero state.
+            inputs: (T, input_size) steps to read after that state, without learning them. A
+                forecast may leave them out.
+            tokens: next token: (T,) token ids, in place of inputs.
+            top_tokens: next token: how many of the likeliest to name. None: 5.
+
+        Raises:
+            NotFound: no such model or stream.
+            InvalidRequest: a value is out of its bounds.
+        """
+        request = pb.PredictRequest(model_id=model_id, stream_id=stream_id, top_tokens=top_tokens)
+        steps = 0
+        if inputs is not None:
+            convert.add_steps(request, convert.float32("inputs", inputs))
+        if tokens is not None:
+            steps = convert.add_tokens(request, tokens)
+        answer = await self._ask(self._learner.Predict, request)
+        return convert.prediction_from_proto(answer, steps or 1)
+
+    async def get_stream(self, model_id: str, stream_id: str) -> Stream:
+        """A stream. Raises NotFound."""
+        request = pb.GetStreamRequest(model_id=model_id, stream_id=stream_id)
+        return convert.stream_from_proto((await self._ask(self._learner.GetStream, request)).stream)
+
+    async def list_streams(self, model_id: str) -> list[Stream]:
+        """All streams of a model, by name. Raises NotFound."""
+        request = pb.ListStreamsRequest(model_id=model_id, page_size=PAGE_SIZE)
+        pages = self._pages(self._learner.ListStreams, request)
+        return [convert.stream_from_proto(item) async for page in pages for item in page.streams]
+
+    async def reset_stream(self, model_id: str, stream_id: str) -> Stream:
+        """Forget a stream's recurrent state and unfinished window. Raises NotFound."""
+        request = pb.ResetStreamRequest(model_id=model_id, stream_id=stream_id)
+        answer = await self._ask(self._learner.ResetStream, request)
+        return convert.stream_from_proto(answer.stream)
+
+    async def delete_stream(self, model_id: str, stream_id: str) -> None:
+        """Forget a stream altogether; what was learned from it stays. Raises NotFound."""
+        request = pb.DeleteStreamRequest(model_id=model_id, stream_id=stream_id)
+        await self._ask(self._learner.DeleteStream, request)
+
+    async def _pages(self, method: Any, request: Any) -> AsyncIterator[Any]:
+        while True:
+            page = await self._ask(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,288 @@
+"""What the service speaks of, free of gRPC, Prometheus and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
+from bptt.errors import InvalidRequest, ServiceError, shorten
+from bptt_core import (
+    bytes_of_model,
+    bytes_of_stream,
+    ChunkResult,
+    Figures,
+    GradientFlow,
+    ModelSpec,
+    params,
+    Settings,
+    UpdateReport,
+)
+
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.integer[Any]]
+
+_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+_MODEL_ID_BOUND = (
+    "1 to 63 of the characters a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+)
+
+
+def check_model_id(model_id: str) -> str:
+    """The name itself, which is safe as a folder's name and in a log line.
+
+    Raises:
+        InvalidRequest: it is not a model's name.
+    """
+    if not _MODEL_ID.fullmatch(model_id):
+        raise InvalidRequest.of("model_id", shorten(repr(model_id)), _MODEL_ID_BOUND)
+    return model_id
+
+
+def check_stream_id(stream_id: str) -> str:
+    """The name itself.
+
+    Raises:
+        InvalidRequest: it has no bytes, or more than STREAM_ID_BYTES_MAX.
+    """
+    size = len(stream_id.encode())
+    if not 1 <= size <= STREAM_ID_BYTES_MAX:
+        bound = f"1 to {STREAM_ID_BYTES_MAX} bytes long"
+        value = f"{size} bytes: {stream_id!r}"
+        raise InvalidRequest.of("stream_id", value, bound, reason="stream_id")
+    return stream_id
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefinition:
+    """A model as its user asked for it.
+
+    Raises:
+        InvalidRequest: the name or the input names are not what they must be.
+    """
+
+    model_id: str
+    spec: ModelSpec
+    input_names: tuple[str, ...] = ()
+    """Names of the inputs, for people: none, or as many as `input_size`."""
+    target_names: tuple[str, ...] = ()
+    """Names of the targets or classes, for people: none, or as many as there are. A forecast's
+    targets are inputs, and have their names."""
+
+    def __post_init__(self) -> None:
+        """Check what the spec itself does not know."""
+        check_model_id(self.model_id)
+        spec = self.spec
+        _check_names("spec.input_names", self.input_names, "input_size", spec.input_size)
+        if self.target_names and spec.task not in ("regression", "classification"):
+            value = f"{len(self.target_names)} names"
+            raise InvalidRequest.of("spec.target_names", value, f"left out for task {spec.task}")
+        _check_names("spec.target_names", self.target_names, "output_size", spec.target_count)
+
+    def check_size(self, limits: Limits) -> None:
+        """Refuse a network that the server could not hold, before any of it is made.
+
+        Raises:
+            InvalidRequest: it has more parameters than the limit, or takes more memory.
+        """
+        count = params.count(self.spec)
+        if count > limits.parameters:
+            spec = self.spec
+            value = f"{spec.hidden_size} with {spec.layers} layers, {count} parameters"
+            bound = f"small enough for at most {limits.parameters} parameters, the server's limit"
+            raise InvalidRequest.of("spec.hidden_size", value, bound)
+        self._check_bytes(limits)
+
+    def _check_bytes(self, limits: Limits) -> None:
+        """Refuse what could not be held while it learns; the field that would help is named."""
+        bound = limits.model_bytes
+        if _bytes(self.spec, limits) <= bound:
+            return
+        spec = self.spec
+        field = "hidden_size"
+        smaller: dict[str, Any]
+        for name, least in (("k2", spec.k1), ("max_batch_streams", 1)):
+            smaller = {name: least}
+            if _bytes(dataclasses.replace(spec, **smaller), limits) <= bound:
+                field = name
+                break
+        others = {
+            "k2": f"k2 {spec.k2}",
+            "max_batch_streams": f"max_batch_streams {spec.max_batch_streams}",
+            "hidden_size": f"hidden_size {spec.hidden_size}",
+        }
+        with_these = ", ".join(text for name, text in others.items() if name != field)
+        needed = f"{_bytes(spec, limits) / 2**30:.1f} GiB"
+        value = f"{getattr(spec, field)} with {with_these} and layers {spec.layers}, {needed}"
+        fits = f"small enough for at most {bound / 2**30:.1f} GiB of memory, the server's limit"
+        raise InvalidRequest.of(f"spec.{field}", value, fits)
+
+
+def _bytes(spec: ModelSpec, limits: Limits) -> int:
+    """Of a model and a stream of it, in ticks of as many streams as a run may have."""
+    tick_streams = max(spec.max_batch_streams, limits.run_chunks)
+    return bytes_of_model(spec, tick_streams) + bytes_of_stream(spec)
+
+
+def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:
+    if names and len(names) != size:
+        bound = f"none, or as many as {size_name}, which is {size}"
+        raise InvalidRequest.of(field, f"{len(names)} names", bound)
+    for name in names:
+        if not 1 <= len(name.encode()) <= INPUT_NAME_BYTES_MAX:
+            raise InvalidRequest.of(field, repr(name), f"1 to {INPUT_NAME_BYTES_MAX} bytes long")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IncomingChunk:
+    """A chunk that is well-formed, but has no place in its stream yet."""
+
+    stream_id: str
+    first_step: int | None
+    """None: at the stream's end."""
+    inputs: FloatArray | IntArray
+    """(T, D), or (T,) token ids. T >= 1; with a label delay it may be 0."""
+    targets: FloatArray | IntArray | None
+    """(S, O) for regression, (S,) class ids for classification."""
+    end_of_sequence: bool
+    first_target_step: int | None = None
+    """Step of the first target. None: the first step of the chunk."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refused:
+    """The answer to a chunk that was not learned. Nothing was changed."""
+
+    stream_id: str
+    first_step: int | None
+    error: ServiceError
+    expected_step: int
+    chunk_index: int
+
+
+Answer = ChunkResult | Refused
+
+Condition = Literal["learning", "paused", "diverged", "read_only", "recovering"]
+"""What a model does with steps: see `ModelState` in protos/bptt/v1/bptt.proto."""
+
+
+def condition_of(settings: Settings, figures: Figures) -> Condition:
+    """What a model does that is in order."""
+    if settings.paused:
+        return "paused"
+    return "diverged" if figures.diverged else "learning"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model as it is now."""
+
+    definition: ModelDefinition
+    parameters: int
+    streams: int
+    figures: Figures
+    condition: Condition
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunReport:
+    """What the trainer did in one go: one or more ticks, then a new snapshot."""
+
+    ticks: Sequence[TickReport]
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TickReport:
+    """One tick that was applied."""
+
+    streams: int
+    steps: int
+    updates: Sequence[UpdateReport]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is read when somebody looks, not when it changes."""
+
+    streams: int
+    queue_chunks: int
+    snapshot_age_steps: int
+    """Steps accepted that the snapshot does not hold yet."""
+
+
+class ModelSink(Protocol):
+    """Where one model reports to. Called on the event loop; must not block."""
+
+    def run(self, report: RunReport) -> None:
+        """The trainer did something."""
+
+    def flow(self, flow: GradientFlow | None) -> None:
+        """How far gradients reach back now; None: it is not known yet."""
+
+    def refused(self, reason: str) -> None:
+        """A chunk was refused; `reason` is one of the errors' few words."""
+
+    def duplicate(self, steps: int) -> None:
+        """Steps came that had been accepted before."""
+
+    def predicted(self, seconds: float) -> None:
+        """A prediction was answered."""
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint was written."""
+
+    def committed(self, seconds: float) -> None:
+        """What waited was committed to the journal."""
+
+    def rolled_back(self) -> None:
+        """The model diverged and went back to a checkpoint."""
+
+    def recovered(self, seconds: float) -> None:
+        """The model was brought back from the store."""
+
+
+class ReportSink(Protocol):
+    """Where the engine reports to."""
+
+    def open_model(
+        self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
+    ) -> ModelSink:
+        """A model is there from now on, or again. `gauges` may be called from any thread."""
+
+    def rest_model(self, model_id: str) -> None:
+        """The model has left memory. What was counted of it stays; its gauges go."""
+
+    def close_model(self, model_id: str) -> None:
+        """The model is gone, and so is everything reported of it. It need not have been there."""
+
+
+class MethodSink(Protocol):
+    """Where the calls of one RPC method are counted. Called on the event loop."""
+
+    def started(self) -> None:
+        """A call came in."""
+
+    def received(self) -> None:
+        """One message came in."""
+
+    def sent(self) -> None:
+        """One message went out."""
+
+    def handled(self, code: str, seconds: float) -> None:
+        """A call ended with this status code, by name, after so long."""
+
+
+class CallSink(Protocol):
+    """Where calls are counted."""
+
+    def method(self, kind: str, service: str, method: str) -> MethodSink:
+        """The counters of one method; `kind` is gRPC's: unary, server_stream, and so on."""

@@ -1,0 +1,260 @@
+"""Checkpoints as files: one safetensors file each, under a checksum.
+
+    models/NAME/checkpoint-000000001234.safetensors        after 1234 records
+
+A safetensors file has no checksum of its own. Ours stands in its head, next to the metadata:
+the SHA-256 of the whole file, with zeros in the place of the digest. Every bit of the file counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from bptt.durability.files import Piece, storage
+from bptt.durability.store import Checkpoint, CheckpointInfo
+from bptt.errors import DataDamaged
+
+Array = NDArray[Any]
+
+FORMAT = "bptt checkpoint 2"
+
+_FILE = re.compile(r"checkpoint-(\d{12,})\.safetensors")
+_NO_DIGEST = b"0" * 64
+_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_HEAD_BYTES_MAX = 100 << 20  # safetensors' own bound; a damaged length must not fill the memory
+
+
+def path_of(folder: Path, ticks: int) -> Path:
+    """The file of the checkpoint after so many records, in a model's folder."""
+    return folder / f"checkpoint-{ticks:012d}.safetensors"
+
+
+def ticks_in(folder: Path) -> list[int]:
+    """Ticks of the checkpoints in a model's folder, oldest first.
+
+    Raises:
+        StorageFailed: the folder cannot be read.
+    """
+    with storage("read", folder):
+        names = os.listdir(folder)
+    return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))
+
+
+def encode(checkpoint: Checkpoint) -> list[Piece]:
+    """The pieces of a checkpoint's file, in order."""
+    head = {
+        "format": FORMAT,
+        "model_id": checkpoint.model_id,
+        "ticks": checkpoint.ticks,
+        "steps": checkpoint.steps,
+        "updates": checkpoint.updates,
+        "loss": _or_none(checkpoint.loss),
+        "skill_ratio": _or_none(checkpoint.skill_ratio),
+        "fingerprint": checkpoint.fingerprint,
+        "metadata": checkpoint.metadata,
+    }
+    named = {"bptt": json.dumps(head), "sha256": _NO_DIGEST.decode()}
+    start, arrays = _laid_out(checkpoint.arrays, named)
+    data = [array.reshape(-1).view(np.uint8).data for array in arrays]
+    digest = hashlib.sha256(start)
+    for each in data:
+        digest.update(each)
+    first, last = _digest_place(start[8:])
+    return [start[:first], digest.hexdigest().encode(), start[last:], *data]
+
+
+def _laid_out(
+    arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> tuple[bytes, list[Array]]:
+    """The beginning of a safetensors file, and the arrays in the order in which they follow.
+
+    The library's own writer copies all of them twice under the interpreter's lock: with 100,000
+    streams no prediction was answered for 0.4 s. It still is what reads the file.
+    """
+    stored = {
+        name: np.asarray(each, each.dtype.newbyteorder("<"), order="C")
+        for name, each in arrays.items()
+    }
+    order = sorted(stored, key=lambda name: (-stored[name].itemsize, name))  # keeps them aligned
+    described: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name in order:
+        array, end = stored[name], at + stored[name].nbytes
+        kind = _TYPES[array.dtype.str[1:]]
+        described[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (at, end)}
+        at = end
+    head = json.dumps(described, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head, [stored[name] for name in order]
+
+
+_TYPES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "BOOL"}
+"""What safetensors calls NumPy's."""
+
+
+def load(folder: Path, model_id: str, ticks: int) -> Checkpoint:
+    """Read a checkpoint back.
+
+    Raises:
+        DataDamaged: it is missing, or not what was written; it names the file.
+        StorageFailed: it cannot be read.
+    """
+    path = path_of(folder, ticks)
+    with storage("read", path):
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError as error:
+            raise DataDamaged(f"{path} is missing") from error
+    data = memoryview(raw)
+    try:
+        first, last = _digest_place(_head(data))
+        digest = hashlib.sha256(data[:first])
+        digest.update(_NO_DIGEST)
+        digest.update(data[last:])
+        if digest.hexdigest().encode() != data[first:last]:
+            raise ValueError("its checksum does not fit")
+        head = _metadata(_head(data))
+        if (head["model_id"], head["ticks"]) != (model_id, ticks):
+            raise ValueError(f"it is of {head['model_id']!r} after {head['ticks']} ticks")
+        arrays = safetensors.numpy.load(raw)
+        return Checkpoint(
+            model_id,
+            ticks,
+            arrays,
+            head["metadata"],
+            *_figures(head),
+            fingerprint=head["fingerprint"],
+        )
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataDamaged(f"{path} is damaged: {error}") from error
+
+
+def infos(folder: Path) -> list[CheckpointInfo]:
+    """What is known of a model's checkpoints from their heads, oldest first.
+
+    Raises:
+        StorageFailed: the folder cannot be read.
+    """
+    found = []
+    for ticks in ticks_in(folder):
+        path = path_of(folder, ticks)
+        with storage("read", path):
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue  # another thread has just let go of it
+            found.append((ticks, size, _known(path)))
+    # The ratio is of many steps and fades; the loss is of one update, where there is nothing else.
+    rated = any(math.isfinite(figures[3]) for _, _, figures in found)
+    merits = {ticks: figures[3] if rated else figures[2] for ticks, _, figures in found}
+    best = min(filter(math.isfinite, merits.values()), default=math.nan)
+    named = [ticks for ticks, merit in merits.items() if merit == best]
+    return [
+        CheckpointInfo(ticks, *figures, size, best=ticks in named[-1:])
+        for ticks, size, figures in found
+    ]
+
+
+Figures = tuple[int, int, float, float]
+
+
+def _known(path: Path) -> Figures:
+    """Steps, updates, loss and skill ratio; zeros and NaN where the head cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = file.read(min(size, _HEAD_BYTES_MAX))
+        return _figures(_metadata(head))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0, math.nan, math.nan
+
+
+def _figures(head: dict[str, Any]) -> Figures:
+    loss, ratio = (math.nan if head[name] is None else head[name] for name in _RATIOS)
+    return head["steps"], head["updates"], loss, ratio
+
+
+_RATIOS = ("loss", "skill_ratio")
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _head(data: memoryview) -> bytes:
+    """The head of a safetensors file: 8 bytes of length, then JSON."""
+    return bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def _digest_place(head: bytes) -> tuple[int, int]:
+    """Where in the file the digest begins and ends."""
+    match = _DIGEST.search(head)
+    if match is None:
+        raise ValueError("it has no checksum")
+    return 8 + match.start(1), 8 + match.end(1)
+
+
+def _metadata(head: bytes) -> dict[str, Any]:
+    named: dict[str, Any] = json.loads(json.loads(head)["__metadata__"]["bptt"])
+    if named["format"] != FORMAT:
+        raise ValueError(f"its format is {named['format']!r}, and this program reads {FORMAT!r}")
+    return named
+
+
+# ---------------------------------------------------------------------- what is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which checkpoints of a model stay, and from where its journal is needed."""
+
+    dropped: tuple[int, ...]
+    """Ticks, oldest first."""
+    basis: int
+    """Ticks of the oldest of the newest few: replay begins there, and the journal behind it is
+    needed."""
+
+
+def plan(
+    found: Sequence[CheckpointInfo],
+    needs: Sequence[tuple[int, int]],
+    *,
+    keep: int,
+    bytes_left: float = math.inf,
+) -> Plan:
+    """Choose what is kept: the newest, the best, and those that journaled commands go back to.
+
+    Args:
+        found: what is there, oldest first; at least one.
+        needs: (tick of a command, ticks of the checkpoint that it goes back to).
+        keep: how many of the newest; at least 1.
+        bytes_left: what all of them may take. The oldest go first, and never the newest.
+    """
+    kept = {each.ticks: each.size_bytes for each in found}
+    newest = [each.ticks for each in found[-keep:]]
+    best = {each.ticks for each in found if each.best}
+    while True:
+        needed = {checkpoint for tick, checkpoint in needs if tick > newest[0]}
+        stay = best | needed | set(newest)
+        kept = {ticks: size for ticks, size in kept.items() if ticks in stay}
+        may_go = [ticks for ticks in kept if ticks != newest[-1] and ticks not in needed]
+        if sum(kept.values()) <= bytes_left or not (may_go or len(newest) > 1):
+            break
+        # One that a command goes back to is let go of by giving up what is before that command.
+        gone = may_go[0] if may_go else newest[0]
+        best.discard(gone)
+        newest = [ticks for ticks in newest if ticks != gone]
+    return Plan(tuple(each.ticks for each in found if each.ticks not in kept), newest[0])

@@ -1,0 +1,65 @@
+"""Which checkpoint a model goes back to when it has diverged and its spec says `roll_back`.
+
+Rules:
+- The newest good one: whole, and made when the last update had not been skipped.
+- One that was gone back to, and from which no update could be made since, was not good after all:
+  the one before it is next. So a model whose data cannot be learned does not go back for ever.
+- When none is left the model stays as it is, diverged, and learns nothing.
+
+What is chosen, and the learning rate, stand in the journal: replay goes back to the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from bptt.durability import Checkpoint, Command, Store
+from bptt.errors import DataDamaged
+from bptt_core import Learner
+
+log = logging.getLogger(__name__)
+
+LEARNING_RATE_FACTOR = 0.5
+SKIPPED = "consecutive_skipped"
+"""Of a checkpoint's metadata: updates in a row that had been skipped when it was made."""
+
+
+class WayBack:
+    """The checkpoints of one model that may be gone back to. `find` is for a trainer's thread."""
+
+    def __init__(self, store: Store | None, model_id: str) -> None:
+        self._store = store
+        self._model_id = model_id
+        self._before = math.inf  # ticks: those from here on have been tried
+        self._updates = -1  # that changed something, when the last one was tried
+
+    def find(self, learner: Learner) -> tuple[Checkpoint, Command] | None:
+        """The checkpoint, and the command that goes back to it; None: there is none.
+
+        Raises:
+            StorageFailed: the store cannot be read.
+        """
+        if self._store is None:
+            return None
+        figures = learner.figures
+        updates = figures.updates - figures.skipped_updates
+        if updates != self._updates:
+            self._before, self._updates = math.inf, updates
+        for info in reversed(self._store.checkpoints(self._model_id)):
+            if info.ticks >= self._before:
+                continue
+            try:
+                checkpoint = self._store.load(self._model_id, info.ticks)
+            except DataDamaged as error:
+                log.error("model %s: not gone back to: %s", self._model_id, error.message)
+                continue
+            if checkpoint.metadata.get(SKIPPED, 0):
+                continue
+            self._before = info.ticks
+            rate = figures.learning_rate or learner.spec.learning_rate  # 0 before a warm-up
+            assert rate is not None
+            rate *= LEARNING_RATE_FACTOR
+            arguments = {"ticks": info.ticks, "learning_rate": rate}
+            return checkpoint, Command("roll_back", arguments)
+        return None

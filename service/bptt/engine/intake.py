@@ -1,0 +1,209 @@
+"""Where chunks get their place: in their stream, and in the queue of their model.
+
+Rules:
+- A chunk is placed behind all that was accepted of its stream, learned or not: what it repeats is
+  trimmed away, and after a gap it is refused.
+- From the first chunk that a call sends of a stream until the call ends, nobody else may send it.
+- The queue is bounded; who waits for room goes in order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from bptt.config import Limits
+from bptt.domain import FloatArray, IncomingChunk, IntArray
+from bptt.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from bptt.engine.outbox import Ticket
+from bptt.engine.shown import Shown
+from bptt.errors import LimitReached, OutOfOrder, StreamInUse, UnknownStream
+from bptt_core import bytes_of_stream, Chunk, ModelSpec
+
+
+class Intake:
+    """Of one model. Lives on the event loop.
+
+    Attributes:
+        queue: what waits to be learned.
+        steps: accepted, but not learned yet.
+
+    Args:
+        spec: the model's.
+        limits: of the queue, and of streams.
+        shown: knows where streams are of which nothing waits.
+        duplicate: told of steps that came again.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, limits: Limits, shown: Shown, duplicate: Callable[[int], None]
+    ) -> None:
+        self.queue = Batcher()
+        self.steps = 0
+        self._label_delay = spec.label_delay
+        self._limits = limits
+        self._shown = shown
+        self._duplicate = duplicate
+        by_bytes = limits.streams_bytes // bytes_of_stream(spec)
+        self._streams_max = min(limits.streams, max(1, by_bytes))
+        self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
+        self._senders: dict[str, object] = {}  # stream: the open call that sends it
+        self._space: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything waits, or anybody."""
+        return bool(self._accepted or self._space)
+
+    @property
+    def sends_one(self) -> bool:
+        """Whether one stream is being sent, by one call."""
+        return len(self._senders) == 1
+
+    def expected_step(self, stream_id: str) -> int:
+        """The step after all that was accepted of a stream; 0 for one that is not known."""
+        accepted = self._accepted.get(stream_id)
+        if accepted is not None:
+            return accepted[0]
+        return self._shown.next_step(stream_id)
+
+    # ------------------------------------------------------------------ room
+
+    @property
+    def full(self) -> bool:
+        """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
+        return bool(self._space) or self._is_full
+
+    @property
+    def _is_full(self) -> bool:
+        queue, limits = self.queue, self._limits
+        return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
+
+    async def room(self) -> None:
+        """Wait until the queue has room for a chunk. Who came first goes first."""
+        if not self.full:
+            return
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._space.append(waiter)
+        try:
+            await waiter
+            while self._is_full:  # somebody was quicker: this one keeps its place in the line
+                waiter = loop.create_future()
+                self._space.appendleft(waiter)
+                await waiter
+        finally:
+            if waiter in self._space:  # it waits no longer, and nobody should behind it
+                self._space.remove(waiter)
+            loop.call_soon(self._wake_waiters)  # what it does not take is for the next
+
+    def _wake_waiters(self) -> None:
+        """Let the first go on, if there is room; it lets the next one when it has what it needs."""
+        while self._space and not self._is_full:
+            waiter = self._space.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    # ------------------------------------------------------------------ places
+
+    def place(self, incoming: IncomingChunk, ticket: Ticket, sender: object) -> QueuedChunk:
+        """Put a chunk at the end of its stream.
+
+        Raises:
+            ServiceError: the chunk is refused; nothing was changed.
+        """
+        stream_id, steps = incoming.stream_id, len(incoming.inputs)
+        if self._senders.get(stream_id, sender) is not sender:
+            raise StreamInUse.of(stream_id)
+        expected = self.expected_step(stream_id)
+        first = expected if incoming.first_step is None else incoming.first_step
+        if first > expected:
+            raise OutOfOrder.of(first, expected)
+        if stream_id not in self._accepted and not self._shown.knows(stream_id):
+            self._check_streams()
+        trimmed = min(expected - first, steps)
+        inputs, targets, ends = incoming.inputs, incoming.targets, incoming.end_of_sequence
+        labelled = incoming.first_target_step if self._label_delay else None
+        if first < expected:
+            if trimmed:
+                self._duplicate(trimmed)
+            inputs = inputs[trimmed:]
+            if self._label_delay:
+                targets, labelled = self._still_in_time(incoming, first, expected)
+            elif targets is not None:
+                targets = targets[trimmed:]
+            ends = ends and trimmed < steps  # a sequence that had ended does not end again
+        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), ticket)
+        self._put(queued, expected + steps - trimmed)
+        self.steps += steps - trimmed
+        if sender is not None:
+            self._senders[stream_id] = sender
+        return queued
+
+    def _still_in_time(
+        self, incoming: IncomingChunk, first: int, expected: int
+    ) -> tuple[FloatArray | IntArray | None, int | None]:
+        """Late targets of a chunk that came before, in part at least, and the step of the first.
+
+        Those of a chunk that came as a whole were taken then. Of one that is new in part, what has
+        left the delay window is passed over: it may have been taken, too. A chunk without steps
+        does not tell whether it came before, so its labels are taken as they are.
+        """
+        targets, steps = incoming.targets, len(incoming.inputs)
+        if targets is None or 0 < steps <= expected - first:
+            return None, None
+        labelled = first if incoming.first_target_step is None else incoming.first_target_step
+        if not steps:
+            return targets, labelled
+        past = max(0, expected - self._label_delay - labelled)
+        return (targets[past:], labelled + past) if past < len(targets) else (None, None)
+
+    def put(self, command: StreamCommand) -> None:
+        """Put a command behind what was accepted of its stream.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        stream_id = command.stream_id
+        if stream_id not in self._accepted and not self._shown.knows(stream_id):
+            raise UnknownStream.of(stream_id)
+        self._put(command, 0 if command.action == "delete" else self.expected_step(stream_id))
+
+    def _put(self, entry: QueuedChunk | StreamCommand, next_step: int) -> None:
+        accepted = self._accepted.setdefault(entry.stream_id, [0, 0])
+        accepted[0] = next_step
+        accepted[1] += 1
+        self.queue.put(entry)
+
+    def _check_streams(self) -> None:
+        if len(self._shown) + len(self._accepted) < self._streams_max:  # at most
+            return
+        opening = sum(not self._shown.knows(each) for each in self._accepted)
+        if len(self._shown) + opening >= self._streams_max:
+            raise LimitReached.of("streams", self._streams_max)
+
+    def take(self, chunks_max: int, steps_max: int) -> list[Round]:
+        """As `Batcher.take`; who waits for room may go on."""
+        rounds = self.queue.take(chunks_max, steps_max)
+        self._wake_waiters()
+        return rounds
+
+    def put_back(self, rounds: Sequence[Round]) -> None:
+        """As `Batcher.put_back`."""
+        self.queue.put_back(rounds)
+
+    def done(self, stream_id: str, steps: int) -> None:
+        """An entry of a stream was answered."""
+        accepted = self._accepted[stream_id]
+        accepted[1] -= 1
+        if not accepted[1]:
+            del self._accepted[stream_id]  # from here on what is shown says where it is
+        self.steps -= steps
+
+    def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
+        """A call has ended: others may send its streams."""
+        for stream_id in stream_ids:
+            if self._senders.get(stream_id) is sender:
+                del self._senders[stream_id]

@@ -1,0 +1,102 @@
+"""Waiting chunks of one stream as one: one call of the core for all of them, and one record.
+
+A call costs as much as fifteen steps, whatever it holds, and each makes the learning thread wait
+for the interpreter's lock. How a sequence is cut into chunks changes no bit of what is learned, so
+chunks that follow one another may be applied together; answers stay one a chunk.
+
+Not joined are chunks whose updates cannot be told apart by counting steps, those of several
+streams, whose windows would form other batches, and those of a model that rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bptt.engine.batcher import QueuedChunk, Round
+from bptt_core import Chunk, ChunkResult, ModelSpec
+
+
+def groups(spec: ModelSpec, rounds: Sequence[Round]) -> Iterator[Sequence[Round]]:
+    """The rounds in order; those of one chunk that may be joined are together."""
+    joinable = _joinable(spec)
+    start = 0
+    for stop in range(1, len(rounds) + 1):
+        if joinable and stop < len(rounds) and _follows(rounds[stop - 1], rounds[stop]):
+            continue
+        yield rounds[start:stop]
+        start = stop
+
+
+def _joinable(spec: ModelSpec) -> bool:
+    """Whether every k1 steps there is an update: a window without any target has none."""
+    missing = spec.missing_inputs or spec.missing_targets or spec.label_delay
+    return not missing and spec.on_divergence != "roll_back"
+
+
+def _follows(before: Round, after: Round) -> bool:
+    """Whether two rounds hold nothing but a chunk each, of one stream and sequence."""
+    if before.commands or before.duplicates or after.commands or after.duplicates:
+        return False
+    if len(before.chunks) != 1 or len(after.chunks) != 1:
+        return False
+    first, second = before.chunks[0].chunk, after.chunks[0].chunk
+    return (
+        first.stream_id == second.stream_id
+        and not first.end_of_sequence
+        and first.inputs.dtype == second.inputs.dtype
+        and second.first_step == first.first_step + len(first.inputs)
+    )
+
+
+def join(queued: Sequence[QueuedChunk]) -> Chunk:
+    """One chunk of the steps of all."""
+    chunks = [each.chunk for each in queued]
+    targets = [each.targets for each in chunks if each.targets is not None]
+    return Chunk(
+        chunks[0].stream_id,
+        chunks[0].first_step,
+        np.concatenate([each.inputs for each in chunks]),
+        np.concatenate(targets) if targets else None,
+        chunks[-1].end_of_sequence,
+    )
+
+
+def split(
+    spec: ModelSpec, queued: Sequence[QueuedChunk], sequence_step: int, result: ChunkResult
+) -> list[ChunkResult]:
+    """What became of each, from what became of all of them.
+
+    Args:
+        spec: the model's.
+        queued: what was joined.
+        sequence_step: steps of the stream's sequence before them.
+        result: of the joined chunk.
+    """
+    results, updates = [], result.updates
+    before = _windows(spec, sequence_step)
+    start = told = 0
+    for place, each in enumerate(queued, start=1):
+        stop = start + each.steps
+        done = _windows(spec, sequence_step + stop) - before
+        if place == len(queued):  # the end of a sequence learns what is left of it
+            done = len(updates)
+        predictions, scores = result.predictions, result.anomaly_scores
+        results.append(
+            ChunkResult(
+                result.stream_id,
+                result.first_step + start,
+                result.first_step + stop,
+                None if predictions is None else predictions[start:stop],
+                updates[told:done],
+                None if scores is None else scores[start:stop],
+            )
+        )
+        start, told = stop, done
+    return results
+
+
+def _windows(spec: ModelSpec, sequence_step: int) -> int:
+    """Windows that are learned when so many steps of a sequence have come."""
+    return max(0, sequence_step - spec.delay) // spec.k1

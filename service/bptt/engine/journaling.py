@@ -1,0 +1,255 @@
+"""From what was applied to what is durable: the journal's writer, and who waits for it.
+
+    applied → JournalWriter.put → one transaction for all that waits (in a thread) → committed
+
+Rules:
+- Records are numbered in the order in which they were applied, and committed in that order.
+- A transaction gathers what comes within GATHER_SECONDS, unless somebody waits for it; and while
+  it is written the next one gathers, so a slow disk makes larger ones.
+- What waits is bounded: `blocked` is a reason to apply nothing more.
+- A commit that fails is tried again until it works or the server stops. Meanwhile nothing is
+  acknowledged and nothing is lost: it is all in memory still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from bptt.durability import Command, Record, Store, Tick
+from bptt.errors import ServiceError, StorageFailed
+
+log = logging.getLogger(__name__)
+
+Move = tuple[str, int, int]
+"""A stream, and its next step before and after a record."""
+
+GATHER_SECONDS = 0.002  # with a step a message, a commit each took as much time as all the rest
+WAITING_RECORDS_MAX = 4096  # a second of small ones, should the disk stand still
+WAITING_BYTES_MAX = 32 << 20  # of their arrays
+FIRST_PAUSE_SECONDS = 0.05  # before a failed commit is tried again; doubled each time ...
+LAST_PAUSE_SECONDS = 2.0  # ... up to this: a person who made room waits no longer
+
+
+def weight(body: Tick | Command) -> int:
+    """Bytes that a record's arrays hold."""
+    if isinstance(body, Command):
+        return 0
+    held = sum(each.inputs.nbytes for each in body)
+    return held + sum(each.targets.nbytes for each in body if each.targets is not None)
+
+
+@dataclass(slots=True, eq=False)
+class _Behind:
+    """A stream in one life: until it is deleted, or the model goes back."""
+
+    durable: int
+    """All steps before this one are durable."""
+    reached: int
+    """The step after all that is applied."""
+    waiting: int = 0
+    """Moves that are not durable yet."""
+
+
+class DurableSteps:
+    """Up to which step each stream is durable. Holds only those that are behind."""
+
+    def __init__(self) -> None:
+        self._moves: deque[tuple[int, str, _Behind, int]] = deque()
+        self._behind: dict[str, _Behind] = {}
+
+    def applied(self, tick: int, moves: Iterable[Move]) -> None:
+        """A record moved these streams, and is not durable yet."""
+        for stream_id, before, after in moves:
+            behind = self._behind.get(stream_id)
+            if behind is None or before < behind.reached:  # it was deleted, or taken back
+                behind = self._behind[stream_id] = _Behind(before, before)
+            behind.waiting += 1
+            behind.reached = after
+            self._moves.append((tick, stream_id, behind, after))
+
+    def committed(self, tick: int) -> bool:
+        """All records up to this one are durable. Whether a stream's steps became so."""
+        advanced = False
+        while self._moves and self._moves[0][0] <= tick:
+            _, stream_id, behind, after = self._moves.popleft()
+            behind.durable = after
+            behind.waiting -= 1
+            if not behind.waiting and self._behind.get(stream_id) is behind:
+                del self._behind[stream_id]
+            advanced = True
+        return advanced
+
+    def step(self, stream_id: str, next_step: int) -> int:
+        """All steps before this one are durable, of a stream that has reached `next_step`."""
+        behind = self._behind.get(stream_id)
+        return next_step if behind is None else behind.durable
+
+
+class JournalWriter:
+    """Puts a model's records into the store's journal. Lives on the event loop.
+
+    Attributes:
+        last: number of the last record that was put.
+        committed: number of the last one that is durable.
+        failure: why the last commit failed; None while all is well.
+        broken: why nothing can ever be committed again; None while it can.
+
+    Args:
+        model_id: whose records they are.
+        store: where they go; None: nowhere, and they are at once as durable as they get.
+        executor: where commits wait for the disk.
+        last: number of the last record that the store has.
+        on_commit: called with `committed` when it has grown, and the seconds that took.
+        on_change: called when `blocked` may have become another.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        store: Store | None,
+        executor: Executor,
+        *,
+        last: int,
+        on_commit: Callable[[int, float], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.last = self.committed = last
+        self.failure: ServiceError | None = None
+        self.broken: Exception | None = None
+        self._model_id = model_id
+        self._store = store
+        self._executor = executor
+        self._on_commit = on_commit
+        self._on_change = on_change
+        self._waiting: list[Record] = []
+        self._weight = 0
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # until enough is gathered
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing more should be applied for now."""
+        if self.failure is not None or self.broken is not None:
+            return True
+        return self.last - self.committed >= WAITING_RECORDS_MAX or self._weight > WAITING_BYTES_MAX
+
+    def put(self, body: Tick | Command) -> int:
+        """Number a record that was applied, and see to it that it becomes durable."""
+        self.last += 1
+        if self._store is None:
+            self.committed = self.last
+            return self.last
+        self._waiting.append(Record(self.last, body))
+        self._weight += weight(body)
+        if not self._is_writing and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(GATHER_SECONDS, self._begin)
+        return self.last
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def _begin(self) -> None:
+        """Write what was gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting and self.broken is None and not self._is_writing:
+            self._task = asyncio.create_task(self._write(), name=f"journal {self._model_id}")
+
+    async def up_to(self, tick: int) -> None:
+        """Wait until a record and all before it are durable.
+
+        Raises:
+            ServiceError: they never will be.
+        """
+        if self.committed >= tick:
+            return
+        if self.broken is not None:
+            raise self._never()
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append((tick, waiter))
+        self._begin()
+        await waiter
+
+    def give_up(self, why: ServiceError) -> None:
+        """Commit nothing more; who waits is told why. What is not durable was not acknowledged."""
+        if self._waiting or self._is_writing:
+            self._break(self.failure or why)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._task is not None:
+                self._task.cancel()
+
+    async def _write(self) -> None:
+        assert self._store is not None
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE_SECONDS
+        while self._waiting and self.broken is None:
+            batch, self._waiting = self._waiting, []
+            start = time.perf_counter()
+            try:
+                await loop.run_in_executor(
+                    self._executor, self._store.append, self._model_id, batch
+                )
+            except StorageFailed as error:
+                self._waiting = batch + self._waiting
+                self._say_failed(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - kept, and told to all who wait
+                log.error("model %s: the journal is closed: %s", self._model_id, error)
+                self._break(error)
+            else:
+                self._say_committed(batch, time.perf_counter() - start)
+                pause = FIRST_PAUSE_SECONDS
+                if not self._waiters:
+                    break
+        if self._waiting and self.broken is None:
+            self._timer = loop.call_later(GATHER_SECONDS, self._begin)
+
+    def _say_failed(self, error: ServiceError) -> None:
+        if self.failure is None:
+            log.error(
+                "model %s: nothing is learned or acknowledged until this passes: %s",
+                self._model_id,
+                error.message,
+            )
+        self.failure = error
+        self._on_change()
+
+    def _say_committed(self, batch: list[Record], seconds: float) -> None:
+        was_blocked = self.blocked
+        self._weight -= sum(weight(each.body) for each in batch)
+        if self.failure is not None:
+            self.failure = None
+            log.info("model %s: its journal is written again", self._model_id)
+        self.committed = batch[-1].tick
+        while self._waiters and self._waiters[0][0] <= self.committed:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        self._on_commit(self.committed, seconds)
+        if was_blocked:
+            self._on_change()
+
+    def _break(self, error: Exception) -> None:
+        self.broken = error
+        while self._waiters:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(self._never())
+        self._on_change()
+
+    def _never(self) -> ServiceError:
+        if isinstance(self.broken, ServiceError):
+            return self.broken
+        return StorageFailed(f"the journal of model {self._model_id} is closed: {self.broken}")

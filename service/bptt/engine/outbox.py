@@ -1,0 +1,151 @@
+"""The answers of one Learn call, handed out in the order of its chunks.
+
+Rules:
+- A chunk takes a ticket when it is read; its answer fills the ticket whenever it is there.
+- Answers leave in the order of the tickets, however they were filled.
+- What waits is bounded in number and in weight: a full outbox is a reason to stop reading.
+- Whoever waits is woken once, however many answers come at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+
+from bptt.domain import Answer
+
+CROWD_MEMORY = 64
+"""Tickets for which it is remembered that a client sent on without waiting. It may look otherwise
+for a while: answers that are made at once leave no crowd."""
+
+
+class News(enum.Enum):
+    """That something else is to be told."""
+
+    NEWS = enum.auto()
+
+
+NEWS = News.NEWS
+
+
+class Ticket:
+    """The place of one chunk's answer; `index` counts them from 0."""
+
+    __slots__ = ("_outbox", "answer", "index", "weight")
+
+    def __init__(self, outbox: Outbox, index: int, weight: int) -> None:
+        self._outbox = outbox
+        self.index = index
+        self.weight = weight
+        self.answer: Answer | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether its client waits for each answer before it sends on, as far as one can see."""
+        outbox = self._outbox
+        return len(outbox) == 1 and self.index > outbox.crowded_at + CROWD_MEMORY
+
+    def fill(self, answer: Answer) -> None:
+        """The answer is there. At most once."""
+        assert self.answer is None
+        self.answer = answer
+        self._outbox._filled(self)
+
+
+class Outbox:
+    """The answers of one call. Lives on the event loop; one task reads, one fills up.
+
+    Attributes:
+        crowded_at: the last ticket that was taken while another one waited.
+
+    Args:
+        answers_max: tickets at once.
+        weight_max: their weight, in bytes; one ticket of any weight always has room.
+    """
+
+    def __init__(self, answers_max: int, weight_max: int) -> None:
+        self._answers_max = answers_max
+        self._weight_max = weight_max
+        self.crowded_at = -CROWD_MEMORY - 1
+        self._tickets: deque[Ticket] = deque()
+        self._taken = 0
+        self._weight = 0
+        self._end: tuple[Exception | None] | None = None
+        self._news = False
+        self._reader: asyncio.Future[None] | None = None
+        self._filler: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def ticket(self, weight: int) -> Ticket:
+        """A place for the next answer, which will weigh so many bytes."""
+        ticket = Ticket(self, self._taken, weight)
+        if self._tickets:
+            self.crowded_at = self._taken
+        self._taken += 1
+        self._tickets.append(ticket)
+        self._weight += weight
+        return ticket
+
+    def end(self, error: Exception | None = None) -> None:
+        """No ticket follows. The call fails with `error` after the last answer, or ends well.
+
+        An error takes the place of a good end, nothing takes the place of an error.
+        """
+        if self._end is None or self._end[0] is None:
+            self._end = (error,)
+        _wake(self._reader)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no ticket follows."""
+        return self._end is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether the next ticket must wait."""
+        return len(self._tickets) >= self._answers_max or self._weight >= self._weight_max
+
+    async def room(self) -> None:
+        """Wait until a ticket may be taken."""
+        while self.full:
+            self._filler = asyncio.get_running_loop().create_future()
+            await self._filler
+
+    def notify(self) -> None:
+        """There is news: who waits for the next answer looks at them first, if none is there."""
+        self._news = True
+        _wake(self._reader)
+
+    async def next(self) -> Answer | News | None:
+        """The next answer in order; `NEWS` after a `notify`, None after the last answer.
+
+        Raises:
+            Exception: with which the call was ended, after the last answer.
+        """
+        while not self._tickets or self._tickets[0].answer is None:
+            if self._news:
+                self._news = False
+                return NEWS
+            if self._end is not None and not self._tickets:
+                if self._end[0] is not None:
+                    raise self._end[0]
+                return None
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        ticket = self._tickets.popleft()
+        self._weight -= ticket.weight
+        if self._filler is not None and not self.full:
+            _wake(self._filler)
+        return ticket.answer
+
+    def _filled(self, ticket: Ticket) -> None:
+        if self._tickets and self._tickets[0] is ticket:
+            _wake(self._reader)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,140 @@
+"""The one transition: what a record does to a learner.
+
+Live learning, recovery, `bptt verify` and `bptt replay` all call `apply_record`, so that what is
+replayed is what was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bptt.domain import ModelDefinition
+from bptt.durability import Checkpoint, Command, Record, Tick
+from bptt.engine.divergence import SKIPPED
+from bptt.errors import DataDamaged, InvalidRequest
+from bptt_core import Learner, TickResult
+from bptt_core.errors import BpttError
+
+LoadCheckpoint = Callable[[int], Checkpoint]
+"""A checkpoint of the record's model, by its ticks."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """What became of a record."""
+
+    learner: Learner
+    """The one that goes on: the same, unless the record restored another."""
+    result: TickResult | None
+    """Of a tick."""
+
+
+def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None = None) -> Applied:
+    """Do to a learner what a record says. A function of its arguments and nothing else.
+
+    Args:
+        learner: changed; at the record before this one.
+        record: a tick or a command.
+        load: reads the checkpoints that the commands `restore` and `roll_back` name. None: they
+            are refused.
+
+    Raises:
+        BpttError: the learner refuses it, and is as it was.
+        DataDamaged: the command is not known, or its checkpoint cannot be read back; the learner
+            is as it was.
+    """
+    try:
+        return apply_body(learner, record.body, load)
+    except DataDamaged as error:
+        raise DataDamaged(f"record {record.tick}: {error.message}") from error
+
+
+def apply_body(
+    learner: Learner, body: Tick | Command, load: LoadCheckpoint | None = None
+) -> Applied:
+    """As `apply_record`, for what has no number yet."""
+    if not isinstance(body, Command):
+        return Applied(learner, learner.apply(body))
+    arguments = body.arguments
+    if body.name == "reset":
+        learner.reset_stream(arguments["stream_id"])
+    elif body.name == "delete":
+        learner.delete_stream(arguments["stream_id"])
+    elif body.name == "configure":
+        learner.configure(**arguments)
+    elif body.name == "restore":
+        if load is None:
+            raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
+        return Applied(learner_from(load(arguments["ticks"])), None)
+    elif body.name == "roll_back":
+        if load is None:
+            raise DataDamaged(
+                "a roll-back needs a checkpoint, and there is nowhere to read it from"
+            )
+        _roll_back(learner, load(arguments["ticks"]), arguments["learning_rate"])
+    else:
+        raise DataDamaged(f"the command {body.name!r} is not known")
+    return Applied(learner, None)
+
+
+def _roll_back(learner: Learner, checkpoint: Checkpoint, learning_rate: float) -> None:
+    try:
+        arrays, metadata = checkpoint.arrays, checkpoint.metadata["learner"]
+        learner.roll_back(arrays, metadata, learning_rate=learning_rate)
+    except (BpttError, KeyError, TypeError) as error:
+        raise _misfit(checkpoint, error) from error
+
+
+def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
+    """All of a model that a restart needs, copied: the learner may go on at once."""
+    arrays, metadata = learner.state()
+    figures = learner.figures
+    named: dict[str, Any] = {
+        "learner": metadata,
+        "input_names": list(definition.input_names),
+        "target_names": list(definition.target_names),
+        SKIPPED: figures.consecutive_skipped,
+    }
+    return Checkpoint(
+        definition.model_id,
+        ticks,
+        arrays,
+        named,
+        steps=figures.steps,
+        updates=figures.updates,
+        loss=figures.loss,
+        skill_ratio=figures.skill_ratio,
+    )
+
+
+def learner_from(checkpoint: Checkpoint) -> Learner:
+    """The learner that a checkpoint holds.
+
+    Raises:
+        DataDamaged: it is not one of this version's.
+    """
+    try:
+        return Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
+    except (BpttError, KeyError, TypeError) as error:
+        raise _misfit(checkpoint, error) from error
+
+
+def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition:
+    """What the checkpoint's model was asked to be.
+
+    Raises:
+        DataDamaged: it is not one of this version's.
+    """
+    try:
+        names = tuple(checkpoint.metadata["input_names"])
+        target_names = tuple(checkpoint.metadata.get("target_names", ()))  # older ones have none
+        return ModelDefinition(checkpoint.model_id, learner.spec, names, target_names)
+    except (InvalidRequest, KeyError, TypeError) as error:
+        raise _misfit(checkpoint, error) from error
+
+
+def _misfit(checkpoint: Checkpoint, error: Exception) -> DataDamaged:
+    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.ticks} ticks"
+    return DataDamaged(f"{which} does not fit: {error}")

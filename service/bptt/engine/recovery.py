@@ -1,0 +1,185 @@
+"""From a store back to a learner that goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bptt.domain import Condition, condition_of, ModelDefinition, ModelState
+from bptt.durability import Checkpoint, differences, Record, Store
+from bptt.engine.records import apply_record, definition_from, learner_from
+from bptt.engine.views import StreamViews
+from bptt.errors import DataDamaged
+from bptt_core import Learner
+from bptt_core.errors import BpttError
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 2.0  # between two lines of the log, while a long journal is replayed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """A model as it was when its last record was committed."""
+
+    definition: ModelDefinition
+    learner: Learner
+    ticks: int
+    """Records in its life."""
+    saved_ticks: int
+    """Those that its newest whole checkpoint holds; the rest was replayed."""
+    replayed_steps: int
+    damage: str | None
+    """What is wrong with its journal; None: nothing, it may go on."""
+    views: StreamViews
+    """Of its streams: made here, for 100,000 of them take a second."""
+
+    @property
+    def state(self) -> ModelState:
+        """The model as it is now."""
+        return state_of(self.definition, self.learner, len(self.views))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its newest checkpoint is all of it."""
+        return self.saved_ticks == self.ticks and self.damage is None
+
+
+def state_of(
+    definition: ModelDefinition, learner: Learner, streams: int, condition: Condition | None = None
+) -> ModelState:
+    """The state of a model that no trainer has; None: the condition that its learner is in."""
+    return ModelState(
+        definition,
+        learner.parameter_count,
+        streams,
+        learner.figures,
+        condition or condition_of(learner.settings, learner.figures),
+        learner.settings,
+    )
+
+
+def recover(
+    store: Store,
+    model_id: str,
+    check_going_on: Callable[[], None] = lambda: None,
+    on_found: Callable[[ModelState], None] = lambda _: None,
+) -> Recovered:
+    """Read back a model's newest whole checkpoint, and replay the journal behind it.
+
+    Takes time: use a thread.
+
+    Args:
+        store: open.
+        model_id: a model of the store.
+        check_going_on: called now and then; raises to have it end early.
+        on_found: called with the model as its checkpoint has it, before its journal is replayed.
+
+    Raises:
+        DataDamaged: none of its checkpoints can be read back.
+    """
+    checkpoint, learner = _newest(store, model_id)
+    definition = definition_from(checkpoint, learner)
+    on_found(state_of(definition, learner, len(learner.stream_ids()), "recovering"))
+    learner.warm_up()
+    replay = _Replay(store, model_id, checkpoint.ticks, learner, check_going_on)
+    damage = None
+    try:
+        replay.run(checkpoint)
+    except DataDamaged as error:
+        damage = error.message
+        log.error("model %s: opened read-only: %s", model_id, damage)
+    steps = replay.learner.figures.steps - checkpoint.steps
+    return Recovered(
+        definition,
+        replay.learner,
+        replay.tick,
+        checkpoint.ticks,
+        max(steps, 0),
+        damage,
+        StreamViews.of(replay.learner),
+    )
+
+
+def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner]:
+    """The newest checkpoint that is whole; those that are not are told of."""
+    damage: DataDamaged | None = None
+    for info in reversed(store.checkpoints(model_id)):
+        try:
+            checkpoint = store.load(model_id, info.ticks)
+            learner = learner_from(checkpoint)
+        except DataDamaged as error:
+            log.error("model %s: going back one checkpoint: %s", model_id, error.message)
+            damage = damage or error
+            continue
+        return checkpoint, learner
+    raise damage or DataDamaged(f"model {model_id} has no checkpoint")
+
+
+class _Replay:
+    """The journal's records behind a checkpoint, done again."""
+
+    def __init__(
+        self,
+        store: Store,
+        model_id: str,
+        tick: int,
+        learner: Learner,
+        check_going_on: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._model_id = model_id
+        self._check_going_on = check_going_on
+        self.tick = tick
+        self.learner = learner
+        self._last: int | None = None  # record of the journal; read when it is to be told
+        self._said = time.monotonic()
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        """All of them.
+
+        Raises:
+            DataDamaged: of one record; the learner is as it was before it.
+        """
+        for record in self._store.tail(self._model_id, self.tick):
+            if self.tick == checkpoint.ticks:
+                self._warn_of_differences(checkpoint)
+            self._check_going_on()
+            self._do(record)
+            self._say_progress(checkpoint)
+
+    def _do(self, record: Record) -> None:
+        try:
+            applied = apply_record(
+                self.learner, record, lambda ticks: self._store.load(self._model_id, ticks)
+            )
+        except BpttError as error:
+            raise DataDamaged(f"record {record.tick} cannot be learned again: {error}") from error
+        if applied.learner is not self.learner:
+            applied.learner.warm_up()
+        self.learner, self.tick = applied.learner, record.tick
+
+    def _warn_of_differences(self, checkpoint: Checkpoint) -> None:
+        """Other processors and libraries round differently: what is replayed may differ."""
+        for difference in differences(checkpoint.fingerprint):
+            log.warning(
+                "model %s: its journal is replayed on another machine than it was written on: %s",
+                self._model_id,
+                difference,
+            )
+
+    def _say_progress(self, checkpoint: Checkpoint) -> None:
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS:
+            self._said = now
+            if self._last is None:
+                self._last = self._store.last(self._model_id)
+            log.info(
+                "model %s: recovering, %d of %d ticks and %d steps replayed",
+                self._model_id,
+                self.tick - checkpoint.ticks,
+                self._last - checkpoint.ticks,
+                self.learner.figures.steps - checkpoint.steps,
+            )

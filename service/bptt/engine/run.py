@@ -1,0 +1,202 @@
+"""What a trainer's thread does: apply rounds to the learner, and copy what others may see.
+
+Everything here is a function of the learner and the rounds; the event loop publishes the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bptt.domain import RunReport, TickReport
+from bptt.durability import Command, Tick
+from bptt.engine.batcher import QueuedChunk, Round, StreamCommand
+from bptt.engine.joining import groups, join, split
+from bptt.engine.journaling import Move
+from bptt.engine.records import apply_body
+from bptt.errors import from_core, ServiceError
+from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
+from bptt_core.errors import BpttError, UnknownStream
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What a run did, for the event loop to publish."""
+
+    answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
+    commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    views: dict[str, StreamView | None] = field(default_factory=dict)
+    """Of the streams that were touched. None: the stream is gone."""
+    records: list[tuple[Tick | Command, list[Move]]] = field(default_factory=list)
+    """What changed the learner, in order, and the streams that it moved."""
+    ticks: list[TickReport] = field(default_factory=list)
+    snapshot: Snapshot | None = None
+    report: RunReport | None = None
+    rest: list[Round] = field(default_factory=list)
+    """Rounds that were not applied, because the model must go back to a checkpoint first."""
+    diverged: bool = False
+    """The model must go back to a checkpoint now, as its spec says."""
+    seconds: float = 0.0
+    own_seconds: float = 0.0
+    """The same without those in which other threads and programs had the processor."""
+    failure: Exception | None = None
+
+
+def run(learner: Learner, rounds: Sequence[Round], *, looks: bool = True) -> Outcome:
+    """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome.
+
+    Args:
+        learner: changed.
+        rounds: what to do.
+        looks: whether to bring along what others see: views, figures and snapshot.
+    """
+    outcome = Outcome()
+    start, own_start = time.perf_counter(), time.thread_time()
+    try:
+        place = 0
+        for group in groups(learner.spec, rounds):
+            each, place = group[-1], place + len(group)
+            if len(group) > 1:
+                _apply_joined(learner, [one.chunks[0] for one in group], outcome)
+            else:
+                _apply(learner, each.chunks, outcome)
+            for duplicate in each.duplicates:
+                step = _next_step(learner, duplicate.stream_id)
+                result = ChunkResult(duplicate.stream_id, step, step, None, ())
+                outcome.answers.append((duplicate, result))
+            for command in each.commands:
+                _execute(learner, command, outcome)
+            if _must_roll_back(learner, outcome):
+                outcome.diverged, outcome.rest = True, list(rounds[place:])
+                break
+        if looks or outcome.commands:  # commands tell of no move that could be followed
+            outcome.views = {each: _view(learner, each) for each in outcome.touched}
+            outcome.report = RunReport(outcome.ticks, learner.figures)
+            outcome.snapshot = learner.snapshot()
+        outcome.seconds = time.perf_counter() - start
+        outcome.own_seconds = time.thread_time() - own_start
+    except Exception as error:  # noqa: BLE001 - the learner is then in no known state
+        outcome.failure = error
+    return outcome
+
+
+def _must_roll_back(learner: Learner, outcome: Outcome) -> bool:
+    """Whether the last tick made the model diverge; it makes no update once it has."""
+    updates = outcome.ticks[-1].updates if outcome.ticks else ()
+    if not updates or not updates[-1].skipped or learner.spec.on_divergence != "roll_back":
+        return False
+    return learner.figures.diverged
+
+
+def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
+    body, chunks = _in_sequence(learner, chunks, outcome)
+    if not chunks:
+        return
+    start = time.perf_counter()
+    try:
+        result = apply_body(learner, body).result
+    except BpttError as error:
+        if len(chunks) == 1:
+            outcome.answers.append((chunks[0], from_core(error)))
+            return
+        for each in chunks:  # nothing was changed: one bad chunk does not take others with it
+            _apply(learner, [each], outcome)
+        return
+    assert result is not None
+    seconds = time.perf_counter() - start
+    outcome.answers += zip(chunks, result.chunks, strict=True)
+    outcome.touched.update(each.stream_id for each in chunks)
+    moves = [(each.stream_id, each.first_step, each.next_step) for each in result.chunks]
+    outcome.records.append((body, moves))
+    steps = sum(each.steps for each in chunks)
+    outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+
+
+def _in_sequence(
+    learner: Learner, queued: list[QueuedChunk], outcome: Outcome
+) -> tuple[Tick, list[QueuedChunk]]:
+    """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
+
+    A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
+    nothing of it: that is not theirs to be refused. Chunks of which nothing is left are answered.
+    """
+    spec = learner.spec
+    if spec.on_divergence != "roll_back" or not spec.label_delay:
+        return tuple(each.chunk for each in queued), queued
+    body, left = [], []
+    for each in queued:
+        chunk = _less_labels(learner, each.chunk)
+        if len(chunk.inputs) or chunk.targets is not None or chunk.end_of_sequence:
+            body.append(chunk)
+            left.append(each)
+        else:
+            step = chunk.first_step
+            outcome.answers.append((each, ChunkResult(each.stream_id, step, step, None, ())))
+    return tuple(body), left
+
+
+def _less_labels(learner: Learner, chunk: Chunk) -> Chunk:
+    """The chunk without labels of steps before its stream's sequence; too late ones stay."""
+    first, labels = chunk.first_target_step, chunk.targets
+    if first is None or labels is None:
+        return chunk
+    delay, view = learner.spec.label_delay, _view(learner, chunk.stream_id)
+    oldest = chunk.first_step - min(delay, 0 if view is None else view.sequence_step)
+    if not chunk.first_step - delay <= first < oldest:
+        return chunk
+    labels = labels[oldest - first :]
+    if not len(labels):
+        return dataclasses.replace(chunk, targets=None, first_target_step=None)
+    return dataclasses.replace(chunk, targets=labels, first_target_step=oldest)
+
+
+def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
+    """Apply chunks of one stream as one."""
+    view = _view(learner, chunks[0].stream_id)
+    start = time.perf_counter()
+    try:
+        body = (join(chunks),)
+        result = apply_body(learner, body).result
+    except BpttError:  # nothing was changed: each is told what is wrong with it
+        for each in chunks:
+            _apply(learner, [each], outcome)
+        return
+    assert result is not None
+    seconds = time.perf_counter() - start
+    whole = result.chunks[0]
+    sequence_step = 0 if view is None else view.sequence_step
+    outcome.answers += zip(chunks, split(learner.spec, chunks, sequence_step, whole), strict=True)
+    outcome.touched.add(whole.stream_id)
+    outcome.records.append((body, [(whole.stream_id, whole.first_step, whole.next_step)]))
+    steps = whole.next_step - whole.first_step
+    outcome.ticks.append(TickReport(1, steps, result.updates, seconds))
+
+
+def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:
+    stream_id = command.stream_id
+    body = Command(command.action, {"stream_id": stream_id})
+    try:
+        apply_body(learner, body)
+    except BpttError as error:
+        outcome.commands.append((command, from_core(error)))
+        return
+    outcome.touched.add(stream_id)
+    outcome.records.append((body, []))
+    outcome.commands.append((command, _next_step(learner, stream_id)))
+
+
+def _next_step(learner: Learner, stream_id: str) -> int:
+    try:
+        return learner.next_step(stream_id)
+    except UnknownStream:
+        return 0
+
+
+def _view(learner: Learner, stream_id: str) -> StreamView | None:
+    try:
+        return learner.stream_view(stream_id)
+    except UnknownStream:
+        return None

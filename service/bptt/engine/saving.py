@@ -1,0 +1,199 @@
+"""When a model's checkpoints are written, and how: beside the learning, from a copy.
+
+Rules:
+- A checkpoint is due after so many ticks, or so many seconds after the first tick it would hold.
+  It changes nothing in the model, so when it is written does not matter to what is learned.
+- The copy is made between two runs; the file is written while the next ones go on.
+- A checkpoint is written once all that it holds is in the journal.
+- Writing one lets go of others, but never of one that a command is about to name: see `naming`.
+- What a restart has replayed is due at once: else a server that ends again and again before one
+  is due replays more each time.
+- One at a time. Should it fail, that is said, and tried again when the next one is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+
+from bptt.config import ServerConfig
+from bptt.domain import ModelSink
+from bptt.durability import Checkpoint, Store
+from bptt.engine.journaling import JournalWriter
+from bptt.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """The checkpoints of one model. Lives on the event loop.
+
+    Attributes:
+        due: a copy should be made now.
+        unsaved: the model has changed since the last checkpoint.
+
+    Args:
+        model_id: whose they are.
+        store: where they go; None: nowhere, and none is ever due.
+        journal: of the model.
+        executor: where files are written.
+        config: how often.
+        sink: is told how long each took.
+        ticks: which the newest checkpoint, or its replayed journal, holds.
+        wake: called when one becomes due by the clock.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        store: Store | None,
+        journal: JournalWriter,
+        executor: Executor,
+        config: ServerConfig,
+        sink: ModelSink,
+        *,
+        ticks: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self.due = False
+        self.unsaved = False
+        self._model_id = model_id
+        self._store = store
+        self._journal = journal
+        self._executor = executor
+        self._config = config
+        self._sink = sink
+        self._tried_ticks = ticks
+        self._wake = wake
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # while a file is written, and others let go of
+        self._named_at = 0  # the last record that names a checkpoint
+        self._stopped = False
+
+    def changed(self, ticks: int) -> None:
+        """The model is now after so many ticks."""
+        self.unsaved = True
+        if self._store is None or self._is_writing:
+            return
+        if ticks - self._tried_ticks >= self._config.checkpoint_ticks:
+            self.due = True
+        else:
+            self._in_time()
+
+    def replayed(self) -> None:
+        """The model was brought back from more than a checkpoint."""
+        self.due = self.unsaved = True
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def _in_time(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._config.checkpoint_seconds, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if not self._is_writing:
+            self.due = True
+            self._wake()
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Write a copy that was just made, while learning goes on; should it fail, say so."""
+        self._taken(checkpoint)
+        self._writing = asyncio.create_task(self._write_or_say(checkpoint))
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Write a copy that was just made, after any that is being written.
+
+        Raises:
+            ServiceError: it could not be written.
+        """
+        self._taken(checkpoint)
+        try:
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            await self._write(checkpoint)
+        except BaseException:
+            self.unsaved = True
+            raise
+        if self.unsaved and not self._stopped:
+            self._in_time()
+
+    async def stop(self) -> None:
+        """Write nothing more in passing; what is being written is finished."""
+        self.due, self._stopped = False, True
+        self._cancel_timer()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    @contextlib.asynccontextmanager
+    async def naming(self) -> AsyncIterator[None]:
+        """While a checkpoint is read, and a command that names it is put into the journal.
+
+        None is let go of meanwhile, nor before that command is durable: from then on the journal
+        keeps the checkpoint.
+        """
+        async with self._lock:
+            yield
+            self._named_at = self._journal.last
+
+    async def settled(self) -> None:
+        """Wait until nothing is being written."""
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait([self._writing])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the newest checkpoint holds all of the model, and nothing is being written."""
+        return not (self.unsaved or self.due or self._is_writing or self._lock.locked())
+
+    def _taken(self, checkpoint: Checkpoint) -> None:
+        self.due = False
+        self.unsaved = checkpoint.ticks < self._journal.last  # a run may have come after the copy
+        self._tried_ticks = checkpoint.ticks
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _write_or_say(self, checkpoint: Checkpoint) -> None:
+        try:
+            await self._write(checkpoint)
+        except ServiceError as error:
+            self.unsaved = True
+            log.error("model %s not saved: %s", self._model_id, error.message)
+        except Exception:
+            self.unsaved = True
+            log.exception("model %s not saved", self._model_id)
+        if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
+            self._in_time()
+
+    async def _write(self, checkpoint: Checkpoint) -> None:
+        if self._store is None:
+            return
+        while True:
+            await self._journal.up_to(max(checkpoint.ticks, self._named_at))
+            async with self._lock:
+                if self._journal.committed < self._named_at:  # which has grown since
+                    continue
+                start = time.perf_counter()
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._executor, self._store.save, checkpoint)
+                seconds = time.perf_counter() - start
+                break
+        self._sink.saved(seconds)
+        log.info(
+            "model %s saved after %d steps, in %.0f ms",
+            self._model_id,
+            checkpoint.steps,
+            1000 * seconds,
+        )

@@ -1,0 +1,144 @@
+"""Which models are in memory, where there are more than may be, and which are in the store only.
+
+Rules:
+- A model leaves memory when more than the limit are there, the one that was used longest ago first.
+- One that is in use stays: an open Learn call, a chunk or command that is not answered, a record
+  that is not durable.
+- Before it leaves, a checkpoint of it is written while it goes on; should that fail, or somebody
+  use it meanwhile, it stays. So nothing is lost, whatever the durability is.
+- It comes back when somebody asks for it. Others do not wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from bptt.domain import ModelState, ReportSink
+from bptt.engine.trainer import Trainer
+from bptt.errors import Recovering, ServiceError
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 0.5
+"""Until the models in memory are looked at again, where all are in use or one cannot be saved."""
+
+
+class Shelf:
+    """The models of a registry that are in the store only. Lives on the event loop.
+
+    Attributes:
+        states: of those models, as they were when they left memory.
+
+    Args:
+        in_memory: the registry's models that are in memory; those that leave are taken out.
+        limit: how many may be.
+        sink: is told who leaves.
+        bring_back: puts a model back into `in_memory`, and takes it from `states`.
+    """
+
+    def __init__(
+        self,
+        in_memory: dict[str, Trainer],
+        limit: int,
+        sink: ReportSink,
+        bring_back: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.states: dict[str, ModelState] = {}
+        self._in_memory = in_memory
+        self._limit = limit
+        self._sink = sink
+        self._bring_back = bring_back
+        self._waking: dict[str, asyncio.Task[None]] = {}
+        self._wanted: Counter[str] = Counter()  # who waits for a model, and will use it at once
+        self._clearing: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more model may be in memory."""
+        return len(self._in_memory) < self._limit
+
+    @property
+    def waking(self) -> frozenset[str]:
+        """Names of the models that are being brought back."""
+        return frozenset(self._waking)
+
+    async def wake(self, model_id: str) -> None:
+        """Have a model brought back; it is in memory, or gone, when this returns.
+
+        Raises:
+            ServiceError: it cannot be brought back.
+        """
+        self._wanted[model_id] += 1
+        try:
+            while model_id in self.states:
+                task = self._waking.get(model_id)
+                if task is None:
+                    task = asyncio.create_task(self._wake(model_id), name=f"wake {model_id}")
+                    self._waking[model_id] = task
+                await asyncio.shield(task)
+        finally:
+            self._wanted[model_id] -= 1
+            if not self._wanted[model_id]:
+                del self._wanted[model_id]
+
+    async def _wake(self, model_id: str) -> None:
+        try:
+            await self._bring_back(model_id)
+        finally:
+            del self._waking[model_id]
+
+    def make_room(self) -> None:
+        """Have models leave memory, where there are more than may be."""
+        is_clearing = self._clearing is not None and not self._clearing.done()
+        if len(self._in_memory) > self._limit and not is_clearing:
+            self._clearing = asyncio.create_task(self._clear(), name="models leave memory")
+
+    async def stop(self) -> None:
+        """Move nothing more; what is being moved is finished."""
+        self._stopped.set()
+        if self._clearing is not None:
+            await asyncio.wait([self._clearing])
+        while self._waking:
+            await asyncio.wait(self._waking.values())
+
+    async def _clear(self) -> None:
+        while len(self._in_memory) > self._limit and not self._stopped.is_set():
+            trainer = self._used_longest_ago()
+            if trainer is None or not await self._put_away(trainer):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), PAUSE_SECONDS)
+
+    def _used_longest_ago(self) -> Trainer | None:
+        """None: all are in use."""
+        idle = [
+            trainer
+            for model_id, trainer in self._in_memory.items()
+            if not trainer.stays and model_id not in self._wanted
+        ]
+        return min(idle, key=lambda trainer: trainer.used_at, default=None)
+
+    async def _put_away(self, trainer: Trainer) -> bool:
+        """Save a model, and take it out of memory if nobody has used it meanwhile."""
+        model_id = trainer.definition.model_id
+        try:
+            await trainer.settle()
+        except ServiceError as error:
+            log.warning("model %s stays in memory: %s", model_id, error.message)
+            trainer.used_at = time.monotonic()  # others first
+            return False
+        is_there = self._in_memory.get(model_id) is trainer
+        if is_there and trainer.is_settled and model_id not in self._wanted:
+            del self._in_memory[model_id]
+            self.states[model_id] = trainer.state
+            self._sink.rest_model(model_id)
+            with contextlib.suppress(ServiceError):  # there is nothing left to write
+                await trainer.stop(refusal=Recovering.of(model_id), save=False)
+            trainer.forget()
+            log.debug("model %s has left memory", model_id)
+        return True

@@ -1,0 +1,178 @@
+"""What others see of a model: its snapshot, its streams, its figures.
+
+A run that is made on the event loop leaves them as they are, to be made again when somebody looks:
+copies that nobody looks at took a third of such a run. A run that is made in a thread brings them
+along, for nobody could look at the learner meanwhile: while one is under way nothing is behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bptt.engine.run import Outcome
+from bptt.engine.views import StreamViews
+from bptt_core import Figures, Learner, Snapshot
+
+LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy for milliseconds
+BEHIND_RUNS_MAX = 32  # one copy in so many costs next to nothing, and what counts time sees it
+
+
+class Shown:
+    """Of one model. Lives on the event loop.
+
+    Args:
+        learner: read when somebody looks; while `catch_up` has nothing to do, another thread may
+            have it.
+        on_figures: told the figures that were seen until now, and those from now on.
+        views: of the learner's streams; None: they are made.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        on_figures: Callable[[Figures, Figures], None],
+        views: StreamViews | None = None,
+    ) -> None:
+        self._learner = learner
+        self._on_figures = on_figures
+        self._snapshot = learner.snapshot()
+        self._views = StreamViews.of(learner) if views is None else views
+        self._figures = learner.figures
+        self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self._behind: dict[str, int] = {}  # streams that have moved since, and their next steps
+        self._runs = 0  # since
+        self._seconds = 0.0  # of these runs
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What predictions read. Immutable."""
+        self.catch_up()
+        return self._snapshot
+
+    @property
+    def views(self) -> StreamViews:
+        """Live state of each stream, as of the snapshot."""
+        self.catch_up()
+        return self._views
+
+    @property
+    def figures(self) -> Figures:
+        """How the model does, as of the snapshot."""
+        self.catch_up()
+        return self._figures
+
+    @property
+    def last_figures(self) -> Figures:
+        """The figures that were seen last. Whether the model has diverged is as it is now."""
+        return self._figures
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether one more run may leave its traces to be looked at later."""
+        return self._runs < BEHIND_RUNS_MAX
+
+    def next_step(self, stream_id: str) -> int:
+        """The number of a stream's next step; 0 for one that is not known."""
+        return self._behind.get(stream_id) or self._views.next_step(stream_id)
+
+    def knows(self, stream_id: str) -> bool:
+        """Whether there is a stream of that name."""
+        return stream_id in self._views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def error_band(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """As `Snapshot.error_band`, of the newest; costs no snapshot. Until the next run, one."""
+        if self._band is None:
+            self._band = (self._learner if self._behind else self._snapshot).error_band()
+        return self._band
+
+    # ------------------------------------------------------------------ what is new
+
+    def takes(self, outcome: Outcome) -> None:
+        """A run brought all along."""
+        assert outcome.snapshot is not None
+        assert outcome.report is not None
+        for stream_id in self._behind:  # none, but of a run on the loop
+            self._views[stream_id] = self._learner.stream_view(stream_id)
+        for stream_id, view in outcome.views.items():
+            if view is None:
+                self._views.discard(stream_id)
+            else:
+                self._views[stream_id] = view
+        self._snapshot, self._band = outcome.snapshot, None
+        outcome.seconds += self._seconds
+        self._behind.clear()
+        self._runs, self._seconds = 0, 0.0
+        self._figures_are(outcome.report.figures)
+
+    def is_behind(self, outcome: Outcome) -> None:
+        """A run on the loop brought nothing along. Its streams are known."""
+        self._loop = asyncio.get_running_loop()
+        self._band = None
+        for _, moves in outcome.records:
+            for stream_id, _, after in moves:
+                self._behind[stream_id] = after
+        self._runs += 1
+        self._seconds += outcome.seconds
+        if any(each.updates and each.updates[-1].skipped for each in outcome.ticks):
+            self.catch_up()  # it may have diverged, which answers tell
+
+    def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
+        """All may be another."""
+        self._learner, self._snapshot, self._views = learner, snapshot, views
+        self._band = None
+        self._figures_are(learner.figures)
+
+    def forget(self) -> None:
+        """Give the memory of a model that has stopped back now."""
+        del self._learner, self._snapshot
+
+    def takes_figures(self, figures: Figures) -> None:
+        """The settings are others, and figures with them."""
+        self._figures_are(figures)
+
+    def catch_up(self) -> None:
+        """Look at what runs on the loop have done."""
+        if not self._behind:
+            return
+        streams = list(self._behind)
+        self._behind.clear()
+        for stream_id in streams:
+            self._views[stream_id] = self._learner.stream_view(stream_id)
+        self._snapshot = self._learner.snapshot()
+        self._figures_are(self._learner.figures)
+
+    def catch_up_from_any_thread(self) -> None:
+        """The same, for who is not on the event loop, and may wait for it."""
+        if not self._behind or self._loop is None:
+            return
+        try:
+            is_on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_on_loop = False
+        if is_on_loop:
+            self.catch_up()
+            return
+        done = threading.Event()
+
+        def look() -> None:
+            self.catch_up()
+            done.set()
+
+        try:
+            self._loop.call_soon_threadsafe(look)
+        except RuntimeError:  # the loop is closed: nothing moves any more
+            return
+        done.wait(LOOK_SECONDS)
+
+    def _figures_are(self, figures: Figures) -> None:
+        before, self._figures = self._figures, figures
+        self._on_figures(before, figures)

@@ -1,0 +1,178 @@
+"""Between protobuf messages and models: definitions, figures, settings, checkpoints, pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, cast, get_args
+
+from bptt.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from bptt.domain import Condition, ModelDefinition, ModelState
+from bptt.durability import CheckpointInfo
+from bptt.errors import from_core, InvalidRequest
+from bptt.v1 import bptt_pb2 as pb
+from bptt_core import ModelSpec
+from bptt_core.errors import InvalidArgument
+from bptt_core.specs import INPUT_SIZE_MAX
+
+_ENUMS: dict[str, tuple[Any, str]] = {
+    "task": (pb.Task, "TASK_"),
+    "cell": (pb.Cell, "CELL_"),
+    "loss": (pb.Loss, "LOSS_"),
+    "reduction": (pb.Reduction, "REDUCTION_"),
+    "optimizer": (pb.Optimizer, "OPTIMIZER_"),
+    "clip": (pb.Clip, "CLIP_"),
+    "on_divergence": (pb.Divergence, "DIVERGENCE_"),
+}
+_FIELDS = [
+    each.name
+    for each in dataclasses.fields(ModelSpec)
+    if each.name in pb.ModelSpec.DESCRIPTOR.fields_by_name
+]
+_REPEATED = ("target_columns",)
+_SCALARS = [name for name in _FIELDS if name not in _ENUMS and name not in _REPEATED]
+
+
+def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefinition:
+    """A model's definition, whole and checked.
+
+    Raises:
+        InvalidRequest: a field is out of its bounds; the error names it as `spec.<field>`.
+    """
+    values: dict[str, Any] = {
+        name: getattr(message, name) for name in _SCALARS if message.HasField(cast(Any, name))
+    }
+    if "input_size" not in values and message.task != pb.TASK_NEXT_TOKEN:
+        bound = f"a whole number from 1 to {INPUT_SIZE_MAX}"
+        raise InvalidRequest.of("spec.input_size", "left out", bound)
+    for name in _ENUMS:
+        number = getattr(message, name)
+        if number:
+            values[name] = choice("spec." + name, name, number)
+    if message.target_columns:
+        values["target_columns"] = tuple(message.target_columns)
+    try:
+        spec = ModelSpec(**values)
+    except InvalidArgument as error:
+        raise from_core(error, prefix="spec.") from error
+    return ModelDefinition(model_id, spec, tuple(message.input_names), tuple(message.target_names))
+
+
+def choice(field: str, name: str, number: int) -> str:
+    """`CELL_RNN_TANH` is "rnn_tanh" everywhere else.
+
+    Raises:
+        InvalidRequest: the enum of `name` has no such number; the error names `field`.
+    """
+    enum, prefix = _ENUMS[name]
+    if number not in enum.values():
+        known = ", ".join(each.removeprefix(prefix).lower() for each in enum.keys()[1:])
+        raise InvalidRequest.of(field, number, f"one of {known}")
+    found: str = enum.Name(number)
+    return found.removeprefix(prefix).lower()
+
+
+def _number(name: str, value: str) -> Any:
+    enum, prefix = _ENUMS[name]
+    return enum.Value(prefix + value.upper())
+
+
+def spec_to_proto(definition: ModelDefinition) -> pb.ModelSpec:
+    """The spec with every field filled in that its task has."""
+    spec = definition.spec
+    values = {name: getattr(spec, name) for name in _SCALARS}
+    if not spec.vocabulary_size:
+        del values["vocabulary_size"]
+    message = pb.ModelSpec(
+        target_columns=spec.target_columns,
+        input_names=definition.input_names,
+        target_names=definition.target_names,
+        **values,
+    )
+    for name in _ENUMS:
+        setattr(message, name, _number(name, getattr(spec, name)))
+    return message
+
+
+def model_to_proto(state: ModelState) -> pb.Model:
+    """A model as it is now."""
+    figures = state.figures
+    return pb.Model(
+        model_id=state.definition.model_id,
+        spec=spec_to_proto(state.definition),
+        parameters=state.parameters,
+        steps=figures.steps,
+        updates=figures.updates,
+        clipped_updates=figures.clipped_updates,
+        skipped_updates=figures.skipped_updates,
+        streams=state.streams,
+        skill_ratio=figures.skill_ratio,
+        loss=figures.loss,
+        gradient_norm=figures.gradient_norm,
+        state=condition_to_proto(state.condition),
+        learning_rate=figures.learning_rate,
+        clip=_number("clip", state.settings.clip),
+        clip_threshold=state.settings.clip_threshold,
+        accuracy=figures.accuracy,
+        cross_entropy_bits=figures.cross_entropy_bits,
+    )
+
+
+def unknown_to_proto(model_id: str) -> pb.Model:
+    """A model that is being recovered, and of which nothing has been read yet."""
+    return pb.Model(
+        model_id=model_id,
+        state=pb.MODEL_STATE_RECOVERING,
+        skill_ratio=math.nan,
+        loss=math.nan,
+        gradient_norm=math.nan,
+        accuracy=math.nan,
+        cross_entropy_bits=math.nan,
+    )
+
+
+_CONDITIONS = {
+    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(Condition)
+}
+
+
+def condition_to_proto(condition: Condition) -> Any:
+    """What a model does with chunks."""
+    return _CONDITIONS[condition]
+
+
+def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:
+    """What of a model's settings is to change.
+
+    Raises:
+        InvalidRequest: there is no such clip.
+    """
+    names = ("learning_rate", "clip_threshold", "paused")
+    changes = {name: getattr(message, name) for name in names if message.HasField(cast(Any, name))}
+    if message.clip:
+        changes["clip"] = choice("clip", "clip", message.clip)
+    return changes
+
+
+def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:
+    """A checkpoint, as it stands in the store."""
+    return pb.Checkpoint(
+        ticks=info.ticks,
+        steps=info.steps,
+        updates=info.updates,
+        skill_ratio=info.skill_ratio,
+        loss=info.loss,
+        size_bytes=info.size_bytes,
+        best=info.best,
+    )
+
+
+def page_from_proto(page_size: int, page_token: str) -> tuple[str, int]:
+    """After which name a page begins, and how many entries it has at most.
+
+    Raises:
+        InvalidRequest: the size is negative; one above the maximum is cut to it.
+    """
+    if page_size < 0:
+        raise InvalidRequest.of("page_size", page_size, f"a number from 0 to {PAGE_SIZE_MAX}")
+    return page_token, min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
