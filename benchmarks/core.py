@@ -68,8 +68,8 @@ class Side:
 
 def in_turns(sides: Sequence[Side], case: Case) -> list[float]:
     """Median of each side."""
-    rounds = [[side.time(case) for side in sides] for _ in range(ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    batches = [[side.time(case) for side in sides] for _ in range(ROUNDS)]
+    return [statistics.median(times) for times in zip(*batches, strict=True)]
 
 
 def run() -> None:
@@ -80,8 +80,8 @@ def run() -> None:
     try:
         for H in (16, 32, 64, 128):
             cases = [Case("rnn_tanh", 1, H, 32, backend=b) for b in ("compiled", "reference")]
-            rounds = [[side.time(case) for case in cases] for _ in range(ROUNDS)]
-            fast, slow = (statistics.median(times) for times in zip(*rounds, strict=True))
+            batches = [[side.time(case) for case in cases] for _ in range(ROUNDS)]
+            fast, slow = (statistics.median(times) for times in zip(*batches, strict=True))
             print(f"{H:>5} {fast:>10.2f} {slow:>10.1f} {slow / fast:>6.0f}x", flush=True)
     finally:
         side.close()

@@ -90,7 +90,7 @@ def opened(durability: Durability) -> Iterator[tuple[SqliteStore, Path]]:
 def commits() -> None:
     """How long a commit takes, and what it leaves on the disk."""
     print(f"commit, µs: median (99 %), {COMMITS} commits of one tick, and of {GROUPED} at once")
-    print(f"{'chunk':>6} {'':>10} {'one tick':>18} {f'{GROUPED} ticks':>18} {'bytes a step':>14}")
+    print(f"{'chunk':>6} {'':>10} {'one lsn':>18} {f'{GROUPED} ticks':>18} {'bytes a step':>14}")
     for steps in CHUNK_STEPS:
         for durability in ("process", "full"):
             with opened(durability) as (store, folder):
@@ -130,7 +130,7 @@ def recovery() -> None:
     heads = ("core alone", "live, full", "replay", "replay / live")
     print(f"{'chunk':>6}" + "".join(f"{each:>16}" for each in heads))
     for steps in CHUNK_STEPS[:2]:
-        ticks = records(steps, RECOVERED_TICKS)
+        lsn = records(steps, RECOVERED_TICKS)
         rates: list[list[float]] = [[], [], []]
         for _ in range(ROUNDS):
             with opened("full") as (store, _folder):
@@ -138,21 +138,21 @@ def recovery() -> None:
                     learner = Learner(SPEC)
                     learner.warm_up()
                     start = time.perf_counter()
-                    work(learner, store, ticks)
+                    work(learner, store, lsn)
                     rate.append(RECOVERED_TICKS * steps / (time.perf_counter() - start))
         core, live, replay = (statistics.median(each) / 1e3 for each in rates)
         print(f"{steps:>6}{core:>16,.0f}{live:>16,.0f}{replay:>16,.0f}{replay / live:>16.2f}")
 
 
-def _learn(learner: Learner, _: SqliteStore, ticks: Sequence[Record]) -> None:
-    for record in ticks:
+def _learn(learner: Learner, _: SqliteStore, lsn: Sequence[Record]) -> None:
+    for record in lsn:
         apply_record(learner, record)
 
 
-def _learn_live(learner: Learner, store: SqliteStore, ticks: Sequence[Record]) -> None:
+def _learn_live(learner: Learner, store: SqliteStore, lsn: Sequence[Record]) -> None:
     """As a server under load: many ticks a commit."""
-    for first in range(0, len(ticks), GROUPED):
-        group = ticks[first : first + GROUPED]
+    for first in range(0, len(lsn), GROUPED):
+        group = lsn[first : first + GROUPED]
         _learn(learner, store, group)
         store.append(MODEL, group)
 
@@ -262,7 +262,7 @@ class Pauses:
 
 
 async def pauses() -> None:
-    """Round trips of predictions and chunks, with and without checkpoints in passing."""
+    """TickBatch trips of predictions and chunks, with and without checkpoints in passing."""
     with served("full") as address:
         async with Client.connect(address) as client:
             model = await client.create_model(MODEL, PAUSED_SPEC)

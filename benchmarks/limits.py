@@ -118,8 +118,8 @@ def run() -> None:
     side = Side("core", sys.executable, "benchmarks.core_process")
     try:
         batch = Case("rnn_tanh", 64, 512, 32)
-        rounds = [(_measure("peak_gflops"), side.time(batch)) for _ in range(ROUNDS)]
-        peak, step = (statistics.median(column) for column in zip(*rounds, strict=True))
+        batches = [(_measure("peak_gflops"), side.time(batch)) for _ in range(ROUNDS)]
+        peak, step = (statistics.median(column) for column in zip(*batches, strict=True))
         reached = FLOP_A_WEIGHT * 512 * 512 / step / 1e3
         print(f"share of one thread's matrix-product peak, B=64 H=512 k=32: {reached / peak:.0%}")
         print(f"  ({reached:.0f} of {peak:.0f} GFLOP/s)")

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import calls, checks, params, scoring, windows
+from bptt_core import checks, marshalling, params, scoring, windows
 from bptt_core.backends import BackendName, make
-from bptt_core.calls import Done
 from bptt_core.errors import InvalidArgument, UnknownStream
+from bptt_core.marshalling import Done
 from bptt_core.settings import Settings, steered
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import Clip, ModelSpec
@@ -99,9 +99,9 @@ class Learner:
         for row, good in zip(rows, checked, strict=True):
             if good.earlier is not None:
                 self._table.hold_labels(row, good.first_earlier, good.earlier)
-        steps = calls.steps_of_tick(rows, tick, checked)
+        steps = marshalling.steps_of_tick(rows, tick, checked)
         first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
-        return calls.results(tick, steps, first, self._run(steps, predictions))
+        return marshalling.results(tick, steps, first, self._run(steps, predictions))
 
     def feed(
         self,
@@ -126,7 +126,9 @@ class Learner:
         x, target = checks.feed(self.spec, x, target)
         T, B = x.shape[:2]
         rows = [self._table.open(str(lane)) for lane in range(B)]
-        done = self._run(calls.steps_side_by_side(rows, x, target, end_of_sequence), predictions)
+        done = self._run(
+            marshalling.steps_side_by_side(rows, x, target, end_of_sequence), predictions
+        )
         made = done.predictions
         if made is not None:
             made = made.reshape(B, T, -1).swapaxes(0, 1)
@@ -140,7 +142,7 @@ class Learner:
         scores = None
         if predictions and self.spec.task == "forecast":
             scores = done.scores.copy()
-        updates = tuple(map(calls.report, done.reports.tolist()))
+        updates = tuple(map(marshalling.report, done.reports.tolist()))
         return Done(made, updates, done.members.tolist(), scores)
 
     def configure(

@@ -102,7 +102,7 @@ def digest(folder: Path) -> str:
     store = SqliteStore(folder)
     store.open()
     try:
-        newest = store.load(MODEL, store.checkpoints(MODEL)[-1].ticks)
+        newest = store.load(MODEL, store.checkpoints(MODEL)[-1].lsn)
     finally:
         store.close()
     sha = hashlib.sha256(json.dumps(newest.metadata["learner"], sort_keys=True).encode())

@@ -136,7 +136,7 @@ class ServerConfig:
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that learn, shared by all models: as many as cores, for kernels run without the
     interpreter's lock."""
-    checkpoint_ticks: int = 10_000
+    checkpoint_records: int = 10_000
     """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
     checkpoint_seconds: float = 10.0
     """What a server that was killed replays is at most what was learned in this time, which takes
@@ -163,7 +163,7 @@ class ServerConfig:
         if self.durability not in get_args(Durability):
             choices = ", ".join(get_args(Durability))
             raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
-        for name in ("threads", "checkpoint_ticks", "models_in_memory"):
+        for name in ("threads", "checkpoint_records", "models_in_memory"):
             value = getattr(self, name)
             if value < 1:
                 raise InvalidRequest.of(name, value, "at least 1")

@@ -168,11 +168,11 @@ class Refused:
 
 Answer = ChunkResult | Refused
 
-Condition = Literal["learning", "paused", "diverged", "read_only", "recovering"]
-"""What a model does with steps: see `ModelState` in protos/bptt/v1/bptt.proto."""
+ModelState = Literal["learning", "paused", "diverged", "read_only", "recovering"]
+"""What a model does with steps: see `ModelStatus` in protos/bptt/v1/bptt.proto."""
 
 
-def condition_of(settings: Settings, figures: Figures) -> Condition:
+def state_of(settings: Settings, figures: Figures) -> ModelState:
     """What a model does that is in order."""
     if settings.paused:
         return "paused"
@@ -180,14 +180,14 @@ def condition_of(settings: Settings, figures: Figures) -> Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelState:
+class ModelStatus:
     """A model as it is now."""
 
     definition: ModelDefinition
     parameters: int
     streams: int
     figures: Figures
-    condition: Condition
+    condition: ModelState
     settings: Settings
 
 

@@ -16,15 +16,15 @@ from bptt.engine.records import make_checkpoint
 from bptt_core import Learner
 from tests.cli.conftest import run
 from tests.durability.support import checkpoint, numbers
-from tests.durability.support import ticks as records
-from tests.support.data import checkpoint_of, journal_of, learn, SPEC, ticks
+from tests.durability.support import tick_records as records
+from tests.support.data import checkpoint_of, journal_of, learn, SPEC, tick_records
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backup") / "data"
-    learn(folder, ticks(45))
-    learn(folder, ticks(5), model_id="n")
+    learn(folder, tick_records(45))
+    learn(folder, tick_records(5), model_id="n")
     return folder
 
 
@@ -37,7 +37,7 @@ def test_the_copy_is_whole_and_goes_on(whole: Path, tmp_path: Path) -> None:
     assert run("verify", str(target)).status == 0
     store = SqliteStore(target)
     assert store.open() == 3, "its epochs go on, too"
-    store.append("m", [Record(46, ticks(46)[45])])
+    store.append("m", [Record(46, tick_records(46)[45])])
     assert numbers(store.tail("m", 44)) == [45, 46]
     store.close()
 
@@ -105,8 +105,8 @@ def test_copies_made_while_a_server_writes_are_all_whole(tmp_path: Path) -> None
         copy.open()
         for model_id in ("m", "n"):
             found = copy.checkpoints(model_id)
-            assert all(copy.load(model_id, each.ticks).ticks == each.ticks for each in found)
-            newest = found[-1].ticks
+            assert all(copy.load(model_id, each.lsn).lsn == each.lsn for each in found)
+            newest = found[-1].lsn
             tail = numbers(copy.tail(model_id, newest))
             last = newest + len(tail)
             copy.append(model_id, records(last + 1, last + 2))

@@ -13,14 +13,14 @@ from bptt.durability import Command, Record, SqliteStore
 from bptt.engine.records import apply_record, learner_from
 from bptt.engine.replay import different
 from tests.cli.conftest import run
-from tests.support.data import checkpoint_of, flip, journal_of, learn, ticks
+from tests.support.data import checkpoint_of, flip, journal_of, learn, tick_records
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repair") / "data"
-    bodies = ticks(45)
-    learn(folder, [*bodies[:34], Command("restore", {"ticks": 30}), *bodies[30:40]])
+    bodies = tick_records(45)
+    learn(folder, [*bodies[:34], Command("restore", {"lsn": 30}), *bodies[30:40]])
     return folder
 
 
@@ -85,13 +85,13 @@ def opens_and_goes_on(data: Path) -> int:
     store = SqliteStore(data)
     store.open()
     try:
-        last = store.checkpoints("m")[-1].ticks
+        last = store.checkpoints("m")[-1].lsn
         learner = learner_from(store.load("m", last))
         for record in store.tail("m", last):
-            learner = apply_record(learner, record, lambda ticks: store.load("m", ticks)).learner
-            last = record.tick
+            learner = apply_record(learner, record, lambda lsn: store.load("m", lsn)).learner
+            last = record.lsn
         store.append("m", [Record(last + 1, Command("reset", {"stream_id": "s0"}))])
-        assert [record.tick for record in store.tail("m", last)] == [last + 1]
+        assert [record.lsn for record in store.tail("m", last)] == [last + 1]
     finally:
         store.close()
     return last
@@ -140,7 +140,7 @@ def test_a_missing_journal_is_made_anew(data: Path) -> None:
 
 
 def test_a_page_that_cannot_be_read_takes_only_its_records(tmp_path: Path) -> None:
-    bodies = ticks(400, steps=20)
+    bodies = tick_records(400, steps=20)
     learn(tmp_path, bodies, save_every=150)  # 300 is the newest
     path = journal_of(tmp_path)
     data = bytearray(path.read_bytes())
@@ -177,9 +177,9 @@ def test_what_is_whole_is_left_alone(data: Path) -> None:
 def test_a_repaired_model_is_that_of_a_run_that_ended_there(data: Path, tmp_path: Path) -> None:
     change(data, "DELETE FROM journal WHERE tick = 44")
     assert run("repair", str(data), "--yes").status == 0
-    bodies = ticks(45)
+    bodies = tick_records(45)
     other = learn(
-        tmp_path / "other", [*bodies[:34], Command("restore", {"ticks": 30}), *bodies[30:38]]
+        tmp_path / "other", [*bodies[:34], Command("restore", {"lsn": 30}), *bodies[30:38]]
     )
     store = SqliteStore(data)
     store.open()

@@ -12,17 +12,17 @@ from bptt.durability import Command, inspection
 from bptt.engine import replay
 from bptt_core import Chunk, ModelSpec
 from tests.cli.conftest import run
-from tests.support.data import learn, SPEC, ticks
+from tests.support.data import learn, SPEC, tick_records
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay") / "data"
-    bodies = ticks(60)
+    bodies = tick_records(60)
     learn(folder, bodies)
     learn(
         folder,
-        [*bodies[:20], Command("delete", {"stream_id": "s0"}), Command("restore", {"ticks": 10})],
+        [*bodies[:20], Command("delete", {"stream_id": "s0"}), Command("restore", {"lsn": 10})],
         model_id="restored",
         save_every=5,
     )
@@ -35,7 +35,7 @@ def model(folder: Path, model_id: str = "m") -> Path:
 
 
 def test_the_same_spec_from_the_beginning_gives_the_same_model(data: Path, tmp_path: Path) -> None:
-    learner = learn(tmp_path / "again", ticks(60))
+    learner = learn(tmp_path / "again", tick_records(60))
     trial = replay.Trial("same", SPEC)
     found = replay.compare(model(data), [trial])
     assert found.from_beginning
@@ -86,7 +86,7 @@ def test_losses_of_different_kinds_are_not_compared_in_silence(data: Path) -> No
 
 
 def test_a_journal_whose_beginning_is_gone_is_learned_from_where_it_begins(tmp_path: Path) -> None:
-    bodies = ticks(60)
+    bodies = tick_records(60)
     learn(tmp_path, bodies, kept=Kept(checkpoints=1, history_bytes=0), save_every=25)
     done = run("replay", str(tmp_path), "--model", "m", "--json")
     assert done.status == 0, done.err
@@ -109,7 +109,7 @@ def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tr
     tmp_path: Path,
 ) -> None:
     change = Command("configure", {"learning_rate": 0.02})
-    bodies = ticks(30)
+    bodies = tick_records(30)
     learner = learn(tmp_path, [*bodies[:10], change, *bodies[10:]])
     own = replay.Trial("own", SPEC)
     other = replay.Trial(

@@ -12,22 +12,22 @@ import pytest
 from bptt.durability import Command, Record, SqliteStore
 from bptt_core import ModelSpec
 from tests.cli.conftest import run
-from tests.support.data import checkpoint_of, flip, journal_of, learn, ticks
+from tests.support.data import checkpoint_of, flip, journal_of, learn, tick_records
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, of different cells, with resets, deletions and a restore in the journal."""
     folder = tmp_path_factory.mktemp("verify") / "data"
-    learn(folder, ticks(45))
-    bodies = ticks(20)
+    learn(folder, tick_records(45))
+    bodies = tick_records(20)
     learn(
         folder,
         [
             *bodies[:6],
             Command("reset", {"stream_id": "s1"}),
             Command("delete", {"stream_id": "s0"}),
-            Command("restore", {"ticks": 5}),
+            Command("restore", {"lsn": 5}),
             *bodies[5:12],
         ],
         model_id="n",
@@ -118,9 +118,9 @@ def test_what_is_missing_is_named(data: Path, lost: str) -> None:
 
 def test_a_return_to_a_checkpoint_that_is_gone_by_now_is_no_damage(tmp_path: Path) -> None:
     """The history that is kept for `bptt replay` may reach further back than replay needs."""
-    bodies = ticks(60)
+    bodies = tick_records(60)
     data, other = tmp_path / "data", tmp_path / "other"
-    learn(data, [*bodies[:12], Command("restore", {"ticks": 10}), *bodies[10:50]], save_every=5)
+    learn(data, [*bodies[:12], Command("restore", {"lsn": 10}), *bodies[10:50]], save_every=5)
     learn(other, bodies[:5], save_every=5)
     shutil.copy(checkpoint_of(other, 5), checkpoint_of(data, 5))  # as if it were the best of all
     assert not checkpoint_of(data, 10).exists()

@@ -259,7 +259,7 @@ async def test_sending_waits_for_answers(
     async with client.learn(name) as session:
         for _ in range(40):
             await session.send("a", SINE[:64])
-            most = max(most, session._ledger.unanswered)
+            most = max(most, session._buffer.unanswered)
     assert most == 3
 
 

@@ -47,9 +47,9 @@ async def test_settings_and_checkpoints_outlive_a_server_that_is_killed(
             assert str(after) == str(before)  # as text, NaN equals itself
             assert (after.state, after.learning_rate, after.clip) == ("paused", 0.02, "value")
             assert after.steps == 250
-            kept = {each.ticks: each.steps for each in await client.list_checkpoints(name)}
-            assert kept[saved.ticks] == saved.steps  # which of them is the best may have changed
-            restored = await client.restore_checkpoint(name, saved.ticks)
+            kept = {each.lsn: each.steps for each in await client.list_checkpoints(name)}
+            assert kept[saved.lsn] == saved.steps  # which of them is the best may have changed
+            restored = await client.restore_checkpoint(name, saved.lsn)
             assert (restored.steps, restored.state) == (100, "learning")
             assert restored.learning_rate == pytest.approx(0.001, rel=0.01)
             assert (await client.get_stream(name, "s")).next_step == 100

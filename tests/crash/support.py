@@ -272,7 +272,7 @@ def newest(folder: Path, model_id: str) -> State:
     store = SqliteStore(folder)
     store.open()
     try:
-        checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].ticks)
+        checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].lsn)
     finally:
         store.close()
     return checkpoint.arrays, checkpoint.metadata["learner"]
@@ -286,7 +286,7 @@ def check_whole(folder: Path, model_id: str) -> None:
     store = SqliteStore(folder)
     store.open()
     try:
-        last = store.checkpoints(model_id)[-1].ticks
+        last = store.checkpoints(model_id)[-1].lsn
     finally:
         store.close()
     assert found.last == last, "the journal ends before, or behind, the last checkpoint"

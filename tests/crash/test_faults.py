@@ -208,8 +208,8 @@ async def test_a_damaged_newest_checkpoint_falls_back_and_loses_nothing(tmp_path
         await walker.more(100)
         await server.stop()
         # Its own count says which one it was: the file is still there, and is still damaged.
-        ticks = int(newest.stem.removeprefix("checkpoint-"))
-        assert newest == checkpoint_of(server.folder, ticks)
+        lsn = int(newest.stem.removeprefix("checkpoint-"))
+        assert newest == checkpoint_of(server.folder, lsn)
         repaired = await command("repair", str(server.folder), "--yes")
         assert repaired.returncode == 0, repaired.stdout
     check_walkers(server.folder, "m", [walker])

@@ -114,7 +114,7 @@ async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
         await server.start(point)
         async with Client.connect(server.address) as client:
             with pytest.raises(ServerUnreachable):
-                await client.restore_checkpoint("m", saved.ticks)
+                await client.restore_checkpoint("m", saved.lsn)
             assert await server.wait() == KILLED
             await server.start()
         async with Client.connect(server.address) as client:

@@ -14,15 +14,15 @@ from bptt.durability import Checkpoint, Command, Record, SqliteStore
 from bptt_core import Chunk
 
 
-def tick(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:
+def tick_record(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:
     """A tick of one chunk whose values tell its number."""
     inputs = np.full((steps, 3), number, np.float32)
     return Record(number, (Chunk(stream_id, (number - 1) * steps, inputs),))
 
 
-def ticks(first: int, last: int) -> list[Record]:
+def tick_records(first: int, last: int) -> list[Record]:
     """Ticks from one number to another, both included."""
-    return [tick(number) for number in range(first, last + 1)]
+    return [tick_record(number) for number in range(first, last + 1)]
 
 
 def command(number: int, name: str, **arguments: Any) -> Record:
@@ -33,7 +33,7 @@ def command(number: int, name: str, **arguments: Any) -> Record:
 def checkpoint(number: int, model_id: str = "m", *, size: int = 6, **known: Any) -> Checkpoint:
     """A checkpoint after so many records, of `size` numbers."""
     arrays = {"a": np.arange(float(size)).reshape(2, -1).T, "none": np.empty((0, 3), np.int64)}
-    return Checkpoint(model_id, number, arrays, {"ticks": number, "names": ["é", "b"]}, **known)
+    return Checkpoint(model_id, number, arrays, {"lsn": number, "names": ["é", "b"]}, **known)
 
 
 @contextlib.contextmanager
@@ -51,12 +51,12 @@ def opened(
 
 def numbers(records: Iterator[Record]) -> list[int]:
     """The numbers of records."""
-    return [record.tick for record in records]
+    return [record.lsn for record in records]
 
 
 def same(left: Record, right: Record) -> bool:
     """Whether two records are the same bit for bit."""
-    if left.tick != right.tick or type(left.body) is not type(right.body):
+    if left.lsn != right.lsn or type(left.body) is not type(right.body):
         return False
     if isinstance(left.body, Command) or isinstance(right.body, Command):
         return left.body == right.body

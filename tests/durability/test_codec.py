@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from bptt.durability import codec, Command, Record
 from bptt_core import Chunk
-from tests.durability.support import same, tick
+from tests.durability.support import same, tick_record
 
 DTYPES = ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 
@@ -53,7 +53,7 @@ def _is_utf8(text: str) -> bool:
 
 @given(records)
 def test_a_record_comes_back_bit_for_bit(record: Record) -> None:
-    assert same(codec.decode(record.tick, codec.encode(record)), record)
+    assert same(codec.decode(record.lsn, codec.encode(record)), record)
 
 
 @given(records, st.data())
@@ -62,22 +62,22 @@ def test_any_flipped_bit_is_seen(record: Record, data: st.DataObject) -> None:
     bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
     encoded[bit // 8] ^= 1 << bit % 8
     with pytest.raises(ValueError, match="checksum"):
-        codec.decode(record.tick, bytes(encoded))
+        codec.decode(record.lsn, bytes(encoded))
 
 
 @given(records, st.data())
 def test_a_record_that_is_cut_or_longer_is_seen(record: Record, data: st.DataObject) -> None:
     encoded = codec.encode(record)
     with pytest.raises(ValueError, match=r"checksum|too few"):
-        codec.decode(record.tick, encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+        codec.decode(record.lsn, encoded[: data.draw(st.integers(0, len(encoded) - 1))])
     with pytest.raises(ValueError, match="checksum"):
-        codec.decode(record.tick, encoded + data.draw(st.binary(min_size=1, max_size=9)))
+        codec.decode(record.lsn, encoded + data.draw(st.binary(min_size=1, max_size=9)))
 
 
 @given(records)
 def test_a_record_under_another_number_is_seen(record: Record) -> None:
     with pytest.raises(ValueError, match="checksum"):
-        codec.decode(record.tick + 1, codec.encode(record))
+        codec.decode(record.lsn + 1, codec.encode(record))
 
 
 @given(st.binary(max_size=80), st.sampled_from(b"TCX"))
@@ -86,7 +86,7 @@ def test_whatever_is_under_a_right_checksum_is_read_or_refused(payload: bytes, k
         record = codec.decode(1, sealed(1, bytes([1, kind, 0, 0]), payload))
     except ValueError:
         return
-    assert record.tick == 1
+    assert record.lsn == 1
 
 
 def sealed(number: int, prefix: bytes, payload: bytes) -> bytes:
@@ -190,4 +190,4 @@ def test_what_another_program_wrote_is_named(prefix: bytes, payload: bytes, foun
 def test_a_chunk_of_64_steps_takes_little_more_than_its_numbers() -> None:
     record = Record(1, (Chunk("sensor-1", 0, np.zeros((64, 8), np.float32)),))
     assert len(codec.encode(record)) == 64 * 8 * 4 + 44
-    assert len(codec.encode(tick(1, steps=1))) == 3 * 4 + 37
+    assert len(codec.encode(tick_record(1, steps=1))) == 3 * 4 + 37

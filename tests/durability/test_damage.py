@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bptt.durability import mark, reading, Record, SqliteStore
+from bptt.durability import commit_watermark, reading, Record, SqliteStore
 from bptt.errors import DataDamaged, StorageFailed
-from tests.durability.support import checkpoint, numbers, opened, tick, ticks
+from tests.durability.support import checkpoint, numbers, opened, tick_record, tick_records
 
 
 def model_folder(tmp_path: Path) -> Path:
@@ -26,9 +26,9 @@ def data(tmp_path: Path) -> Path:
     """A model with a checkpoint after 0 records and one after 3, and ten records."""
     with opened(tmp_path, "full") as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 3))
+        store.append("m", tick_records(1, 3))
         store.save(checkpoint(3))
-        store.append("m", ticks(4, 10))
+        store.append("m", tick_records(4, 10))
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def killed(tmp_path: Path) -> Path:
     """The same as a process leaves it that is killed: all is in the write-ahead log."""
     with opened(tmp_path / "live", "full") as store:
         store.save(checkpoint(0))
-        for record in ticks(1, 10):
+        for record in tick_records(1, 10):
             store.append("m", [record])
         shutil.copytree(tmp_path / "live", tmp_path / "killed")
     return tmp_path / "killed"
@@ -48,7 +48,7 @@ def read(store: SqliteStore, after: int = 0) -> tuple[list[int], str]:
     found: list[int] = []
     try:
         for record in store.tail("m", after):
-            found.append(record.tick)  # one by one: those before the damage count
+            found.append(record.lsn)  # one by one: those before the damage count
     except DataDamaged as error:
         return found, error.message
     return found, ""
@@ -61,15 +61,15 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(data: Path) -> None:
     path = model_folder(data) / "checkpoint-000000000003.safetensors"
     whole = path.read_bytes()
     with opened(data) as store:
-        assert store.load("m", 3).ticks == 3
+        assert store.load("m", 3).lsn == 3
         for bit in range(8 * len(whole)):
             flipped = bytearray(whole)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
             with pytest.raises(DataDamaged, match=f"{re.escape(str(path))} is damaged"):
                 store.load("m", 3)
-            assert [each.ticks for each in store.checkpoints("m")] == [0, 3]
-        assert store.load("m", 0).ticks == 0
+            assert [each.lsn for each in store.checkpoints("m")] == [0, 3]
+        assert store.load("m", 0).lsn == 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 300, -1])
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_model_or_tick_is_found(data: Path) -> None:
 def test_a_missing_checkpoint_is_not_listed_and_the_one_before_leads_on(data: Path) -> None:
     (model_folder(data) / "checkpoint-000000000003.safetensors").unlink()
     with opened(data) as store:
-        assert [each.ticks for each in store.checkpoints("m")] == [0]
+        assert [each.lsn for each in store.checkpoints("m")] == [0]
         assert read(store) == (list(range(1, 11)), "")
 
 
@@ -159,8 +159,8 @@ def test_a_missing_journal_is_named(data: Path) -> None:
         assert store.models() == ["m"]
         assert read(store) == ([], f"{model_folder(data) / 'journal.sqlite3'} is missing")
         with pytest.raises(DataDamaged, match="is missing"):
-            store.append("m", ticks(11, 11))
-        assert store.load("m", 3).ticks == 3
+            store.append("m", tick_records(11, 11))
+        assert store.load("m", 3).lsn == 3
     assert not (model_folder(data) / "journal.sqlite3").exists(), "it is not made up for"
 
 
@@ -168,7 +168,7 @@ def test_a_missing_journal_is_named(data: Path) -> None:
 def test_a_truncated_journal_is_named(tmp_path: Path, share: float) -> None:
     with opened(tmp_path, "full") as store:
         store.save(checkpoint(0))
-        store.append("m", [tick(number, steps=500) for number in range(1, 41)])
+        store.append("m", [tick_record(number, steps=500) for number in range(1, 41)])
     path = model_folder(tmp_path) / "journal.sqlite3"
     os.truncate(path, int(path.stat().st_size * share))
     with opened(tmp_path) as store:
@@ -191,14 +191,14 @@ def test_a_flipped_byte_anywhere_in_a_journal_gives_no_wrong_record(data: Path) 
         flipped[place] ^= 0x55
         path.write_bytes(flipped)
         try:
-            found = [(each.tick, _inputs(each)) for each in reading.read(path.parent, 0)]
+            found = [(each.lsn, _inputs(each)) for each in reading.read(path.parent, 0)]
         except (DataDamaged, StorageFailed):
             continue
         finally:
             for rest in ("-wal", "-shm"):
                 Path(f"{path}{rest}").unlink(missing_ok=True)
         silent += 1
-        assert found == [(each.tick, _inputs(each)) for each in right]
+        assert found == [(each.lsn, _inputs(each)) for each in right]
     assert silent < len(places), "some of it must have been in what counts"
 
 
@@ -210,7 +210,7 @@ def _inputs(record: Record) -> bytes:
 def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:
     with opened(killed, "full") as store:
         assert read(store) == (list(range(1, 11)), "")
-        store.append("m", ticks(11, 11))
+        store.append("m", tick_records(11, 11))
 
 
 @pytest.mark.parametrize("what", ["lost", "cut", "flipped", "torn at its end"])
@@ -239,10 +239,10 @@ def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) ->
 def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> None:
     path = model_folder(killed) / "journal.sqlite3-wal"
     path.write_bytes(path.read_bytes()[:-100])
-    mark.write(model_folder(killed), 9, synced=True)  # killed within the last commit
+    commit_watermark.write(model_folder(killed), 9, synced=True)  # killed within the last commit
     with opened(killed, "full") as store:
         assert read(store) == (list(range(1, 10)), "")
-        store.append("m", ticks(10, 12))
+        store.append("m", tick_records(10, 12))
         assert numbers(store.tail("m", 9)) == [10, 11, 12]
 
 
@@ -251,8 +251,8 @@ def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
 ) -> None:
     with opened(tmp_path, "process") as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 5))
-    mark.write(model_folder(tmp_path), 9, synced=False)
+        store.append("m", tick_records(1, 5))
+    commit_watermark.write(model_folder(tmp_path), 9, synced=False)
     with opened(tmp_path, "process") as store, caplog.at_level(logging.WARNING):
         assert read(store) == ([1, 2, 3, 4, 5], "")
     assert "ends with tick 5; 9 was committed, but not synced" in caplog.text
@@ -266,7 +266,7 @@ def test_a_damaged_mark_is_told_and_stops_nothing(
     with opened(data) as store, caplog.at_level(logging.WARNING):
         assert read(store) == (list(range(1, 11)), "")
         assert "committed is damaged" in caplog.text
-        store.append("m", ticks(11, 11))
+        store.append("m", tick_records(11, 11))
         caplog.clear()
         assert read(store, 10) == ([11], "")
     assert not caplog.text, "the next commit has written it anew"
@@ -287,7 +287,7 @@ def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:
     with opened(data) as store:
         assert store.models() == ["m"]
         assert sorted(each.name for each in models.iterdir()) == ["m"]
-        assert [each.ticks for each in store.checkpoints("m")] == [0, 3]
+        assert [each.lsn for each in store.checkpoints("m")] == [0, 3]
 
 
 def test_a_damaged_model_can_be_deleted(data: Path) -> None:

@@ -20,7 +20,7 @@ from bptt.config import Durability, Kept
 from bptt.durability import lock, SqliteStore
 from bptt.durability.sqlite import POINTS
 from bptt.errors import DataDamaged, InvalidRequest, StaleWriter, StorageFailed, StorageFull
-from tests.durability.support import checkpoint, command, numbers, opened, tick, ticks
+from tests.durability.support import checkpoint, command, numbers, opened, tick_record, tick_records
 from tests.support.disk import fill, mounted
 
 
@@ -42,19 +42,19 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_full_disk_loses_nothing_and_ends(tmp_path: Path, durability: Durability) -> None:
     with mounted(tmp_path / "disk", "2m"), opened(tmp_path / "disk", durability) as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 3))
+        store.append("m", tick_records(1, 3))
         filler = fill(tmp_path / "disk")
         for _ in range(3):
             with pytest.raises(StorageFull, match=r"journal.*No space left on device"):
-                store.append("m", [tick(4, steps=20_000)])
+                store.append("m", [tick_record(4, steps=20_000)])
             with pytest.raises(StorageFull, match=r"checkpoint.*No space left on device"):
                 store.save(checkpoint(3, size=100_000))
         assert numbers(store.tail("m", 0)) == [1, 2, 3]
         filler.unlink()
-        store.append("m", [tick(4, steps=20_000)])
+        store.append("m", [tick_record(4, steps=20_000)])
         store.save(checkpoint(4, size=10_000))
         assert numbers(store.tail("m", 0)) == [1, 2, 3, 4]
-        assert [each.ticks for each in store.checkpoints("m")] == [0, 4]
+        assert [each.lsn for each in store.checkpoints("m")] == [0, 4]
         assert not list((tmp_path / "disk" / "models" / "m").glob("*.aside"))
 
 
@@ -66,25 +66,25 @@ def test_a_full_disk_while_a_model_is_made_leaves_none(tmp_path: Path) -> None:
         assert store.models() == []
         filler.unlink()
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 2))
+        store.append("m", tick_records(1, 2))
 
 
 def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path) -> None:
     with opened(tmp_path, "full") as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 3))
+        store.append("m", tick_records(1, 3))
         with files_of_at_most(400_000):
             for _ in range(2):
                 with pytest.raises(StorageFailed, match=r"journal.*Input/output error"):
-                    store.append("m", [tick(4, steps=100_000)])
+                    store.append("m", [tick_record(4, steps=100_000)])
                 with pytest.raises(StorageFailed, match=r"checkpoint.*File too large"):
                     store.save(checkpoint(3, size=100_000))
-            store.append("m", [tick(4)])
+            store.append("m", [tick_record(4)])
             store.save(checkpoint(4))
         assert numbers(store.tail("m", 0)) == [1, 2, 3, 4]
-        store.append("m", [tick(5, steps=100_000)])
+        store.append("m", [tick_record(5, steps=100_000)])
         store.save(checkpoint(5, size=100_000))
-        assert [each.ticks for each in store.checkpoints("m")] == [0, 4, 5]
+        assert [each.lsn for each in store.checkpoints("m")] == [0, 4, 5]
 
 
 def test_a_folder_that_becomes_read_only_loses_nothing_and_works_again(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_folder_that_becomes_read_only_loses_nothing_and_works_again(tmp_path:
         store = SqliteStore(disk)
         store.open()
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 3))
+        store.append("m", tick_records(1, 3))
         store.close()
         remount("ro")
         with pytest.raises(StorageFailed, match="Read-only file system"):
@@ -109,13 +109,13 @@ def test_a_folder_that_becomes_read_only_loses_nothing_and_works_again(tmp_path:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         try:
             with pytest.raises(StorageFailed, match="could not be"):
-                store.append("m", ticks(4, 4))
+                store.append("m", tick_records(4, 4))
             with pytest.raises(StorageFailed, match="Read-only file system"):
                 store.save(checkpoint(3))
-            assert store.load("m", 0).ticks == 0
+            assert store.load("m", 0).lsn == 0
         finally:
             subprocess.run(["umount", str(folder)], check=True)
-        store.append("m", ticks(4, 4))
+        store.append("m", tick_records(4, 4))
         store.save(checkpoint(4))
         assert numbers(store.tail("m", 0)) == [1, 2, 3, 4]
         store.close()
@@ -133,13 +133,13 @@ def test_another_program_that_holds_the_journal_is_told_of(
     monkeypatch.setattr("bptt.durability.reading.BUSY_SECONDS", 0.01)
     with opened(tmp_path) as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 1))
+        store.append("m", tick_records(1, 1))
         path = tmp_path / "models" / "m" / "journal.sqlite3"
         with closing(sqlite3.connect(path, isolation_level=None)) as shell:
             shell.execute("BEGIN IMMEDIATE")
             with pytest.raises(StorageFailed, match="database is locked"):
-                store.append("m", ticks(2, 2))
-        store.append("m", ticks(2, 2))
+                store.append("m", tick_records(2, 2))
+        store.append("m", tick_records(2, 2))
 
 
 # ---------------------------------------------------------------------- stale writers
@@ -156,10 +156,10 @@ def later_writer(folder: Path) -> None:
 def test_a_stale_writer_cannot_commit(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 2))
+        store.append("m", tick_records(1, 2))
         later_writer(tmp_path)
         writes: list[Callable[[], None]] = [
-            lambda: store.append("m", ticks(3, 3)),
+            lambda: store.append("m", tick_records(3, 3)),
             lambda: store.save(checkpoint(2)),
             lambda: store.save(checkpoint(0, "new")),
             lambda: store.delete("m"),
@@ -168,7 +168,7 @@ def test_a_stale_writer_cannot_commit(tmp_path: Path) -> None:
             with pytest.raises(StaleWriter, match="has a later writer: epoch 2, this is 1"):
                 write()
         assert store.models() == ["m"]
-        assert [each.ticks for each in store.checkpoints("m")] == [0]
+        assert [each.lsn for each in store.checkpoints("m")] == [0]
     with opened(tmp_path) as store:
         assert numbers(store.tail("m", 0)) == [1, 2]
 
@@ -183,7 +183,7 @@ def test_a_writer_that_becomes_stale_while_it_writes_a_checkpoint_does_not_place
     armed = False
     with opened(tmp_path, at_point=at) as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 2))
+        store.append("m", tick_records(1, 2))
         armed = True
         with pytest.raises(StaleWriter):
             store.save(checkpoint(2))
@@ -198,7 +198,9 @@ def test_history_is_kept_up_to_a_bound(tmp_path: Path) -> None:
     with opened(tmp_path, kept=Kept(history_bytes=1 << 20)) as store:
         store.save(checkpoint(0))
         for last in range(100, 1100, 100):
-            store.append("m", [tick(number, steps=200) for number in range(last - 99, last + 1)])
+            store.append(
+                "m", [tick_record(number, steps=200) for number in range(last - 99, last + 1)]
+            )
             store.save(checkpoint(last))
         first = next(number for number in range(1000) if is_there(store, number))
         assert 100 < first < 800, "some of the 2.4 MB are gone, but more than 800 needs is there"
@@ -222,9 +224,11 @@ def test_a_folder_stays_within_its_bound_and_the_log_says_what_went(
     with opened(tmp_path, kept=kept) as store, caplog.at_level(logging.WARNING):
         store.save(checkpoint(0, size=50_000, loss=0.1))  # 400 kB
         for last in range(10, 60, 10):
-            store.append("m", [tick(number, steps=50) for number in range(last - 9, last + 1)])
+            store.append(
+                "m", [tick_record(number, steps=50) for number in range(last - 9, last + 1)]
+            )
             store.save(checkpoint(last, size=50_000, loss=1.0))
-            assert [each.ticks for each in store.checkpoints("m")][-1] == last
+            assert [each.lsn for each in store.checkpoints("m")][-1] == last
             sizes = sum(path.stat().st_size for path in folder.glob("checkpoint*"))
             assert sizes <= 1_000_000
     assert "model m: dropped to stay within 1 MB: 0" in caplog.text
@@ -242,14 +246,14 @@ def test_bounds_that_cannot_be_are_refused(name: str, value: int) -> None:
 def test_the_newest_stays_whatever_it_takes(tmp_path: Path) -> None:
     with opened(tmp_path, kept=Kept(model_bytes=1000, history_bytes=0)) as store:
         store.save(checkpoint(0, size=10_000))
-        store.append("m", ticks(1, 5))
-        store.append("m", [command(6, "restore", ticks=0)])
+        store.append("m", tick_records(1, 5))
+        store.append("m", [command(6, "restore", lsn=0)])
         store.save(checkpoint(6, size=10_000))
-        assert [each.ticks for each in store.checkpoints("m")] == [6]
+        assert [each.lsn for each in store.checkpoints("m")] == [6]
         assert numbers(store.tail("m", 6)) == []
-        store.append("m", ticks(7, 8))
+        store.append("m", tick_records(7, 8))
         store.save(checkpoint(7, size=10_000))
-        assert [each.ticks for each in store.checkpoints("m")] == [7]
+        assert [each.lsn for each in store.checkpoints("m")] == [7]
         assert numbers(store.tail("m", 7)) == [8]
 
 
@@ -257,9 +261,9 @@ def test_a_journal_that_once_grew_large_becomes_small_again(tmp_path: Path) -> N
     path = tmp_path / "models" / "m" / "journal.sqlite3"
     with opened(tmp_path, kept=Kept(checkpoints=1, history_bytes=0)) as store:
         store.save(checkpoint(0))
-        store.append("m", [tick(number, steps=5000) for number in range(1, 501)])  # 30 MB
+        store.append("m", [tick_record(number, steps=5000) for number in range(1, 501)])  # 30 MB
         store.save(checkpoint(500))
-        store.append("m", ticks(501, 501))
+        store.append("m", tick_records(501, 501))
     assert path.stat().st_size < 10 << 20
 
 
@@ -268,25 +272,25 @@ def test_what_cannot_be_let_go_of_is_a_warning(
 ) -> None:
     with opened(tmp_path, kept=Kept(checkpoints=1, history_bytes=0)) as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 1))
+        store.append("m", tick_records(1, 1))
         in_the_way = tmp_path / "models" / "m" / "checkpoint-000000000000.safetensors"
         in_the_way.unlink()
         in_the_way.mkdir()
         with caplog.at_level(logging.WARNING):
             store.save(checkpoint(1))
         assert "model m: what is old was not let go of" in caplog.text
-        assert store.load("m", 1).ticks == 1
+        assert store.load("m", 1).lsn == 1
 
 
 def test_without_a_journal_checkpoints_are_all_there_is(tmp_path: Path) -> None:
     with opened(tmp_path, "none") as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 5))
+        store.append("m", tick_records(1, 5))
         assert numbers(store.tail("m", 0)) == []
         store.save(checkpoint(5))
         assert numbers(store.tail("m", 5)) == []
     with opened(tmp_path, "full") as store:  # from now on there is a journal
-        store.append("m", ticks(6, 8))
+        store.append("m", tick_records(6, 8))
         store.save(checkpoint(8))
         assert numbers(store.tail("m", 5)) == [6, 7, 8]
     with opened(tmp_path, "none") as store:  # and from now on there is none
@@ -294,7 +298,7 @@ def test_without_a_journal_checkpoints_are_all_there_is(tmp_path: Path) -> None:
         store.save(checkpoint(20))
     with opened(tmp_path, "full") as store:
         assert numbers(store.tail("m", 20)) == []
-        store.append("m", ticks(21, 22))
+        store.append("m", tick_records(21, 22))
         assert numbers(store.tail("m", 20)) == [21, 22]
 
 
@@ -304,7 +308,7 @@ def test_a_journal_that_ends_before_the_newest_checkpoint_begins_again_there(
     """As after a machine's end with durability `process`, whose checkpoints are synced."""
     with opened(tmp_path, "process") as store:
         store.save(checkpoint(0))
-        store.append("m", ticks(1, 9))
+        store.append("m", tick_records(1, 9))
         store.save(checkpoint(9))
     with closing(sqlite3.connect(tmp_path / "models" / "m" / "journal.sqlite3")) as connection:
         connection.execute("DELETE FROM journal WHERE tick > 4")
@@ -312,8 +316,8 @@ def test_a_journal_that_ends_before_the_newest_checkpoint_begins_again_there(
     with opened(tmp_path, "process") as store:
         assert numbers(store.tail("m", 9)) == []
         with pytest.raises(ValueError, match="tick 12 cannot follow 4"):
-            store.append("m", ticks(12, 12))
-        store.append("m", ticks(10, 12))
+            store.append("m", tick_records(12, 12))
+        store.append("m", tick_records(10, 12))
         assert numbers(store.tail("m", 9)) == [10, 11, 12]
 
 
@@ -327,7 +331,7 @@ def test_idle_journals_are_closed(tmp_path: Path) -> None:
             for name in names:
                 if turn == 1:
                     store.save(checkpoint(0, name))
-                store.append(name, ticks(turn, turn))
+                store.append(name, tick_records(turn, turn))
                 assert open_files() <= 3 * 4
         assert all(numbers(store.tail(name, 0)) == [1, 2, 3] for name in names)
 
@@ -343,7 +347,7 @@ def open_files() -> int:
 
 def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None:
     """Two threads a model, one that appends and one that saves, and few open journals."""
-    rounds, failures = 40, []
+    batches, failures = 40, []
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -357,12 +361,12 @@ def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None
     with opened(tmp_path, kept=Kept(open_journals=2, history_bytes=0)) as store:
 
         def append(name: str, done: list[threading.Event]) -> None:
-            for number in range(1, rounds + 1):
-                store.append(name, ticks(10 * number - 9, 10 * number))
+            for number in range(1, batches + 1):
+                store.append(name, tick_records(10 * number - 9, 10 * number))
                 done[number - 1].set()
 
         def save(name: str, done: list[threading.Event]) -> None:
-            for number in range(1, rounds + 1):
+            for number in range(1, batches + 1):
                 assert done[number - 1].wait(60)
                 store.save(checkpoint(10 * number, name))
 
@@ -370,7 +374,7 @@ def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None
         for index in range(4):
             name = f"m{index}"
             store.save(checkpoint(0, name))
-            done = [threading.Event() for _ in range(rounds)]
+            done = [threading.Event() for _ in range(batches)]
             for work in (append, save):
                 target = guarded(lambda work=work, name=name, done=done: work(name, done))  # type: ignore[misc]
                 threads.append(threading.Thread(target=target))
@@ -381,7 +385,7 @@ def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None
         assert not failures
         for index in range(4):
             name = f"m{index}"
-            assert [each.ticks for each in store.checkpoints(name)] == [380, 390, 400]
+            assert [each.lsn for each in store.checkpoints(name)] == [380, 390, 400]
             assert numbers(store.tail(name, 380)) == list(range(381, 401))
 
 
@@ -392,7 +396,7 @@ import os, sys
 from pathlib import Path
 from bptt.config import Kept
 from bptt.durability import SqliteStore
-from tests.durability.support import checkpoint, ticks
+from tests.durability.support import checkpoint, tick_records
 
 folder, point, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 seen = 0
@@ -408,7 +412,7 @@ store.open()
 store.save(checkpoint(0))
 print("saved 0", flush=True)
 for number in range(1, 5):
-    store.append("m", ticks(10 * number - 9, 10 * number))
+    store.append("m", tick_records(10 * number - 9, 10 * number))
     print("committed", 10 * number, flush=True)
     store.save(checkpoint(10 * number))
     print("saved", 10 * number, flush=True)
@@ -443,13 +447,13 @@ def test_a_process_that_is_killed_at_any_point_loses_nothing_it_was_told_is_ther
             return
         assert store.models() == ["m"] if saved >= 0 else store.models() in ([], ["m"])
         for model_id in store.models():
-            newest = store.checkpoints("m")[-1].ticks
+            newest = store.checkpoints("m")[-1].lsn
             assert newest >= saved
-            assert store.load(model_id, newest).ticks == newest
+            assert store.load(model_id, newest).lsn == newest
             found = numbers(store.tail(model_id, newest))
             last = newest + len(found)
             assert found == list(range(newest + 1, last + 1))
             assert last >= committed
-            store.append(model_id, ticks(last + 1, last + 3))
+            store.append(model_id, tick_records(last + 1, last + 3))
             assert numbers(store.tail(model_id, last + 1)) == [last + 2, last + 3]
             store.save(checkpoint(last + 3))

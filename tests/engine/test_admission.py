@@ -10,7 +10,7 @@ import pytest
 
 from bptt.config import Limits, ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
-from bptt.engine.outbox import Outbox
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, LimitReached, ServerStopping
 from bptt.observability.metrics import Metrics
@@ -65,12 +65,12 @@ async def test_streams_end_where_their_memory_would() -> None:
             config=ServerConfig(limits=limits),
         )
         trainer.start()
-        outbox = Outbox(10, 10_000)
+        responses = ResponseQueue(10, 10_000)
 
         def give(stream_id: str) -> None:
             x = np.ones((3, 2), np.float32)
             chunk = IncomingChunk(stream_id, None, x, None, end_of_sequence=False)
-            trainer.accept(chunk, outbox.ticket(1))
+            trainer.accept(chunk, responses.pending(1))
 
         give("a")
         give("b")

@@ -9,7 +9,7 @@ import numpy as np
 
 from bptt.config import Limits, ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
-from bptt.engine.outbox import Outbox
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
@@ -20,11 +20,11 @@ LIMITS = Limits(queue_chunks=64, run_chunks=4, call_answers=10_000)
 STEPS = np.ones((2, 1), np.float32)
 
 
-async def feed(trainer: Trainer, outbox: Outbox, stream_id: str, chunks: int) -> None:
+async def feed(trainer: Trainer, responses: ResponseQueue, stream_id: str, chunks: int) -> None:
     """As a Learn call does: wait for room, then take a place."""
     for _ in range(chunks):
         await trainer.room()
-        trainer.accept(IncomingChunk(stream_id, None, STEPS, None, False), outbox.ticket(0))
+        trainer.accept(IncomingChunk(stream_id, None, STEPS, None, False), responses.pending(0))
 
 
 async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
@@ -37,7 +37,7 @@ async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
             sink=Metrics(),
             config=ServerConfig(limits=LIMITS),
         )
-        large, small = Outbox(10_000, 1 << 30), Outbox(1, 1)
+        large, small = ResponseQueue(10_000, 1 << 30), ResponseQueue(1, 1)
         sending = asyncio.create_task(feed(trainer, large, "large", 1000))
         while not trainer.full:  # noqa: ASYNC110 - nothing is learned yet: it only takes turns
             await asyncio.sleep(0)

@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bptt.config import ServerConfig
 from bptt.domain import Gauges
-from bptt.engine.batcher import QueuedChunk, Round
+from bptt.engine.fair_queue import QueuedChunk, TickBatch
 from bptt.engine.flow import COST_SHARE_MAX, FlowWatch
-from bptt.engine.outbox import Outbox
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import Outcome, run
 from bptt.errors import InvalidRequest
 from bptt.observability.metrics import Metrics, ModelMetrics
@@ -35,7 +35,9 @@ def feed(learner: Learner, first: int, steps: int) -> Outcome:
     x = inputs(steps, first)
     y = None if learner.spec.task == "forecast" else x
     chunk = Chunk("a", first, x, y, end_of_sequence=False)
-    outcome = run(learner, [Round([QueuedChunk(chunk, Outbox(10, 1000).ticket(0))], [], [])])
+    outcome = run(
+        learner, [TickBatch([QueuedChunk(chunk, ResponseQueue(10, 1000).pending(0))], [], [])]
+    )
     assert outcome.failure is None
     outcome.seconds = SECONDS
     return outcome
@@ -181,10 +183,10 @@ def test_the_series_say_what_was_measured() -> None:
 
 async def test_a_trainer_reports_it() -> None:
     async with training() as trainer:
-        outbox = Outbox(10, 1000)
+        responses = ResponseQueue(10, 1000)
         for first in range(0, 40, 4):
-            give(trainer, outbox, "a", inputs(4, first))
-            await answers(outbox, 1)
+            give(trainer, responses, "a", inputs(4, first))
+            await answers(responses, 1)
         # The look comes after the answer of its run, and before the next run.
         assert isinstance(trainer.sink, ModelMetrics)
         assert trainer.sink.gradient_flow is not None

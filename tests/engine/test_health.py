@@ -16,10 +16,10 @@ from bptt.config import ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
 from bptt.durability import Checkpoint, Record, SqliteStore
 from bptt.engine import recovery
-from bptt.engine.outbox import Outbox
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
+from bptt.engine.responses import ResponseQueue
 from bptt.errors import Recovering
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
@@ -52,10 +52,10 @@ async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> Non
         trainer = await registry.create(ModelDefinition("m", spec))
         assert health == [("m", True)]
         assert gauge(metrics, "bptt_diverged", "m") == 0
-        outbox = Outbox(10, 1000)
+        responses = ResponseQueue(10, 1000)
         x, y = steps(8, scale=TOO_LARGE)
-        trainer.accept(IncomingChunk("s", 0, x, y, end_of_sequence=False), outbox.ticket(0))
-        answer = await outbox.next()
+        trainer.accept(IncomingChunk("s", 0, x, y, end_of_sequence=False), responses.pending(0))
+        answer = await responses.next()
         assert isinstance(answer, ChunkResult)
         assert registry.state("m").condition == "diverged"
         assert gauge(metrics, "bptt_diverged", "m") == 1
@@ -73,7 +73,7 @@ def journaled(store: SqliteStore) -> None:
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None].repeat(2, axis=1)
     chunks = [Chunk("s", first, values[first : first + 3]) for first in range(0, 3 * TICKS, 3)]
-    store.append("m", [Record(tick, (chunk,)) for tick, chunk in enumerate(chunks, start=1)])
+    store.append("m", [Record(lsn, (chunk,)) for lsn, chunk in enumerate(chunks, start=1)])
 
 
 def test_a_long_recovery_says_how_far_it_is(
@@ -88,7 +88,7 @@ def test_a_long_recovery_says_how_far_it_is(
         found = recover(store, "m")
     finally:
         store.close()
-    assert found.ticks == TICKS
+    assert found.lsn == TICKS
     told = [each.message for each in caplog.records if "recovering" in each.message]
     assert told[0] == f"model m: recovering, 1 of {TICKS} ticks and 3 steps replayed"
     assert (
@@ -155,6 +155,6 @@ def test_checkpoints_made_before_skips_were_counted_are_read(tmp_path: Path) -> 
         whole = make_checkpoint(ModelDefinition("m", SPEC), learner, 0)
         metadata = {k: v for k, v in whole.metadata.items() if k != "consecutive_skipped"}
         store.save(Checkpoint("m", 0, whole.arrays, metadata))
-        assert recover(store, "m").ticks == 0
+        assert recover(store, "m").lsn == 0
     finally:
         store.close()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bptt.domain import Refused
-from bptt.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
+from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.joining import groups
-from bptt.engine.outbox import Outbox
 from bptt.engine.records import apply_body
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import Outcome, run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 
@@ -45,11 +45,11 @@ def chunks(spec: ModelSpec) -> list[Chunk]:
     return result
 
 
-def rounds(given: list[Chunk]) -> list[Round]:
-    batcher, outbox = Batcher(), Outbox(1000, 1 << 20)
+def batches(given: list[Chunk]) -> list[TickBatch]:
+    fair_queue, responses = FairQueue(), ResponseQueue(1000, 1 << 20)
     for each in given:
-        batcher.put(QueuedChunk(each, outbox.ticket(0)))
-    return batcher.take(1000, 1 << 20)
+        fair_queue.put(QueuedChunk(each, responses.pending(0)))
+    return fair_queue.take(1000, 1 << 20)
 
 
 def learned(outcome: Outcome) -> list[ChunkResult]:
@@ -80,7 +80,7 @@ def test_joined_chunks_are_answered_as_if_they_had_come_one_by_one(name: str) ->
     spec = SPECS[name]
     learner, alone = Learner(spec, backend="reference"), Learner(spec, backend="reference")
     given = chunks(spec)
-    outcome = run(learner, rounds(given))
+    outcome = run(learner, batches(given))
     expected = [alone.apply([each]).chunks[0] for each in given]
     assert sum(len(each.updates) for each in expected) > 6
     for mine, its in zip(learned(outcome), expected, strict=True):
@@ -97,7 +97,7 @@ def test_joined_chunks_that_follow_others_are_answered_as_well() -> None:
     learner, alone = (Learner(FORECAST, backend="reference") for _ in range(2))
     given = chunks(FORECAST)
     for part in (given[:3], given[3:5], given[5:]):
-        outcome = run(learner, rounds(part))
+        outcome = run(learner, batches(part))
         for mine, each in zip(learned(outcome), part, strict=True):
             assert_same(mine, alone.apply([each]).chunks[0])
 
@@ -107,7 +107,7 @@ def test_a_bad_chunk_is_refused_and_those_joined_with_it_are_not() -> None:
     given = chunks(FORECAST)[:3]
     bad = given[2].inputs.copy()
     bad[0, 0] = np.nan
-    outcome = run(learner, rounds([*given[:2], replace(given[2], inputs=bad)]))
+    outcome = run(learner, batches([*given[:2], replace(given[2], inputs=bad)]))
     first, second, third = (result for _, result in outcome.answers)
     assert isinstance(first, ChunkResult)
     assert isinstance(second, ChunkResult)
@@ -127,16 +127,16 @@ def test_a_bad_chunk_is_refused_and_those_joined_with_it_are_not() -> None:
     ],
 )
 def test_some_models_take_their_chunks_one_by_one(spec: ModelSpec) -> None:
-    waiting = rounds(chunks(spec))
+    waiting = batches(chunks(spec))
     assert [len(each) for each in groups(spec, waiting)] == [1] * len(waiting)
 
 
 def test_what_stands_between_two_chunks_keeps_them_apart() -> None:
     given = chunks(FORECAST)[:4]
-    waiting = rounds(given)
+    waiting = batches(given)
     waiting[1].commands.append(StreamCommand("s", "reset", None))  # type: ignore[arg-type]
     other = Chunk("other", 0, given[0].inputs)
-    waiting[3].chunks.append(QueuedChunk(other, waiting[3].chunks[0].ticket))
+    waiting[3].chunks.append(QueuedChunk(other, waiting[3].chunks[0].pending))
     found = list(groups(FORECAST, waiting))
     assert [len(each) for each in found] == [1, 1, 1, 1]
     assert [each for group in found for each in group] == waiting

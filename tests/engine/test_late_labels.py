@@ -9,7 +9,7 @@ import numpy as np
 
 from bptt.config import ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition, Refused
-from bptt.engine.outbox import Outbox
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
@@ -25,7 +25,7 @@ NONE = X[:0]
 
 async def sent(*chunks: tuple[int | None, Any, Any, int | None, bool]) -> tuple[Learner, list[Any]]:
     """A learner that took chunks: first step, inputs, labels, their first step, end."""
-    learner, outbox = Learner(SPEC, backend="reference"), Outbox(1000, 1 << 20)
+    learner, responses = Learner(SPEC, backend="reference"), ResponseQueue(1000, 1 << 20)
     answers: list[Any] = []
     with ThreadPoolExecutor(1) as executor:
         trainer = Trainer(
@@ -39,8 +39,8 @@ async def sent(*chunks: tuple[int | None, Any, Any, int | None, bool]) -> tuple[
         trainer.start()
         for first, inputs, labels, labelled, ends in chunks:
             incoming = IncomingChunk("s", first, inputs, labels, ends, labelled)
-            trainer.accept(incoming, outbox.ticket(0))
-            answers.append(await outbox.next())
+            trainer.accept(incoming, responses.pending(0))
+            answers.append(await responses.next())
         await trainer.stop(refusal=ServerStopping(), save=False)
     return learner, answers
 

@@ -26,8 +26,8 @@ def killed(store: SqliteStore) -> Learner:
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None]
     records = [
-        Record(tick, (Chunk("s", 3 * tick - 3, values[3 * tick - 3 : 3 * tick]),))
-        for tick in range(1, TICKS + 1)
+        Record(lsn, (Chunk("s", 3 * lsn - 3, values[3 * lsn - 3 : 3 * lsn]),))
+        for lsn in range(1, TICKS + 1)
     ]
     store.append("m", records)
     for record in records:
@@ -50,15 +50,15 @@ async def test_a_clean_stop_saves_what_was_only_replayed(tmp_path: Path) -> None
     try:
         learner = killed(store)
         before = recover(store, "m")
-        assert (before.saved_ticks, before.replayed_steps) == (0, 3 * TICKS)
+        assert (before.saved_lsn, before.replayed_steps) == (0, 3 * TICKS)
         after = await stopped(store)
-        assert (after.saved_ticks, after.replayed_steps) == (TICKS, 0)
-        assert after.ticks == before.ticks == TICKS
+        assert (after.saved_lsn, after.replayed_steps) == (TICKS, 0)
+        assert after.lsn == before.lsn == TICKS
         np.testing.assert_array_equal(
             after.learner.state()[0]["model.parameters"], learner.state()[0]["model.parameters"]
         )
-        written = [each.ticks for each in store.checkpoints("m")]
+        written = [each.lsn for each in store.checkpoints("m")]
         await stopped(store)
-        assert [each.ticks for each in store.checkpoints("m")] == written, "nothing was new"
+        assert [each.lsn for each in store.checkpoints("m")] == written, "nothing was new"
     finally:
         store.close()

@@ -15,10 +15,10 @@ import pytest
 from bptt.config import ServerConfig
 from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
 from bptt.durability import Checkpoint, SqliteStore, Store
-from bptt.engine.outbox import Outbox
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.registry import page
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, ModelFailed, ServerStopping, StorageFailed
 from bptt.observability.metrics import Metrics
@@ -50,26 +50,28 @@ async def training(store: Store | None = None, **config: Any) -> AsyncIterator[T
         yield trainer
 
 
-def give(trainer: Trainer, outbox: Outbox, stream_id: str, values: np.ndarray[Any, Any]) -> None:
+def give(
+    trainer: Trainer, responses: ResponseQueue, stream_id: str, values: np.ndarray[Any, Any]
+) -> None:
     incoming = IncomingChunk(stream_id, None, values, None, end_of_sequence=False)
-    trainer.accept(incoming, outbox.ticket(0))
+    trainer.accept(incoming, responses.pending(0))
 
 
-async def answers(outbox: Outbox, count: int) -> list[Answer]:
-    found = [await outbox.next() for _ in range(count)]
+async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
+    found = [await responses.next() for _ in range(count)]
     return [each for each in found if isinstance(each, (ChunkResult, Refused))]
 
 
 async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
     async with training() as trainer:
-        outbox = Outbox(10, 1000)
+        responses = ResponseQueue(10, 1000)
         bad = inputs(3).copy()
         bad[1, 0] = np.nan  # which the RPC layer does not let through
-        give(trainer, outbox, "a", inputs(3))
-        give(trainer, outbox, "b", bad)
-        give(trainer, outbox, "b", inputs(3))
-        give(trainer, outbox, "c", inputs(3))
-        a, b, after, c = await answers(outbox, 4)
+        give(trainer, responses, "a", inputs(3))
+        give(trainer, responses, "b", bad)
+        give(trainer, responses, "b", inputs(3))
+        give(trainer, responses, "c", inputs(3))
+        a, b, after, c = await answers(responses, 4)
         assert isinstance(a, ChunkResult)
         assert isinstance(c, ChunkResult)
         assert isinstance(b, Refused)
@@ -78,8 +80,8 @@ async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
         assert isinstance(after, Refused), "it was placed behind a chunk that was not learned"
         assert after.error.code == "OUT_OF_RANGE"
         assert after.expected_step == 0
-        give(trainer, outbox, "b", inputs(3))
-        [again] = await answers(outbox, 1)
+        give(trainer, responses, "b", inputs(3))
+        [again] = await answers(responses, 1)
         assert isinstance(again, ChunkResult)
         assert again.next_step == 3
         await trainer.stop(refusal=ServerStopping(), save=False)
@@ -87,25 +89,25 @@ async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
 
 async def test_a_stop_finishes_what_was_accepted_and_takes_nothing_more() -> None:
     async with training() as trainer:
-        outbox, told = Outbox(100, 1000), list[Any]()
+        responses, told = ResponseQueue(100, 1000), list[Any]()
         trainer.listeners.add(told.append)
         for first in range(0, 40, 4):
-            give(trainer, outbox, "s", inputs(4, first))
+            give(trainer, responses, "s", inputs(4, first))
         await trainer.stop(refusal=ServerStopping(), save=False)
         assert [type(each) for each in told] == [ServerStopping]
         assert trainer.views["s"].next_step == 40
-        assert all(isinstance(each, ChunkResult) for each in await answers(outbox, 10))
+        assert all(isinstance(each, ChunkResult) for each in await answers(responses, 10))
         with pytest.raises(ServerStopping):
-            give(trainer, outbox, "s", inputs(4))
+            give(trainer, responses, "s", inputs(4))
 
 
 async def test_a_stop_that_runs_out_of_time_refuses_the_rest() -> None:
     async with training() as trainer:
-        outbox = Outbox(3000, 1000)
+        responses = ResponseQueue(3000, 1000)
         for first in range(0, 3000 * 4, 4):
-            give(trainer, outbox, "s", inputs(4, first))
+            give(trainer, responses, "s", inputs(4, first))
         await trainer.stop(refusal=ServerStopping(), save=False, grace=0.0)
-        found = await answers(outbox, 3000)
+        found = await answers(responses, 3000)
         learned = [each for each in found if isinstance(each, ChunkResult)]
         assert 0 < len(learned) < 3000
         assert found[: len(learned)] == learned
@@ -120,12 +122,12 @@ async def test_how_ticks_fall_into_runs_changes_nothing() -> None:
     for first in range(0, 40, 4):
         learner.apply([Chunk("s", first, inputs(4, first))])
     async with training() as trainer:
-        outbox = Outbox(100, 1000)
+        responses = ResponseQueue(100, 1000)
         for first in range(0, 40, 4):
-            give(trainer, outbox, "s", inputs(4, first))
-        await answers(outbox, 10)
+            give(trainer, responses, "s", inputs(4, first))
+        await answers(responses, 10)
         assert trainer.figures == learner.figures
-        assert trainer.ticks < 10, "chunks that waited were joined"
+        assert trainer.lsn < 10, "chunks that waited were joined"
         await trainer.stop(refusal=ServerStopping(), save=False)
 
 
@@ -147,7 +149,7 @@ class WatchedStore(SqliteStore):
             self.loop.call_soon_threadsafe(self.saved.put_nowait, -1)
             raise StorageFailed("no space left on device")
         super().save(checkpoint)
-        self.loop.call_soon_threadsafe(self.saved.put_nowait, checkpoint.ticks)
+        self.loop.call_soon_threadsafe(self.saved.put_nowait, checkpoint.lsn)
 
 
 @contextlib.contextmanager
@@ -160,27 +162,27 @@ def opened(folder: Path) -> Any:
 
 async def test_a_model_is_saved_after_so_many_ticks(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
-        async with training(store, checkpoint_ticks=5, checkpoint_seconds=1000.0) as trainer:
-            outbox = Outbox(100, 1000)
+        async with training(store, checkpoint_records=5, checkpoint_seconds=1000.0) as trainer:
+            responses = ResponseQueue(100, 1000)
             for count in range(1, 6):
-                give(trainer, outbox, "s", inputs(4))
-                await answers(outbox, 1)
+                give(trainer, responses, "s", inputs(4))
+                await answers(responses, 1)
                 assert store.saved.empty() or count == 5
             assert await store.saved.get() == 5
             await trainer.stop(refusal=ServerStopping(), save=True)
             assert store.saved.empty(), "nothing was learned since"
         found = recover(store, "m")
-        assert found.ticks == 5
+        assert found.lsn == 5
         assert found.learner.figures == trainer.figures
 
 
 async def test_a_model_is_saved_some_time_after_it_learned(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with training(store, checkpoint_seconds=0.01) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, "s", inputs(4))
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, "s", inputs(4))
             assert await store.saved.get() == 1
-            give(trainer, outbox, "s", inputs(4))
+            give(trainer, responses, "s", inputs(4))
             assert await store.saved.get() == 2
             await trainer.stop(refusal=ServerStopping(), save=True)
 
@@ -191,15 +193,15 @@ async def test_a_write_that_fails_is_tried_again_and_learning_goes_on(
     with opened(tmp_path) as store:
         store.failures = 1
         async with training(store, checkpoint_seconds=0.01) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, "s", inputs(4))
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, "s", inputs(4))
             assert await store.saved.get() == -1
-            give(trainer, outbox, "s", inputs(4))
-            await answers(outbox, 2)
+            give(trainer, responses, "s", inputs(4))
+            await answers(responses, 2)
             assert await store.saved.get() == 2
             await trainer.stop(refusal=ServerStopping(), save=True)
         assert "no space left" in caplog.text
-        assert recover(store, "m").ticks == 2
+        assert recover(store, "m").lsn == 2
 
 
 async def test_a_full_disk_is_tried_again_at_the_next_checkpoint_and_leaves_nothing(
@@ -207,11 +209,11 @@ async def test_a_full_disk_is_tried_again_at_the_next_checkpoint_and_leaves_noth
 ) -> None:
     with opened(tmp_path) as store:
         store.failures = 100
-        async with training(store, checkpoint_ticks=5, checkpoint_seconds=1000.0) as trainer:
-            outbox = Outbox(100, 1000)
+        async with training(store, checkpoint_records=5, checkpoint_seconds=1000.0) as trainer:
+            responses = ResponseQueue(100, 1000)
             for _ in range(20):
-                give(trainer, outbox, "s", inputs(4))
-                await answers(outbox, 1)
+                give(trainer, responses, "s", inputs(4))
+                await answers(responses, 1)
             store.failures = 0
             await trainer.stop(refusal=ServerStopping(), save=True)
         tries = [store.saved.get_nowait() for _ in range(store.saved.qsize())]
@@ -228,21 +230,21 @@ async def test_what_breaks_on_the_way_out_leaves_nobody_waiting(
             raise ZeroDivisionError
 
         monkeypatch.setattr(trainer.sink, "run", broken)
-        outbox = Outbox(100, 1000)
-        give(trainer, outbox, "s", inputs(4))
-        give(trainer, outbox, "s", inputs(4))
-        assert len(await answers(outbox, 2)) == 2
+        responses = ResponseQueue(100, 1000)
+        give(trainer, responses, "s", inputs(4))
+        give(trainer, responses, "s", inputs(4))
+        assert len(await answers(responses, 2)) == 2
         with pytest.raises(ModelFailed):
-            give(trainer, outbox, "s", inputs(4))
+            give(trainer, responses, "s", inputs(4))
         await trainer.stop(refusal=ServerStopping(), save=True)
 
 
 async def test_a_last_write_that_fails_is_told(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, "s", inputs(4))
-            await answers(outbox, 1)
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, "s", inputs(4))
+            await answers(responses, 1)
             store.failures = 1
             with pytest.raises(StorageFailed):
                 await trainer.stop(refusal=ServerStopping(), save=True)
@@ -267,9 +269,9 @@ async def test_a_checkpoint_that_was_asked_for_and_failed_is_written_by_a_stop(
 ) -> None:
     with opened(tmp_path) as store:
         async with training(store, checkpoint_seconds=1000.0) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, "s", inputs(4))
-            await answers(outbox, 1)
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, "s", inputs(4))
+            await answers(responses, 1)
             store.failures = 1
             with pytest.raises(StorageFailed):
                 await trainer.save_checkpoint()

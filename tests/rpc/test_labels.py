@@ -274,7 +274,7 @@ async def test_labels_by_themselves_are_answered_once_they_are_durable(tmp_path:
         await send(call, (5, 5), (3, 5))
         answer = asyncio.create_task(call.learned())
         await until(lambda: store.calls["append"] >= tried + 2)
-        assert trainer.ticks == 2, "they are applied"
+        assert trainer.lsn == 2, "they are applied"
         assert not answer.done()
         store.failing = False
         assert (await answer).durable_step == 5

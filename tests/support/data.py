@@ -16,7 +16,7 @@ from bptt_core import Chunk, Learner, ModelSpec
 SPEC = ModelSpec(input_size=2, hidden_size=8, k1=2, k2=4)
 
 
-def ticks(count: int, *, streams: int = 2, steps: int = 3, seed: int = 0) -> list[Tick]:
+def tick_records(count: int, *, streams: int = 2, steps: int = 3, seed: int = 0) -> list[Tick]:
     """Ticks of random walks, one chunk of each stream in each."""
     random = np.random.default_rng(seed)
     shape = (streams, count * steps, 2)
@@ -49,9 +49,7 @@ def learn(
         store.save(make_checkpoint(definition, learner, 0))
         for number, body in enumerate(bodies, 1):
             record = Record(number, body)
-            learner = apply_record(
-                learner, record, lambda ticks: store.load(model_id, ticks)
-            ).learner
+            learner = apply_record(learner, record, lambda lsn: store.load(model_id, lsn)).learner
             store.append(model_id, [record])
             if number % save_every == 0:
                 store.save(make_checkpoint(definition, learner, number))

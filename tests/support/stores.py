@@ -97,9 +97,9 @@ class FailingStore:
         self._counted("checkpoints", lambda: found.extend(self._store.checkpoints(model_id)))
         return found
 
-    def load(self, model_id: str, ticks: int) -> Checkpoint:
+    def load(self, model_id: str, lsn: int) -> Checkpoint:
         found: list[Checkpoint] = []
-        self._counted("load", lambda: found.append(self._store.load(model_id, ticks)))
+        self._counted("load", lambda: found.append(self._store.load(model_id, lsn)))
         return found[0]
 
     def delete(self, model_id: str) -> None:

@@ -142,12 +142,12 @@ def checkpoints(name: str, address: str, as_json: bool) -> None:
 
 def _checkpoint_table(found: list[Checkpoint]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for title in ("ticks", "steps", "updates", "error", "loss", "KB"):
+    for title in ("lsn", "steps", "updates", "error", "loss", "KB"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for each in found:
         table.add_row(
-            f"{each.ticks}",
+            f"{each.lsn}",
             f"{each.steps:,}",
             f"{each.updates:,}",
             _ratio(each.skill_ratio),
@@ -168,17 +168,17 @@ def save(name: str, address: str, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(saved))
     else:
-        click.echo(f"model {name} saved after {saved.steps:,} steps: checkpoint {saved.ticks}")
+        click.echo(f"model {name} saved after {saved.steps:,} steps: checkpoint {saved.lsn}")
 
 
 @models.command()
 @_NAME
-@click.argument("ticks", type=click.IntRange(min=0))
+@click.argument("lsn", type=click.IntRange(min=0))
 @address_option
 @json_option("one document, the model as it is then")
-def restore(name: str, ticks: int, address: str, as_json: bool) -> None:
+def restore(name: str, lsn: int, address: str, as_json: bool) -> None:
     """Take a model back to a checkpoint, which TICKS names, and its streams with it."""
-    model = _ask(address, lambda client: client.restore_checkpoint(name, ticks))
+    model = _ask(address, lambda client: client.restore_checkpoint(name, lsn))
     if as_json:
         print_json(dataclasses.asdict(model))
     else:

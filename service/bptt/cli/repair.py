@@ -100,7 +100,7 @@ def _document(plan: durability.Plan, moved: list[str]) -> dict[str, Any]:
         "model_id": found.model_id,
         "needed": plan.needed,
         "journal": plan.reason or None,
-        "damaged_checkpoints": {str(ticks): why for ticks, why in found.damaged.items()},
+        "damaged_checkpoints": {str(lsn): why for lsn, why in found.damaged.items()},
         "whole_checkpoints": list(found.whole),
         "goes_back_to": plan.keep_to,
         "lost_ticks": plan.lost,

@@ -58,7 +58,7 @@ def _say(found: Verified) -> None:
     records = f"ticks {found.first:,} to {found.last:,}" if count > 0 else "no ticks"
     click.echo(f"  checkpoints that are whole: {found.checkpoints}; in the journal: {records}")
     if found.replayed_from is not None:
-        same = ", ".join(f"{ticks:,}" for ticks in found.compared) or "none to compare"
+        same = ", ".join(f"{lsn:,}" for lsn in found.compared) or "none to compare"
         click.echo(
             f"  replayed from {found.replayed_from:,} in {found.seconds:.1f} s; "
             f"bit for bit the checkpoints after: {same}"

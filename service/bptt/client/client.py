@@ -187,9 +187,9 @@ class Client:
         answer = await self._ask(self._models.ListCheckpoints, request)
         return [convert.checkpoint_from_proto(each) for each in answer.checkpoints]
 
-    async def restore_checkpoint(self, model_id: str, ticks: int) -> Model:
+    async def restore_checkpoint(self, model_id: str, lsn: int) -> Model:
         """Take a model back to a checkpoint, its streams too. Raises NotFound."""
-        request = pb.RestoreCheckpointRequest(model_id=model_id, ticks=ticks)
+        request = pb.RestoreCheckpointRequest(model_id=model_id, lsn=lsn)
         answer = await self._ask(self._models.RestoreCheckpoint, request)
         return convert.model_from_proto(answer.model)
 

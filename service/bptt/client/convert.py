@@ -17,7 +17,7 @@ from bptt.client.types import (
     Learned,
     Model,
     ModelSpec,
-    ModelState,
+    ModelStatus,
     Prediction,
     Refused,
     Stream,
@@ -248,13 +248,13 @@ def model_from_proto(message: pb.Model) -> Model:
     )
 
 
-def _state(number: int) -> ModelState:
+def _state(number: int) -> ModelStatus:
     """The name of a state; one that this version does not know is `unspecified`."""
     return _STATES.get(number, "unspecified")
 
 
-_STATES: dict[int, ModelState] = {
-    number: cast(ModelState, name.removeprefix("MODEL_STATE_").lower())
+_STATES: dict[int, ModelStatus] = {
+    number: cast(ModelStatus, name.removeprefix("MODEL_STATE_").lower())
     for name, number in pb.ModelState.items()
 }
 
@@ -262,7 +262,7 @@ _STATES: dict[int, ModelState] = {
 def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
     """A checkpoint."""
     return Checkpoint(
-        ticks=message.ticks,
+        lsn=message.lsn,
         steps=message.steps,
         updates=message.updates,
         skill_ratio=message.skill_ratio,

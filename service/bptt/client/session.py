@@ -25,7 +25,7 @@ from bptt.client.errors import (
     ServerUnreachable,
     StepsLost,
 )
-from bptt.client.ledger import Ledger, MOVES_MAX, Sent
+from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer, Sent
 from bptt.client.types import Answer, Learned, Model, Refused
 from bptt.errors import NotFound, OutOfOrder, ServerStopping, ServiceError
 from bptt.v1 import bptt_pb2 as pb
@@ -70,7 +70,7 @@ class LearnSession:
         self._reconnect_seconds = reconnect_seconds
         self._call: Any = None
         self._keeper: asyncio.Task[None] | None = None
-        self._ledger = Ledger()
+        self._buffer = RetransmitBuffer()
         self._waiting: deque[Sent] = deque()  # to be written
         self._flight: deque[tuple[Sent, int]] = deque()  # written, and its attempt
         self._writing = False
@@ -78,8 +78,8 @@ class LearnSession:
         self._backoff = Backoff()
         self._failing_since: float | None = None
         self._answers: deque[Answer] = deque()
-        self._news = Bell()  # for who reads answers
-        self._progress = Bell()  # for who waits for room or for acknowledgements
+        self._news = Notifier()  # for who reads answers
+        self._progress = Notifier()  # for who waits for room or for acknowledgements
         self._closing = False
         self._close_written = False  # in the present call
         self._ended = False
@@ -163,7 +163,7 @@ class LearnSession:
         await self._room()
         if placed:
             await self._place(chunk)
-        sent = self._ledger.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
+        sent = self._buffer.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
         self._waiting.append(sent)
         await self._write()
 
@@ -175,7 +175,7 @@ class LearnSession:
 
     def durable_step(self, stream_id: str) -> int:
         """The step before which all of a stream is durable, as last told; 0 before that."""
-        return self._ledger.durable.get(stream_id, 0)
+        return self._buffer.durable.get(stream_id, 0)
 
     async def acknowledged(self, stream_id: str) -> int:
         """Wait until all that was sent of a stream is answered and durable.
@@ -186,8 +186,8 @@ class LearnSession:
         Raises:
             ServiceError: the session has failed.
         """
-        await self._progress.until(lambda: self._ended or not self._ledger.keeps(stream_id))
-        if self._ledger.keeps(stream_id):
+        await self._progress.until(lambda: self._ended or not self._buffer.keeps(stream_id))
+        if self._buffer.keeps(stream_id):
             raise self._error or ServerStopping()
         return self.durable_step(stream_id)
 
@@ -225,31 +225,31 @@ class LearnSession:
             raise ServerStopping
 
     def _has_room(self, nobody_reads: bool) -> bool:
-        ledger = self._ledger
+        buffer = self._buffer
         return (
-            ledger.unanswered < UNANSWERED_MAX
-            and ledger.chunks < KEPT_CHUNKS_MAX
-            and ledger.size < KEPT_BYTES_MAX
+            buffer.unanswered < UNANSWERED_MAX
+            and buffer.chunks < KEPT_CHUNKS_MAX
+            and buffer.size < KEPT_BYTES_MAX
             and (nobody_reads or len(self._answers) < UNREAD_MAX)
         )
 
     async def _place(self, chunk: pb.Chunk) -> None:
         """Give a chunk its place at the end of its stream, finding out where that is."""
         stream_id = chunk.stream_id
-        if stream_id not in self._ledger.ends:
+        if stream_id not in self._buffer.ends:
             async with self._placing:
-                ledger = self._ledger
-                await self._progress.until(lambda: self._ended or not ledger.awaits(stream_id))
-                while stream_id not in ledger.ends and not self._ended:
+                buffer = self._buffer
+                await self._progress.until(lambda: self._ended or not buffer.awaits(stream_id))
+                while stream_id not in buffer.ends and not self._ended:
                     try:
-                        ledger.ends[stream_id] = await self._next_step(stream_id)
+                        buffer.ends[stream_id] = await self._next_step(stream_id)
                     except ServiceError as error:
                         if not passes(error):
                             raise
                         await self._lapse(error)
         if self._error is not None:
             raise self._error
-        chunk.first_step = self._ledger.ends.get(stream_id, 0)
+        chunk.first_step = self._buffer.ends.get(stream_id, 0)
 
     async def _write(self) -> None:
         """Write what waits, unless somebody does already. What breaks, the keeper sees too."""
@@ -278,7 +278,7 @@ class LearnSession:
 
     def _may_close(self) -> bool:
         """Whether to write `close` now: chunks that are not answered might have to move up."""
-        last = not self._resume or not self._ledger.unanswered
+        last = not self._resume or not self._buffer.unanswered
         return self._closing and not self._close_written and last
 
     # ------------------------------------------------------------------ receiving
@@ -326,10 +326,10 @@ class LearnSession:
         return error
 
     def _closed(self, closed: pb.LearnClosed) -> ServiceError | None:
-        if closed.server_stopping and self._resume and (not self._closing or self._ledger.chunks):
+        if closed.server_stopping and self._resume and (not self._closing or self._buffer.chunks):
             return ServerStopping()
         self.server_stopping = closed.server_stopping
-        self._ledger.acknowledge_answered()
+        self._buffer.acknowledge_answered()
         return None
 
     def _take(self, message: pb.LearnResponse) -> None:
@@ -340,7 +340,7 @@ class LearnSession:
             self._refused(message.refused)
         elif kind == "acknowledged":
             for each in message.acknowledged.streams:
-                self._ledger.acknowledge(each.stream_id, each.durable_step)
+                self._buffer.acknowledge(each.stream_id, each.durable_step)
         else:
             return  # a kind of answer that this version does not know yet
         self._progress.ring()
@@ -360,9 +360,9 @@ class LearnSession:
                 "client sends to the same stream"
             )
         self._answered(sent, sent.answer or self._answer(message), message.next_step)
-        self._ledger.acknowledge(sent.stream_id, message.durable_step)
+        self._buffer.acknowledge(sent.stream_id, message.durable_step)
         if not self._resume:
-            self._ledger.forget(sent)
+            self._buffer.forget(sent)
 
     def _answer(self, message: pb.ChunkLearned) -> Learned:
         asked = not self._opening.omit_predictions
@@ -387,9 +387,9 @@ class LearnSession:
             sent.moves += 1
         elif sent.answer is None:
             self._answered(sent, answer, 0)
-            self._ledger.forget(sent)
+            self._buffer.forget(sent)
         if self._resume:
-            again = self._ledger.move_up(sent, message.expected_step)
+            again = self._buffer.move_up(sent, message.expected_step)
             if again:
                 self._waiting.extendleft(reversed(again))
                 self._spawn_write()
@@ -401,7 +401,7 @@ class LearnSession:
         return passes(error) or own
 
     def _answered(self, sent: Sent, answer: Answer, next_step: int) -> None:
-        ready = self._ledger.answered(sent, answer, next_step)
+        ready = self._buffer.answered(sent, answer, next_step)
         if ready:
             self._answers.extend(ready)
             self._news.ring()
@@ -453,7 +453,7 @@ class LearnSession:
                     raise
                 error = failure
                 continue
-            again = self._ledger.to_send_again(steps)
+            again = self._buffer.to_send_again(steps)
             opened = [sent for sent in self._waiting if sent.stream_id not in steps]  # meanwhile
             self.reconnections += 1
             self._flight.clear()
@@ -473,9 +473,9 @@ class LearnSession:
             StepsLost: the server has forgotten what it had acknowledged.
         """
         found = {}
-        for stream_id in self._ledger.streams():
+        for stream_id in self._buffer.streams():
             next_step = found[stream_id] = await self._next_step(stream_id)
-            durable_step = self._ledger.durable.get(stream_id, 0)
+            durable_step = self._buffer.durable.get(stream_id, 0)
             if next_step < durable_step:
                 raise StepsLost.of(stream_id, next_step, durable_step)
         return found
@@ -529,7 +529,7 @@ class _Again(Exception):
         self.error = error
 
 
-class Bell:
+class Notifier:
     """Wakes whoever waits for something to become true."""
 
     def __init__(self) -> None:

@@ -57,8 +57,8 @@ class ModelSpec(TypedDict, total=False):
     target_names: Sequence[str]
 
 
-ModelState = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
-"""What a model does with chunks; see `ModelState` in protos/bptt/v1/bptt.proto."""
+ModelStatus = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
+"""What a model does with chunks; see `ModelStatus` in protos/bptt/v1/bptt.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Model:
     """Of the last update; NaN before the first."""
     gradient_norm: float
     """Of the last update, before clipping; NaN before the first."""
-    state: ModelState
+    state: ModelStatus
     learning_rate: float
     """As it is now, and so are clip and clip_threshold: `update_model` may have changed the
     spec's."""
@@ -115,7 +115,7 @@ class Model:
 class Checkpoint:
     """A state of a model that was kept."""
 
-    ticks: int
+    lsn: int
     """Its place in the model's life; `restore_checkpoint` takes it."""
     steps: int
     updates: int
@@ -202,7 +202,7 @@ class Learned:
     anomaly_scores: Float32Array
     """Forecast: (T,) probabilities, of each step, of an error as large as its own or larger, by the
     stream's recent errors; near 0: an anomaly. NaN before there are errors."""
-    model_state: ModelState
+    model_state: ModelStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bptt.durability import checkpoints, lock, mark, reading
+from bptt.durability import checkpoints, commit_watermark, lock, reading
 from bptt.durability.files import storage, sync_folder
 from bptt.durability.inspection import model_folders
 from bptt.durability.layout import MODELS
@@ -106,10 +106,10 @@ def _copy_model(source: Path, target: Path) -> Copied | None:
 def _open_checkpoints(folder: Path, stack: ExitStack) -> dict[int, BinaryIO]:
     files: dict[int, BinaryIO] = {}
     with contextlib.suppress(StorageFailed):  # the folder was deleted; the journal will tell
-        for ticks in checkpoints.ticks_in(folder):
+        for lsn in checkpoints.lsns_in(folder):
             with contextlib.suppress(FileNotFoundError):
-                path = checkpoints.path_of(folder, ticks)
-                files[ticks] = stack.enter_context(path.open("rb"))
+                path = checkpoints.path_of(folder, lsn)
+                files[lsn] = stack.enter_context(path.open("rb"))
     return files
 
 
@@ -120,10 +120,10 @@ def _copy(
     with reading.errors(path, "written"), contextlib.closing(sqlite3.connect(path)) as copy:
         connection.backup(copy)
     _, last = reading.span(target)
-    mark.write(target, last, synced=True)
+    commit_watermark.write(target, last, synced=True)
     with storage("written", target):
-        for ticks, file in files.items():
-            with checkpoints.path_of(target, ticks).open("wb") as out:
+        for lsn, file in files.items():
+            with checkpoints.path_of(target, lsn).open("wb") as out:
                 shutil.copyfileobj(file, out, 1 << 20)
                 out.flush()
                 os.fsync(out.fileno())

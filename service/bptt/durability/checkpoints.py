@@ -37,12 +37,12 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _HEAD_BYTES_MAX = 100 << 20  # safetensors' own bound; a damaged length must not fill the memory
 
 
-def path_of(folder: Path, ticks: int) -> Path:
+def path_of(folder: Path, lsn: int) -> Path:
     """The file of the checkpoint after so many records, in a model's folder."""
-    return folder / f"checkpoint-{ticks:012d}.safetensors"
+    return folder / f"checkpoint-{lsn:012d}.safetensors"
 
 
-def ticks_in(folder: Path) -> list[int]:
+def lsns_in(folder: Path) -> list[int]:
     """Ticks of the checkpoints in a model's folder, oldest first.
 
     Raises:
@@ -58,7 +58,7 @@ def encode(checkpoint: Checkpoint) -> list[Piece]:
     head = {
         "format": FORMAT,
         "model_id": checkpoint.model_id,
-        "ticks": checkpoint.ticks,
+        "lsn": checkpoint.lsn,
         "steps": checkpoint.steps,
         "updates": checkpoint.updates,
         "loss": _or_none(checkpoint.loss),
@@ -105,14 +105,14 @@ _TYPES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": 
 """What safetensors calls NumPy's."""
 
 
-def load(folder: Path, model_id: str, ticks: int) -> Checkpoint:
+def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
     """Read a checkpoint back.
 
     Raises:
         DataDamaged: it is missing, or not what was written; it names the file.
         StorageFailed: it cannot be read.
     """
-    path = path_of(folder, ticks)
+    path = path_of(folder, lsn)
     with storage("read", path):
         try:
             raw = path.read_bytes()
@@ -127,12 +127,12 @@ def load(folder: Path, model_id: str, ticks: int) -> Checkpoint:
         if digest.hexdigest().encode() != data[first:last]:
             raise ValueError("its checksum does not fit")
         head = _metadata(_head(data))
-        if (head["model_id"], head["ticks"]) != (model_id, ticks):
-            raise ValueError(f"it is of {head['model_id']!r} after {head['ticks']} ticks")
+        if (head["model_id"], head["lsn"]) != (model_id, lsn):
+            raise ValueError(f"it is of {head['model_id']!r} after {head['lsn']} ticks")
         arrays = safetensors.numpy.load(raw)
         return Checkpoint(
             model_id,
-            ticks,
+            lsn,
             arrays,
             head["metadata"],
             *_figures(head),
@@ -149,22 +149,21 @@ def infos(folder: Path) -> list[CheckpointInfo]:
         StorageFailed: the folder cannot be read.
     """
     found = []
-    for ticks in ticks_in(folder):
-        path = path_of(folder, ticks)
+    for lsn in lsns_in(folder):
+        path = path_of(folder, lsn)
         with storage("read", path):
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
                 continue  # another thread has just let go of it
-            found.append((ticks, size, _known(path)))
+            found.append((lsn, size, _known(path)))
     # The ratio is of many steps and fades; the loss is of one update, where there is nothing else.
     rated = any(math.isfinite(figures[3]) for _, _, figures in found)
-    merits = {ticks: figures[3] if rated else figures[2] for ticks, _, figures in found}
+    merits = {lsn: figures[3] if rated else figures[2] for lsn, _, figures in found}
     best = min(filter(math.isfinite, merits.values()), default=math.nan)
-    named = [ticks for ticks, merit in merits.items() if merit == best]
+    named = [lsn for lsn, merit in merits.items() if merit == best]
     return [
-        CheckpointInfo(ticks, *figures, size, best=ticks in named[-1:])
-        for ticks, size, figures in found
+        CheckpointInfo(lsn, *figures, size, best=lsn in named[-1:]) for lsn, size, figures in found
     ]
 
 
@@ -243,18 +242,18 @@ def plan(
         keep: how many of the newest; at least 1.
         bytes_left: what all of them may take. The oldest go first, and never the newest.
     """
-    kept = {each.ticks: each.size_bytes for each in found}
-    newest = [each.ticks for each in found[-keep:]]
-    best = {each.ticks for each in found if each.best}
+    kept = {each.lsn: each.size_bytes for each in found}
+    newest = [each.lsn for each in found[-keep:]]
+    best = {each.lsn for each in found if each.best}
     while True:
-        needed = {checkpoint for tick, checkpoint in needs if tick > newest[0]}
+        needed = {checkpoint for lsn, checkpoint in needs if lsn > newest[0]}
         stay = best | needed | set(newest)
-        kept = {ticks: size for ticks, size in kept.items() if ticks in stay}
-        may_go = [ticks for ticks in kept if ticks != newest[-1] and ticks not in needed]
+        kept = {lsn: size for lsn, size in kept.items() if lsn in stay}
+        may_go = [lsn for lsn in kept if lsn != newest[-1] and lsn not in needed]
         if sum(kept.values()) <= bytes_left or not (may_go or len(newest) > 1):
             break
         # One that a command goes back to is let go of by giving up what is before that command.
         gone = may_go[0] if may_go else newest[0]
         best.discard(gone)
-        newest = [ticks for ticks in newest if ticks != gone]
-    return Plan(tuple(each.ticks for each in found if each.ticks not in kept), newest[0])
+        newest = [lsn for lsn in newest if lsn != gone]
+    return Plan(tuple(each.lsn for each in found if each.lsn not in kept), newest[0])

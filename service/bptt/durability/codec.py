@@ -63,10 +63,10 @@ def encode(record: Record) -> bytes:
             _encode_chunk(chunk, parts)
     payload = b"".join(parts)
     prefix = bytes((VERSION, kind, 0, 0))
-    return b"".join((prefix, _COUNT.pack(_checksum(record.tick, prefix, payload)), payload))
+    return b"".join((prefix, _COUNT.pack(_checksum(record.lsn, prefix, payload)), payload))
 
 
-def decode(tick: int, data: bytes) -> Record:
+def decode(lsn: int, data: bytes) -> Record:
     """The record of number `tick` whose bytes these are. Its arrays are new and its own.
 
     Raises:
@@ -78,22 +78,22 @@ def decode(tick: int, data: bytes) -> Record:
         raise ValueError(f"{len(data)} bytes are too few for a record")
     version, kind, _, checksum = _HEAD.unpack_from(data)
     payload = memoryview(data)[_HEAD.size :]
-    if _checksum(tick, data[:_PREFIX], payload) != checksum:
+    if _checksum(lsn, data[:_PREFIX], payload) != checksum:
         raise ValueError("its checksum does not fit")
     if version != VERSION:
         raise ValueError(f"its format is {version}, and this program reads {VERSION}")
     try:
         if kind == _KIND_COMMAND:
-            return Record(tick, _decode_command(payload))
+            return Record(lsn, _decode_command(payload))
         if kind == _KIND_TICK:
-            return Record(tick, _decode_tick(data))
+            return Record(lsn, _decode_tick(data))
     except (struct.error, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"it cannot be read: {error}") from error
     raise ValueError(f"its kind is {kind}")
 
 
-def _checksum(tick: int, prefix: bytes, payload: bytes | memoryview) -> int:
-    return zlib.crc32(payload, zlib.crc32(prefix, zlib.crc32(_TICK.pack(tick))))
+def _checksum(lsn: int, prefix: bytes, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(prefix, zlib.crc32(_TICK.pack(lsn))))
 
 
 def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bptt.durability import checkpoints, lock, mark, reading
+from bptt.durability import checkpoints, commit_watermark, lock, reading
 from bptt.durability.files import storage
 from bptt.durability.layout import MODELS
 from bptt.errors import DataDamaged, StorageFailed
@@ -71,12 +71,12 @@ def survey(folder: Path) -> Survey:
     The records are not read: `reading.read` does that.
     """
     whole, damaged = [], {}
-    for ticks in checkpoints.ticks_in(folder):
+    for lsn in checkpoints.lsns_in(folder):
         try:
-            checkpoints.load(folder, folder.name, ticks)
-            whole.append(ticks)
+            checkpoints.load(folder, folder.name, lsn)
+            whole.append(lsn)
         except (DataDamaged, StorageFailed) as error:
-            damaged[ticks] = error.message
+            damaged[lsn] = error.message
     base = last = 0
     problems: list[str] = []
     try:
@@ -86,8 +86,8 @@ def survey(folder: Path) -> Survey:
         problems.append(error.message)
     committed = None
     try:
-        marked = mark.read(folder)
+        marked = commit_watermark.read(folder)
         committed = marked[0] if marked is not None and marked[1] else None
     except ValueError as error:
-        problems.append(f"{folder / mark.FILE} is damaged: {error}")
+        problems.append(f"{folder / commit_watermark.FILE} is damaged: {error}")
     return Survey(folder, tuple(whole), damaged, base, last, committed, tuple(problems))

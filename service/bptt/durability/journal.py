@@ -25,7 +25,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bptt.durability import mark
+from bptt.durability import commit_watermark
 from bptt.durability.reading import (
     APPLICATION_ID,
     check_schema,
@@ -113,7 +113,7 @@ class Journal:
                 if synced:
                     self._connection.execute("PRAGMA synchronous = FULL")
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._mark = os.open(folder / mark.FILE, flags, 0o644)
+                self._mark = os.open(folder / commit_watermark.FILE, flags, 0o644)
             except BaseException:
                 self.close()
                 raise
@@ -173,11 +173,11 @@ class Journal:
 
     def insert(self, records: Sequence[tuple[Record, bytes]]) -> None:
         """Put records and their bytes behind the last."""
-        rows = [(record.tick, data) for record, data in records]
+        rows = [(record.lsn, data) for record, data in records]
         self._connection.executemany("INSERT INTO journal VALUES (?, ?)", rows)
         for record, _ in records:
             if isinstance(record.body, Command) and record.body.name in GO_BACK:
-                row = (record.tick, record.body.arguments["ticks"])
+                row = (record.lsn, record.body.arguments["lsn"])
                 self._connection.execute("INSERT INTO needs VALUES (?, ?)", row)
 
     def stored(self, first: int, last: int) -> list[bytes]:
@@ -206,17 +206,17 @@ class Journal:
 
     # ------------------------------------------------------------------ beside transactions
 
-    def mark(self, tick: int) -> None:
+    def mark(self, lsn: int) -> None:
         """Note that this record is committed, which lets a reader see if it is gone."""
         assert self._mark is not None
         with contextlib.suppress(OSError):  # the commit stands; only this further check is missed
-            os.pwrite(self._mark, mark.encode(tick, synced=self._synced), 0)
+            os.pwrite(self._mark, commit_watermark.encode(lsn, synced=self._synced), 0)
 
     def needs(self) -> list[tuple[int, int]]:
         """Ticks of commands that go back to a checkpoint, and the checkpoint's."""
         with errors(self.path, "read"):
             rows = self._connection.execute("SELECT tick, checkpoint FROM needs").fetchall()
-        return [(tick, checkpoint) for tick, checkpoint in rows]
+        return [(lsn, checkpoint) for lsn, checkpoint in rows]
 
     def used_bytes(self) -> int:
         """What the records take."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from bptt.durability import codec, mark
+from bptt.durability import codec, commit_watermark
 from bptt.durability.files import failed
 from bptt.durability.store import Record
 from bptt.errors import DataDamaged, StorageFailed
@@ -35,7 +35,7 @@ def read(folder: Path, after: int) -> Iterator[Record]:
         StorageFailed: the file cannot be read.
     """
     path = folder / FILE
-    marked = mark.read_if_whole(
+    marked = commit_watermark.read_if_whole(
         folder
     )  # before the journal: whoever writes meanwhile is not behind it
     last = after
@@ -46,15 +46,15 @@ def read(folder: Path, after: int) -> Iterator[Record]:
                 return  # nothing was journaled behind `after`, with durability "none"
             raise DataDamaged(f"{path} has no tick {after + 1}: it begins with {base + 1}")
         query = "SELECT tick, body FROM journal WHERE tick > ? ORDER BY tick"
-        for tick, body in connection.execute(query, (after,)):
-            if tick != last + 1:
-                raise DataDamaged(f"{path} has no tick {last + 1}: {tick} follows {last}")
+        for lsn, body in connection.execute(query, (after,)):
+            if lsn != last + 1:
+                raise DataDamaged(f"{path} has no tick {last + 1}: {lsn} follows {last}")
             try:
-                record = codec.decode(tick, body)
+                record = codec.decode(lsn, body)
             except ValueError as error:
-                raise DataDamaged(f"{path} is damaged at tick {tick}: {error}") from error
+                raise DataDamaged(f"{path} is damaged at tick {lsn}: {error}") from error
             yield record
-            last = tick
+            last = lsn
     if marked is None or marked[0] <= last:
         return
     committed, synced = marked

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bptt.durability import checkpoints, codec, journal, mark, reading
+from bptt.durability import checkpoints, codec, commit_watermark, journal, reading
 from bptt.durability.files import storage, sync_folder
 from bptt.durability.inspection import Survey
 from bptt.durability.layout import DAMAGED
@@ -65,26 +65,26 @@ def plan(found: Survey) -> Plan:
     before: int | None = None  # number before the first of the unbroken records so far
     reason = found.problems[0] if found.problems else ""
     expected = found.base + 1
-    for tick, record in _records(found.folder):
-        upper = max(upper, tick)
+    for lsn, record in _records(found.folder):
+        upper = max(upper, lsn)
         bad = _reason(record, whole)
-        if bad and tick <= newest and isinstance(record, Record):
+        if bad and lsn <= newest and isinstance(record, Record):
             # Nobody replays it any more. What is before it leads to no checkpoint that is kept.
-            before, expected = tick, tick + 1
+            before, expected = lsn, lsn + 1
             continue
-        if tick != expected or bad:
+        if lsn != expected or bad:
             path = found.folder / reading.FILE
-            gap = f"{path} has no tick {expected}: {tick} follows {expected - 1}"
-            reason = reason or (f"{path} is damaged at tick {tick}: {bad}" if bad else gap)
-            if min(tick, expected) <= newest:
+            gap = f"{path} has no tick {expected}: {lsn} follows {expected - 1}"
+            reason = reason or (f"{path} is damaged at tick {lsn}: {bad}" if bad else gap)
+            if min(lsn, expected) <= newest:
                 before = None
-        expected = tick + 1
+        expected = lsn + 1
         if bad:
             continue
-        if tick <= newest:
-            before = tick - 1 if before is None else before
-        elif tick == to + 1:
-            to = tick
+        if lsn <= newest:
+            before = lsn - 1 if before is None else before
+        elif lsn == to + 1:
+            to = lsn
         elif isinstance(record, Record) and not isinstance(record.body, Command):
             lost_steps += sum(len(chunk.inputs) for chunk in record.body)
             streams |= {chunk.stream_id for chunk in record.body}
@@ -101,9 +101,9 @@ def _reason(record: Record | str, whole: set[int]) -> str:
         return record
     body = record.body
     if isinstance(body, Command) and body.name in journal.GO_BACK:
-        ticks = body.arguments.get("ticks")
-        if ticks not in whole:
-            return f"it goes back to the checkpoint after {ticks} ticks, which is not whole"
+        lsn = body.arguments.get("lsn")
+        if lsn not in whole:
+            return f"it goes back to the checkpoint after {lsn} ticks, which is not whole"
     return ""
 
 
@@ -111,14 +111,14 @@ def _records(folder: Path) -> Iterator[tuple[int, Record | str]]:
     """All records that are there, whole or with what is wrong with them, in order."""
     try:
         with reading.open_to_read(folder / reading.FILE) as connection:
-            for tick, body in _rows(connection):
+            for lsn, body in _rows(connection):
                 if isinstance(body, str):
-                    yield tick, body
+                    yield lsn, body
                     continue
                 try:
-                    yield tick, codec.decode(tick, body)
+                    yield lsn, codec.decode(lsn, body)
                 except ValueError as error:
-                    yield tick, str(error)
+                    yield lsn, str(error)
     except (DataDamaged, StorageFailed):
         return  # no journal at all; the survey says so
 
@@ -127,21 +127,21 @@ def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | str]]:
     """Rows in order; those on a page that SQLite cannot read come with its words instead."""
     last = None
     with contextlib.suppress(sqlite3.Error):
-        for tick, body in connection.execute("SELECT tick, body FROM journal ORDER BY tick"):
-            yield tick, body
-            last = tick
+        for lsn, body in connection.execute("SELECT tick, body FROM journal ORDER BY tick"):
+            yield lsn, body
+            last = lsn
         return
     with contextlib.suppress(sqlite3.Error):
         (highest,) = connection.execute("SELECT max(tick) FROM journal").fetchone()
         first = 0 if last is None else last
         # One by one: each look-up goes to a page of its own, and only some of them are damaged.
-        for tick in range(first + 1, (highest or 0) + 1):
+        for lsn in range(first + 1, (highest or 0) + 1):
             try:
-                row = connection.execute("SELECT body FROM journal WHERE tick = ?", (tick,))
+                row = connection.execute("SELECT body FROM journal WHERE tick = ?", (lsn,))
                 for (body,) in row.fetchall():
-                    yield tick, body
+                    yield lsn, body
             except sqlite3.Error as error:
-                yield tick, str(error)
+                yield lsn, str(error)
 
 
 def carry_out(chosen: Plan) -> list[Path]:
@@ -158,8 +158,8 @@ def carry_out(chosen: Plan) -> list[Path]:
     with storage("written", folder):
         attic = folder / DAMAGED
         attic.mkdir(exist_ok=True)
-        for ticks in chosen.survey.damaged:
-            moved.append(_move(checkpoints.path_of(folder, ticks), attic))
+        for lsn in chosen.survey.damaged:
+            moved.append(_move(checkpoints.path_of(folder, lsn), attic))
     if chosen.reason:
         moved += _rebuild(chosen, attic)
     with storage("written", folder):
@@ -180,8 +180,8 @@ def _rebuild(chosen: Plan, attic: Path) -> list[Path]:
     opened = journal.Journal(fresh, epoch=0, synced=False)
     try:
         with opened.transaction():
-            for tick, record in _records(folder):
-                if chosen.keep_after < tick <= chosen.keep_to and isinstance(record, Record):
+            for lsn, record in _records(folder):
+                if chosen.keep_after < lsn <= chosen.keep_to and isinstance(record, Record):
                     opened.insert([(record, codec.encode(record))])
     finally:
         opened.close()  # which moves the log into the file and syncs it
@@ -190,7 +190,7 @@ def _rebuild(chosen: Plan, attic: Path) -> list[Path]:
         for name in (f"{reading.FILE}-wal", f"{reading.FILE}-shm", reading.FILE):
             if (folder / name).exists():
                 moved.append(_move(folder / name, attic))
-        mark.write(folder, chosen.keep_to, synced=True)
+        commit_watermark.write(folder, chosen.keep_to, synced=True)
         (fresh / reading.FILE).rename(folder / reading.FILE)
         for rest in fresh.glob("*"):
             rest.unlink()

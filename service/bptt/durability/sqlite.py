@@ -179,9 +179,9 @@ class SqliteStore:
         if not records:
             return
         encoded = [(record, codec.encode(record)) for record in records]
-        for (record, _), tick in zip(encoded, range(records[0].tick, 1 << 63), strict=False):
-            if record.tick != tick:
-                raise ValueError(f"tick {record.tick} stands where {tick} must")
+        for (record, _), lsn in zip(encoded, range(records[0].lsn, 1 << 63), strict=False):
+            if record.lsn != lsn:
+                raise ValueError(f"tick {record.lsn} stands where {lsn} must")
         if self._durability == "none":
             if self._lock is None:
                 raise StaleWriter(f"{self._folder} is not open")
@@ -192,7 +192,7 @@ class SqliteStore:
                 self._insert(model_id, opened, encoded, base, last)
                 self._at("append.inserted")
             self._at("append.committed")
-            opened.mark(records[-1].tick)
+            opened.mark(records[-1].lsn)
 
     def _insert(
         self,
@@ -202,7 +202,7 @@ class SqliteStore:
         base: int,
         last: int,
     ) -> None:
-        first = encoded[0][0].tick
+        first = encoded[0][0].lsn
         if base < first <= last:
             stored = opened.stored(first, last)
             given = [data for _, data in encoded[: len(stored)]]
@@ -210,7 +210,7 @@ class SqliteStore:
                 raise ValueError(f"tick {first} is there already, and is another")
             encoded = encoded[len(stored) :]
         elif first != last + 1:
-            newest = checkpoints.ticks_in(self._models / model_id)[-1:]
+            newest = checkpoints.lsns_in(self._models / model_id)[-1:]
             if newest != [first - 1] or first <= last:
                 raise ValueError(f"tick {first} cannot follow {last}, the journal's last")
             # The newest checkpoint is ahead: no journal was kept, or its end was lost.
@@ -238,7 +238,7 @@ class SqliteStore:
         if not folder.is_dir():
             self._create(folder, checkpoint)
             return
-        path = checkpoints.path_of(folder, checkpoint.ticks)
+        path = checkpoints.path_of(folder, checkpoint.lsn)
         with storage("written", path):
             aside = write_aside(path, checkpoints.encode(checkpoint))
         try:
@@ -259,10 +259,10 @@ class SqliteStore:
         try:
             with storage("written", folder):
                 new.mkdir()
-                path = checkpoints.path_of(new, checkpoint.ticks)
+                path = checkpoints.path_of(new, checkpoint.lsn)
                 put_in_place(write_aside(path, checkpoints.encode(checkpoint)), path)
                 self._at("save.written")
-                journal.create(new, self._epoch, checkpoint.ticks)
+                journal.create(new, self._epoch, checkpoint.lsn)
                 sync_folder(new)
                 new.rename(folder)
                 self._at("save.renamed")
@@ -275,13 +275,13 @@ class SqliteStore:
     def _put_in_place(self, checkpoint: Checkpoint, aside: Path, path: Path) -> None:
         """Rename within a transaction: a writer that has become stale cannot do it."""
         with self._journal(checkpoint.model_id) as opened, opened.transaction() as (_, last):
-            if checkpoint.ticks > last:
+            if checkpoint.lsn > last:
                 if self._durability != "none":
                     raise ValueError(
-                        f"a checkpoint after {checkpoint.ticks} ticks is ahead of the journal, "
+                        f"a checkpoint after {checkpoint.lsn} ticks is ahead of the journal, "
                         f"which ends with {last}"
                     )
-                opened.begin_again(checkpoint.ticks)
+                opened.begin_again(checkpoint.lsn)
             with storage("written", path):
                 put_in_place(aside, path)
             self._at("save.renamed")
@@ -302,15 +302,15 @@ class SqliteStore:
             wanted, plan = plan, checkpoints.plan(found, needs, keep=keep, bytes_left=left)
             self._say_dropped(model_id, set(plan.dropped) - set(wanted.dropped))
         with storage("written", folder):
-            for ticks in plan.dropped:
-                checkpoints.path_of(folder, ticks).unlink(missing_ok=True)
+            for lsn in plan.dropped:
+                checkpoints.path_of(folder, lsn).unlink(missing_ok=True)
                 self._at("prune.unlinked")
         self._trim(model_id, plan.basis, history)
 
     def _say_dropped(self, model_id: str, dropped: set[int]) -> None:
         bound = f"{self._kept.model_bytes / 1e6:,.0f} MB"
         if dropped:
-            which = ", ".join(str(ticks) for ticks in sorted(dropped))
+            which = ", ".join(str(lsn) for lsn in sorted(dropped))
             log.warning("model %s: dropped to stay within %s: %s", model_id, bound, which)
 
     def _trim(self, model_id: str, before: int, history_bytes: int) -> None:
@@ -335,9 +335,9 @@ class SqliteStore:
         """See `Store.checkpoints`."""
         return checkpoints.infos(self._models / model_id)
 
-    def load(self, model_id: str, ticks: int) -> Checkpoint:
+    def load(self, model_id: str, lsn: int) -> Checkpoint:
         """See `Store.load`."""
-        return checkpoints.load(self._models / model_id, model_id, ticks)
+        return checkpoints.load(self._models / model_id, model_id, lsn)
 
     def delete(self, model_id: str) -> None:
         """See `Store.delete`."""

@@ -14,7 +14,7 @@ Rules that every store keeps:
   when they are read.
 - What `append` and `save` return from is durable as far as the store's durability goes, and what
   they raise from has changed nothing.
-- A checkpoint that the command `restore` or `roll_back` names (`arguments["ticks"]`) is kept as
+- A checkpoint that the command `restore` or `roll_back` names (`arguments["lsn"]`) is kept as
   long as the command's record, so that the journal can be replayed.
 - Nothing is ever unpickled.
 """
@@ -49,7 +49,7 @@ class Command:
 class Record:
     """One entry of a journal."""
 
-    tick: int
+    lsn: int
     """Its number in the life of the model: 1, 2, 3, …"""
     body: Tick | Command
 
@@ -59,7 +59,7 @@ class Checkpoint:
     """A model as it was after so many records."""
 
     model_id: str
-    ticks: int
+    lsn: int
     """Records in the life of the model, all of which it holds; a later checkpoint has more."""
     arrays: dict[str, npt.NDArray[Any]]
     metadata: dict[str, Any]
@@ -78,7 +78,7 @@ class Checkpoint:
 class CheckpointInfo:
     """What is known of a checkpoint without reading its arrays."""
 
-    ticks: int
+    lsn: int
     steps: int
     updates: int
     loss: float
@@ -172,7 +172,7 @@ class Store(Protocol):
             StorageFailed: the folder cannot be read.
         """
 
-    def load(self, model_id: str, ticks: int) -> Checkpoint:
+    def load(self, model_id: str, lsn: int) -> Checkpoint:
         """The checkpoint after so many records.
 
         Raises:

@@ -14,18 +14,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bptt.engine.batcher import QueuedChunk, Round
+from bptt.engine.fair_queue import QueuedChunk, TickBatch
 from bptt_core import Chunk, ChunkResult, ModelSpec
 
 
-def groups(spec: ModelSpec, rounds: Sequence[Round]) -> Iterator[Sequence[Round]]:
+def groups(spec: ModelSpec, batches: Sequence[TickBatch]) -> Iterator[Sequence[TickBatch]]:
     """The rounds in order; those of one chunk that may be joined are together."""
     joinable = _joinable(spec)
     start = 0
-    for stop in range(1, len(rounds) + 1):
-        if joinable and stop < len(rounds) and _follows(rounds[stop - 1], rounds[stop]):
+    for stop in range(1, len(batches) + 1):
+        if joinable and stop < len(batches) and _follows(batches[stop - 1], batches[stop]):
             continue
-        yield rounds[start:stop]
+        yield batches[start:stop]
         start = stop
 
 
@@ -35,7 +35,7 @@ def _joinable(spec: ModelSpec) -> bool:
     return not missing and spec.on_divergence != "roll_back"
 
 
-def _follows(before: Round, after: Round) -> bool:
+def _follows(before: TickBatch, after: TickBatch) -> bool:
     """Whether two rounds hold nothing but a chunk each, of one stream and sequence."""
     if before.commands or before.duplicates or after.commands or after.duplicates:
         return False

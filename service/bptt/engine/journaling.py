@@ -63,7 +63,7 @@ class DurableSteps:
         self._moves: deque[tuple[int, str, _Behind, int]] = deque()
         self._behind: dict[str, _Behind] = {}
 
-    def applied(self, tick: int, moves: Iterable[Move]) -> None:
+    def applied(self, lsn: int, moves: Iterable[Move]) -> None:
         """A record moved these streams, and is not durable yet."""
         for stream_id, before, after in moves:
             behind = self._behind.get(stream_id)
@@ -71,12 +71,12 @@ class DurableSteps:
                 behind = self._behind[stream_id] = _Behind(before, before)
             behind.waiting += 1
             behind.reached = after
-            self._moves.append((tick, stream_id, behind, after))
+            self._moves.append((lsn, stream_id, behind, after))
 
-    def committed(self, tick: int) -> bool:
+    def committed(self, lsn: int) -> bool:
         """All records up to this one are durable. Whether a stream's steps became so."""
         advanced = False
-        while self._moves and self._moves[0][0] <= tick:
+        while self._moves and self._moves[0][0] <= lsn:
             _, stream_id, behind, after = self._moves.popleft()
             behind.durable = after
             behind.waiting -= 1
@@ -165,18 +165,18 @@ class JournalWriter:
         if self._waiting and self.broken is None and not self._is_writing:
             self._task = asyncio.create_task(self._write(), name=f"journal {self._model_id}")
 
-    async def up_to(self, tick: int) -> None:
+    async def up_to(self, lsn: int) -> None:
         """Wait until a record and all before it are durable.
 
         Raises:
             ServiceError: they never will be.
         """
-        if self.committed >= tick:
+        if self.committed >= lsn:
             return
         if self.broken is not None:
             raise self._never()
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append((tick, waiter))
+        self._waiters.append((lsn, waiter))
         self._begin()
         await waiter
 
@@ -232,7 +232,7 @@ class JournalWriter:
         if self.failure is not None:
             self.failure = None
             log.info("model %s: its journal is written again", self._model_id)
-        self.committed = batch[-1].tick
+        self.committed = batch[-1].lsn
         while self._waiters and self._waiters[0][0] <= self.committed:
             _, waiter = self._waiters.popleft()
             if not waiter.done():

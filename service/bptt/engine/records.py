@@ -12,7 +12,7 @@ from typing import Any
 
 from bptt.domain import ModelDefinition
 from bptt.durability import Checkpoint, Command, Record, Tick
-from bptt.engine.divergence import SKIPPED
+from bptt.engine.rollback import SKIPPED
 from bptt.errors import DataDamaged, InvalidRequest
 from bptt_core import Learner, TickResult
 from bptt_core.errors import BpttError
@@ -48,7 +48,7 @@ def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None =
     try:
         return apply_body(learner, record.body, load)
     except DataDamaged as error:
-        raise DataDamaged(f"record {record.tick}: {error.message}") from error
+        raise DataDamaged(f"record {record.lsn}: {error.message}") from error
 
 
 def apply_body(
@@ -67,13 +67,13 @@ def apply_body(
     elif body.name == "restore":
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
-        return Applied(learner_from(load(arguments["ticks"])), None)
+        return Applied(learner_from(load(arguments["lsn"])), None)
     elif body.name == "roll_back":
         if load is None:
             raise DataDamaged(
                 "a roll-back needs a checkpoint, and there is nowhere to read it from"
             )
-        _roll_back(learner, load(arguments["ticks"]), arguments["learning_rate"])
+        _roll_back(learner, load(arguments["lsn"]), arguments["learning_rate"])
     else:
         raise DataDamaged(f"the command {body.name!r} is not known")
     return Applied(learner, None)
@@ -87,7 +87,7 @@ def _roll_back(learner: Learner, checkpoint: Checkpoint, learning_rate: float) -
         raise _misfit(checkpoint, error) from error
 
 
-def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -> Checkpoint:
+def make_checkpoint(definition: ModelDefinition, learner: Learner, lsn: int) -> Checkpoint:
     """All of a model that a restart needs, copied: the learner may go on at once."""
     arrays, metadata = learner.state()
     figures = learner.figures
@@ -99,7 +99,7 @@ def make_checkpoint(definition: ModelDefinition, learner: Learner, ticks: int) -
     }
     return Checkpoint(
         definition.model_id,
-        ticks,
+        lsn,
         arrays,
         named,
         steps=figures.steps,
@@ -136,5 +136,5 @@ def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition
 
 
 def _misfit(checkpoint: Checkpoint, error: Exception) -> DataDamaged:
-    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.ticks} ticks"
+    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} ticks"
     return DataDamaged(f"{which} does not fit: {error}")

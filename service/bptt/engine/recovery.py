@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bptt.domain import Condition, condition_of, ModelDefinition, ModelState
+from bptt.domain import ModelDefinition, ModelState, ModelStatus, state_of
 from bptt.durability import Checkpoint, differences, Record, Store
 from bptt.engine.records import apply_record, definition_from, learner_from
 from bptt.engine.views import StreamViews
@@ -26,9 +26,9 @@ class Recovered:
 
     definition: ModelDefinition
     learner: Learner
-    ticks: int
+    lsn: int
     """Records in its life."""
-    saved_ticks: int
+    saved_lsn: int
     """Those that its newest whole checkpoint holds; the rest was replayed."""
     replayed_steps: int
     damage: str | None
@@ -37,26 +37,26 @@ class Recovered:
     """Of its streams: made here, for 100,000 of them take a second."""
 
     @property
-    def state(self) -> ModelState:
+    def state(self) -> ModelStatus:
         """The model as it is now."""
-        return state_of(self.definition, self.learner, len(self.views))
+        return status_of(self.definition, self.learner, len(self.views))
 
     @property
     def is_settled(self) -> bool:
         """Whether its newest checkpoint is all of it."""
-        return self.saved_ticks == self.ticks and self.damage is None
+        return self.saved_lsn == self.lsn and self.damage is None
 
 
-def state_of(
-    definition: ModelDefinition, learner: Learner, streams: int, condition: Condition | None = None
-) -> ModelState:
+def status_of(
+    definition: ModelDefinition, learner: Learner, streams: int, condition: ModelState | None = None
+) -> ModelStatus:
     """The state of a model that no trainer has; None: the condition that its learner is in."""
-    return ModelState(
+    return ModelStatus(
         definition,
         learner.parameter_count,
         streams,
         learner.figures,
-        condition or condition_of(learner.settings, learner.figures),
+        condition or state_of(learner.settings, learner.figures),
         learner.settings,
     )
 
@@ -65,7 +65,7 @@ def recover(
     store: Store,
     model_id: str,
     check_going_on: Callable[[], None] = lambda: None,
-    on_found: Callable[[ModelState], None] = lambda _: None,
+    on_found: Callable[[ModelStatus], None] = lambda _: None,
 ) -> Recovered:
     """Read back a model's newest whole checkpoint, and replay the journal behind it.
 
@@ -82,9 +82,9 @@ def recover(
     """
     checkpoint, learner = _newest(store, model_id)
     definition = definition_from(checkpoint, learner)
-    on_found(state_of(definition, learner, len(learner.stream_ids()), "recovering"))
+    on_found(status_of(definition, learner, len(learner.stream_ids()), "recovering"))
     learner.warm_up()
-    replay = _Replay(store, model_id, checkpoint.ticks, learner, check_going_on)
+    replay = _Replay(store, model_id, checkpoint.lsn, learner, check_going_on)
     damage = None
     try:
         replay.run(checkpoint)
@@ -95,8 +95,8 @@ def recover(
     return Recovered(
         definition,
         replay.learner,
-        replay.tick,
-        checkpoint.ticks,
+        replay.lsn,
+        checkpoint.lsn,
         max(steps, 0),
         damage,
         StreamViews.of(replay.learner),
@@ -108,7 +108,7 @@ def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner]:
     damage: DataDamaged | None = None
     for info in reversed(store.checkpoints(model_id)):
         try:
-            checkpoint = store.load(model_id, info.ticks)
+            checkpoint = store.load(model_id, info.lsn)
             learner = learner_from(checkpoint)
         except DataDamaged as error:
             log.error("model %s: going back one checkpoint: %s", model_id, error.message)
@@ -125,14 +125,14 @@ class _Replay:
         self,
         store: Store,
         model_id: str,
-        tick: int,
+        lsn: int,
         learner: Learner,
         check_going_on: Callable[[], None],
     ) -> None:
         self._store = store
         self._model_id = model_id
         self._check_going_on = check_going_on
-        self.tick = tick
+        self.lsn = lsn
         self.learner = learner
         self._last: int | None = None  # record of the journal; read when it is to be told
         self._said = time.monotonic()
@@ -143,8 +143,8 @@ class _Replay:
         Raises:
             DataDamaged: of one record; the learner is as it was before it.
         """
-        for record in self._store.tail(self._model_id, self.tick):
-            if self.tick == checkpoint.ticks:
+        for record in self._store.tail(self._model_id, self.lsn):
+            if self.lsn == checkpoint.lsn:
                 self._warn_of_differences(checkpoint)
             self._check_going_on()
             self._do(record)
@@ -153,13 +153,13 @@ class _Replay:
     def _do(self, record: Record) -> None:
         try:
             applied = apply_record(
-                self.learner, record, lambda ticks: self._store.load(self._model_id, ticks)
+                self.learner, record, lambda lsn: self._store.load(self._model_id, lsn)
             )
         except BpttError as error:
-            raise DataDamaged(f"record {record.tick} cannot be learned again: {error}") from error
+            raise DataDamaged(f"record {record.lsn} cannot be learned again: {error}") from error
         if applied.learner is not self.learner:
             applied.learner.warm_up()
-        self.learner, self.tick = applied.learner, record.tick
+        self.learner, self.lsn = applied.learner, record.lsn
 
     def _warn_of_differences(self, checkpoint: Checkpoint) -> None:
         """Other processors and libraries round differently: what is replayed may differ."""
@@ -179,7 +179,7 @@ class _Replay:
             log.info(
                 "model %s: recovering, %d of %d ticks and %d steps replayed",
                 self._model_id,
-                self.tick - checkpoint.ticks,
-                self._last - checkpoint.ticks,
+                self.lsn - checkpoint.lsn,
+                self._last - checkpoint.lsn,
                 self.learner.figures.steps - checkpoint.steps,
             )

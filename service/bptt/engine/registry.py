@@ -14,11 +14,11 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from bptt.config import ServerConfig
-from bptt.domain import ModelDefinition, ModelState, ReportSink
+from bptt.domain import ModelDefinition, ModelStatus, ReportSink
 from bptt.durability import CheckpointInfo, Store
+from bptt.engine.model_cache import ModelCache
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover, Recovered
-from bptt.engine.shelf import Shelf
 from bptt.engine.trainer import Trainer
 from bptt.engine.views import StreamViews
 from bptt.errors import (
@@ -78,9 +78,11 @@ class Registry:
         self._make_learner = make_learner
         self._storage = storage or executor
         self._models: dict[str, Trainer] = {}
-        self._absent: dict[str, ServiceError] = {}  # models of the store, and why they are not here
-        self._recovering: dict[str, ModelState] = {}  # of those, what is known
-        self._shelf = Shelf(self._models, config.models_in_memory, sink, self._bring_back)
+        self._absent: dict[str, ServiceError] = {}  # in the store only, and why
+        self._recovering: dict[str, ModelStatus] = {}  # of those, what is known
+        self._model_cache = ModelCache(
+            self._models, config.models_in_memory, sink, self._bring_back
+        )
         self._tell: Tell = _nobody
         self.making: set[str] = set()
         self._deleting: dict[str, asyncio.Task[None]] = {}
@@ -101,7 +103,7 @@ class Registry:
         """
         trainer = self._models.get(model_id)
         if trainer is None:
-            if model_id in self._shelf.states:
+            if model_id in self._model_cache.states:
                 raise Recovering.of(model_id)
             raise self._absent.get(model_id) or UnknownModel.of(model_id)
         return trainer
@@ -116,32 +118,32 @@ class Registry:
             Recovering: it is being brought back at the start of the server.
             ServiceError: it could not be brought back.
         """
-        if model_id in self._shelf.states:
+        if model_id in self._model_cache.states:
             self.check_running()
-            await self._shelf.wake(model_id)
+            await self._model_cache.wake(model_id)
         trainer = self.get(model_id)
         trainer.used_at = time.monotonic()
         return trainer
 
-    def state(self, model_id: str) -> ModelState:
+    def state(self, model_id: str) -> ModelStatus:
         """The model of this name as it is now, in memory or not. Raises as `get`."""
-        state = self._shelf.states.get(model_id)
+        state = self._model_cache.states.get(model_id)
         return self.get(model_id).state if state is None else state
 
-    def page(self, after: str, size: int) -> tuple[list[tuple[str, ModelState | None]], str]:
+    def page(self, after: str, size: int) -> tuple[list[tuple[str, ModelStatus | None]], str]:
         """Models by name, and the name after which the next page begins; "" on the last.
 
         Those that are not in memory are there, too. None: the model is being brought back, and
         nothing else is known of it yet.
         """
-        known = {*self._models, *self._shelf.states, *self._coming_back()}
+        known = {*self._models, *self._model_cache.states, *self._coming_back()}
         names, following = page(known, after, size)
         return [(name, self._listed(name)) for name in names], following
 
     def _coming_back(self) -> list[str]:
         return [name for name, why in self._absent.items() if isinstance(why, Recovering)]
 
-    def _listed(self, model_id: str) -> ModelState | None:
+    def _listed(self, model_id: str) -> ModelStatus | None:
         if model_id in self._absent:
             return self._recovering.get(model_id)
         return self.state(model_id)
@@ -152,7 +154,7 @@ class Registry:
     @property
     def _places(self) -> tuple[Collection[str], ...]:
         """Where a model may be: each is in one of them."""
-        return self._models, self._shelf.states, self._absent, self.making
+        return self._models, self._model_cache.states, self._absent, self.making
 
     # ------------------------------------------------------------------ changing
 
@@ -186,13 +188,13 @@ class Registry:
             if seconds > COMPILED_SECONDS:
                 log.info("kernels for %s compiled in %.0f s", definition.spec.cell, seconds)
             if self._store is not None:
-                self._store.save(make_checkpoint(definition, learner, ticks=0))
+                self._store.save(make_checkpoint(definition, learner, lsn=0))
             return learner
 
         try:
             loop = asyncio.get_running_loop()
             learner = await loop.run_in_executor(self._executor, in_thread)
-            trainer = self._start(definition, learner, ticks=0, saved_ticks=0)
+            trainer = self._start(definition, learner, lsn=0, saved_lsn=0)
         finally:
             self.making.discard(definition.model_id)
         await self._tell(definition.model_id, True)
@@ -215,8 +217,8 @@ class Registry:
         definition: ModelDefinition,
         learner: Learner,
         *,
-        ticks: int,
-        saved_ticks: int,
+        lsn: int,
+        saved_lsn: int,
         damage: str | None = None,
         views: StreamViews | None = None,
     ) -> Trainer:
@@ -227,8 +229,8 @@ class Registry:
             store=self._store,
             sink=self._sink,
             config=self._config,
-            ticks=ticks,
-            saved_ticks=saved_ticks,
+            lsn=lsn,
+            saved_lsn=saved_lsn,
             storage=self._storage,
             damage=damage,
             views=views,
@@ -237,7 +239,7 @@ class Registry:
         trainer.divergence_listeners.add(functools.partial(self._say_divergence, trainer))
         self._models[definition.model_id] = trainer
         if self._store is not None:
-            self._shelf.make_room()
+            self._model_cache.make_room()
         return trainer
 
     def _say_divergence(self, trainer: Trainer) -> None:
@@ -260,11 +262,11 @@ class Registry:
             del self._absent[model_id]
             log.info("model %s deleted, which could not be brought back", model_id)
             return
-        if model_id in self._shelf.waking:
+        if model_id in self._model_cache.waking:
             await self.find(model_id)
         trainer = None
-        if model_id in self._shelf.states:
-            del self._shelf.states[model_id]
+        if model_id in self._model_cache.states:
+            del self._model_cache.states[model_id]
         else:
             trainer = self.get(model_id)
             del self._models[model_id]
@@ -307,10 +309,10 @@ class Registry:
         """A model's checkpoints, oldest first. Raises as `get`, and StorageFailed."""
         return await (await self.find(model_id)).checkpoints()
 
-    async def restore_checkpoint(self, model_id: str, ticks: int) -> Trainer:
+    async def restore_checkpoint(self, model_id: str, lsn: int) -> Trainer:
         """Take a model back to a checkpoint. Raises as `get`, NotFound, and StorageFailed."""
         trainer = await self.find(model_id)
-        await self._in_use(trainer, trainer.restore(ticks))
+        await self._in_use(trainer, trainer.restore(lsn))
         return trainer
 
     async def _in_use(self, trainer: Trainer, work: Coroutine[Any, Any, T]) -> T:
@@ -364,10 +366,10 @@ class Registry:
         del self._absent[model_id]
         seconds = time.perf_counter() - start
         state = found.state
-        if self._shelf.has_room or not found.is_settled:
+        if self._model_cache.has_room or not found.is_settled:
             self._go_on(found, seconds)
         else:
-            self._shelf.states[model_id] = state
+            self._model_cache.states[model_id] = state
         _say_recovered(found, state, seconds)
         await self._tell(model_id, not state.figures.diverged)
 
@@ -383,8 +385,8 @@ class Registry:
         trainer = self._start(
             found.definition,
             found.learner,
-            ticks=found.ticks,
-            saved_ticks=found.saved_ticks,
+            lsn=found.lsn,
+            saved_lsn=found.saved_lsn,
             damage=found.damage,
             views=found.views,
         )
@@ -402,13 +404,13 @@ class Registry:
                 found = await self._read_back(model_id)
         except DataDamaged as error:
             log.error("model %s not brought back: %s", model_id, error.message)
-            self._shelf.states.pop(model_id)
+            self._model_cache.states.pop(model_id)
             damaged = self._absent[model_id] = DataDamaged(f"model {model_id}: {error.message}")
             await self._tell(model_id, False)
             raise damaged from error
         finally:
             self._recovering.pop(model_id, None)
-        self._shelf.states.pop(model_id)
+        self._model_cache.states.pop(model_id)
         self._go_on(found, time.perf_counter() - start)
 
     def check_running(self) -> None:
@@ -435,7 +437,7 @@ class Registry:
         until = loop.time() + grace
         with contextlib.suppress(TimeoutError):  # what hangs on a disk hangs on it below, too
             async with asyncio.timeout(grace if math.isfinite(grace) else None):
-                await self._shelf.stop()
+                await self._model_cache.stop()
                 if self._tasks:
                     await asyncio.wait(self._tasks)
         left = max(0.0, until - loop.time())
@@ -455,7 +457,7 @@ class Registry:
         return failures
 
 
-def _say_recovered(found: Recovered, state: ModelState, seconds: float) -> None:
+def _say_recovered(found: Recovered, state: ModelStatus, seconds: float) -> None:
     replayed = ""
     if found.replayed_steps:
         replayed = f"; {_count(found.replayed_steps, 'step')} replayed from its journal"

@@ -76,7 +76,7 @@ def verify(folder: Path, on_progress: Progress = lambda done, all_of: None) -> V
 
 def _replay(found: inspection.Survey, result: Verified, on_progress: Progress) -> None:
     folder, model_id = found.folder, found.model_id
-    reach = [ticks for ticks in found.whole if ticks >= found.base]
+    reach = [lsn for lsn in found.whole if lsn >= found.base]
     if not reach:
         newest = found.whole[-1] if found.whole else "none"
         raise DataDamaged(
@@ -84,35 +84,35 @@ def _replay(found: inspection.Survey, result: Verified, on_progress: Progress) -
             f"is {newest}, and the journal begins with {found.base + 1}"
         )
     basis = checkpoints.load(folder, model_id, reach[0])
-    result.replayed_from = basis.ticks
+    result.replayed_from = basis.lsn
     learner = learner_from(basis)
     changed = differences(basis.fingerprint)
-    begin = basis.ticks
+    begin = basis.lsn
     for record in reading.read(folder, found.base):
-        if record.tick % PROGRESS_RECORDS == 0:
-            on_progress(record.tick - found.base, found.last - found.base)
-        if record.tick <= begin:
+        if record.lsn % PROGRESS_RECORDS == 0:
+            on_progress(record.lsn - found.base, found.last - found.base)
+        if record.lsn <= begin:
             continue
-        later = [ticks for ticks in reach if ticks >= record.tick]
+        later = [lsn for lsn in reach if lsn >= record.lsn]
         if later and _goes_back_to_one_gone(folder, record):
             # Let go of, for replay from the oldest that is needed does not meet this record.
             begin = later[0]
             learner = learner_from(checkpoints.load(folder, model_id, begin))
             result.notes.append(
-                f"tick {record.tick} goes back to a checkpoint that is no longer kept: replayed "
+                f"tick {record.lsn} goes back to a checkpoint that is no longer kept: replayed "
                 f"again from {begin}"
             )
             continue
         try:
             learner = apply_record(
-                learner, record, lambda ticks: checkpoints.load(folder, model_id, ticks)
+                learner, record, lambda lsn: checkpoints.load(folder, model_id, lsn)
             ).learner
         except BpttError as error:
             what = from_core(error).message
-            raise DataDamaged(f"{folder}: tick {record.tick} cannot be replayed: {what}") from error
-        if record.tick in reach:
-            other = checkpoints.load(folder, model_id, record.tick)
-            _compare(result, record.tick, learner.state(), other.arrays, other.metadata, changed)
+            raise DataDamaged(f"{folder}: tick {record.lsn} cannot be replayed: {what}") from error
+        if record.lsn in reach:
+            other = checkpoints.load(folder, model_id, record.lsn)
+            _compare(result, record.lsn, learner.state(), other.arrays, other.metadata, changed)
     if found.last < reach[-1]:
         result.notes.append(
             f"the journal ends with {found.last}: the checkpoint after {reach[-1]} ticks cannot be "
@@ -125,7 +125,7 @@ def _goes_back_to_one_gone(folder: Path, record: Record) -> bool:
     body = record.body
     if not isinstance(body, Command) or body.name not in GO_BACK:
         return False
-    return not checkpoints.path_of(folder, body.arguments["ticks"]).exists()
+    return not checkpoints.path_of(folder, body.arguments["lsn"]).exists()
 
 
 PROGRESS_RECORDS = 256  # between two calls: a bar is drawn ten times a second at most
@@ -133,7 +133,7 @@ PROGRESS_RECORDS = 256  # between two calls: a bar is drawn ten times a second a
 
 def _compare(
     result: Verified,
-    ticks: int,
+    lsn: int,
     state: State,
     arrays: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, Any],
@@ -141,11 +141,11 @@ def _compare(
 ) -> None:
     differing = different(state, (arrays, metadata["learner"]))
     if not differing:
-        result.compared.append(ticks)
+        result.compared.append(lsn)
         return
     because = "; ".join(changed)
     result.problems.append(
-        f"replay does not give the checkpoint after {ticks} ticks: {', '.join(differing)} differ"
+        f"replay does not give the checkpoint after {lsn} ticks: {', '.join(differing)} differ"
         + (f", on another machine or with other libraries: {because}" if because else "")
     )
 
@@ -285,9 +285,9 @@ def model_spec(folder: Path) -> ModelSpec:
         DataDamaged: none is whole.
     """
     reasons = []
-    for ticks in reversed(checkpoints.ticks_in(folder)):
+    for lsn in reversed(checkpoints.lsns_in(folder)):
         try:
-            return learner_from(checkpoints.load(folder, folder.name, ticks)).spec
+            return learner_from(checkpoints.load(folder, folder.name, lsn)).spec
         except DataDamaged as error:
             reasons.append(error.message)
     raise DataDamaged("; ".join(reasons) or f"{folder} has no checkpoint")
@@ -308,7 +308,7 @@ def compare(
     steps, left_out = 0, 0
     streams: set[str] = set()
     for record in reading.read(folder, base):
-        last = record.tick  # more may have come since
+        last = record.lsn  # more may have come since
         if isinstance(record.body, Command):
             left_out += record.body.name in GO_BACK
         else:
@@ -319,10 +319,10 @@ def compare(
                 trial.apply(record.body)
             except BpttError as error:
                 what = from_core(error)
-                words = f"{trial.name} cannot learn tick {record.tick}: {what.message}"
+                words = f"{trial.name} cannot learn tick {record.lsn}: {what.message}"
                 raise InvalidRequest(words, what.violations) from error
-        if record.tick % PROGRESS_RECORDS == 0:
-            on_progress(record.tick - base, last - base)
+        if record.lsn % PROGRESS_RECORDS == 0:
+            on_progress(record.lsn - base, last - base)
     on_progress(last - base, last - base)
     return Compared(
         folder.name, base + 1, last, steps, len(streams), base == 0, left_out, tuple(trials)

@@ -1,6 +1,6 @@
-"""What a trainer's thread does: apply rounds to the learner, and copy what others may see.
+"""What a trainer's thread does: apply batches to the learner, and copy what others may see.
 
-Everything here is a function of the learner and the rounds; the event loop publishes the outcome.
+Everything here is a function of the learner and the batches; the event loop publishes the outcome.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bptt.domain import RunReport, TickReport
 from bptt.durability import Command, Tick
-from bptt.engine.batcher import QueuedChunk, Round, StreamCommand
+from bptt.engine.fair_queue import QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.joining import groups, join, split
 from bptt.engine.journaling import Move
 from bptt.engine.records import apply_body
@@ -35,7 +35,7 @@ class Outcome:
     ticks: list[TickReport] = field(default_factory=list)
     snapshot: Snapshot | None = None
     report: RunReport | None = None
-    rest: list[Round] = field(default_factory=list)
+    rest: list[TickBatch] = field(default_factory=list)
     """Rounds that were not applied, because the model must go back to a checkpoint first."""
     diverged: bool = False
     """The model must go back to a checkpoint now, as its spec says."""
@@ -45,19 +45,19 @@ class Outcome:
     failure: Exception | None = None
 
 
-def run(learner: Learner, rounds: Sequence[Round], *, looks: bool = True) -> Outcome:
-    """Apply the rounds in order. Raises nothing: what went wrong is part of the outcome.
+def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:
+    """Apply the batches in order. Raises nothing: what went wrong is part of the outcome.
 
     Args:
         learner: changed.
-        rounds: what to do.
+        batches: what to do.
         looks: whether to bring along what others see: views, figures and snapshot.
     """
     outcome = Outcome()
     start, own_start = time.perf_counter(), time.thread_time()
     try:
         place = 0
-        for group in groups(learner.spec, rounds):
+        for group in groups(learner.spec, batches):
             each, place = group[-1], place + len(group)
             if len(group) > 1:
                 _apply_joined(learner, [one.chunks[0] for one in group], outcome)
@@ -70,7 +70,7 @@ def run(learner: Learner, rounds: Sequence[Round], *, looks: bool = True) -> Out
             for command in each.commands:
                 _execute(learner, command, outcome)
             if _must_roll_back(learner, outcome):
-                outcome.diverged, outcome.rest = True, list(rounds[place:])
+                outcome.diverged, outcome.rest = True, list(batches[place:])
                 break
         if looks or outcome.commands:  # commands tell of no move that could be followed
             outcome.views = {each: _view(learner, each) for each in outcome.touched}

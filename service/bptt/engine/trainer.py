@@ -1,12 +1,12 @@
 """The single writer of a model: one asyncio task that forms ticks, has them applied, and publishes.
 
-    accept → Intake → run (in a thread: apply, snapshot) → publish (on the loop) → answers
+    accept → AdmissionQueue → run (in a thread: apply, snapshot) → publish (on the loop) → answers
                                                              └→ JournalWriter → durable steps
 
 Rules:
 - The learner is touched by one run at a time, and between two of them by the event loop alone.
 - Whatever others read (`snapshot`, `views`, `figures`) is replaced on the event loop, all at once:
-  a prediction sees a whole run or nothing of it. See `Shown`.
+  a prediction sees a whole run or nothing of it. See `PublishedState`.
 - A run takes several ticks when several wait, so that one wake-up serves many small messages, and
   waits a little for more where no client waits for it. How ticks fall into runs changes nothing
   that is learned, nor does it that chunks of one stream are joined to one tick.
@@ -32,28 +32,28 @@ from typing import Any, TypeVar
 from bptt.config import ServerConfig
 from bptt.domain import (
     Answer,
-    Condition,
-    condition_of,
     FloatArray,
     Gauges,
     IncomingChunk,
     ModelDefinition,
     ModelState,
+    ModelStatus,
     Refused,
     ReportSink,
     RunReport,
+    state_of,
 )
 from bptt.durability import Checkpoint, CheckpointInfo, Command, Store
-from bptt.engine.batcher import QueuedChunk, Round, StreamCommand
-from bptt.engine.divergence import WayBack
+from bptt.engine.admission import AdmissionQueue
+from bptt.engine.checkpointer import Checkpointer
+from bptt.engine.fair_queue import QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.flow import FlowWatch
-from bptt.engine.intake import Intake
 from bptt.engine.journaling import DurableSteps, JournalWriter
-from bptt.engine.outbox import Ticket
+from bptt.engine.published import PublishedState
 from bptt.engine.records import apply_body, LoadCheckpoint, make_checkpoint
+from bptt.engine.responses import PendingResponse
+from bptt.engine.rollback import RollbackPolicy
 from bptt.engine.run import Outcome, run
-from bptt.engine.saving import Saver
-from bptt.engine.shown import Shown
 from bptt.engine.views import StreamViews
 from bptt.errors import (
     from_core,
@@ -126,14 +126,14 @@ class Trainer:
         store: Store | None,
         sink: ReportSink,
         config: ServerConfig,
-        ticks: int = 0,
-        saved_ticks: int | None = None,
+        lsn: int = 0,
+        saved_lsn: int | None = None,
         storage: Executor | None = None,
         damage: str | None = None,
         views: StreamViews | None = None,
     ) -> None:
         self.definition = definition
-        self._shown = Shown(learner, self._figures_turn, views)
+        self._published = PublishedState(learner, self._figures_turn, views)
         self.settings = learner.settings
         self.parameters = learner.parameter_count
         self.used_at = time.monotonic()
@@ -162,7 +162,9 @@ class Trainer:
         self._failed = False
         self._ending = False
         self._task: asyncio.Task[None] | None = None
-        self._intake = Intake(definition.spec, config.limits, self._shown, self._came_again)
+        self._admission = AdmissionQueue(
+            definition.spec, config.limits, self._published, self._came_again
+        )
         self.sink = sink.open_model(definition.model_id, learner.figures, self._gauges)
         self._durable = DurableSteps()
         model_id, storage = definition.model_id, storage or executor
@@ -170,25 +172,25 @@ class Trainer:
             model_id,
             store,
             storage,
-            last=ticks,
+            last=lsn,
             on_commit=self._committed,
             on_change=self._wake.set,
         )
         self._storage = storage
-        self._way_back = WayBack(store, model_id)
-        self._saver = Saver(
+        self._rollback_policy = RollbackPolicy(store, model_id)
+        self._checkpointer = Checkpointer(
             model_id,
             None if self._read_only else store,
             self._journal,
             storage,
             config,
             self.sink,
-            ticks=ticks,
+            lsn=lsn,
             wake=self._wake.set,
         )
         self._rolls_back = False  # to do before anything else
-        if saved_ticks is not None and saved_ticks < ticks and not self._read_only:
-            self._saver.replayed()
+        if saved_lsn is not None and saved_lsn < lsn and not self._read_only:
+            self._checkpointer.replayed()
             # Its server may have been killed between the tick that diverged and the roll-back.
             self._rolls_back = (
                 learner.figures.diverged and learner.spec.on_divergence == "roll_back"
@@ -222,11 +224,11 @@ class Trainer:
             await self._task
         if not save:
             self._journal.give_up(refusal)
-        await self._saver.stop()
+        await self._checkpointer.stop()
         if save:
             await self._journal.up_to(self._journal.last)
-            if self._saver.unsaved and not self._failed:
-                await self._saver.save(await self._copy())
+            if self._checkpointer.unsaved and not self._failed:
+                await self._checkpointer.save(await self._copy())
 
     def keep_during(self, task: asyncio.Task[Any]) -> None:
         """The model is in use until the task is done."""
@@ -236,7 +238,7 @@ class Trainer:
     @property
     def stays(self) -> bool:
         """Whether the model must stay in memory: somebody would notice, or nothing else has it."""
-        waits = self._intake.in_use or self._controls or self._steering
+        waits = self._admission.in_use or self._controls or self._steering
         writes = self._journal.committed != self._journal.last
         in_use = self.listeners or waits or writes or self._busy or self._rolls_back
         return bool(in_use or self._failed)
@@ -247,19 +249,19 @@ class Trainer:
         Raises:
             ServiceError: it could not be saved.
         """
-        await self._saver.settled()
-        if self._saver.unsaved:
-            await self._saver.save(await self._between_runs(self._copy))
+        await self._checkpointer.settled()
+        if self._checkpointer.unsaved:
+            await self._checkpointer.save(await self._between_runs(self._copy))
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is lost if the model leaves memory now."""
-        return self._saver.is_settled and not self.stays
+        return self._checkpointer.is_settled and not self.stays
 
     def forget(self) -> None:
         """Give the memory of a model that has stopped back now; its trainer stands in cycles."""
         del self._learner
-        self._shown.forget()
+        self._published.forget()
 
     def _run_out_of_time(self) -> None:
         why = self._give_up_with or self._refusal
@@ -271,26 +273,26 @@ class Trainer:
     @property
     def snapshot(self) -> Snapshot:
         """What predictions read. Immutable."""
-        return self._shown.snapshot
+        return self._published.snapshot
 
     @property
     def views(self) -> StreamViews:
         """Live state of each stream, as of the snapshot. Immutable values."""
-        return self._shown.views
+        return self._published.views
 
     @property
     def figures(self) -> Figures:
         """How the model does, as of the snapshot."""
-        return self._shown.figures
+        return self._published.figures
 
     def error_band(self) -> tuple[FloatArray, FloatArray]:
         """As `Snapshot.error_band`, of the newest snapshot; costs none."""
-        return self._shown.error_band()
+        return self._published.error_band()
 
     @property
-    def state(self) -> ModelState:
+    def state(self) -> ModelStatus:
         """The model as of its snapshot."""
-        return ModelState(
+        return ModelStatus(
             self.definition,
             self.parameters,
             len(self.views),
@@ -300,13 +302,13 @@ class Trainer:
         )
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> ModelState:
         """What the model does with chunks."""
-        figures = self._shown.last_figures
-        return "read_only" if self._read_only else condition_of(self.settings, figures)
+        figures = self._published.last_figures
+        return "read_only" if self._read_only else state_of(self.settings, figures)
 
     @property
-    def ticks(self) -> int:
+    def lsn(self) -> int:
         """Records in the life of the model."""
         return self._journal.last
 
@@ -314,35 +316,37 @@ class Trainer:
         self.sink.duplicate(steps)
 
     def _gauges(self) -> Gauges:
-        self._shown.catch_up_from_any_thread()
-        return Gauges(len(self._shown), self._intake.queue.chunks, self._intake.steps)
+        self._published.catch_up_from_any_thread()
+        return Gauges(len(self._published), self._admission.queue.chunks, self._admission.steps)
 
     # ------------------------------------------------------------------ coming in
 
     def expected_step(self, stream_id: str) -> int:
         """The step after all that was accepted of a stream; 0 for one that is not known."""
-        return self._intake.expected_step(stream_id)
+        return self._admission.expected_step(stream_id)
 
     @property
     def full(self) -> bool:
         """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
-        return self._intake.full
+        return self._admission.full
 
     async def room(self) -> None:
         """Wait until the queue has room for a chunk. Who came first goes first."""
-        await self._intake.room()
+        await self._admission.room()
 
     @property
     def stalled(self) -> ServiceError | None:
         """Why nothing can be committed for now; None: it can."""
         return self._journal.failure
 
-    def accept(self, incoming: IncomingChunk, ticket: Ticket, sender: object = None) -> None:
-        """Give a chunk its place in its stream; the answer fills the ticket.
+    def accept(
+        self, incoming: IncomingChunk, pending: PendingResponse, sender: object = None
+    ) -> None:
+        """Give a chunk its place in its stream; the answer fills `pending`.
 
         Args:
             incoming: well-formed.
-            ticket: of the call's outbox.
+            pending: of the call's outbox.
             sender: the open call; from its first chunk of a stream until `leave` no other one may
                 send that stream. None: nobody in particular.
 
@@ -353,17 +357,17 @@ class Trainer:
             raise self._refusal
         if self._journal.failure is not None:
             raise self._journal.failure
-        queued = self._intake.place(incoming, ticket, sender)
+        queued = self._admission.place(incoming, pending, sender)
         if self._is_for_now(queued):
             self._learn_now()
         else:
-            self._awaited += ticket.alone
+            self._awaited += pending.alone
             self._wake.set()
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
         """A call has ended: others may send its streams."""
         self.used_at = time.monotonic()
-        self._intake.leave(sender, stream_ids)
+        self._admission.leave(sender, stream_ids)
 
     async def command(self, command: StreamCommand) -> int:
         """Reset or delete a stream after what was accepted of it. Its next step then.
@@ -378,7 +382,7 @@ class Trainer:
             raise self._refusal
         if self._journal.failure is not None:
             raise self._journal.failure
-        self._intake.put(command)
+        self._admission.put(command)
         self._awaited += 1
         self._wake.set()
         next_step = await command.done
@@ -396,13 +400,13 @@ class Trainer:
             self._idle
             and not self._wake.is_set()  # else something waits already that comes before it
             and queued.steps * self._step_seconds <= INLINE_SECONDS
-            and queued.ticket.alone
-            and self._intake.queue.chunks == 1
-            and self._shown.knows(queued.stream_id)
-            and self._intake.sends_one  # of several streams, those that come together are a batch
+            and queued.pending.alone
+            and self._admission.queue.chunks == 1
+            and self._published.knows(queued.stream_id)
+            and self._admission.sends_one  # else they form a batch
             and not queued.repeats
             and not queued.chunk.end_of_sequence  # which may learn more than the chunk
-            and not (self._controls or self._steering or self._saver.due or self._ending)
+            and not (self._controls or self._steering or self._checkpointer.due or self._ending)
             and not self._journal.blocked
             and self.definition.spec.on_divergence == "stop"
         )
@@ -411,20 +415,20 @@ class Trainer:
         """Whether nobody minds if the next run begins a little later, and holds more."""
         return (
             not self._awaited
-            and self._intake.steps < GATHER_STEPS
+            and self._admission.steps < GATHER_STEPS
             and not (self._controls or self._steering or self._ending)
             and self._give_up_with is None
         )
 
     def _learn_now(self) -> None:
         """A run without a turn of the event loop: three of them took as long as the run."""
-        rounds = self._intake.take(1, 1)
+        batches = self._admission.take(1, 1)
         try:
-            outcome = run(self._learner, rounds, looks=not self._shown.may_wait)
-            self._measured(outcome, rounds[0].chunks[0].steps)
-            self._publish(rounds, outcome)
+            outcome = run(self._learner, batches, looks=not self._published.may_wait)
+            self._measured(outcome, batches[0].chunks[0].steps)
+            self._publish(batches, outcome)
         except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
-            self._fail(rounds, error)
+            self._fail(batches, error)
             return
         if self._flow.is_due(outcome):
             self._to_look_at = outcome
@@ -438,12 +442,12 @@ class Trainer:
                     await self._roll_back()
                 except Exception as error:  # noqa: BLE001 - the learner is in no known state
                     self._fail([], error)
-            if self._saver.due and not self._failed:
-                self._saver.begin(await self._copy())
+            if self._checkpointer.due and not self._failed:
+                self._checkpointer.begin(await self._copy())
             if self._to_look_at is not None:
                 outcome, self._to_look_at = self._to_look_at, None
                 self.sink.flow(await self._in_thread(self._flow.look, self._learner, outcome))
-            if self._controls and not self._intake.queue:
+            if self._controls and not self._admission.queue:
                 await self._control(self._controls)
                 continue
             stuck = self._journal.blocked and self._give_up_with is None
@@ -453,45 +457,45 @@ class Trainer:
             if self._steering and not stuck:
                 await self._control(self._steering)
                 continue
-            if stuck or not self._intake.queue:
-                if self._ending and not self._intake.queue and not self._controls:
+            if stuck or not self._admission.queue:
+                if self._ending and not self._admission.queue and not self._controls:
                     self._turn_away()
                     return
                 self._wake.clear()
                 self._idle = True
                 await self._wake.wait()
-                self._shown.catch_up()  # before another thread has the learner
+                self._published.catch_up()  # before another thread has the learner
                 self._idle = False
                 continue
             if self._may_gather():
                 await asyncio.sleep(GATHER_SECONDS)
             self._awaited = 0
-            rounds = self._intake.take(self._limits.run_chunks, self._limits.run_steps)
+            batches = self._admission.take(self._limits.run_chunks, self._limits.run_steps)
             if self._give_up_with is not None:
-                self._give_up(rounds, self._give_up_with)
+                self._give_up(batches, self._give_up_with)
                 continue
             try:
-                outcome = await self._outcome(rounds)
-                self._publish(rounds, outcome)
+                outcome = await self._outcome(batches)
+                self._publish(batches, outcome)
             except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
-                self._fail(rounds, error)
+                self._fail(batches, error)
                 continue
             if outcome.diverged:
-                self._intake.put_back(outcome.rest)
+                self._admission.put_back(outcome.rest)
                 self._rolls_back = True
                 continue
             if self._flow.is_due(outcome):
                 self._to_look_at = outcome
 
-    async def _outcome(self, rounds: list[Round]) -> Outcome:
+    async def _outcome(self, batches: list[TickBatch]) -> Outcome:
         """What `run` gives: from a thread, or at once where a thread costs more than it saves."""
-        alone = _single(rounds)
+        alone = _single(batches)
         if alone is None:
-            return await self._in_thread(run, self._learner, rounds)
+            return await self._in_thread(run, self._learner, batches)
         if alone.steps * self._step_seconds <= INLINE_SECONDS:
-            outcome = run(self._learner, rounds)
+            outcome = run(self._learner, batches)
         else:
-            outcome = await self._in_thread(run, self._learner, rounds)
+            outcome = await self._in_thread(run, self._learner, batches)
         self._measured(outcome, alone.steps)
         return outcome
 
@@ -506,25 +510,25 @@ class Trainer:
 
     # ------------------------------------------------------------------ going out
 
-    def _publish(self, rounds: list[Round], outcome: Outcome) -> None:
+    def _publish(self, batches: list[TickBatch], outcome: Outcome) -> None:
         """On the loop, in one go: the snapshot, then the answers that tell of it."""
         if outcome.failure is not None:
-            self._fail(rounds, outcome.failure)
+            self._fail(batches, outcome.failure)
             return
         if outcome.report is not None:
-            self._shown.takes(outcome)
+            self._published.takes(outcome)
         else:
-            self._shown.is_behind(outcome)
+            self._published.is_behind(outcome)
         for body, moves in outcome.records:
-            tick = self._journal.put(body)
+            lsn = self._journal.put(body)
             if self._store is not None:
-                self._durable.applied(tick, moves)
+                self._durable.applied(lsn, moves)
         self._answer(outcome)
-        self.sink.run(outcome.report or RunReport(outcome.ticks, self._shown.last_figures))
+        self.sink.run(outcome.report or RunReport(outcome.ticks, self._published.last_figures))
         if outcome.records and not self._ending:
-            self._saver.changed(self._journal.last)
+            self._checkpointer.changed(self._journal.last)
         elif outcome.records:
-            self._saver.unsaved = True
+            self._checkpointer.unsaved = True
 
     def _figures_turn(self, before: Figures, figures: Figures) -> None:
         if self._idle:  # of runs that did not tell
@@ -543,10 +547,10 @@ class Trainer:
 
     def _answer(self, outcome: Outcome) -> None:
         for queued, result in outcome.answers:
-            self._intake.done(queued.stream_id, queued.steps)
-            queued.ticket.fill(self._answer_to(queued, result))
+            self._admission.done(queued.stream_id, queued.steps)
+            queued.pending.fill(self._answer_to(queued, result))
         for command, done in outcome.commands:
-            self._intake.done(command.stream_id, 0)
+            self._admission.done(command.stream_id, 0)
             if command.done.done():  # who asked has hung up
                 continue
             if isinstance(done, ServiceError):
@@ -559,11 +563,11 @@ class Trainer:
             self.sink.refused(result.reason)
             expected = self.expected_step(queued.stream_id)
             return Refused(
-                queued.stream_id, queued.chunk.first_step, result, expected, queued.ticket.index
+                queued.stream_id, queued.chunk.first_step, result, expected, queued.pending.index
             )
         return result
 
-    def _fail(self, rounds: list[Round], failure: Exception | None) -> None:
+    def _fail(self, batches: list[TickBatch], failure: Exception | None) -> None:
         """Something broke: stop learning, go on predicting from the last whole snapshot."""
         model_id = self.definition.model_id
         log.error("model %s stopped learning", model_id, exc_info=failure)
@@ -574,12 +578,12 @@ class Trainer:
         self._failed = True
         self._give_up_with = error
         self._refusal = self._refusal or error
-        self._give_up(rounds, error)
+        self._give_up(batches, error)
 
-    def _give_up(self, rounds: list[Round], error: ServiceError) -> None:
+    def _give_up(self, batches: list[TickBatch], error: ServiceError) -> None:
         given_up = Outcome()
-        for each in rounds:
-            waiting = [q for q in each.chunks + each.duplicates if q.ticket.answer is None]
+        for each in batches:
+            waiting = [q for q in each.chunks + each.duplicates if q.pending.answer is None]
             given_up.answers += [(queued, error) for queued in waiting]
             given_up.commands += [(command, error) for command in each.commands]
         self._answer(given_up)
@@ -592,7 +596,7 @@ class Trainer:
         Without a store, or without a journal, that is all that is applied: nothing will ever be
         more durable.
         """
-        return self._durable.step(stream_id, self._shown.next_step(stream_id))
+        return self._durable.step(stream_id, self._published.next_step(stream_id))
 
     async def durable(self) -> None:
         """Wait until all that is applied now is durable.
@@ -602,9 +606,9 @@ class Trainer:
         """
         await self._journal.up_to(self._journal.last)
 
-    def _committed(self, tick: int, seconds: float) -> None:
+    def _committed(self, lsn: int, seconds: float) -> None:
         self.sink.committed(seconds)
-        if self._durable.committed(tick):
+        if self._durable.committed(lsn):
             for listener in list(self.durable_listeners):
                 listener()
 
@@ -647,9 +651,9 @@ class Trainer:
         except BpttError as error:
             raise from_core(error) from error
         self.settings = self._learner.settings
-        self._shown.takes_figures(self._learner.figures)
+        self._published.takes_figures(self._learner.figures)
         self._journal.put(command)
-        self._saver.changed(self._journal.last)
+        self._checkpointer.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))
         log.info("model %s: %s", self.definition.model_id, self.settings)
 
@@ -686,8 +690,8 @@ class Trainer:
         if self._store is None:
             raise _no_store()
         checkpoint = await self._between_runs(self._copy)
-        await self._saver.save(checkpoint)
-        return next(each for each in await self.checkpoints() if each.ticks == checkpoint.ticks)
+        await self._checkpointer.save(checkpoint)
+        return next(each for each in await self.checkpoints() if each.lsn == checkpoint.lsn)
 
     async def checkpoints(self) -> list[CheckpointInfo]:
         """Those that are kept, oldest first; none without a store."""
@@ -697,7 +701,7 @@ class Trainer:
         model_id = self.definition.model_id
         return await loop.run_in_executor(self._storage, self._store.checkpoints, model_id)
 
-    async def restore(self, ticks: int) -> None:
+    async def restore(self, lsn: int) -> None:
         """Go back to the checkpoint after so many ticks, streams and all.
 
         What was accepted before is learned first, and then undone; chunks that come meanwhile are
@@ -712,13 +716,13 @@ class Trainer:
             raise _no_store()
         if self._refusal is not None:
             raise self._refusal
-        if ticks not in {each.ticks for each in await self.checkpoints()}:
+        if lsn not in {each.lsn for each in await self.checkpoints()}:
             model_id = self.definition.model_id
-            raise NotFound(f"ticks is {ticks}; model {model_id} has no checkpoint after as many")
+            raise NotFound(f"ticks is {lsn}; model {model_id} has no checkpoint after as many")
         refusal = self._refusal = Recovering.of(self.definition.model_id)
         try:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._controls.append((functools.partial(self._restore, ticks), done))
+            self._controls.append((functools.partial(self._restore, lsn), done))
             self._wake.set()
             await asyncio.shield(done)
         finally:
@@ -726,20 +730,20 @@ class Trainer:
                 self._refusal = None
         await self.durable()
 
-    async def _restore(self, ticks: int) -> None:
+    async def _restore(self, lsn: int) -> None:
         store, model_id = self._store, self.definition.model_id
         assert store is not None
-        command = Command("restore", {"ticks": ticks})
-        async with self._saver.naming():
+        command = Command("restore", {"lsn": lsn})
+        async with self._checkpointer.naming():
             await self._go_back(command, functools.partial(store.load, model_id))
         log.info("model %s restored to %d steps", model_id, self.figures.steps)
 
     async def _roll_back(self) -> None:
         """Go back to the last good checkpoint; without one the model stays diverged."""
         model_id, skipped = self.definition.model_id, self.figures.consecutive_skipped
-        async with self._saver.naming():
+        async with self._checkpointer.naming():
             try:
-                found = await self._in_thread(self._way_back.find, self._learner)
+                found = await self._in_thread(self._rollback_policy.find, self._learner)
             except StorageFailed as error:
                 log.error("model %s cannot be rolled back: %s", model_id, error.message)
                 return
@@ -772,9 +776,9 @@ class Trainer:
 
         self._learner, snapshot, views = await self._in_thread(in_thread)
         self.settings = self._learner.settings
-        self._shown.begins_anew(self._learner, snapshot, views)
+        self._published.begins_anew(self._learner, snapshot, views)
         self._journal.put(command)
-        self._saver.changed(self._journal.last)
+        self._checkpointer.changed(self._journal.last)
         self.sink.run(RunReport([], self.figures))
 
 
@@ -782,11 +786,11 @@ def _no_store() -> StorageFailed:
     return StorageFailed("there is no data folder: start the server with one to keep checkpoints")
 
 
-def _single(rounds: list[Round]) -> QueuedChunk | None:
+def _single(batches: list[TickBatch]) -> QueuedChunk | None:
     """The one chunk of a run of one, unless its sequence ends, which may learn more than it."""
-    if len(rounds) != 1 or len(rounds[0].chunks) != 1:
+    if len(batches) != 1 or len(batches[0].chunks) != 1:
         return None
-    only = rounds[0]
+    only = batches[0]
     if only.commands or only.duplicates or only.chunks[0].chunk.end_of_sequence:
         return None
     return only.chunks[0]

@@ -18,11 +18,11 @@ from google.protobuf.message import Message
 from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import (
     check_stream_id,
-    Condition,
     FloatArray,
     IncomingChunk,
     IntArray,
     ModelDefinition,
+    ModelState,
     Refused,
 )
 from bptt.errors import from_core, InvalidRequest
@@ -257,7 +257,7 @@ class AnswerWriter:
         self._band = Band()
 
     def learned(
-        self, result: ChunkResult, durable_step: int, condition: Condition, band: ErrorBand
+        self, result: ChunkResult, durable_step: int, condition: ModelState, band: ErrorBand
     ) -> pb.LearnResponse:
         """The answer to a chunk that was learned; the error band is the newest there is."""
         response = pb.LearnResponse(

@@ -7,7 +7,7 @@ import math
 from typing import Any, cast, get_args
 
 from bptt.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from bptt.domain import Condition, ModelDefinition, ModelState
+from bptt.domain import ModelDefinition, ModelState, ModelStatus
 from bptt.durability import CheckpointInfo
 from bptt.errors import from_core, InvalidRequest
 from bptt.v1 import bptt_pb2 as pb
@@ -94,7 +94,7 @@ def spec_to_proto(definition: ModelDefinition) -> pb.ModelSpec:
     return message
 
 
-def model_to_proto(state: ModelState) -> pb.Model:
+def model_to_proto(state: ModelStatus) -> pb.Model:
     """A model as it is now."""
     figures = state.figures
     return pb.Model(
@@ -132,11 +132,11 @@ def unknown_to_proto(model_id: str) -> pb.Model:
 
 
 _CONDITIONS = {
-    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(Condition)
+    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(ModelState)
 }
 
 
-def condition_to_proto(condition: Condition) -> Any:
+def condition_to_proto(condition: ModelState) -> Any:
     """What a model does with chunks."""
     return _CONDITIONS[condition]
 
@@ -157,7 +157,7 @@ def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:
 def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:
     """A checkpoint, as it stands in the store."""
     return pb.Checkpoint(
-        ticks=info.ticks,
+        lsn=info.lsn,
         steps=info.steps,
         updates=info.updates,
         skill_ratio=info.skill_ratio,

@@ -22,7 +22,7 @@ import grpc.aio
 
 from bptt.config import Limits, STREAM_ID_BYTES_MAX
 from bptt.domain import Answer, Refused
-from bptt.engine.outbox import NEWS, Outbox, Ticket
+from bptt.engine.responses import DURABLE_ADVANCED, PendingResponse, ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, QueueFull, ServerStopping, ServiceError
 from bptt.rpc import convert, convert_models
@@ -53,7 +53,7 @@ class LearnCall:
             top_tokens=convert.top_tokens_of(opening, spec),
         )
         self._step_bytes = spec.outputs * _VALUE_BYTES + _REPORT_BYTES / spec.k1
-        self._outbox = Outbox(limits.call_answers, limits.call_bytes)
+        self._responses = ResponseQueue(limits.call_answers, limits.call_bytes)
         self._reader: asyncio.Task[None] | None = None
         self._server_stopping = False
         self._brings_labels = spec.label_delay > 0
@@ -73,10 +73,10 @@ class LearnCall:
         try:
             opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.state))
             await self._context.write(pb.LearnResponse(opened=opened))
-            if not self._outbox.ended:
+            if not self._responses.ended:
                 self._reader = asyncio.create_task(self._read(), name="learn call")
-            while (answer := await self._outbox.next()) is not None:
-                if answer is NEWS:
+            while (answer := await self._responses.next()) is not None:
+                if answer is DURABLE_ADVANCED:
                     await self._acknowledge()
                 else:
                     if self._brings_labels and _moved_nothing(answer):
@@ -116,7 +116,7 @@ class LearnCall:
     def _time_to_tell(self) -> None:
         self._timer = None
         if self._behind:
-            self._outbox.notify()
+            self._responses.notify()
 
     async def _acknowledge(self) -> None:
         """Say what has become durable of what was answered, where that has not been said."""
@@ -136,10 +136,10 @@ class LearnCall:
         """Read no more, answer what was accepted, and tell the client."""
         if self._reader is not None:
             self._reader.cancel()
-        if self._outbox.ended:  # all was sent already: nothing is left for later
+        if self._responses.ended:  # all was sent already: nothing is left for later
             return
         self._server_stopping = isinstance(why, ServerStopping)
-        self._outbox.end(None if self._server_stopping else why)
+        self._responses.end(None if self._server_stopping else why)
 
     # ------------------------------------------------------------------ reading
 
@@ -147,9 +147,9 @@ class LearnCall:
         try:
             await self._read_chunks()
         except ServiceError as error:
-            self._outbox.end(error)
+            self._responses.end(error)
         except Exception as error:  # noqa: BLE001 - told to the handler, which knows what to do
-            self._outbox.end(error)
+            self._responses.end(error)
 
     async def _read_chunks(self) -> None:
         while True:
@@ -158,7 +158,7 @@ class LearnCall:
                 raise InvalidRequest.of("message", "none", "close, the last message of the call")
             kind = message.WhichOneof("message")
             if kind == "close":
-                self._outbox.end()
+                self._responses.end()
                 await self._nothing_follows()
                 return
             if kind != "chunk":
@@ -173,13 +173,13 @@ class LearnCall:
 
     async def _chunk(self, message: pb.Chunk) -> None:
         """Wait for room, then take a place in the outbox and in the stream in one go."""
-        if self._outbox.full:
-            await self._outbox.room()
+        if self._responses.full:
+            await self._responses.room()
         trainer = self._trainer
         try:
             incoming = self._chunk_reader.chunk(message)
         except ServiceError as error:
-            self._refuse(message, error, self._outbox.ticket(0))
+            self._refuse(message, error, self._responses.pending(0))
             return
         if trainer.full:
             await self._queue_room()
@@ -188,12 +188,12 @@ class LearnCall:
             trainer.sink.refused(stalled.reason)
             raise stalled  # which ends the call, as QueueFull does: chunks that follow were gaps
         weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
-        ticket = self._outbox.ticket(int(weight))
+        pending = self._responses.pending(int(weight))
         try:
-            trainer.accept(incoming, ticket, self)
+            trainer.accept(incoming, pending, self)
             self._streams.add(incoming.stream_id)
         except ServiceError as error:
-            self._refuse(message, error, ticket)
+            self._refuse(message, error, pending)
 
     async def _queue_room(self) -> None:
         """Wait for room in the model's queue, within the limit.
@@ -210,13 +210,13 @@ class LearnCall:
             self._trainer.sink.refused(error.reason)
             raise error from None
 
-    def _refuse(self, message: pb.Chunk, error: ServiceError, ticket: Ticket) -> None:
+    def _refuse(self, message: pb.Chunk, error: ServiceError, pending: PendingResponse) -> None:
         trainer, stream_id = self._trainer, message.stream_id
         trainer.sink.refused(error.reason)
         first_step = message.first_step if message.HasField("first_step") else None
         expected = trainer.expected_step(stream_id)
         told = stream_id[:STREAM_ID_BYTES_MAX]
-        ticket.fill(Refused(told, first_step, error, expected, ticket.index))
+        pending.fill(Refused(told, first_step, error, expected, pending.index))
 
 
 def _moved_nothing(answer: Answer) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bptt.config import Limits, PAGE_BYTES_MAX
 from bptt.domain import check_model_id, check_stream_id
-from bptt.engine.batcher import StreamCommand
+from bptt.engine.fair_queue import StreamCommand
 from bptt.engine.registry import page, Registry
 from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
@@ -229,5 +229,5 @@ class ModelService(pb_grpc.ModelServiceServicer):
         """Take a model back to a checkpoint."""
         self._registry.check_running()
         model_id = check_model_id(request.model_id)
-        trainer = await self._registry.restore_checkpoint(model_id, request.ticks)
+        trainer = await self._registry.restore_checkpoint(model_id, request.lsn)
         return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.state))

@@ -1527,14 +1527,14 @@ Global___UpdateModelResponse: _TypeAlias = UpdateModelResponse  # noqa: Y015
 class Checkpoint(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    TICKS_FIELD_NUMBER: _builtins.int
+    LSN_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
     SKILL_RATIO_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
-    ticks: _builtins.int
+    lsn: _builtins.int
     """Place in the model's life: what it had applied."""
     steps: _builtins.int
     updates: _builtins.int
@@ -1547,7 +1547,7 @@ class Checkpoint(_message.Message):
     def __init__(
         self,
         *,
-        ticks: _builtins.int = ...,
+        lsn: _builtins.int = ...,
         steps: _builtins.int = ...,
         updates: _builtins.int = ...,
         skill_ratio: _builtins.float = ...,
@@ -1557,7 +1557,7 @@ class Checkpoint(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "loss", b"loss", "size_bytes", b"size_bytes", "skill_ratio", b"skill_ratio", "steps", b"steps", "ticks", b"ticks", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "loss", b"loss", "lsn", b"lsn", "size_bytes", b"size_bytes", "skill_ratio", b"skill_ratio", "steps", b"steps", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1648,19 +1648,19 @@ class RestoreCheckpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
-    TICKS_FIELD_NUMBER: _builtins.int
+    LSN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    ticks: _builtins.int
+    lsn: _builtins.int
     """Of the checkpoint to go back to."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
-        ticks: _builtins.int = ...,
+        lsn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "ticks", b"ticks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lsn", b"lsn", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

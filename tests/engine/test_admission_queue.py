@@ -8,27 +8,27 @@ import numpy as np
 
 from bptt.config import Limits
 from bptt.domain import IncomingChunk
-from bptt.engine.intake import Intake
-from bptt.engine.outbox import Outbox
-from bptt.engine.shown import Shown
+from bptt.engine.admission import AdmissionQueue
+from bptt.engine.published import PublishedState
+from bptt.engine.responses import ResponseQueue
 from bptt_core import Learner, ModelSpec
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 
 
-def new_intake() -> Intake:
-    shown = Shown(Learner(SPEC, backend="reference"), lambda before, figures: None, None)
-    return Intake(SPEC, Limits(queue_chunks=8, queue_bytes=1000), shown, lambda steps: None)
+def new_intake() -> AdmissionQueue:
+    shown = PublishedState(Learner(SPEC, backend="reference"), lambda before, figures: None, None)
+    return AdmissionQueue(SPEC, Limits(queue_chunks=8, queue_bytes=1000), shown, lambda steps: None)
 
 
 async def test_who_came_first_goes_first_also_where_a_chunk_fills_the_queue() -> None:
-    intake, outbox, went = new_intake(), Outbox(100, 1 << 20), []
+    intake, responses, went = new_intake(), ResponseQueue(100, 1 << 20), []
     large = np.zeros((200, 2), np.float32)
 
     async def send(name: str) -> None:
         await intake.room()
         incoming = IncomingChunk(name, None, large, None, end_of_sequence=False)
-        intake.place(incoming, outbox.ticket(0), name)
+        intake.place(incoming, responses.pending(0), name)
         went.append(name)
 
     names = list("abcdef")
@@ -46,10 +46,10 @@ async def test_who_came_first_goes_first_also_where_a_chunk_fills_the_queue() ->
 
 
 async def test_one_who_hangs_up_while_waiting_keeps_nobody_from_going_on() -> None:
-    intake, outbox = new_intake(), Outbox(100, 1 << 20)
+    intake, responses = new_intake(), ResponseQueue(100, 1 << 20)
     large = np.zeros((200, 2), np.float32)
     incoming = IncomingChunk("a", None, large, None, end_of_sequence=False)
-    intake.place(incoming, outbox.ticket(0), "a")
+    intake.place(incoming, responses.pending(0), "a")
     gone, waits = (asyncio.create_task(intake.room()) for _ in range(2))
     await asyncio.sleep(0)
     intake.take(10, 1000)

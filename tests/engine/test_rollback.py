@@ -18,11 +18,11 @@ from bptt.config import Kept, ServerConfig
 from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
 from bptt.durability import Command, Record, SqliteStore, Store
 from bptt.engine import replay
-from bptt.engine.batcher import Batcher, QueuedChunk
-from bptt.engine.outbox import Outbox
+from bptt.engine.fair_queue import FairQueue, QueuedChunk
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.replay import different
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
@@ -60,10 +60,10 @@ def opened(folder: Path, kept: Kept = BACK) -> Iterator[SqliteStore]:
 async def training(store: Store | None, spec: ModelSpec = SPEC) -> AsyncIterator[Trainer]:
     """A model that is new, or goes on where the store has it."""
     definition = ModelDefinition("m", spec)
-    learner, ticks, saved = Learner(spec), 0, 0
+    learner, lsn, saved = Learner(spec), 0, 0
     if store is not None and store.models():
         found = recover(store, "m")
-        learner, ticks, saved = found.learner, found.ticks, found.saved_ticks
+        learner, lsn, saved = found.learner, found.lsn, found.saved_lsn
     elif store is not None:
         store.save(make_checkpoint(definition, learner, 0))
     with ThreadPoolExecutor(1) as executor:
@@ -74,8 +74,8 @@ async def training(store: Store | None, spec: ModelSpec = SPEC) -> AsyncIterator
             store=store,
             sink=Metrics(),
             config=ServerConfig(),
-            ticks=ticks,
-            saved_ticks=saved,
+            lsn=lsn,
+            saved_lsn=saved,
         )
         trainer.start()
         yield trainer
@@ -88,14 +88,21 @@ def steps(count: int, first: int = 0, *, scale: float = 1.0) -> tuple[Any, Any]:
 
 
 def give(
-    trainer: Trainer, outbox: Outbox, count: int, *, scale: float = 1.0, stream_id: str = "s"
+    trainer: Trainer,
+    responses: ResponseQueue,
+    count: int,
+    *,
+    scale: float = 1.0,
+    stream_id: str = "s",
 ) -> None:
     x, y = steps(count, trainer.expected_step(stream_id), scale=scale)
-    trainer.accept(IncomingChunk(stream_id, None, x, y, end_of_sequence=False), outbox.ticket(0))
+    trainer.accept(
+        IncomingChunk(stream_id, None, x, y, end_of_sequence=False), responses.pending(0)
+    )
 
 
-async def answers(outbox: Outbox, count: int) -> list[Answer]:
-    found = [await outbox.next() for _ in range(count)]
+async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
+    found = [await responses.next() for _ in range(count)]
     assert all(isinstance(each, ChunkResult) for each in found), [
         getattr(each, "error", None) for each in found
     ]
@@ -117,7 +124,7 @@ def journal(store: Store, after: int = 0) -> list[Record]:
 
 def commands(store: Store) -> list[tuple[int, Command]]:
     found = journal(store)
-    return [(each.tick, each.body) for each in found if isinstance(each.body, Command)]
+    return [(each.lsn, each.body) for each in found if isinstance(each.body, Command)]
 
 
 def rolled_back(store: Store) -> list[dict[str, Any]]:
@@ -129,18 +136,18 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
 ) -> None:
     with opened(tmp_path) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, 12)
-            give(trainer, outbox, 12, stream_id="other")
-            await answers(outbox, 2)
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, 12)
+            give(trainer, responses, 12, stream_id="other")
+            await answers(responses, 2)
             saved = await trainer.save_checkpoint()
             good = trainer.snapshot.model.parameters.copy()
-            give(trainer, outbox, 12)
-            await answers(outbox, 1)
+            give(trainer, responses, 12)
+            await answers(responses, 1)
             assert (trainer.snapshot.model.parameters != good).any()
-            give(trainer, outbox, 7, scale=TOO_LARGE)
-            give(trainer, outbox, 2)
-            [bad, after] = await answers(outbox, 2)
+            give(trainer, responses, 7, scale=TOO_LARGE)
+            give(trainer, responses, 2)
+            [bad, after] = await answers(responses, 2)
             assert isinstance(bad, ChunkResult)
             assert isinstance(after, ChunkResult)
             assert [update.skipped for update in bad.updates] == [True] * 3
@@ -153,9 +160,9 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
             assert trainer.views["other"].next_step == 12
             assert trainer.views["other"].sequence_step == 0
             await end(trainer)
-        [(tick, command)] = commands(store)
-        assert command.arguments == {"ticks": saved.ticks, "learning_rate": 0.005}
-        assert tick == trainer.ticks - 1
+        [(lsn, command)] = commands(store)
+        assert command.arguments == {"lsn": saved.lsn, "learning_rate": 0.005}
+        assert lsn == trainer.lsn - 1
         [line] = [each.message for each in caplog.records if "rolled back" in each.message]
         assert "what it was after 24 steps" in line
         assert "3 updates in a row were not finite" in line
@@ -170,14 +177,14 @@ async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_
     """Ticks that are taken in one run fall into two: replay must see the same order."""
     with opened(tmp_path) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
+            responses = ResponseQueue(100, 1000)
             for _ in range(3):
-                give(trainer, outbox, 4)
-                give(trainer, outbox, 4, stream_id="other")
+                give(trainer, responses, 4)
+                give(trainer, responses, 4, stream_id="other")
             for scale in (TOO_LARGE, 1.0, 1.0, TOO_LARGE, 1.0):
-                give(trainer, outbox, 6, scale=scale)
-                give(trainer, outbox, 6, stream_id="other", scale=scale)
-            await answers(outbox, 16)
+                give(trainer, responses, 6, scale=scale)
+                give(trainer, responses, 6, stream_id="other", scale=scale)
+            await answers(responses, 16)
             assert trainer.views["s"].next_step == trainer.views["other"].next_step == 42
             assert trainer.figures.skipped_updates >= 3
             await end(trainer)
@@ -185,7 +192,7 @@ async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_
         twin, diverged = Learner(SPEC), False
         for record in records:
             assert isinstance(record.body, Command) == diverged, "right behind, and only there"
-            loaded = apply_record(twin, record, lambda ticks: store.load("m", ticks))
+            loaded = apply_record(twin, record, lambda lsn: store.load("m", lsn))
             twin, diverged = loaded.learner, loaded.learner.figures.diverged
         assert sum(isinstance(record.body, Command) for record in records) == 2
         assert not different(twin.state(), trainer._learner.state())
@@ -196,11 +203,11 @@ async def test_without_a_checkpoint_it_stops_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with training(None) as trainer:
-        outbox = Outbox(100, 1000)
-        give(trainer, outbox, 8)
-        give(trainer, outbox, 8, scale=TOO_LARGE)
-        give(trainer, outbox, 8)
-        [*_, last] = await answers(outbox, 3)
+        responses = ResponseQueue(100, 1000)
+        give(trainer, responses, 8)
+        give(trainer, responses, 8, scale=TOO_LARGE)
+        give(trainer, responses, 8)
+        [*_, last] = await answers(responses, 3)
         assert isinstance(last, ChunkResult)
         assert last.predictions is not None
         assert np.isfinite(last.predictions).all()
@@ -217,31 +224,31 @@ async def test_data_that_cannot_be_learned_take_it_back_once_for_each_checkpoint
 ) -> None:
     with opened(tmp_path) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
+            responses = ResponseQueue(100, 1000)
             for _ in range(2):
-                give(trainer, outbox, 8)
-                await answers(outbox, 1)
+                give(trainer, responses, 8)
+                await answers(responses, 1)
                 await trainer.save_checkpoint()
             for _ in range(6):
-                give(trainer, outbox, 8, scale=TOO_LARGE)
-                await answers(outbox, 1)
+                give(trainer, responses, 8, scale=TOO_LARGE)
+                await answers(responses, 1)
             assert condition(trainer) == "diverged"
             await trainer.durable()
             back = rolled_back(store)
-            assert [each["ticks"] for each in back] == [2, 1, 0]
+            assert [each["lsn"] for each in back] == [2, 1, 0]
             assert [each["learning_rate"] for each in back] == [0.005, 0.0025, 0.00125]
             assert caplog.text.count("no good checkpoint") == 1
             await trainer.configure({"paused": False})
-            give(trainer, outbox, 8)
-            [learned] = await answers(outbox, 1)
+            give(trainer, responses, 8)
+            [learned] = await answers(responses, 1)
             assert isinstance(learned, ChunkResult)
             assert not any(update.skipped for update in learned.updates)
-            give(trainer, outbox, 8, scale=TOO_LARGE)
-            await answers(outbox, 1)
-            give(trainer, outbox, 2)
-            await answers(outbox, 1)
+            give(trainer, responses, 8, scale=TOO_LARGE)
+            await answers(responses, 1)
+            give(trainer, responses, 2)
+            await answers(responses, 1)
             await trainer.durable()
-            assert rolled_back(store)[-1]["ticks"] == 2, "it had learned since"
+            assert rolled_back(store)[-1]["lsn"] == 2, "it had learned since"
             await end(trainer)
         assert not different(recover(store, "m").learner.state(), trainer._learner.state())
 
@@ -251,22 +258,22 @@ async def test_a_damaged_checkpoint_and_one_made_while_it_diverged_are_passed_ov
 ) -> None:
     with opened(tmp_path) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
+            responses = ResponseQueue(100, 1000)
             for size in (8, 8):
-                give(trainer, outbox, size)
-                await answers(outbox, 1)
+                give(trainer, responses, size)
+                await answers(responses, 1)
                 await trainer.save_checkpoint()
             damaged = tmp_path / "models" / "m" / "checkpoint-000000000002.safetensors"
             damaged.write_bytes(damaged.read_bytes()[:-1])
-            give(trainer, outbox, 5, scale=TOO_LARGE)
-            await answers(outbox, 1)
+            give(trainer, responses, 5, scale=TOO_LARGE)
+            await answers(responses, 1)
             assert trainer.figures.consecutive_skipped == 2
-            assert (await trainer.save_checkpoint()).ticks == 3
-            give(trainer, outbox, 2, scale=TOO_LARGE)
-            give(trainer, outbox, 2)
-            await answers(outbox, 2)
+            assert (await trainer.save_checkpoint()).lsn == 3
+            give(trainer, responses, 2, scale=TOO_LARGE)
+            give(trainer, responses, 2)
+            await answers(responses, 2)
             await trainer.durable()
-            assert [each["ticks"] for each in rolled_back(store)] == [1]
+            assert [each["lsn"] for each in rolled_back(store)] == [1]
             assert "not gone back to" in caplog.text
             await end(trainer)
 
@@ -276,11 +283,11 @@ async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when
 ) -> None:
     with opened(tmp_path) as store:
         async with training(store, replace(SPEC, on_divergence="stop")) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, 8)
-            await answers(outbox, 1)
-            give(trainer, outbox, 8, scale=TOO_LARGE)
-            await answers(outbox, 1)
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, 8)
+            await answers(responses, 1)
+            give(trainer, responses, 8, scale=TOO_LARGE)
+            await answers(responses, 1)
             await end(trainer)
         records = journal(store)
     with opened(tmp_path / "copy") as store:
@@ -288,39 +295,39 @@ async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when
             await end(trainer)
         store.append("m", records)
         async with training(store) as trainer:
-            assert trainer.ticks == 2
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, 2)
-            [learned] = await answers(outbox, 1)
+            assert trainer.lsn == 2
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, 2)
+            [learned] = await answers(responses, 1)
             assert isinstance(learned, ChunkResult)
             assert [update.skipped for update in learned.updates] == [False]
             assert trainer.figures.learning_rate == 0.005
             await end(trainer)
-        assert [tick for tick, _ in commands(store)] == [3]
+        assert [lsn for lsn, _ in commands(store)] == [3]
 
 
 async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path: Path) -> None:
     """Saving another one, which would, waits until the command that names it is durable."""
     with opened(tmp_path, Kept(checkpoints=1)) as store:
         async with training(store) as trainer:
-            outbox = Outbox(100, 1000)
-            give(trainer, outbox, 8)
-            await answers(outbox, 1)
+            responses = ResponseQueue(100, 1000)
+            give(trainer, responses, 8)
+            await answers(responses, 1)
             await trainer.save_checkpoint()
-            give(trainer, outbox, 8)
-            await answers(outbox, 1)
-            async with trainer._saver.naming():
+            give(trainer, responses, 8)
+            await answers(responses, 1)
+            async with trainer._checkpointer.naming():
                 saving = asyncio.create_task(trainer.save_checkpoint())
                 await trainer.durable()
                 for _ in range(20):
                     await asyncio.sleep(0)
-                assert 2 not in [each.ticks for each in store.checkpoints("m")]
-            assert (await saving).ticks == 2
-            give(trainer, outbox, 8, scale=TOO_LARGE)
-            give(trainer, outbox, 2)
-            await answers(outbox, 2)
+                assert 2 not in [each.lsn for each in store.checkpoints("m")]
+            assert (await saving).lsn == 2
+            give(trainer, responses, 8, scale=TOO_LARGE)
+            give(trainer, responses, 2)
+            await answers(responses, 2)
             await trainer.durable()
-            assert rolled_back(store)[0]["ticks"] == 2
+            assert rolled_back(store)[0]["lsn"] == 2
             await end(trainer)
         assert not different(recover(store, "m").learner.state(), trainer._learner.state())
 
@@ -332,33 +339,35 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
     y[12:20] *= TOO_LARGE
     with opened(tmp_path) as store:
         async with training(store, spec) as trainer:
-            outbox, learned = Outbox(100, 1000), []
+            responses, learned = ResponseQueue(100, 1000), []
             for first in range(0, 60, 2):
                 begin, end_ = max(0, first - delay), max(0, first + 2 - delay)
                 labels = y[begin:end_] if end_ else None
                 chunk = IncomingChunk(
                     "s", first, x[first : first + 2], labels, False, begin if end_ else None
                 )
-                trainer.accept(chunk, outbox.ticket(0))
-                learned += await answers(outbox, 1)
+                trainer.accept(chunk, responses.pending(0))
+                learned += await answers(responses, 1)
             assert trainer.views["s"].next_step == 60
             assert trainer.figures.skipped_updates >= 3
             last = learned[-1]
             assert isinstance(last, ChunkResult)
             assert [update.skipped for update in last.updates] == [False]
             too_late = IncomingChunk("s", 60, x[:1], y[:1], False, 60 - delay - 1)
-            trainer.accept(too_late, outbox.ticket(0))
-            refused = await outbox.next()
+            trainer.accept(too_late, responses.pending(0))
+            refused = await responses.next()
             assert isinstance(refused, Refused), "what is late for another reason"
             at = 60
             while condition(trainer) == "learning":
                 labels = y[: delay - 1] * TOO_LARGE
                 chunk = IncomingChunk("s", at, x[:2], labels, False, at - delay)
-                trainer.accept(chunk, outbox.ticket(0))
-                await answers(outbox, 1)
+                trainer.accept(chunk, responses.pending(0))
+                await answers(responses, 1)
                 at += 2
-            trainer.accept(IncomingChunk("s", at, x[:0], y[:1], False, at - 1), outbox.ticket(0))
-            [nothing_left] = await answers(outbox, 1)
+            trainer.accept(
+                IncomingChunk("s", at, x[:0], y[:1], False, at - 1), responses.pending(0)
+            )
+            [nothing_left] = await answers(responses, 1)
             assert isinstance(nothing_left, ChunkResult)
             assert (nothing_left.next_step, trainer.views["s"].sequence_step) == (at, 0)
             await trainer.durable()
@@ -370,11 +379,11 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
 
 async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
     async with training(None, replace(SPEC, on_divergence="stop")) as trainer:
-        outbox, told = Outbox(100, 1000), list[str]()
+        responses, told = ResponseQueue(100, 1000), list[str]()
         trainer.divergence_listeners.add(lambda: told.append(trainer.condition))
-        give(trainer, outbox, 8, scale=TOO_LARGE)
-        give(trainer, outbox, 8)
-        await answers(outbox, 2)
+        give(trainer, responses, 8, scale=TOO_LARGE)
+        give(trainer, responses, 8)
+        await answers(responses, 2)
         assert told == ["diverged"]
         assert caplog.text.count("has diverged and learns nothing until it is resumed") == 1
         await trainer.configure({"paused": False})
@@ -385,24 +394,24 @@ async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -
 
 def test_rounds_that_are_put_back_come_first_and_in_their_order() -> None:
     def queued(stream_id: str, first: int) -> QueuedChunk:
-        return QueuedChunk(Chunk(stream_id, first, *steps(2)), Outbox(10, 10).ticket(0))
+        return QueuedChunk(Chunk(stream_id, first, *steps(2)), ResponseQueue(10, 10).pending(0))
 
-    batcher = Batcher()
+    fair_queue = FairQueue()
     for first in (0, 2, 4):
         for stream_id in ("a", "b"):
-            batcher.put(queued(stream_id, first))
-    before = (batcher.chunks, batcher.weight)
-    rounds = batcher.take(4, 1000)
-    batcher.put(queued("c", 0))
-    batcher.put_back(rounds)
-    assert (batcher.chunks - 1, batcher.weight - queued("c", 0).weight) == before
+            fair_queue.put(queued(stream_id, first))
+    before = (fair_queue.chunks, fair_queue.weight)
+    batches = fair_queue.take(4, 1000)
+    fair_queue.put(queued("c", 0))
+    fair_queue.put_back(batches)
+    assert (fair_queue.chunks - 1, fair_queue.weight - queued("c", 0).weight) == before
     taken = [
         [(each.stream_id, each.chunk.first_step) for each in one.chunks]
-        for one in batcher.take(100, 1000)
+        for one in fair_queue.take(100, 1000)
     ]
     assert taken == [
         [("a", 0), ("b", 0), ("c", 0)],
         [("a", 2), ("b", 2)],
         [("a", 4), ("b", 4)],
     ]
-    assert (batcher.chunks, batcher.weight) == (0, 0)
+    assert (fair_queue.chunks, fair_queue.weight) == (0, 0)

@@ -14,9 +14,9 @@ import pytest
 from bptt.config import ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
 from bptt.engine import trainer as trainer_module
-from bptt.engine.batcher import StreamCommand
-from bptt.engine.outbox import Outbox, Ticket
-from bptt.engine.shown import BEHIND_RUNS_MAX
+from bptt.engine.fair_queue import StreamCommand
+from bptt.engine.published import BEHIND_RUNS_MAX
+from bptt.engine.responses import PendingResponse, ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
@@ -39,21 +39,25 @@ class Client:
     """Sends one stream and waits for each answer."""
 
     def __init__(self, trainer: Trainer, stream_id: str) -> None:
-        self.trainer, self.stream_id, self.outbox = trainer, stream_id, Outbox(100, 1 << 20)
+        self.trainer, self.stream_id, self.responses = (
+            trainer,
+            stream_id,
+            ResponseQueue(100, 1 << 20),
+        )
         self.sent = 0
 
-    def send(self, steps: int) -> Ticket:
+    def send(self, steps: int) -> PendingResponse:
         values = inputs(steps, self.sent)
-        ticket = self.outbox.ticket(0)
+        pending = self.responses.pending(0)
         incoming = IncomingChunk(self.stream_id, None, values, None, end_of_sequence=False)
-        self.trainer.accept(incoming, ticket, self)
+        self.trainer.accept(incoming, pending, self)
         self.sent += steps
-        return ticket
+        return pending
 
     async def first(self, steps: int) -> None:
         """Opens the stream, which is not done on the loop, and waits until the trainer is idle."""
         self.send(steps)
-        await self.outbox.next()
+        await self.responses.next()
         while not self.trainer._idle:  # noqa: ASYNC110 - a turn of the loop or two
             await asyncio.sleep(0)
 
@@ -62,7 +66,7 @@ class Client:
         answer = self.send(steps).answer
         assert isinstance(answer, ChunkResult), "it was not learned when `accept` returned"
         assert answer.next_step == self.sent
-        await self.outbox.next()
+        await self.responses.next()
 
 
 @contextlib.asynccontextmanager
@@ -147,12 +151,12 @@ async def test_two_streams_are_not_learned_at_once_but_in_a_tick() -> None:
         one, other = Client(trainer, "one"), Client(trainer, "other")
         for client in (one, other):
             await client.first(4)
-        before = trainer.ticks
-        tickets = [client.send(1) for client in (one, other)]
-        assert all(ticket.answer is None for ticket in tickets)
+        before = trainer.lsn
+        pendings = [client.send(1) for client in (one, other)]
+        assert all(pending.answer is None for pending in pendings)
         for client in (one, other):
-            await client.outbox.next()
-        assert trainer.ticks == before + 1
+            await client.responses.next()
+        assert trainer.lsn == before + 1
 
 
 @pytest.mark.parametrize("stream_id", ["s", "other"])
@@ -175,10 +179,10 @@ async def test_a_command_that_waits_comes_before_a_chunk_that_comes_behind_it(
         asked = asyncio.create_task(trainer.command(command))
         await asyncio.sleep(0)
         assert not asked.done()
-        ticket = client.send(3)
-        assert ticket.answer is None, "the command comes first"
+        pending = client.send(3)
+        assert pending.answer is None, "the command comes first"
         await asked
-        answer = await client.outbox.next()
+        answer = await client.responses.next()
         assert isinstance(answer, ChunkResult)
         getattr(learner, f"{action}_stream")(stream_id)
         first = answer.next_step - 3

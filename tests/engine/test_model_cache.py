@@ -19,9 +19,9 @@ import pytest
 from bptt.config import Durability, ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
 from bptt.durability import Checkpoint, SqliteStore
-from bptt.engine.outbox import Outbox
 from bptt.engine.registry import Registry
 from bptt.engine.replay import different
+from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import (
     DataDamaged,
@@ -68,11 +68,11 @@ class Server:
 
     async def learn(self, model_id: str, turn: int) -> ChunkResult:
         trainer = await self.registry.find(model_id)
-        outbox = Outbox(10, 10_000)
+        responses = ResponseQueue(10, 10_000)
         x = values(NAMES.index(model_id), turn)
         incoming = IncomingChunk("s", CHUNK * turn, x, None, end_of_sequence=False)
-        trainer.accept(incoming, outbox.ticket(1))
-        answer = await outbox.next()
+        trainer.accept(incoming, responses.pending(1))
+        answer = await responses.next()
         assert isinstance(answer, ChunkResult), answer
         return answer
 
@@ -114,7 +114,7 @@ async def serving(store: SqliteStore, **config: Any) -> AsyncIterator[Server]:
 
 
 def newest(store: SqliteStore, model_id: str) -> Any:
-    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].ticks)
+    checkpoint = store.load(model_id, store.checkpoints(model_id)[-1].lsn)
     return checkpoint.arrays, checkpoint.metadata["learner"]
 
 
@@ -170,7 +170,7 @@ async def test_all_that_can_be_asked_of_a_model_brings_it_back(tmp_path: Path) -
             await away()
             assert saved in await registry.list_checkpoints("a")
             await away()
-            await registry.restore_checkpoint("a", saved.ticks)
+            await registry.restore_checkpoint("a", saved.lsn)
             await away()
             assert (await registry.find("a")).views["s"].next_step == CHUNK
             await away()
@@ -220,14 +220,14 @@ async def test_others_do_not_wait_for_a_model_that_comes_back(
         async with serving(store, models_in_memory=2, threads=2) as server:
             await server.create("a", "b", "c")
             await server.in_memory(2)
-            [asleep] = server.registry._shelf.states
+            [asleep] = server.registry._model_cache.states
             reading, go_on = asyncio.Event(), threading.Event()
             loop, load = asyncio.get_running_loop(), store.load
 
-            def slow(model_id: str, ticks: int) -> Checkpoint:
+            def slow(model_id: str, lsn: int) -> Checkpoint:
                 loop.call_soon_threadsafe(reading.set)
                 assert go_on.wait(30)
-                return load(model_id, ticks)
+                return load(model_id, lsn)
 
             monkeypatch.setattr(store, "load", slow)
             asked = [asyncio.create_task(server.registry.find(asleep)) for _ in range(3)]
@@ -248,7 +248,7 @@ async def test_others_do_not_wait_for_a_model_that_comes_back(
 async def test_a_model_that_cannot_be_saved_stays_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("bptt.engine.shelf.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("bptt.engine.model_cache.PAUSE_SECONDS", 0.0)
     with opened(tmp_path, "none") as store:
         async with serving(store, models_in_memory=1, durability="none") as server:
             await server.create("a")
@@ -360,10 +360,10 @@ async def test_a_stop_waits_for_a_model_that_is_coming_back(
             reading, go_on = asyncio.Event(), threading.Event()
             loop, load = asyncio.get_running_loop(), store.load
 
-            def slow(model_id: str, ticks: int) -> Checkpoint:
+            def slow(model_id: str, lsn: int) -> Checkpoint:
                 loop.call_soon_threadsafe(reading.set)
                 assert go_on.wait(30)
-                return load(model_id, ticks)
+                return load(model_id, lsn)
 
             monkeypatch.setattr(store, "load", slow)
             asked = asyncio.create_task(server.registry.find("a"))

@@ -29,7 +29,7 @@ from bptt.errors import ServiceError
 log = logging.getLogger(__name__)
 
 
-class Saver:
+class Checkpointer:
     """The checkpoints of one model. Lives on the event loop.
 
     Attributes:
@@ -56,7 +56,7 @@ class Saver:
         config: ServerConfig,
         sink: ModelSink,
         *,
-        ticks: int,
+        lsn: int,
         wake: Callable[[], None],
     ) -> None:
         self.due = False
@@ -67,7 +67,7 @@ class Saver:
         self._executor = executor
         self._config = config
         self._sink = sink
-        self._tried_ticks = ticks
+        self._tried_lsn = lsn
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -75,12 +75,12 @@ class Saver:
         self._named_at = 0  # the last record that names a checkpoint
         self._stopped = False
 
-    def changed(self, ticks: int) -> None:
+    def changed(self, lsn: int) -> None:
         """The model is now after so many ticks."""
         self.unsaved = True
         if self._store is None or self._is_writing:
             return
-        if ticks - self._tried_ticks >= self._config.checkpoint_ticks:
+        if lsn - self._tried_lsn >= self._config.checkpoint_records:
             self.due = True
         else:
             self._in_time()
@@ -156,8 +156,8 @@ class Saver:
 
     def _taken(self, checkpoint: Checkpoint) -> None:
         self.due = False
-        self.unsaved = checkpoint.ticks < self._journal.last  # a run may have come after the copy
-        self._tried_ticks = checkpoint.ticks
+        self.unsaved = checkpoint.lsn < self._journal.last  # a run may have come after the copy
+        self._tried_lsn = checkpoint.lsn
         self._cancel_timer()
 
     def _cancel_timer(self) -> None:
@@ -181,7 +181,7 @@ class Saver:
         if self._store is None:
             return
         while True:
-            await self._journal.up_to(max(checkpoint.ticks, self._named_at))
+            await self._journal.up_to(max(checkpoint.lsn, self._named_at))
             async with self._lock:
                 if self._journal.committed < self._named_at:  # which has grown since
                     continue

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from bptt.domain import ModelState, ReportSink
+from bptt.domain import ModelStatus, ReportSink
 from bptt.engine.trainer import Trainer
 from bptt.errors import Recovering, ServiceError
 
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.5
 """Until the models in memory are looked at again, where all are in use or one cannot be saved."""
 
 
-class Shelf:
+class ModelCache:
     """The models of a registry that are in the store only. Lives on the event loop.
 
     Attributes:
@@ -48,7 +48,7 @@ class Shelf:
         sink: ReportSink,
         bring_back: Callable[[str], Awaitable[None]],
     ) -> None:
-        self.states: dict[str, ModelState] = {}
+        self.states: dict[str, ModelStatus] = {}
         self._in_memory = in_memory
         self._limit = limit
         self._sink = sink

@@ -22,7 +22,7 @@ LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy fo
 BEHIND_RUNS_MAX = 32  # one copy in so many costs next to nothing, and what counts time sees it
 
 
-class Shown:
+class PublishedState:
     """Of one model. Lives on the event loop.
 
     Args:

@@ -21,15 +21,15 @@ _SYNCED = 1
 log = logging.getLogger(__name__)
 
 
-def encode(tick: int, *, synced: bool) -> bytes:
+def encode(lsn: int, *, synced: bool) -> bytes:
     """The file's bytes: the last committed record, and whether commits are synced."""
-    data = _MARK.pack(tick, _SYNCED if synced else 0)
+    data = _MARK.pack(lsn, _SYNCED if synced else 0)
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def write(folder: Path, tick: int, *, synced: bool) -> None:
+def write(folder: Path, lsn: int, *, synced: bool) -> None:
     """Note the last committed record of a journal that is not open."""
-    (folder / FILE).write_bytes(encode(tick, synced=synced))
+    (folder / FILE).write_bytes(encode(lsn, synced=synced))
 
 
 def read(folder: Path) -> tuple[int, bool] | None:
@@ -46,8 +46,8 @@ def read(folder: Path) -> tuple[int, bool] | None:
         return None
     if len(data) != _MARK.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ValueError("its checksum does not fit")
-    tick, flags = _MARK.unpack_from(data)
-    return tick, bool(flags & _SYNCED)
+    lsn, flags = _MARK.unpack_from(data)
+    return lsn, bool(flags & _SYNCED)
 
 
 def read_if_whole(folder: Path) -> tuple[int, bool] | None:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bptt.config import Limits
 from bptt.domain import FloatArray, IncomingChunk, IntArray
-from bptt.engine.batcher import Batcher, QueuedChunk, Round, StreamCommand
-from bptt.engine.outbox import Ticket
-from bptt.engine.shown import Shown
+from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
+from bptt.engine.published import PublishedState
+from bptt.engine.responses import PendingResponse
 from bptt.errors import LimitReached, OutOfOrder, StreamInUse, UnknownStream
 from bptt_core import bytes_of_stream, Chunk, ModelSpec
 
 
-class Intake:
+class AdmissionQueue:
     """Of one model. Lives on the event loop.
 
     Attributes:
@@ -32,18 +32,22 @@ class Intake:
     Args:
         spec: the model's.
         limits: of the queue, and of streams.
-        shown: knows where streams are of which nothing waits.
+        published: knows where streams are of which nothing waits.
         duplicate: told of steps that came again.
     """
 
     def __init__(
-        self, spec: ModelSpec, limits: Limits, shown: Shown, duplicate: Callable[[int], None]
+        self,
+        spec: ModelSpec,
+        limits: Limits,
+        published: PublishedState,
+        duplicate: Callable[[int], None],
     ) -> None:
-        self.queue = Batcher()
+        self.queue = FairQueue()
         self.steps = 0
         self._label_delay = spec.label_delay
         self._limits = limits
-        self._shown = shown
+        self._published = published
         self._duplicate = duplicate
         by_bytes = limits.streams_bytes // bytes_of_stream(spec)
         self._streams_max = min(limits.streams, max(1, by_bytes))
@@ -66,7 +70,7 @@ class Intake:
         accepted = self._accepted.get(stream_id)
         if accepted is not None:
             return accepted[0]
-        return self._shown.next_step(stream_id)
+        return self._published.next_step(stream_id)
 
     # ------------------------------------------------------------------ room
 
@@ -108,7 +112,12 @@ class Intake:
 
     # ------------------------------------------------------------------ places
 
-    def place(self, incoming: IncomingChunk, ticket: Ticket, sender: object) -> QueuedChunk:
+    def place(
+        self,
+        incoming: IncomingChunk,
+        pending: PendingResponse,
+        sender: object,
+    ) -> QueuedChunk:
         """Put a chunk at the end of its stream.
 
         Raises:
@@ -121,7 +130,7 @@ class Intake:
         first = expected if incoming.first_step is None else incoming.first_step
         if first > expected:
             raise OutOfOrder.of(first, expected)
-        if stream_id not in self._accepted and not self._shown.knows(stream_id):
+        if stream_id not in self._accepted and not self._published.knows(stream_id):
             self._check_streams()
         trimmed = min(expected - first, steps)
         inputs, targets, ends = incoming.inputs, incoming.targets, incoming.end_of_sequence
@@ -135,7 +144,7 @@ class Intake:
             elif targets is not None:
                 targets = targets[trimmed:]
             ends = ends and trimmed < steps  # a sequence that had ended does not end again
-        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), ticket)
+        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), pending)
         self._put(queued, expected + steps - trimmed)
         self.steps += steps - trimmed
         if sender is not None:
@@ -167,7 +176,7 @@ class Intake:
             UnknownStream: there is none of that name.
         """
         stream_id = command.stream_id
-        if stream_id not in self._accepted and not self._shown.knows(stream_id):
+        if stream_id not in self._accepted and not self._published.knows(stream_id):
             raise UnknownStream.of(stream_id)
         self._put(command, 0 if command.action == "delete" else self.expected_step(stream_id))
 
@@ -178,21 +187,21 @@ class Intake:
         self.queue.put(entry)
 
     def _check_streams(self) -> None:
-        if len(self._shown) + len(self._accepted) < self._streams_max:  # at most
+        if len(self._published) + len(self._accepted) < self._streams_max:  # at most
             return
-        opening = sum(not self._shown.knows(each) for each in self._accepted)
-        if len(self._shown) + opening >= self._streams_max:
+        opening = sum(not self._published.knows(each) for each in self._accepted)
+        if len(self._published) + opening >= self._streams_max:
             raise LimitReached.of("streams", self._streams_max)
 
-    def take(self, chunks_max: int, steps_max: int) -> list[Round]:
-        """As `Batcher.take`; who waits for room may go on."""
-        rounds = self.queue.take(chunks_max, steps_max)
+    def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
+        """As `FairQueue.take`; who waits for room may go on."""
+        batches = self.queue.take(chunks_max, steps_max)
         self._wake_waiters()
-        return rounds
+        return batches
 
-    def put_back(self, rounds: Sequence[Round]) -> None:
-        """As `Batcher.put_back`."""
-        self.queue.put_back(rounds)
+    def put_back(self, batches: Sequence[TickBatch]) -> None:
+        """As `FairQueue.put_back`."""
+        self.queue.put_back(batches)
 
     def done(self, stream_id: str, steps: int) -> None:
         """An entry of a stream was answered."""

@@ -23,19 +23,19 @@ for a while: answers that are made at once leave no crowd."""
 class News(enum.Enum):
     """That something else is to be told."""
 
-    NEWS = enum.auto()
+    DURABLE_ADVANCED = enum.auto()
 
 
-NEWS = News.NEWS
+DURABLE_ADVANCED = News.DURABLE_ADVANCED
 
 
-class Ticket:
+class PendingResponse:
     """The place of one chunk's answer; `index` counts them from 0."""
 
-    __slots__ = ("_outbox", "answer", "index", "weight")
+    __slots__ = ("_responses", "answer", "index", "weight")
 
-    def __init__(self, outbox: Outbox, index: int, weight: int) -> None:
-        self._outbox = outbox
+    def __init__(self, responses: ResponseQueue, index: int, weight: int) -> None:
+        self._responses = responses
         self.index = index
         self.weight = weight
         self.answer: Answer | None = None
@@ -43,17 +43,17 @@ class Ticket:
     @property
     def alone(self) -> bool:
         """Whether its client waits for each answer before it sends on, as far as one can see."""
-        outbox = self._outbox
-        return len(outbox) == 1 and self.index > outbox.crowded_at + CROWD_MEMORY
+        responses = self._responses
+        return len(responses) == 1 and self.index > responses.crowded_at + CROWD_MEMORY
 
     def fill(self, answer: Answer) -> None:
         """The answer is there. At most once."""
         assert self.answer is None
         self.answer = answer
-        self._outbox._filled(self)
+        self._responses._filled(self)
 
 
-class Outbox:
+class ResponseQueue:
     """The answers of one call. Lives on the event loop; one task reads, one fills up.
 
     Attributes:
@@ -68,7 +68,7 @@ class Outbox:
         self._answers_max = answers_max
         self._weight_max = weight_max
         self.crowded_at = -CROWD_MEMORY - 1
-        self._tickets: deque[Ticket] = deque()
+        self._pending: deque[PendingResponse] = deque()
         self._taken = 0
         self._weight = 0
         self._end: tuple[Exception | None] | None = None
@@ -77,17 +77,17 @@ class Outbox:
         self._filler: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._pending)
 
-    def ticket(self, weight: int) -> Ticket:
+    def pending(self, weight: int) -> PendingResponse:
         """A place for the next answer, which will weigh so many bytes."""
-        ticket = Ticket(self, self._taken, weight)
-        if self._tickets:
+        pending = PendingResponse(self, self._taken, weight)
+        if self._pending:
             self.crowded_at = self._taken
         self._taken += 1
-        self._tickets.append(ticket)
+        self._pending.append(pending)
         self._weight += weight
-        return ticket
+        return pending
 
     def end(self, error: Exception | None = None) -> None:
         """No ticket follows. The call fails with `error` after the last answer, or ends well.
@@ -106,7 +106,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether the next ticket must wait."""
-        return len(self._tickets) >= self._answers_max or self._weight >= self._weight_max
+        return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
 
     async def room(self) -> None:
         """Wait until a ticket may be taken."""
@@ -120,29 +120,29 @@ class Outbox:
         _wake(self._reader)
 
     async def next(self) -> Answer | News | None:
-        """The next answer in order; `NEWS` after a `notify`, None after the last answer.
+        """The next answer in order; `DURABLE_ADVANCED` after a `notify`, None at the end.
 
         Raises:
             Exception: with which the call was ended, after the last answer.
         """
-        while not self._tickets or self._tickets[0].answer is None:
+        while not self._pending or self._pending[0].answer is None:
             if self._news:
                 self._news = False
-                return NEWS
-            if self._end is not None and not self._tickets:
+                return DURABLE_ADVANCED
+            if self._end is not None and not self._pending:
                 if self._end[0] is not None:
                     raise self._end[0]
                 return None
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        ticket = self._tickets.popleft()
-        self._weight -= ticket.weight
+        pending = self._pending.popleft()
+        self._weight -= pending.weight
         if self._filler is not None and not self.full:
             _wake(self._filler)
-        return ticket.answer
+        return pending.answer
 
-    def _filled(self, ticket: Ticket) -> None:
-        if self._tickets and self._tickets[0] is ticket:
+    def _filled(self, pending: PendingResponse) -> None:
+        if self._pending and self._pending[0] is pending:
             _wake(self._reader)
 
 

@@ -25,7 +25,7 @@ SKIPPED = "consecutive_skipped"
 """Of a checkpoint's metadata: updates in a row that had been skipped when it was made."""
 
 
-class WayBack:
+class RollbackPolicy:
     """The checkpoints of one model that may be gone back to. `find` is for a trainer's thread."""
 
     def __init__(self, store: Store | None, model_id: str) -> None:
@@ -47,19 +47,19 @@ class WayBack:
         if updates != self._updates:
             self._before, self._updates = math.inf, updates
         for info in reversed(self._store.checkpoints(self._model_id)):
-            if info.ticks >= self._before:
+            if info.lsn >= self._before:
                 continue
             try:
-                checkpoint = self._store.load(self._model_id, info.ticks)
+                checkpoint = self._store.load(self._model_id, info.lsn)
             except DataDamaged as error:
                 log.error("model %s: not gone back to: %s", self._model_id, error.message)
                 continue
             if checkpoint.metadata.get(SKIPPED, 0):
                 continue
-            self._before = info.ticks
+            self._before = info.lsn
             rate = figures.learning_rate or learner.spec.learning_rate  # 0 before a warm-up
             assert rate is not None
             rate *= LEARNING_RATE_FACTOR
-            arguments = {"ticks": info.ticks, "learning_rate": rate}
+            arguments = {"lsn": info.lsn, "learning_rate": rate}
             return checkpoint, Command("roll_back", arguments)
         return None

@@ -72,7 +72,7 @@ class Sent:
         return late and self.resent and not self.steps
 
 
-class Ledger:
+class RetransmitBuffer:
     """The books of one session.
 
     Attributes:

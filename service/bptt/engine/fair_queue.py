@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bptt.engine.outbox import Ticket
+from bptt.engine.responses import PendingResponse
 from bptt_core import Chunk
 
 ENTRY_BYTES = 64  # what a chunk weighs beside its values, so that even empty ones are bounded
@@ -29,7 +29,7 @@ class QueuedChunk:
     """
 
     chunk: Chunk
-    ticket: Ticket
+    pending: PendingResponse
 
     @property
     def stream_id(self) -> str:
@@ -69,7 +69,7 @@ Entry = QueuedChunk | StreamCommand
 
 
 @dataclass(slots=True, eq=False)
-class Round:
+class TickBatch:
     """At most one entry of each stream."""
 
     chunks: list[QueuedChunk] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Round:
     commands: list[StreamCommand] = field(default_factory=list)
 
 
-class Batcher:
+class FairQueue:
     """The queue of one model.
 
     Attributes:
@@ -99,12 +99,12 @@ class Batcher:
         self._waiting.setdefault(entry.stream_id, deque()).append(entry)
         self._count(entry, 1)
 
-    def take(self, chunks_max: int, steps_max: int) -> list[Round]:
+    def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
         """The next rounds, until they hold so many chunks or steps; at least one chunk."""
-        rounds = []
+        batches = []
         chunks = steps = 0
         while self._waiting and chunks < chunks_max and steps < steps_max:
-            current = Round()
+            current = TickBatch()
             for stream_id in list(self._waiting):
                 if chunks >= chunks_max or steps >= steps_max:
                     break
@@ -115,13 +115,13 @@ class Batcher:
                 (current.duplicates if entry.repeats else current.chunks).append(entry)
                 chunks += 1
                 steps += entry.steps
-            rounds.append(current)
-        return rounds
+            batches.append(current)
+        return batches
 
-    def put_back(self, rounds: Sequence[Round]) -> None:
+    def put_back(self, batches: Sequence[TickBatch]) -> None:
         """Undo the `take` of rounds that were not applied: they are next."""
         waiting: dict[str, deque[Entry]] = {}
-        for each in rounds:
+        for each in batches:
             entries: list[Entry] = [*each.chunks, *each.duplicates, *each.commands]
             for entry in entries:
                 waiting.setdefault(entry.stream_id, deque()).append(entry)

@@ -9,65 +9,65 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt.engine.batcher import Batcher, Entry, ENTRY_BYTES, QueuedChunk, StreamCommand
-from bptt.engine.outbox import Outbox
+from bptt.engine.fair_queue import Entry, ENTRY_BYTES, FairQueue, QueuedChunk, StreamCommand
+from bptt.engine.responses import ResponseQueue
 from bptt_core import Chunk
 
 
 def chunk(stream_id: str, first_step: int = 0, steps: int = 1) -> QueuedChunk:
-    ticket = Outbox(1, 1).ticket(0)
-    return QueuedChunk(Chunk(stream_id, first_step, np.zeros((steps, 2), np.float32)), ticket)
+    pending = ResponseQueue(1, 1).pending(0)
+    return QueuedChunk(Chunk(stream_id, first_step, np.zeros((steps, 2), np.float32)), pending)
 
 
 def command(stream_id: str) -> StreamCommand:
     return StreamCommand(stream_id, "reset", cast(asyncio.Future[int], None))
 
 
-def names(batcher: Batcher, chunks_max: int = 100, steps_max: int = 100) -> list[list[str]]:
-    rounds = batcher.take(chunks_max, steps_max)
-    return [[each.stream_id for each in one.chunks] for one in rounds]
+def names(fair_queue: FairQueue, chunks_max: int = 100, steps_max: int = 100) -> list[list[str]]:
+    batches = fair_queue.take(chunks_max, steps_max)
+    return [[each.stream_id for each in one.chunks] for one in batches]
 
 
 def test_a_round_has_one_chunk_a_stream() -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     for name in "aababc":
-        batcher.put(chunk(name))
-    assert names(batcher) == [["a", "b", "c"], ["a", "b"], ["a"]]
-    assert not batcher
+        fair_queue.put(chunk(name))
+    assert names(fair_queue) == [["a", "b", "c"], ["a", "b"], ["a"]]
+    assert not fair_queue
 
 
 def test_who_was_served_goes_to_the_back() -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     for name in "aaabbbccc":
-        batcher.put(chunk(name))
-    assert names(batcher, chunks_max=2) == [["a", "b"]]
-    assert names(batcher, chunks_max=2) == [["c", "a"]]
-    assert names(batcher, chunks_max=2) == [["b", "c"]]
+        fair_queue.put(chunk(name))
+    assert names(fair_queue, chunks_max=2) == [["a", "b"]]
+    assert names(fair_queue, chunks_max=2) == [["c", "a"]]
+    assert names(fair_queue, chunks_max=2) == [["b", "c"]]
 
 
 def test_steps_bound_a_run_but_one_chunk_is_always_taken() -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     for _ in range(3):
-        batcher.put(chunk("a", steps=60))
-    assert names(batcher, steps_max=100) == [["a"], ["a"]]
-    assert names(batcher, steps_max=1) == [["a"]]
+        fair_queue.put(chunk("a", steps=60))
+    assert names(fair_queue, steps_max=100) == [["a"], ["a"]]
+    assert names(fair_queue, steps_max=1) == [["a"]]
 
 
 def test_what_waits_is_weighed() -> None:
-    batcher = Batcher()
-    batcher.put(chunk("a", steps=3))
-    batcher.put(command("a"))
-    assert (batcher.chunks, batcher.weight) == (1, 3 * 2 * 4 + ENTRY_BYTES)
-    batcher.take(10, 10)
-    assert (batcher.chunks, batcher.weight) == (0, 0)
+    fair_queue = FairQueue()
+    fair_queue.put(chunk("a", steps=3))
+    fair_queue.put(command("a"))
+    assert (fair_queue.chunks, fair_queue.weight) == (1, 3 * 2 * 4 + ENTRY_BYTES)
+    fair_queue.take(10, 10)
+    assert (fair_queue.chunks, fair_queue.weight) == (0, 0)
 
 
 def test_a_command_keeps_its_place_in_its_stream() -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     entries: list[Entry] = [chunk("a", 0), command("a"), chunk("a", 1)]
     for entry in entries:
-        batcher.put(entry)
-    first, second, third = batcher.take(10, 10)
+        fair_queue.put(entry)
+    first, second, third = fair_queue.take(10, 10)
     assert first.chunks == [entries[0]]
     assert second.commands == [entries[1]]
     assert not second.chunks
@@ -81,22 +81,22 @@ entries = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), max_si
 def test_everything_comes_out_once_in_order_and_at_most_one_a_stream(
     put: list[tuple[str, int]], chunks_max: int, steps_max: int
 ) -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     given_in: dict[str, list[Any]] = {}
     for name, steps in put:
         entry = chunk(name, steps=steps)
         given_in.setdefault(name, []).append(entry)
-        batcher.put(entry)
+        fair_queue.put(entry)
     out: dict[str, list[Any]] = {}
-    while batcher:
-        before = batcher.chunks
-        for one in batcher.take(chunks_max, steps_max):
+    while fair_queue:
+        before = fair_queue.chunks
+        for one in fair_queue.take(chunks_max, steps_max):
             taken = one.chunks + one.duplicates
             assert len({each.stream_id for each in taken}) == len(taken)
             assert all(each.steps for each in one.chunks)
             for each in taken:
                 out.setdefault(each.stream_id, []).append(each)
-        assert 1 <= before - batcher.chunks <= chunks_max
+        assert 1 <= before - fair_queue.chunks <= chunks_max
     assert out == given_in
 
 
@@ -104,12 +104,12 @@ def test_everything_comes_out_once_in_order_and_at_most_one_a_stream(
 def test_no_stream_waits_for_more_than_one_chunk_of_each_other(
     others: int, chunks_max: int
 ) -> None:
-    batcher = Batcher()
+    fair_queue = FairQueue()
     for number in range(others):
         for _ in range(50):
-            batcher.put(chunk(f"busy {number}"))
-    batcher.put(chunk("late"))
+            fair_queue.put(chunk(f"busy {number}"))
+    fair_queue.put(chunk("late"))
     served: list[str] = []
     while "late" not in served:
-        served += [name for one in names(batcher, chunks_max) for name in one]
+        served += [name for one in names(fair_queue, chunks_max) for name in one]
     assert served.index("late") <= others
