@@ -1,4 +1,4 @@
-"""With the defaults any user gets, real series are forecast better than by their last value."""
+"""With default settings, forecasts of real series beat the last-value forecast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def series(name: str, columns: list[str]) -> Any:
 
 
 def whole(x: Any) -> Any:
-    """Without the rows in which one of the columns is missing."""
+    """The rows in which no column is missing."""
     return x[~np.isnan(x).any(axis=1)]
 
 

@@ -83,7 +83,7 @@ def ticks(spec: ModelSpec) -> list[list[Chunk]]:
 
 
 def digests(name: str, backend: Any) -> dict[str, str]:
-    """Of every array of the memory, all predictions and all reports."""
+    """Digests of every array of the state, of all predictions and of all reports."""
     learner, predictions, reports = Learner(SPECS[name], backend=backend), b"", ""
     for tick in ticks(learner.spec):
         result = learner.apply(tick)
@@ -107,7 +107,7 @@ def test_fed_twice(name: str, backend: Any) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fed_in_another_process(backend: Any) -> None:
-    """Whose strings hash to other numbers, and whose kernels come from the disk."""
+    """The other process has another hash seed, and loads its kernels from disk."""
     program = (
         "import json; from tests.core.test_recorded import digests, SPECS;"
         f"print(json.dumps({{name: digests(name, {backend!r}) for name in SPECS}}))"
