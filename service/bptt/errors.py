@@ -335,6 +335,9 @@ def from_status(code: str, message: str, violations: Sequence[Violation] = ()) -
 
 def from_core(error: core.BpttError, *, prefix: str = "") -> ServiceError:
     """What the service says for an error of `bptt_core`; `prefix` goes before a field's name."""
+    if isinstance(error, core.UnknownField):
+        violation = Violation(prefix + error.field, error.value, error.bound)
+        return InvalidRequest(str(error), (violation,))
     if isinstance(error, core.InvalidArgument):
         reason = _CORE_REASONS.get(type(error), "invalid")
         return InvalidRequest.of(prefix + error.field, error.value, error.bound, reason=reason)
