@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from tests.rpc.harness import Call, Harness, wave
 
 CHUNK = 50
