@@ -77,8 +77,9 @@ def make(spec: ModelSpec, name: BackendName) -> Backend:
     try:
         from bptt_core.kernels import Compiled  # Numba takes a second to import
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         bound = (
-            f"reference, because {error.name} is not installed "
+            f"reference, because {package} is not installed "
             "(pip install 'bptt[server]' installs what compiled needs)"
         )
         raise InvalidArgument("backend", name, bound) from error
