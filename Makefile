@@ -64,15 +64,15 @@ protos: $(DEV)
 clean:
 	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# Only what running needs. After `make test` it is there already.
+# What the server, the client and the benchmarks need. `make test` installs it too.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) ..."
-	@$(PIP_INSTALL) --editable .
+	@$(PIP_INSTALL) --editable '.[server]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for development ..."
-	@$(PIP_INSTALL) --editable '.[dev,plots]'
+	@$(PIP_INSTALL) --editable '.[server,plots,dev]'
 	@touch $(RUNTIME) $@
 
 $(BIN)/python:

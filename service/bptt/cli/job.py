@@ -26,7 +26,6 @@ from bptt.cli.textfile import TextFile, VOCABULARY
 from bptt.client import Client, LearnSession, Model, ServerUnreachable
 from bptt.errors import NotFound, ServerStopping
 
-INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
 CHUNK_STEPS = 64  # 4 KB for 16 columns: the wire costs little, and progress is still smooth
 CHUNK_TOKENS = 256  # the same, of steps of one byte
 CHUNK_VALUES = 250_000  # inputs or predictions in a chunk: 1 MB, a quarter of a message's limit

@@ -9,13 +9,14 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
+from bptt.cli import INTERRUPTED
 from bptt.cli.choose import Wish
 from bptt.cli.console import (
     address_option,
     json_option,
     say_error,
 )
-from bptt.cli.job import INTERRUPTED, Job
+from bptt.cli.job import Job
 from bptt.client import ModelSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
