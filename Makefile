@@ -37,12 +37,13 @@ run: $(RUNTIME)
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
 
-# Numba and OpenBLAS make code for a processor without AVX and FMA. NUMBA_CPU_FEATURES must be empty:
-# if it is unset, Numba adds the features of this machine's processor. The kernels' cache is separate.
-OTHER_PROCESSOR := NUMBA_CPU_NAME=nehalem NUMBA_CPU_FEATURES= OPENBLAS_CORETYPE=Nehalem \
-	NUMBA_CACHE_DIR=$(abspath build/other-processor)
+# Numba and OpenBLAS choose code for a processor without AVX and FMA (on ARM: for any ARMv8).
+# NUMBA_CPU_FEATURES must be empty: if it is unset, Numba adds the features of this machine's
+# processor. The kernels' cache is separate.
+X86 := $(filter x86_64 amd64,$(shell uname -m))
+OTHER_PROCESSOR := NUMBA_CPU_NAME=$(if $(X86),nehalem,generic) NUMBA_CPU_FEATURES= \
+	OPENBLAS_CORETYPE=$(if $(X86),Nehalem,ARMV8) NUMBA_CACHE_DIR=$(abspath build/other-processor)
 
-# x86 only: on another architecture there is no such processor to compile for.
 test-other-processor: $(DEV)
 	@$(OTHER_PROCESSOR) $(BIN)/python -m pytest -m "learning or same_bits" $(ARGS)
 
