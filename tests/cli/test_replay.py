@@ -34,6 +34,7 @@ def model(folder: Path, model_id: str = "m") -> Path:
     return found
 
 
+@pytest.mark.same_bits
 def test_the_same_spec_from_the_beginning_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     learner = learn(tmp_path / "again", tick_records(60))
     trial = replay.Trial("same", SPEC)

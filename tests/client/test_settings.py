@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.same_bits
 @pytest.mark.parametrize("setting", SETTINGS)
 async def test_a_setting_reaches_the_core(client: Client, name: str, setting: str) -> None:
     spec: Any = {"input_size": 2, "hidden_size": 6, "k1": 2, "k2": 6} | SETTINGS[setting]

@@ -127,7 +127,8 @@ def test_waves_with_a_third_of_their_readings_missing(backend: Any) -> None:
         assert learner.figures.skipped_updates == 0
         return {"skill": learner.figures.skill_ratio}
 
-    assert medians(measure, 3 if backend == "reference" else 7)["skill"] < 0.6  # one seed: 0.394 to 0.432
+    found = medians(measure, 3 if backend == "reference" else 7)  # the reference is slow
+    assert found["skill"] < 0.6  # one seed: 0.394 to 0.432
 
 
 def test_the_order_of_tokens_says_more_than_their_frequencies() -> None:

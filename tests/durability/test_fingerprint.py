@@ -37,7 +37,9 @@ def test_differences_are_named() -> None:
 
 def test_code_for_another_processor_is_a_difference() -> None:
     """Two processes on one machine, one of them told to compute as an older processor does."""
-    program = "import json; from bptt.durability import fingerprint; print(json.dumps(fingerprint()))"
+    program = (
+        "import json; from bptt.durability import fingerprint; print(json.dumps(fingerprint()))"
+    )
     told = {"NUMBA_CPU_NAME": "nehalem", "OPENBLAS_CORETYPE": "Nehalem"}
     kept = {name: value for name, value in os.environ.items() if name not in told}
     native, other = (
