@@ -128,7 +128,7 @@ def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tr
     ("settings", "words"),
     [
         ("cell=gruu", "cell is gruu, but must be one of"),
-        ("sell=gru", "sell is gru, but must be left out: no such field"),
+        ("sell=gru", "unknown field 'sell'"),
         ("learning_rate=fast", "learning_rate is fast"),
         ("input_size=3", "input_size=3 cannot learn tick 1"),
         ("cell", "'cell' must be FIELD=VALUE"),

@@ -18,7 +18,7 @@ from bptt.cli.console import json_option, number, output, print_json
 from bptt.cli.csvfile import Batch, Choice, CsvTable, InputError
 from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
-from bptt_core.specs import Cell
+from bptt_core.specs import CellName
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Network:
     """One curve of the picture."""
 
     name: str
-    cell: Cell
+    cell: CellName
     initialisation: str
     initialise: Callable[[ModelSpec, params.Views, np.random.Generator, int], None]
     """Changes fresh parameters, which are PyTorch's uniform(-1/√H, 1/√H); knows the steps."""
