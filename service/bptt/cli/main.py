@@ -13,11 +13,10 @@ from importlib import metadata
 import click
 
 from bptt.cli.backup import backup
-from bptt.cli.console import say_error
-from bptt.cli.csvfile import InputError
+from bptt.cli.console import INTERRUPTED, say_error
+from bptt.cli.data.source import InputError
 from bptt.cli.demo import demo
 from bptt.cli.gradients import gradients
-from bptt.cli.job import INTERRUPTED
 from bptt.cli.learn import learn
 from bptt.cli.models import models
 from bptt.cli.predict import predict
