@@ -1,1 +1,5 @@
-"""The learning server: engine, storage, metrics, RPC, client and command line."""
+"""Online learning from streaming sequences; this package exports the names of the SDK."""
+
+from bptt.client import Client
+
+__all__ = ["Client"]

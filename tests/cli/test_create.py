@@ -22,12 +22,12 @@ class Slow:
 
 @pytest.mark.parametrize(
     ("silent", "said"),
-    [(0.01, "the server is compiling kernels for lstm, once\n"), (60.0, "")],
+    [(0.01, "the server is compiling kernels for lstm; this happens once\n"), (60.0, "")],
 )
 async def test_only_a_long_wait_is_explained(
     monkeypatch: pytest.MonkeyPatch, silent: float, said: str
 ) -> None:
-    monkeypatch.setattr("bptt.cli.create.SILENT_SECONDS", silent)
+    monkeypatch.setattr("bptt.cli.create.NOTICE_SECONDS", silent)
     console = Console(file=io.StringIO(), width=200)
     client: Any = Slow()
     made: Any = await create_model(client, "m", {"cell": "lstm"}, console)

@@ -31,7 +31,7 @@ def test_it_ends_well_and_shows_the_table(shown: Ran) -> None:
         "steps a second",
         "error, whole series",
         "error, second half",
-        "repeating the last value",
+        "relative to the last-value forecast",
         "updates clipped",
         "median gradient norm",
         "half hours from now",

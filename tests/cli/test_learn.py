@@ -39,9 +39,9 @@ def test_a_file_is_learned_and_predicted_from(bptt: Bptt, waves: str, name: str)
     assert done.status == 0, done.err
     assert "'when' is left out: a time" in done.err
     assert "'place' is left out: text" in done.err
-    assert "column 'a' lacks 3 values: the model takes them as missing" in done.err
+    assert "column 'a' lacks 3 values: the model treats them as missing" in done.err
     assert f"500 steps learned on stream waves of model {name}" in done.out
-    assert "repeating the last value" in done.out
+    assert "relative to the last-value forecast" in done.out
     assert "median gradient norm" in done.out
     listed = {model["model_id"]: model for model in bptt("models", "--json").document}
     assert listed[name]["steps"] == 500
@@ -79,7 +79,7 @@ def test_columns_and_targets_are_chosen(bptt: Bptt, waves: str, name: str) -> No
 def test_a_regression_predicts_its_target(bptt: Bptt, waves: str, name: str) -> None:
     done = bptt("learn", waves, "--model", name, "--task", "regression", "--target", "b")
     assert done.status == 0, done.err
-    assert "the mean so far" in done.out
+    assert "the running mean" in done.out
     predicted = bptt("predict", "--model", name, "--stream", "waves", "--input", "0.5", "--json")
     assert np.shape(predicted.document["predictions"]) == (1, 1, 1)
 
@@ -145,7 +145,7 @@ def test_standard_input_is_learned_line_by_line_and_ctrl_c_is_clean(bptt: Bptt, 
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "3 steps learned" in out
-    assert "interrupted: what was sent is learned" in err
+    assert "interrupted: all rows that were sent are learned" in err
     assert "Traceback" not in err
 
 
@@ -164,16 +164,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
             learn = [*BPTT, "learn", str(path), "--model", "m", *SLOW, "--address", address]
             with subprocess.Popen(learn, stdout=pipe, stderr=pipe, text=True) as client:
                 assert client.stderr is not None
-                while "made model" not in client.stderr.readline():
+                while "created model" not in client.stderr.readline():
                     pass
                 _wait_for_step(Bptt(Served(address, "", server)), "m", None, stream="long")
                 client.send_signal(signal.SIGINT)
-                assert "Ctrl-C again leaves" in client.stderr.readline()
+                assert "Ctrl-C again quits" in client.stderr.readline()
                 client.send_signal(signal.SIGINT)
                 assert client.wait(timeout=10) == 130
                 left = client.stderr.read()
             assert left.count("\n") == 1
-            assert "left at once" in left
+            assert "quit at once" in left
             assert server.stderr is not None
             server.send_signal(signal.SIGINT)
             while "stopping" not in server.stderr.readline():
@@ -233,7 +233,7 @@ def test_a_server_that_stops_amid_a_file_is_one_line(
         served.process.wait()
         served.process.returncode = 0  # as meant: the fixture takes any other end for a failure
     assert process.returncode == 1
-    advice = "stopped; run the same command again to go on"
+    advice = "stopped; run the same command again to continue"
     *before, last = err.splitlines()
     assert last == f"bptt: the server at {served.address} {advice}"
     assert not any(line.startswith(("bptt:", "Traceback")) for line in before)
@@ -294,7 +294,7 @@ def test_a_bad_value_in_standard_input_ends_it_after_the_rows_before(bptt: Bptt,
         (["--target", "nope"], ["'nope'", "when, a, place, b"]),
         (["--columns", "a", "--target", "b"], ["'b'", "not among the columns"]),
         (["--columns", "a,place"], ["line 2, column 'place'", "'x'"]),
-        (["--columns", "a,a"], ["'a' is named twice"]),
+        (["--columns", "a,a"], ["'a' appears twice"]),
         (["--task", "regression"], ["--target"]),
         (["--hidden-size", "0"], ["hidden_size is 0", "1 to"]),
         (["--hidden-size", "-1"], ["hidden_size is -1"]),
@@ -331,7 +331,7 @@ def test_bad_names_of_models_and_files(bptt: Bptt, tmp_path: Path, waves: str) -
         assert "model_id" in done.err
     gone = bptt("learn", str(tmp_path / "gone.csv"), "--model", "m")
     assert gone.status == 1
-    assert "there is no file" in gone.err
+    assert "file not found:" in gone.err
     empty = bptt("learn", "-", "--model", "m", stdin="")
     assert empty.status == 1
     assert "header" in empty.err
@@ -352,8 +352,14 @@ def test_predict_says_what_is_wrong(bptt: Bptt, waves: str, name: str) -> None:
     for arguments, words in (
         (("--model", "no", "--stream", "s"), "model_id is 'no'"),
         (("--model", name, "--stream", "no"), "stream_id is 'no'"),
-        (("--model", name, "--stream", "waves", "--input", "1"), "1 values, but 2"),
-        (("--model", name, "--stream", "waves", "--input", "1,x"), "not numbers"),
+        (
+            ("--model", name, "--stream", "waves", "--input", "1"),
+            "got 1 values, but a step of model",
+        ),
+        (
+            ("--model", name, "--stream", "waves", "--input", "1,x"),
+            "must be numbers separated by commas",
+        ),
         (("--model", name, "--stream", "waves", "--input", "1,inf"), "inputs"),
     ):
         done = bptt("predict", *arguments)
@@ -392,5 +398,7 @@ def test_updates_that_were_skipped_are_told(bptt: Bptt, tmp_path: Path, name: st
     done = bptt("learn", str(path), "--model", name, *options, "--learning-rate", "1e30")
     assert done.status == 0, done.err
     assert re.search(
-        r"^10 of 12 updates skipped: not finite; try a lower --learning-rate", done.out, re.M
+        r"^10 of 12 updates skipped: loss or gradient not finite; try a lower --learning-rate",
+        done.out,
+        re.M,
     )

@@ -38,7 +38,7 @@ def holes(tmp_path: Path) -> str:
 def test_missing_values_are_taken_as_they_are(bptt: Bptt, holes: str, name: str) -> None:
     done = bptt("learn", holes, "--model", name)
     assert done.status == 0, done.err
-    assert re.search(r"column 'a' lacks \d+ values: the model takes them as missing", done.err)
+    assert re.search(r"column 'a' lacks \d+ values: the model treats them as missing", done.err)
     assert f"{ROWS:,} steps learned" in done.out
     assert "left out" not in done.err
     model = next(each for each in bptt("models", "--json").document if each["model_id"] == name)
@@ -69,7 +69,7 @@ def test_a_model_made_for_whole_rows_leaves_others_out(
     assert bptt("learn", whole, "--model", name).status == 0
     done = bptt("learn", holes, "--model", name)
     assert done.status == 0, done.err
-    assert "rows left out for a missing value" in done.err
+    assert "rows left out because a value is missing" in done.err
 
 
 # ---------------------------------------------------------------------- late labels
@@ -114,7 +114,7 @@ def test_labels_that_come_late_are_learned_with_their_steps(
     assert model["accuracy"] > 0.8
     assert model["cross_entropy_bits"] < 0.7
     shown = bptt("models").out
-    assert "right" in shown
+    assert "accuracy" in shown
     assert f"{model['accuracy']:.1%}" in shown
     # A row by itself is judged at once, though its label would come ten rows later.
     answer = bptt("predict", "--model", name, "--stream", "late", "--input", "2,-2", "--json")
@@ -159,12 +159,10 @@ def test_the_band_and_the_spike_are_told(bptt: Bptt, tmp_path: Path, name: str) 
     assert last["lowest_anomaly_scores"][0]["score"] < 1e-6
     assert last["model_state"] == "learning"
     told = bptt("learn", file, "--model", name, "--stream", "again").out
-    assert re.search(r"^nine of ten recent errors: a -0\.\d+ to 0\.\d+$", told, re.M)
-    assert re.search(
-        r"^anomalies: \d+ steps? with a score below 1e-06; the lowest at 1,20", told, re.M
-    )
+    assert re.search(r"^90 % of recent errors: a -0\.\d+ to 0\.\d+$", told, re.M)
+    assert re.search(r"^anomalies: \d+ steps? with a score below 1e-06; lowest at 1,20", told, re.M)
     shown = bptt("predict", "--model", name, "--stream", "spike")
-    assert "nine of ten recent" in shown.out.replace("\n", " ").replace("  ", " ")
+    assert "held 90 % of recent targets" in shown.out.replace("\n", " ").replace("  ", " ")
 
 
 # ---------------------------------------------------------------------- divergence
@@ -176,8 +174,8 @@ def test_a_model_that_diverged_is_told_and_resumed(bptt: Bptt, tmp_path: Path, n
     done = bptt("learn", file, "--model", name, *wild, "--divergence-patience", "7")
     assert done.status == 0, done.err
     assert "300 steps learned" in done.out
-    assert re.search(r"^7 of \d+ updates skipped: not finite", done.out, re.M)
-    assert f"model {name} is diverged: too many updates in a row were not finite" in done.err
+    assert re.search(r"^7 of \d+ updates skipped: loss or gradient not finite", done.out, re.M)
+    assert f"model {name} is diverged (too many consecutive updates were not finite)" in done.err
     assert f"`bptt models update {name} --resume`" in done.err
     assert learned(bptt, name)["state"] == "diverged"
     assert "diverged" in bptt("models").out
@@ -194,7 +192,7 @@ def test_a_roll_back_is_a_setting_of_the_model(bptt: Bptt, tmp_path: Path, name:
     assert (spec["on_divergence"], spec["divergence_patience"]) == ("roll_back", 25)
     other = bptt("learn", file, "--model", name, "--on-divergence", "stop")
     assert other.status == 1
-    assert "exists with on_divergence roll_back, but this asks for stop" in other.err
+    assert "exists with on_divergence roll_back, but stop was requested" in other.err
 
 
 # ---------------------------------------------------------------------- wrong arguments
@@ -209,7 +207,7 @@ def test_a_roll_back_is_a_setting_of_the_model(bptt: Bptt, tmp_path: Path, name:
         (("--divergence-patience", "0"), 1, "spec.divergence_patience is 0"),
         (("--on-divergence", "explode"), 2, "'explode' is not one of 'stop', 'roll_back'"),
         (("--missing", "guess"), 2, "'guess' is not one of 'take', 'leave-out'"),
-        (("--text", "--missing", "leave-out"), 2, "--missing is for columns, and --text has none"),
+        (("--text", "--missing", "leave-out"), 2, "--missing applies to columns, but --text"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
