@@ -1,6 +1,6 @@
-"""The long-lag problems in a small form: gated cells learn them, a vanilla network does not.
+"""The long-lag problems in a smaller form: gated cells learn them, a vanilla network does not.
 
-The scripts themselves, with their own sizes, are shown in examples/README.md.
+examples/README.md shows the scripts with their full sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import reber_grammar
 def test_a_gated_cell_learns_the_adding_problem(cell: str) -> None:
     outcome = adding_problem.learn(cell, length=100, hidden_size=32, at_most=74_000, seed=0)
     assert outcome.learned_after is not None
-    assert outcome.wrong <= 26  # one in a hundred; Hochreiter and Schmidhuber had 1 to 5 of 2,560
+    assert outcome.wrong <= 26  # one in a hundred; Hochreiter and Schmidhuber: 1 to 5 of 2,560
     assert outcome.error < adding_problem.ALWAYS_HALF / 50
     assert outcome.after.ratios[-1] > 0.01, "the gradient reaches the first number"
 
@@ -28,7 +28,7 @@ def test_a_vanilla_network_does_not_learn_the_adding_problem_and_its_gradient_sh
     assert outcome.learned_after is None
     assert outcome.error > adding_problem.ALWAYS_HALF / 2
     assert outcome.before.ratios[-1] < 1e-12
-    assert outcome.after.memory_horizon < 50, "shorter than the way back to a first number"
+    assert outcome.after.memory_horizon < 50, "shorter than the distance to the first number"
 
 
 def test_a_gated_cell_beats_the_memoryless_baseline_at_copying() -> None:
@@ -52,7 +52,7 @@ def test_only_a_gated_cell_remembers_a_letter_over_a_string_of_the_grammar() -> 
     assert learned.flow.ratios[24] > 100 * vanilla.flow.ratios[24]
 
 
-def test_strings_are_of_the_grammar() -> None:
+def test_generated_strings_follow_the_grammar() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         letters, legal = reber_grammar.string(random)
@@ -63,7 +63,7 @@ def test_strings_are_of_the_grammar() -> None:
         assert letters.count(reber_grammar.END) == 1
 
 
-def test_copying_without_memory_is_as_good_as_the_baseline_says() -> None:
+def test_copy_sequences_have_symbols_blanks_and_a_signal() -> None:
     heard, wanted = copy_memory.sequences(np.random.default_rng(0), 5, 7, 5)
     assert heard.shape == (17, 5, 10)
     assert (heard.argmax(axis=-1)[:5] == wanted[-5:]).all()
@@ -71,9 +71,9 @@ def test_copying_without_memory_is_as_good_as_the_baseline_says() -> None:
     assert (heard.argmax(axis=-1)[11] == copy_memory.CALL).all()
 
 
-def test_pairs_that_are_marked_make_the_answer() -> None:
+def test_the_marked_pairs_determine_the_answer() -> None:
     pairs, answer = adding_problem.sequences(np.random.default_rng(0), 40, 44, 50)
     marked = np.where(pairs[:, :, 1] == 1, pairs[:, :, 0], 0).sum(axis=0)
-    lost = pairs[0, :, 1] == -1  # the first pair's mark gives way to the one of the beginning
+    lost = pairs[0, :, 1] == -1  # the first pair has the mark of the beginning
     assert lost.all()
     assert np.allclose(0.5 + marked / 4, answer)
