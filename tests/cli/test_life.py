@@ -162,7 +162,7 @@ def test_the_band_and_the_spike_are_told(bptt: Bptt, tmp_path: Path, name: str) 
     assert re.search(r"^90 % of recent errors: a -0\.\d+ to 0\.\d+$", told, re.M)
     assert re.search(r"^anomalies: \d+ steps? with a score below 1e-06; lowest at 1,20", told, re.M)
     shown = bptt("predict", "--model", name, "--stream", "spike")
-    assert "held 90 % of recent targets" in shown.out.replace("\n", " ").replace("  ", " ")
+    assert "held 90 % of recent targets" in " ".join(shown.out.split())
 
 
 # ---------------------------------------------------------------------- divergence

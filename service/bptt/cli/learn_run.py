@@ -74,7 +74,7 @@ class LearnRun:
                 return await self._learn_text(client, source)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     async def _get_model(self, client: Client) -> Model | None:
         try:
