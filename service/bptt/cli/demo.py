@@ -32,7 +32,7 @@ MODEL, STREAM = "sea", "buoy"
 HORIZON = 12  # half hours: the next six hours
 SHOWN = 48  # values drawn before the forecast: the last day
 CHUNK_STEPS = 64
-TERMINATED = 143  # the exit status that shells use for a program ended by SIGTERM
+SIGNAL_STATUS = 128  # shells report a program ended by a signal as this plus its number
 CHART_WIDTH, CHART_HEIGHT = 78, 17
 
 EXAMPLE = """\b
@@ -51,12 +51,13 @@ def demo(keep: bool, as_json: bool) -> None:
     The series is bundled. The server runs in its own process on free loopback ports with a
     temporary data folder. Both are removed when the demo ends.
     """
+    run = _Demo(keep, as_json)
     try:
-        asyncio.run(_Demo(keep, as_json).run())
+        asyncio.run(run.run())
     except ServerProcessFailed as error:
         raise click.ClickException(str(error)) from None
     except asyncio.CancelledError:
-        raise click.exceptions.Exit(TERMINATED) from None
+        raise click.exceptions.Exit(SIGNAL_STATUS + run.ended_by) from None
 
 
 class _Demo:
@@ -65,11 +66,11 @@ class _Demo:
         self._as_json = as_json
         self._console = progress_output(quiet=as_json)
         self._out = Console(quiet=True) if as_json else output()
+        self.ended_by = signal.SIGTERM
+        """The signal that cancelled `run`."""
 
     async def run(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        self._handle_signals()
         values = _series()
         async with contextlib.AsyncExitStack() as stack:
             with self._console.status("starting a server"):
@@ -77,6 +78,19 @@ class _Demo:
             await self._show(server, values)
             if self._keep:
                 await self._wait(server)
+
+    def _handle_signals(self) -> None:
+        """Let SIGTERM and SIGHUP cancel the current task, so that the server is stopped."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end(number: signal.Signals) -> None:
+            self.ended_by = number
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
 
     async def _show(self, server: ServerProcess, values: NDArray[np.float32]) -> None:
         self._out.print(f"server: gRPC {server.address}, http://{server.metrics_address}/metrics")

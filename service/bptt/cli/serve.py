@@ -151,7 +151,8 @@ def _stop_at_end_of_input() -> asyncio.Event:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            loop.add_signal_handler(number, stop.set)
     threading.Thread(target=wait, name="input", daemon=True).start()
     return stop
