@@ -84,13 +84,13 @@ class _Demo:
         task = asyncio.current_task()
         assert task is not None
 
-        def end(number: signal.Signals) -> None:
-            self.ended_by = number
+        def end(received: signal.Signals) -> None:
+            self.ended_by = received
             task.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-                asyncio.get_running_loop().add_signal_handler(number, end, number)
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                asyncio.get_running_loop().add_signal_handler(each, end, each)
 
     async def _show(self, server: ServerProcess, values: NDArray[np.float32]) -> None:
         self._out.print(f"server: gRPC {server.address}, http://{server.metrics_address}/metrics")
