@@ -14,7 +14,6 @@ from rich.console import Console
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 WIDE = 200  # columns without a terminal, so that output to a file is neither cut nor wrapped
-INTERRUPTED = 130  # the exit status that shells use for a program ended by Ctrl-C
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -9,7 +9,8 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
-from bptt.cli.console import address_option, INTERRUPTED, json_option, say_error
+from bptt.cli import INTERRUPTED
+from bptt.cli.console import address_option, json_option, say_error
 from bptt.cli.learn_run import LearnRun
 from bptt.cli.plan import LearnOptions
 from bptt.client import ModelSpec

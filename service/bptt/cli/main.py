@@ -12,8 +12,9 @@ from importlib import metadata
 
 import click
 
+from bptt.cli import INTERRUPTED
 from bptt.cli.backup import backup
-from bptt.cli.console import INTERRUPTED, say_error
+from bptt.cli.console import say_error
 from bptt.cli.data.source import InputError
 from bptt.cli.demo import demo
 from bptt.cli.gradients import gradients
