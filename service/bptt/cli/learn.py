@@ -1,4 +1,4 @@
-"""`bptt learn`."""
+"""`bptt learn`: streams a CSV or a text to a model. See `learn_run` for the run itself."""
 
 from __future__ import annotations
 
@@ -82,7 +82,11 @@ def _spec_options(command: Command) -> Command:
             "Step size. [default: 0.001; for a forecast it decays to 0.0002]",
         ),
         ("weight_decay", float, "Weight decay. [default: 0; 0.01 for adamw]"),
-        ("warmup_updates", int, "Updates over which the learning rate rises from 0. [default: 0]"),
+        (
+            "warmup_updates",
+            int,
+            "Updates over which the learning rate rises to its full value. [default: 0]",
+        ),
         ("decay_updates", int, "Updates over which it then decays; 0: never. [default: 0]"),
         ("final_learning_rate", float, "Learning rate after the decay. [default: 0]"),
         (
@@ -135,7 +139,7 @@ def _spec_options(command: Command) -> Command:
     type=click.Choice(["take", "leave-out"]),
     default="take",
     show_default=True,
-    help="For a new model: take missing values as missing, or leave their rows out.",
+    help="For a new model: learn rows with missing values, or leave them out.",
 )
 @click.option(
     "--time",

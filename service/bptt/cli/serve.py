@@ -46,7 +46,7 @@ Example:
     type=click.Choice(["full", "process", "none"]),
     default="full",
     show_default=True,
-    help="What an acknowledged step survives: full: a power cut; process: kill -9 of the server; "
+    help="What an acknowledged step survives. full: a power cut; process: kill -9 of the server; "
     "none: a clean stop only.",
 )
 @click.option(
