@@ -1,4 +1,4 @@
-"""The character model in a small form; PyTorch's side of it needs PyTorch."""
+"""The character model in a smaller form; the comparison with PyTorch needs PyTorch."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_bits_a_character_fall_while_source_text_is_read() -> None:
     assert found["fall"] > 0.7  # 0.99 to 1.54
 
 
-def test_bits_are_those_of_the_learners_own_losses() -> None:
+def test_bits_equal_the_learners_losses() -> None:
     settings = Settings("rnn_tanh", hidden_size=32)
     windows = 40
     text = np.frombuffer(characters.source_text(windows * settings.k + 1), np.uint8)
     ids = text.astype(np.int64)
     by_prediction = read(new_learner(settings), ids)
-    # Where k1 = k2, a window's loss is that of the predictions made as its characters came.
+    # If k1 = k2, a window's loss is the loss of the predictions made before learning it.
     updates = new_learner(settings).feed(ids[:, np.newaxis], predictions=False).updates
     by_loss = settings.k * sum(update.loss for update in updates) / np.log(2)
     assert len(updates) == windows

@@ -1,6 +1,6 @@
-"""The commands of examples/README.md, run as they stand there; ratios of errors, and error bands.
+"""Runs the commands of examples/README.md as printed; compares relative errors and error bands.
 
-Of the source text, which is long, only the beginning.
+Only the beginning of the source text is read, since it is long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLOSE_BAND = 0.25
 
 
 def sessions() -> list[tuple[str, str]]:
-    """Commands with what they print."""
+    """Return the commands with their printed output."""
     found = []
     for block in re.findall(r"^```text\n(\$ .*?)^```", TEXT, re.MULTILINE | re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -43,7 +43,7 @@ def server() -> Iterator[Served]:
 
 
 def run(server: Served, command: str) -> str:
-    """A command in a shell that knows `bptt` and `python`, and the server."""
+    """Run a command in a shell whose `bptt` and `python` use this environment and server."""
     bptt = f"{sys.executable} -m bptt.cli"
     wrapped = (
         f'bptt() {{ {bptt} "$@" --address {server.address}; }}\n'
@@ -62,7 +62,7 @@ def run(server: Served, command: str) -> str:
     return done.stdout
 
 
-def test_there_are_sessions_to_run() -> None:
+def test_the_page_contains_sessions() -> None:
     commands = " ".join(command for command, _ in sessions())
     for part in ("CGM.csv.gz", "cycling.csv.gz", "--text", "late_labels.py"):
         assert part in commands
@@ -78,13 +78,13 @@ def test_the_commands_print_what_is_shown(server: Served) -> None:
             assert f"{BYTES:,} steps learned" in printed
             continue
         for line in shown.splitlines():
-            begins = re.match(r"error over that of [a-z ]+|\d+ steps ahead|nine of ten", line)
+            begins = re.match(r"error relative to [a-z -]+|\d+ steps ahead|90 % of", line)
             if begins is None:
                 continue
             [mine] = [each for each in printed.splitlines() if each.startswith(begins[0])]
             told, found = (re.findall(r"\d+\.\d+", each) for each in (line, mine))
             assert len(told) in (1, 2)
-            close = CLOSE_BAND if begins[0] == "nine of ten" else CLOSE_RATIO
+            close = CLOSE_BAND if begins[0].startswith("90 %") else CLOSE_RATIO
             assert [float(each) for each in found] == pytest.approx(
                 [float(each) for each in told], rel=close
             )
@@ -113,7 +113,7 @@ def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
     assert model > alone + 0.6 * (best - alone)
 
 
-def test_without_a_server_the_example_says_so_in_a_line() -> None:
+def test_without_a_server_the_example_prints_one_line() -> None:
     script = ROOT / "examples" / "late_labels.py"
     done = subprocess.run(
         [sys.executable, str(script), "127.0.0.1:1"],

@@ -1,4 +1,4 @@
-"""The long-lag problems in a small form: gated cells learn them, a vanilla network does not.
+"""The long-lag problems in a smaller form: gated cells learn them, a vanilla network does not.
 
 All figures are medians over three seeds. The comments give the range of single seeds, from 7 seeds
 with the kernels and BLAS of Nehalem and 5 with those of an Intel processor with AVX-512.
@@ -104,7 +104,7 @@ def test_only_a_gated_cell_remembers_a_letter_over_a_string_of_the_grammar() -> 
     assert learned["gradient"] > 20 * vanilla["gradient"]
 
 
-def test_strings_are_of_the_grammar() -> None:
+def test_generated_strings_follow_the_grammar() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         letters, legal = reber_grammar.string(random)
@@ -115,7 +115,7 @@ def test_strings_are_of_the_grammar() -> None:
         assert letters.count(reber_grammar.END) == 1
 
 
-def test_copying_without_memory_is_as_good_as_the_baseline_says() -> None:
+def test_copy_sequences_have_symbols_blanks_and_a_signal() -> None:
     heard, wanted = copy_memory.sequences(np.random.default_rng(0), 5, 7, 5)
     assert heard.shape == (17, 5, 10)
     assert (heard.argmax(axis=-1)[:5] == wanted[-5:]).all()
@@ -123,9 +123,9 @@ def test_copying_without_memory_is_as_good_as_the_baseline_says() -> None:
     assert (heard.argmax(axis=-1)[11] == copy_memory.CALL).all()
 
 
-def test_pairs_that_are_marked_make_the_answer() -> None:
+def test_the_marked_pairs_determine_the_answer() -> None:
     pairs, answer = adding_problem.sequences(np.random.default_rng(0), 40, 44, 50)
     marked = np.where(pairs[:, :, 1] == 1, pairs[:, :, 0], 0).sum(axis=0)
-    lost = pairs[0, :, 1] == -1  # the first pair's mark gives way to the one of the beginning
+    lost = pairs[0, :, 1] == -1  # the first pair has the mark of the beginning
     assert lost.all()
     assert np.allclose(0.5 + marked / 4, answer)
