@@ -157,7 +157,7 @@ def test_the_band_and_the_spike_are_told(bptt: Bptt, tmp_path: Path, name: str) 
     assert -0.4 < last["error_low"][0][0] < 0 < last["error_high"][0][0] < 0.4
     assert {each["step"] for each in last["lowest_anomaly_scores"]} <= {1200, 1201}
     assert last["lowest_anomaly_scores"][0]["score"] < 1e-6
-    assert last["model_state"] == "learning"
+    assert last["model_state"] == "running"
     told = bptt("learn", file, "--model", name, "--stream", "again").out
     assert re.search(r"^nine of ten recent errors: a -0\.\d+ to 0\.\d+$", told, re.M)
     assert re.search(

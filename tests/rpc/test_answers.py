@@ -163,7 +163,7 @@ async def test_bits_a_token_fall_to_those_of_the_source(server: Harness) -> None
     for first in range(0, 6000, 500):
         chunk = pb.Chunk(stream_id="s", input_tokens=tokens[first : first + 500].tolist())
         await call.raw.write(pb.LearnRequest(chunk=chunk))
-        assert (await call.learned()).model_state == pb.MODEL_STATE_LEARNING
+        assert (await call.learned()).model_state == pb.MODEL_STATE_RUNNING
     model = await server.model()
     assert 0.75 < model.cross_entropy_bits < 0.95
     assert model.accuracy == pytest.approx(0.75, abs=0.05)
@@ -211,11 +211,11 @@ async def test_a_model_that_diverges_stops_learning_and_goes_on_when_told(
 
     request = pb.UpdateModelRequest(model_id="m", paused=False, learning_rate=0.0001)
     resumed = (await server.models.UpdateModel(request)).model
-    assert resumed.state == pb.MODEL_STATE_LEARNING
+    assert resumed.state == pb.MODEL_STATE_RUNNING
     [answer] = await feed(call, wave(CHUNK), wave(CHUNK)[:, :1])
     assert len(answer.updates) == CHUNK // 2
     assert not any(update.skipped for update in answer.updates)
-    assert answer.model_state == pb.MODEL_STATE_LEARNING
+    assert answer.model_state == pb.MODEL_STATE_RUNNING
     assert (await server.model()).updates > stopped.updates
     await call.close()
 
@@ -229,6 +229,6 @@ async def test_a_paused_model_says_so_in_every_answer(server: Harness) -> None:
     assert not answer.updates
     await server.models.UpdateModel(pb.UpdateModelRequest(model_id="m", paused=False))
     [answer] = await feed(call, wave(CHUNK))
-    assert answer.model_state == pb.MODEL_STATE_LEARNING
+    assert answer.model_state == pb.MODEL_STATE_RUNNING
     assert answer.updates
     await call.close()

@@ -245,6 +245,7 @@ def model_from_proto(message: pb.Model) -> Model:
         clip_threshold=message.clip_threshold,
         accuracy=message.accuracy,
         cross_entropy_bits=message.cross_entropy_bits,
+        state_reason=message.state_reason,
     )
 
 

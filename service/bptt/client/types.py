@@ -57,7 +57,20 @@ class ModelSpec(TypedDict, total=False):
     target_names: Sequence[str]
 
 
-ModelStatus = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
+ModelStatus = Literal[
+    "unspecified",
+    "running",
+    "paused",
+    "diverged",
+    "read_only",
+    "recovering",
+    "failed",
+    "stalled",
+    "restoring",
+    "rolling_back",
+    "draining",
+    "stopped",
+]
 """What a model does with chunks; see `ModelStatus` in protos/bptt/v1/bptt.proto."""
 
 
@@ -90,6 +103,8 @@ class Model:
     """Classification and next_token: share of recent targets that were the likeliest class."""
     cross_entropy_bits: float
     """The same: mean cross-entropy of recent targets, in bits."""
+    state_reason: str = ""
+    """Why it is in its state, for people; "" where the state says it all."""
 
     @property
     def task(self) -> str:
