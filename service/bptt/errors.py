@@ -257,6 +257,17 @@ class Recovering(Unavailable):
         """The error for this model."""
         return cls(f"model {model_id} is being brought back from the store; try again later")
 
+    @classmethod
+    def after_failure(cls, model_id: str, seconds: float) -> Recovering:
+        """The error for a model that failed and is brought back by itself after so long."""
+        error = cls(
+            f"model {model_id} stopped learning after an internal error and is brought back from "
+            f"the store; try again in {seconds:g} s"
+        )
+        error.reason = "model_failed"
+        error.retry_seconds = seconds
+        return error
+
 
 class StorageFailed(Unavailable):
     """The data folder could not be written. What was learned is still in memory."""

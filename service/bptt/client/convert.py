@@ -18,7 +18,7 @@ from bptt.client.types import (
     Learned,
     Model,
     ModelSpec,
-    ModelStatus,
+    ModelState,
     Prediction,
     Refused,
     Stream,
@@ -245,16 +245,17 @@ def model_from_proto(message: pb.Model) -> Model:
         clip_threshold=message.clip_threshold,
         accuracy=message.accuracy,
         cross_entropy_bits=message.cross_entropy_bits,
+        state_reason=message.state_reason,
     )
 
 
-def _state(number: int) -> ModelStatus:
+def _state(number: int) -> ModelState:
     """The name of a state; one that this version does not know is `unspecified`."""
     return _STATES.get(number, "unspecified")
 
 
-_STATES: dict[int, ModelStatus] = {
-    number: cast(ModelStatus, name.removeprefix("MODEL_STATE_").lower())
+_STATES: dict[int, ModelState] = {
+    number: cast(ModelState, name.removeprefix("MODEL_STATE_").lower())
     for name, number in pb.ModelState.items()
 }
 

@@ -57,7 +57,20 @@ class ModelSpec(TypedDict, total=False):
     target_names: Sequence[str]
 
 
-ModelStatus = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
+ModelState = Literal[
+    "unspecified",
+    "running",
+    "paused",
+    "diverged",
+    "read_only",
+    "recovering",
+    "failed",
+    "stalled",
+    "restoring",
+    "rolling_back",
+    "draining",
+    "stopped",
+]
 """What a model does with chunks; see `ModelState` in protos/bptt/v1/types.proto."""
 
 
@@ -80,7 +93,7 @@ class Model:
     """Of the last update; NaN before the first."""
     gradient_norm: float
     """Of the last update, before clipping; NaN before the first."""
-    state: ModelStatus
+    state: ModelState
     learning_rate: float
     """As it is now, and so are clip and clip_threshold: `update_model` may have changed the
     spec's."""
@@ -90,6 +103,8 @@ class Model:
     """Classification and next_token: share of recent targets that were the likeliest class."""
     cross_entropy_bits: float
     """The same: mean cross-entropy of recent targets, in bits."""
+    state_reason: str = ""
+    """Why it is in its state, for people; "" where the state says it all."""
 
     @property
     def task(self) -> str:
@@ -202,7 +217,7 @@ class Learned:
     anomaly_scores: Float32Array
     """Forecast: (T,) probabilities, of each step, of an error as large as its own or larger, by the
     stream's recent errors; near 0: an anomaly. NaN before there are errors."""
-    model_state: ModelStatus
+    model_state: ModelState
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bptt.config import Limits
 from bptt.domain import FloatArray, IncomingChunk, IntArray
-from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
+from bptt.engine.fair_queue import FairQueue
+from bptt.engine.messages import QueuedChunk, Response, StreamCommand, TickBatch
 from bptt.engine.published import PublishedState
-from bptt.engine.responses import PendingResponse
 from bptt.errors import LimitReached, OutOfOrder, StreamInUse, UnknownStream
 from bptt_core import bytes_of_stream, Chunk, ModelSpec
 
@@ -115,7 +115,7 @@ class AdmissionQueue:
     def place(
         self,
         incoming: IncomingChunk,
-        pending: PendingResponse,
+        pending: Response,
         sender: object,
     ) -> QueuedChunk:
         """Put a chunk at the end of its stream.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bptt.engine.fair_queue import QueuedChunk, TickBatch
+from bptt.engine.messages import QueuedChunk, TickBatch
 from bptt_core import Chunk, ChunkResult, ModelSpec
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt.engine.run import Outcome
+from bptt.engine.messages import Outcome
 from bptt.engine.views import StreamViews
 from bptt_core import Figures, Learner, Snapshot
 
@@ -132,8 +132,13 @@ class PublishedState:
         self._figures_are(learner.figures)
 
     def forget(self) -> None:
-        """Give the memory of a model that has stopped back now."""
+        """Free the memory of a model that has stopped."""
         del self._learner, self._snapshot
+
+    def freeze(self) -> None:
+        """Show the last whole state from now on: the learner is in no known state."""
+        self._behind.clear()
+        self._band = None
 
     def takes_figures(self, figures: Figures) -> None:
         """The settings are others, and figures with them."""

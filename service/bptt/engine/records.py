@@ -18,7 +18,7 @@ from bptt_core import Learner, TickResult
 from bptt_core.errors import BpttError
 
 LoadCheckpoint = Callable[[int], Checkpoint]
-"""A checkpoint of the record's model, by its ticks."""
+"""A checkpoint of the record's model, by its lsn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,5 +136,5 @@ def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition
 
 
 def _misfit(checkpoint: Checkpoint, error: Exception) -> DataDamaged:
-    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} ticks"
+    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} records"
     return DataDamaged(f"{which} does not fit: {error}")

@@ -8,41 +8,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from bptt.domain import RunReport, TickReport
 from bptt.durability import Command, Tick
-from bptt.engine.fair_queue import QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.joining import groups, join, split
-from bptt.engine.journaling import Move
+from bptt.engine.messages import Outcome, QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.records import apply_body
-from bptt.errors import from_core, ServiceError
-from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
+from bptt.errors import from_core
+from bptt_core import Chunk, ChunkResult, Learner, StreamView
 from bptt_core.errors import BpttError, UnknownStream
-
-
-@dataclass(slots=True, eq=False)
-class Outcome:
-    """What a run did, for the event loop to publish."""
-
-    answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
-    commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
-    views: dict[str, StreamView | None] = field(default_factory=dict)
-    """Of the streams that were touched. None: the stream is gone."""
-    records: list[tuple[Tick | Command, list[Move]]] = field(default_factory=list)
-    """What changed the learner, in order, and the streams that it moved."""
-    ticks: list[TickReport] = field(default_factory=list)
-    snapshot: Snapshot | None = None
-    report: RunReport | None = None
-    rest: list[TickBatch] = field(default_factory=list)
-    """Rounds that were not applied, because the model must go back to a checkpoint first."""
-    diverged: bool = False
-    """The model must go back to a checkpoint now, as its spec says."""
-    seconds: float = 0.0
-    own_seconds: float = 0.0
-    """The same without those in which other threads and programs had the processor."""
-    failure: Exception | None = None
 
 
 def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:

@@ -27,7 +27,7 @@ from bptt.domain import (
     Refused,
 )
 from bptt.errors import from_core, InvalidRequest
-from bptt.rpc.convert_models import condition_to_proto
+from bptt.rpc.convert_models import state_to_proto
 from bptt_core import ChunkResult, ModelSpec, Snapshot, UpdateReport
 from bptt_core.errors import LabelTooEarly, LabelTooLate
 
@@ -257,7 +257,7 @@ class AnswerWriter:
         self._band = Band()
 
     def learned(
-        self, result: ChunkResult, durable_step: int, condition: ModelState, band: ErrorBand
+        self, result: ChunkResult, durable_step: int, state: ModelState, band: ErrorBand
     ) -> pb.LearnResponse:
         """The answer to a chunk that was learned; the error band is the newest there is."""
         response = pb.LearnResponse(
@@ -267,7 +267,7 @@ class AnswerWriter:
                 next_step=result.next_step,
                 updates=[_update_to_proto(each) for each in result.updates],
                 durable_step=durable_step,
-                model_state=condition_to_proto(condition),
+                model_state=state_to_proto(state),
             )
         )
         if self._predictions and result.predictions is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from bptt import v1 as pb
 from bptt.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from bptt.domain import ModelDefinition, ModelState, ModelStatus
+from bptt.domain import ModelDefinition, ModelState, ModelStatus, UnreadModel
 from bptt.durability import CheckpointInfo
 from bptt.errors import from_core, InvalidRequest
 from bptt_core import ModelSpec
@@ -94,8 +94,10 @@ def spec_to_proto(definition: ModelDefinition) -> pb.ModelSpec:
     return message
 
 
-def model_to_proto(state: ModelStatus) -> pb.Model:
+def model_to_proto(state: ModelStatus | UnreadModel) -> pb.Model:
     """A model as it is now."""
+    if isinstance(state, UnreadModel):
+        return _unread_to_proto(state)
     figures = state.figures
     return pb.Model(
         model_id=state.definition.model_id,
@@ -109,7 +111,8 @@ def model_to_proto(state: ModelStatus) -> pb.Model:
         skill_ratio=figures.skill_ratio,
         loss=figures.loss,
         gradient_norm=figures.gradient_norm,
-        state=condition_to_proto(state.condition),
+        state=state_to_proto(state.state),
+        state_reason=state.state_reason,
         learning_rate=figures.learning_rate,
         clip=_number("clip", state.settings.clip),
         clip_threshold=state.settings.clip_threshold,
@@ -118,11 +121,12 @@ def model_to_proto(state: ModelStatus) -> pb.Model:
     )
 
 
-def unknown_to_proto(model_id: str) -> pb.Model:
-    """A model that is being recovered, and of which nothing has been read yet."""
+def _unread_to_proto(model: UnreadModel) -> pb.Model:
+    """A model of which nothing has been read."""
     return pb.Model(
-        model_id=model_id,
-        state=pb.MODEL_STATE_RECOVERING,
+        model_id=model.model_id,
+        state=state_to_proto(model.state),
+        state_reason=model.state_reason,
         skill_ratio=math.nan,
         loss=math.nan,
         gradient_norm=math.nan,
@@ -131,14 +135,12 @@ def unknown_to_proto(model_id: str) -> pb.Model:
     )
 
 
-_CONDITIONS = {
-    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(ModelState)
-}
+_STATES = {state: pb.ModelState.Value(f"MODEL_STATE_{state.name}") for state in ModelState}
 
 
-def condition_to_proto(condition: ModelState) -> Any:
-    """What a model does with chunks."""
-    return _CONDITIONS[condition]
+def state_to_proto(state: ModelState) -> Any:
+    """The number of a model's state."""
+    return _STATES[state]
 
 
 def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:

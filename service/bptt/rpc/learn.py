@@ -71,7 +71,7 @@ class LearnCall:
         trainer.listeners.add(self._model_stops)
         trainer.durable_listeners.add(self._steps_are_durable)
         try:
-            opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.state))
+            opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.status))
             await self._context.write(pb.LearnResponse(opened=opened))
             if not self._responses.ended:
                 self._reader = asyncio.create_task(self._read(), name="learn call")
@@ -106,7 +106,7 @@ class LearnCall:
         else:
             self._behind.pop(stream_id, None)
         trainer = self._trainer
-        return self._writer.learned(answer, durable_step, trainer.condition, trainer.error_band())
+        return self._writer.learned(answer, durable_step, trainer.state, trainer.error_band())
 
     def _steps_are_durable(self) -> None:
         if self._behind and self._timer is None:

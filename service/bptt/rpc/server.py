@@ -46,6 +46,17 @@ _SERVICES = tuple(
 _CLOSE_SECONDS = 1.0  # for answers under way when the last of the work is done
 
 
+class _Health(health_aio.HealthServicer):  # type: ignore[misc]
+    """Health checks, for which a service that was there and is gone is as one that never was."""
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """See grpc.health.v1."""
+        response = await super().Check(request, context)
+        if response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return response
+
+
 class RpcServer:
     """The server around the two services.
 
@@ -55,7 +66,7 @@ class RpcServer:
 
     def __init__(self, learner: LearnerService, models: ModelService, sink: CallSink) -> None:
         self.address = ""
-        self._health = health_aio.HealthServicer()
+        self._health = _Health()
         self._server = grpc.aio.server(interceptors=[CallInterceptor(sink)], options=OPTIONS)
         learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
@@ -86,10 +97,17 @@ class RpcServer:
         for service in ("", *_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    async def model_serving(self, model_id: str, is_serving: bool) -> None:
-        """Health says whether one model is served, under a service name of its own."""
+    async def model_serving(self, model_id: str, is_serving: bool | None) -> None:
+        """Health says whether one model is served, under a service name of its own.
+
+        Args:
+            model_id: the model.
+            is_serving: None: the model is gone, and so is its service name.
+        """
         status = health_pb2.HealthCheckResponse
         said = status.SERVING if is_serving else status.NOT_SERVING
+        if is_serving is None:
+            said = status.SERVICE_UNKNOWN
         await self._health.set(MODEL_HEALTH + model_id, said)
 
     async def not_serving(self) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from bptt import v1 as pb
 from bptt.config import Limits, PAGE_BYTES_MAX
 from bptt.domain import check_model_id, check_stream_id
-from bptt.engine.fair_queue import StreamCommand
+from bptt.engine.lifecycle import Operation
+from bptt.engine.messages import StreamCommand
 from bptt.engine.registry import page, Registry
 from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
@@ -55,7 +56,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             self._registry.check_running()
             opening = await self._opening(context)
             self._registry.check_running()
-            trainer = await self._model(opening.model_id)
+            trainer = await self._model(opening.model_id, Operation.OPEN_CALL)
             await LearnCall(trainer, context, opening, self._limits).run()
         finally:
             self._calls.discard(task)
@@ -81,7 +82,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     async def Predict(self, request: pb.PredictRequest, context: _AnyContext) -> pb.PredictResponse:
         """Predict from a snapshot; meets the trainer nowhere."""
         start = time.perf_counter()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.PREDICT)
         snapshot, view = trainer.snapshot, None
         if request.stream_id:
             view = trainer.views.get(check_stream_id(request.stream_id))
@@ -107,7 +108,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         self, request: pb.GetStreamRequest, context: _AnyContext
     ) -> pb.GetStreamResponse:
         """A stream, as of the snapshot."""
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.READ_STREAMS)
         stream_id = check_stream_id(request.stream_id)
         if stream_id not in trainer.views:
             raise UnknownStream.of(stream_id)
@@ -118,7 +119,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         self, request: pb.ListStreamsRequest, context: _AnyContext
     ) -> pb.ListStreamsResponse:
         """The streams of a model by name, as of the snapshot."""
-        views = (await self._model(request.model_id)).views
+        views = (await self._model(request.model_id, Operation.READ_STREAMS)).views
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         names, following = page(views, after, size)
         streams = [pb.Stream(stream_id=name, next_step=views.next_step(name)) for name in names]
@@ -129,7 +130,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     ) -> pb.ResetStreamResponse:
         """Forget a stream's state, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         next_step = await trainer.command(StreamCommand(stream_id, "reset", done))
@@ -140,14 +141,14 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     ) -> pb.DeleteStreamResponse:
         """Forget a stream, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         await trainer.command(StreamCommand(stream_id, "delete", done))
         return pb.DeleteStreamResponse()
 
-    async def _model(self, model_id: str) -> Trainer:
-        return await self._registry.find(check_model_id(model_id))
+    async def _model(self, model_id: str, operation: Operation) -> Trainer:
+        return await self._registry.find(check_model_id(model_id), operation)
 
 
 class ModelService(models_pb2_grpc.ModelServiceServicer):
@@ -163,14 +164,14 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         check_model_id(request.model_id)
         definition = convert_models.definition_from_proto(request.model_id, request.spec)
         trainer = await self._registry.create(definition)
-        return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.status))
 
     async def GetModel(
         self, request: pb.GetModelRequest, context: _AnyContext
     ) -> pb.GetModelResponse:
         """A model, as of its snapshot."""
-        state = self._registry.state(check_model_id(request.model_id))
-        return pb.GetModelResponse(model=convert_models.model_to_proto(state))
+        status = self._registry.status(check_model_id(request.model_id))
+        return pb.GetModelResponse(model=convert_models.model_to_proto(status))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _AnyContext
@@ -179,11 +180,8 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         found, following = self._registry.page(after, size)
         response, held = pb.ListModelsResponse(next_page_token=following), 0
-        for model_id, state in found:
-            if state is None:
-                model = convert_models.unknown_to_proto(model_id)
-            else:
-                model = convert_models.model_to_proto(state)
+        for status in found:
+            model = convert_models.model_to_proto(status)
             held += model.ByteSize()
             if held > PAGE_BYTES_MAX and response.models:
                 response.next_page_token = response.models[-1].model_id
@@ -205,7 +203,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         model_id = check_model_id(request.model_id)
         changes = convert_models.changes_from_proto(request)
         trainer = await self._registry.update_model(model_id, **changes)
-        return pb.UpdateModelResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.UpdateModelResponse(model=convert_models.model_to_proto(trainer.status))
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: _AnyContext
@@ -230,4 +228,4 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         self._registry.check_running()
         model_id = check_model_id(request.model_id)
         trainer = await self._registry.restore_checkpoint(model_id, request.lsn)
-        return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.status))

@@ -210,7 +210,7 @@ class _ModelState:
 class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
-    MODEL_STATE_LEARNING: _ModelState.ValueType  # 1
+    MODEL_STATE_RUNNING: _ModelState.ValueType  # 1
     """It learns."""
     MODEL_STATE_PAUSED: _ModelState.ValueType  # 2
     """Paused by UpdateModel: steps are read and predicted, nothing is learned."""
@@ -219,12 +219,26 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READ_ONLY: _ModelState.ValueType  # 4
     """Opened with a damaged journal: it predicts, and refuses chunks."""
     MODEL_STATE_RECOVERING: _ModelState.ValueType  # 5
-    """Being brought back from the store: it answers UNAVAILABLE."""
+    """Being brought back from the store: chunks are answered UNAVAILABLE."""
+    MODEL_STATE_FAILED: _ModelState.ValueType  # 6
+    """An internal error ended its learning, or it could not be brought back; `state_reason` says
+    more. It predicts from its last whole snapshot, if it has one.
+    """
+    MODEL_STATE_STALLED: _ModelState.ValueType  # 7
+    """The store refuses commits for now: chunks are refused, with the time to come back."""
+    MODEL_STATE_RESTORING: _ModelState.ValueType  # 8
+    """Going back to a checkpoint that RestoreCheckpoint named: chunks are answered UNAVAILABLE."""
+    MODEL_STATE_ROLLING_BACK: _ModelState.ValueType  # 9
+    """Going back to a checkpoint because it diverged: chunks wait."""
+    MODEL_STATE_DRAINING: _ModelState.ValueType  # 10
+    """It finishes what it accepted, and accepts nothing more."""
+    MODEL_STATE_STOPPED: _ModelState.ValueType  # 11
+    """Nothing of it runs any more."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper): ...
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
-MODEL_STATE_LEARNING: ModelState.ValueType  # 1
+MODEL_STATE_RUNNING: ModelState.ValueType  # 1
 """It learns."""
 MODEL_STATE_PAUSED: ModelState.ValueType  # 2
 """Paused by UpdateModel: steps are read and predicted, nothing is learned."""
@@ -233,7 +247,21 @@ MODEL_STATE_DIVERGED: ModelState.ValueType  # 3
 MODEL_STATE_READ_ONLY: ModelState.ValueType  # 4
 """Opened with a damaged journal: it predicts, and refuses chunks."""
 MODEL_STATE_RECOVERING: ModelState.ValueType  # 5
-"""Being brought back from the store: it answers UNAVAILABLE."""
+"""Being brought back from the store: chunks are answered UNAVAILABLE."""
+MODEL_STATE_FAILED: ModelState.ValueType  # 6
+"""An internal error ended its learning, or it could not be brought back; `state_reason` says
+more. It predicts from its last whole snapshot, if it has one.
+"""
+MODEL_STATE_STALLED: ModelState.ValueType  # 7
+"""The store refuses commits for now: chunks are refused, with the time to come back."""
+MODEL_STATE_RESTORING: ModelState.ValueType  # 8
+"""Going back to a checkpoint that RestoreCheckpoint named: chunks are answered UNAVAILABLE."""
+MODEL_STATE_ROLLING_BACK: ModelState.ValueType  # 9
+"""Going back to a checkpoint because it diverged: chunks wait."""
+MODEL_STATE_DRAINING: ModelState.ValueType  # 10
+"""It finishes what it accepted, and accepts nothing more."""
+MODEL_STATE_STOPPED: ModelState.ValueType  # 11
+"""Nothing of it runs any more."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
@@ -492,6 +520,7 @@ class Model(_message.Message):
     CLIP_THRESHOLD_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     CROSS_ENTROPY_BITS_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     parameters: _builtins.int
     steps: _builtins.int
@@ -517,6 +546,8 @@ class Model(_message.Message):
     targets that were the likeliest class, and mean cross-entropy in bits. Else NaN.
     """
     cross_entropy_bits: _builtins.float
+    state_reason: _builtins.str
+    """Why it is in its state, for people; empty where the state says it all."""
     @_builtins.property
     def spec(self) -> Global___ModelSpec: ...
     def __init__(
@@ -539,10 +570,11 @@ class Model(_message.Message):
         clip_threshold: _builtins.float = ...,
         accuracy: _builtins.float = ...,
         cross_entropy_bits: _builtins.float = ...,
+        state_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
