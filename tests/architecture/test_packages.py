@@ -156,7 +156,7 @@ def test_sdk_exports_all_that_its_client_does() -> None:
 
 
 def test_sdk_exports_the_first_level_of_the_error_tree() -> None:
-    kinds = [
+    kinds: list[type[errors.ServiceError]] = [
         kind for kind in errors.ServiceError.__subclasses__() if kind.__module__ == errors.__name__
     ]
     assert kinds

@@ -21,7 +21,7 @@ import click
 
 from bptt.cli import INTERRUPTED
 from bptt.cli.console import say_error
-from bptt.cli.csvfile import InputError
+from bptt.cli.data.source import InputError
 from bptt.errors import ServiceError
 
 CLIENT_COMMANDS = ("gradients", "learn", "models", "predict")
