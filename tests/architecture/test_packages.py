@@ -131,6 +131,16 @@ def test_every_dependency_is_explained() -> None:
     assert declared - explained == set()
 
 
+def test_classifiers_name_the_pythons_that_are_tested() -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [each.removeprefix(prefix) for each in PROJECT["classifiers"] if prefix in each]
+    others = re.search(r'^OTHER_PYTHONS="(.+)"$', (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert others is not None
+    assert named == [PROJECT["requires-python"].removeprefix(">="), *others[1].split()]
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert all(version in constraints for version in named)
+
+
 def test_exports_have_no_name_twice_and_all_exist() -> None:
     assert len(set(bptt.__all__)) == len(bptt.__all__)
     assert all(hasattr(bptt, name) for name in bptt.__all__)
