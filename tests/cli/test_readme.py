@@ -16,7 +16,7 @@ import pytest
 
 from bptt.cli.main import bptt as group
 from bptt_core import Learner, ModelSpec
-from tests.cli.conftest import Bptt, run
+from tests.cli.conftest import Bptt, Ran
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -125,8 +125,8 @@ def test_the_table_of_metrics_is_what_the_endpoint_gives(bptt: Bptt) -> None:
     }
 
 
-def test_the_picture_has_the_lines_of_the_demo() -> None:
-    shown = [line.strip() for line in run("demo").out.splitlines()]
+def test_the_picture_has_the_lines_of_the_demo(demo_shown: Ran) -> None:
+    shown = [line.strip() for line in demo_shown.out.splitlines()]
     (picture,) = blocks("text")
     for line in picture.splitlines():
         label = line.strip().split("  ")[0]

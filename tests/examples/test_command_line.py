@@ -1,6 +1,6 @@
-"""The commands of examples/README.md, run as they stand there; ratios of errors, and error bands.
+"""Runs the commands of examples/README.md and compares the error ratios and error bands they print.
 
-Of the source text, which is long, only the beginning.
+The command that reads a long source text gets only the text's beginning.
 """
 
 from __future__ import annotations
