@@ -19,7 +19,7 @@ def new_learner(settings: Settings) -> Learner:
         ModelSpec(
             task="next_token",
             vocabulary_size=VOCABULARY,
-            cell=settings.cell,  # type: ignore[arg-type]
+            cell=settings.cell,
             hidden_size=settings.hidden_size,
             k1=settings.k,
             k2=settings.k,

@@ -24,7 +24,7 @@ def build(case: Case) -> Callable[[int], None]:
         task = {"task": "next_token", "vocabulary_size": case.vocabulary}
     spec = ModelSpec(
         **task,
-        cell=case.cell,  # type: ignore[arg-type]
+        cell=case.cell,
         hidden_size=case.hidden_size,
         k1=case.k,
         k2=case.k,

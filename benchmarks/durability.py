@@ -23,12 +23,12 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import encoded_chunks, HIDDEN_SIZE, INPUT_SIZE, K, LEARN, walk
+from bptt import v1 as pb
 from bptt.client import Client
 from bptt.config import Durability
 from bptt.domain import ModelDefinition
 from bptt.durability import reading, Record, SqliteStore
 from bptt.engine.records import apply_record, make_checkpoint
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 
 CHUNK_STEPS = (1, 64, 512)

@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 
 
 class Echo:

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import ACKNOWLEDGED_TAG, INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc
 from bptt_core import Chunk, Learner, ModelSpec
 
 ROUNDS = 5  # of each server, in turns
@@ -48,7 +48,7 @@ async def predict_seconds(address: str) -> list[float]:
     """Measure single predictions from a stream's current state, one after another."""
     seconds = []
     async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = pb_grpc.LearnerServiceStub(channel)
+        stub: Any = learner_pb2_grpc.LearnerServiceStub(channel)
         request = pb.PredictRequest(model_id=MODEL, stream_id="predicted")
         for _ in range(PREDICTIONS):
             start = time.perf_counter()

@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import LEARN, walk
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc
 from bptt_core import bytes_of_stream, ModelSpec
 
 STREAMS = 100_000
@@ -257,7 +257,7 @@ async def models() -> None:
 
 async def reload(channel: grpc.aio.Channel) -> None:
     """Measure predictions of models that are not in memory, then of the same models again."""
-    stub: Any = pb_grpc.LearnerServiceStub(channel)
+    stub: Any = learner_pb2_grpc.LearnerServiceStub(channel)
     cold: list[float] = []
     warm: list[float] = []
     for place in range(RELOADED):

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.processes import service_address, started
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 
 INPUT_SIZE = 8

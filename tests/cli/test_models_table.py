@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from bptt import v1 as pb
 from bptt.cli.models import _table
 from bptt.client.convert import model_from_proto
 from bptt.rpc.convert_models import unknown_to_proto
-from bptt.v1 import bptt_pb2 as pb
 
 
 def test_a_recovering_model_has_a_row() -> None:

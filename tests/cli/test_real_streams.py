@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt_core import Chunk, Learner, ModelSpec
 from tests.cli.conftest import Bptt
 
 ROWS = 1500
+PRINTED = 1e-8  # figures are printed with nine digits
 DELAY = 10
 
 
@@ -43,7 +45,11 @@ def test_missing_values_are_learned_as_missing(bptt: Bptt, holes: str, name: str
     assert "left out" not in done.err
     model = next(each for each in bptt("models", "--json").document if each["model_id"] == name)
     assert model["spec"]["missing_inputs"] is True
-    assert model["skill_ratio"] < 1
+    rows = [line.split(",") for line in Path(holes).read_text().splitlines()[1:]]
+    x = np.array([[a if "." in a else "nan", b] for a, b in rows], np.float32)
+    alone = Learner(ModelSpec(input_size=2, missing_inputs=True))
+    alone.apply([Chunk("holes", 0, x)])
+    assert model["skill_ratio"] == pytest.approx(alone.figures.skill_ratio, rel=PRINTED)
     shown = bptt("predict", "--model", name, "--stream", "holes", "--input", "nan,0.5", "--json")
     assert np.isfinite(shown.document["predictions"]).all()
     infinite = bptt("predict", "--model", name, "--stream", "holes", "--input", "inf,0.5")
@@ -97,29 +103,41 @@ def listed(bptt: Bptt, name: str) -> Any:
     return next(each for each in bptt("models", "--json").document if each["model_id"] == name)
 
 
-def test_late_labels_are_learned_with_their_steps(bptt: Bptt, tmp_path: Path, name: str) -> None:
+@pytest.mark.same_bits
+def test_labels_that_come_late_are_learned_with_their_steps(
+    bptt: Bptt, tmp_path: Path, name: str
+) -> None:
+    """As the core learns them in this process."""
     file = labelled(tmp_path / "late.csv")
     done = bptt("learn", file, "--model", name, *LATE, "--learning-rate", "0.01", "--json")
     assert done.status == 0, done.err
     last = done.lines[-1]
     assert last["steps"] == ROWS
     assert last["whole"]["steps"] == ROWS - DELAY
-    assert last["accuracy"] > 0.85
-    assert last["second_half"]["error_ratio"] < 0.3
+    table = [line.split(",") for line in Path(file).read_text().splitlines()[1:]]
+    x = np.array([row[1:3] for row in table], np.float32)
+    classes = np.array([["left", "right"].index(row[3]) for row in table[DELAY:]])
+    spec = ModelSpec(
+        task="classification", input_size=2, output_size=2, label_delay=DELAY, learning_rate=0.01
+    )
+    alone = Learner(spec)
+    (truth,) = alone.apply([Chunk("late", 0, x, classes)]).chunks
+    assert truth.predictions is not None
+    right = truth.predictions[:-DELAY].argmax(axis=1) == classes
+    assert last["accuracy"] == pytest.approx(right.mean(), rel=PRINTED)
     model = listed(bptt, name)
     assert model["spec"]["label_delay"] == DELAY
-    # These figures cover about the last 1,000 steps, the first of which are learned poorly.
-    assert model["accuracy"] > 0.8
-    assert model["cross_entropy_bits"] < 0.7
+    assert model["accuracy"] == pytest.approx(alone.figures.accuracy, rel=PRINTED)
+    bits = alone.figures.cross_entropy_bits
+    assert model["cross_entropy_bits"] == pytest.approx(bits, rel=PRINTED)
     shown = bptt("models").out
     assert "accuracy" in shown
     assert f"{model['accuracy']:.1%}" in shown
     # A single row is classified at once, though its label arrives ten rows later.
     answer = bptt("predict", "--model", name, "--stream", "late", "--input", "2,-2", "--json")
     assert answer.document["targets"] == ["left", "right"]
-    assert answer.document["predictions"][0][0][0] > 0.9
-    without = bptt("learn", file, "--model", f"{name[:50]}-none", *LATE[:4], "--json")
-    assert without.lines[-1]["accuracy"] < 0.6
+    sure = alone.snapshot().predict(alone.stream_view("late"), np.array([[2.0, -2.0]]))
+    np.testing.assert_allclose(answer.document["predictions"][0], sure, PRINTED)
 
 
 def test_late_labels_in_two_runs_and_across_a_gap_give_the_same_model(
@@ -152,9 +170,11 @@ def test_the_error_band_and_the_anomaly_are_printed(bptt: Bptt, tmp_path: Path, 
     file = write(tmp_path / "spike.csv", "a", [f"{value:.4f}" for value in values])
     done = bptt("learn", file, "--model", name, "--json")
     last = done.lines[-1]
-    assert -0.4 < last["error_low"][0][0] < 0 < last["error_high"][0][0] < 0.4
+    # The ranges are of single seeds: 12 seeds on each of three processors.
+    assert -0.4 < last["error_low"][0][0] < 0  # -0.230 to -0.213
+    assert 0 < last["error_high"][0][0] < 0.4  # 0.192 to 0.207
     assert {each["step"] for each in last["lowest_anomaly_scores"]} <= {1200, 1201}
-    assert last["lowest_anomaly_scores"][0]["score"] < 1e-6
+    assert last["lowest_anomaly_scores"][0]["score"] < 1e-6  # 1e-44 to 1e-42
     assert last["model_state"] == "learning"
     printed = bptt("learn", file, "--model", name, "--stream", "again").out
     assert re.search(r"^90 % of recent errors: a -0\.\d+ to 0\.\d+$", printed, re.M)

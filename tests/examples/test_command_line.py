@@ -18,8 +18,12 @@ from tests.support.server import Served, serving
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "examples" / "README.md").read_text()
-BYTES = 60_000  # read from the source text
-TOLERANCE = 0.03  # relative difference between processors
+BYTES = 60_000  # of the source text
+# How far a figure may be from the one shown, relative to it. Another processor changes a model no
+# more than another seed does. Over 12 seeds on three processors the ride's error ratios were at
+# most 6 % from those shown, its error bands at most 13 %; the bounds are about twice that.
+CLOSE_RATIO = 0.12
+CLOSE_BAND = 0.25
 
 
 def sessions() -> list[tuple[str, str]]:
@@ -64,7 +68,8 @@ def test_the_page_contains_sessions() -> None:
         assert part in commands
 
 
-def test_the_commands_print_the_shown_figures(server: Served) -> None:
+@pytest.mark.learning
+def test_the_commands_print_what_is_shown(server: Served) -> None:
     compared = 0
     for command, shown in sessions():
         short = command.replace("| bptt", f"| head -c {BYTES} | bptt")
@@ -79,14 +84,16 @@ def test_the_commands_print_the_shown_figures(server: Served) -> None:
             [mine] = [each for each in printed.splitlines() if each.startswith(begins[0])]
             told, found = (re.findall(r"\d+\.\d+", each) for each in (line, mine))
             assert len(told) in (1, 2)
+            close = CLOSE_BAND if begins[0].startswith("90 %") else CLOSE_RATIO
             assert [float(each) for each in found] == pytest.approx(
-                [float(each) for each in told], rel=TOLERANCE
+                [float(each) for each in told], rel=close
             )
             compared += 1
     assert compared >= 5
 
 
-def test_a_model_learns_from_late_labels(server: Served) -> None:
+@pytest.mark.learning
+def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
     script = ROOT / "examples" / "late_labels.py"
     done = subprocess.run(
         [sys.executable, str(script), server.address, "8000"],
@@ -101,6 +108,8 @@ def test_a_model_learns_from_late_labels(server: Served) -> None:
     shares = [float(each) for each in re.findall(r"([\d.]+)%$", done.stdout, re.MULTILINE)]
     frequent, alone, model, best = shares
     assert frequent < alone < model < best
+    # A share of the way from `alone` to `best`: 0.848 to 0.872 over 12 seeds on three processors,
+    # so the one seed that the script has will do.
     assert model > alone + 0.6 * (best - alone)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.json_format import Parse
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from tests.support.server import Served
 from tests.support.tools import program
 

@@ -19,7 +19,7 @@ from bptt.cli.data.csvfile import ColumnSelection, CsvTable
 from bptt.cli.data.source import Batch, InputError
 from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
-from bptt_core.specs import Cell
+from bptt_core.specs import CellName
 
 Array = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Network:
     """One curve of the picture."""
 
     name: str
-    cell: Cell
+    cell: CellName
     initialisation: str
     initialise: Callable[[ModelSpec, params.Views, np.random.Generator, int], None]
     """Changes new parameters, which are PyTorch's uniform(-1/√H, 1/√H).
