@@ -50,8 +50,8 @@ def test_it_succeeds_and_shows_the_table(shown: Ran) -> None:
 
 
 @pytest.mark.same_bits
-def test_its_figures_as_json() -> None:
-    """The core, fed the same series in this process, gives the same forecast and errors."""
+def test_json_contains_the_figures() -> None:
+    """The core gives the same forecast and errors for the same series in this process."""
     done = run("demo", "--json")
     found = done.document
     assert done.status == 0
