@@ -32,7 +32,7 @@ def as_json() -> Ran:
     return run("demo", "--json")
 
 
-def test_it_ends_well_and_shows_the_table(demo_shown: Ran) -> None:
+def test_it_succeeds_and_shows_the_table(demo_shown: Ran) -> None:
     assert demo_shown.status == 0, demo_shown.err
     for words in (
         "19,226",
@@ -50,7 +50,7 @@ def test_it_ends_well_and_shows_the_table(demo_shown: Ran) -> None:
 
 
 @pytest.mark.same_bits
-def test_its_figures_as_json(as_json: Ran) -> None:
+def test_json_contains_the_figures(as_json: Ran) -> None:
     """The core, fed the same series in this process, gives the same forecast and errors."""
     found = as_json.document
     assert as_json.status == 0
@@ -152,5 +152,5 @@ def test_it_runs_without_home_locale_and_terminal() -> None:
     assert "19,226" in done.stdout
 
 
-def test_its_json_has_no_nan(as_json: Ran) -> None:
+def test_json_has_no_nan(as_json: Ran) -> None:
     json.loads(as_json.out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))

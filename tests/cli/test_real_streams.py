@@ -13,7 +13,7 @@ from bptt_core import Chunk, Learner, ModelSpec
 from tests.cli.conftest import Bptt
 
 ROWS = 1500
-PRINTED = 1e-8  # figures are printed with nine digits
+PRINTED = 1e-8  # relative; figures are printed with nine digits
 DELAY = 10
 
 
@@ -104,10 +104,8 @@ def listed(bptt: Bptt, name: str) -> Any:
 
 
 @pytest.mark.same_bits
-def test_labels_that_come_late_are_learned_with_their_steps(
-    bptt: Bptt, tmp_path: Path, name: str
-) -> None:
-    """As the core learns them in this process."""
+def test_late_labels_are_learned_with_their_steps(bptt: Bptt, tmp_path: Path, name: str) -> None:
+    """The figures equal those of the core in this process."""
     file = labelled(tmp_path / "late.csv")
     done = bptt("learn", file, "--model", name, *LATE, "--learning-rate", "0.01", "--json")
     assert done.status == 0, done.err

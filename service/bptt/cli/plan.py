@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bptt.cli.data.cells import seconds_of
 from bptt.cli.data.csvfile import ColumnSelection, CsvTable, Sample
 from bptt.cli.data.source import Batch, InputError, join_names
+from bptt.cli.data.values import seconds_of
 from bptt.client import Model
 
 SCAN_ROWS = 64  # rows in a batch while a file is scanned before learning

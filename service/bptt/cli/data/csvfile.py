@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bptt.cli.data.cells import expected_number, is_missing, kind_of, parse_number, seconds_of
 from bptt.cli.data.source import Batch, InputError, join_names, READ_BYTES, Source
+from bptt.cli.data.values import expected_number, is_missing, kind_of, parse_number, seconds_of
 
 SAMPLE_ROWS_MAX = 100  # rows sampled to classify the columns; one suffices if no value is missing
 DELIMITERS = ",;\t"
