@@ -31,6 +31,8 @@ class StreamView:
     last_input: Array
     """(D,) float64 the newest step of a forecast, in the user's units; where a value is missing,
     the one that was seen last, and NaN before there was one."""
+    incarnation: int = 0
+    """Number of the stream's opening; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -80,6 +80,8 @@ class ChunkResult:
     """Forecast, where predictions were made: (T,) float64, the probability of an error as large as
     that of the forecast for this step or larger, by the stream's recent errors; near 0 is an
     anomaly. NaN where there was no forecast, or too few before it to tell."""
+    incarnation: int = 0
+    """Number of the stream's opening that the chunk belongs to; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,7 @@ import asyncio
 import functools
 import logging
 import math
+import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -98,9 +99,11 @@ class Trainer:
     Attributes:
         definition: what was asked for.
         settings: how it learns now.
+        load_id: a random number of this loading of the model into memory. What was applied but not
+            durable may be gone under another one.
         used_at: when somebody last asked for the model, or left it; of the monotonic clock.
         listeners: told why the model stops, when it does.
-        durable_listeners: called when steps have become durable.
+        durable_listeners: called when more records of the journal have become durable.
         divergence_listeners: called when the model has diverged, and when it learns again.
 
     Args:
@@ -136,6 +139,7 @@ class Trainer:
         self._published = PublishedState(learner, self._figures_turn, views)
         self.settings = learner.settings
         self.parameters = learner.parameter_count
+        self.load_id = secrets.randbits(63) | 1
         self.used_at = time.monotonic()
         self._busy: set[asyncio.Task[Any]] = set()  # with something that is asked of the model
         self._learner = learner
@@ -311,6 +315,20 @@ class Trainer:
     def lsn(self) -> int:
         """Records in the life of the model."""
         return self._journal.last
+
+    @property
+    def durable_lsn(self) -> int:
+        """All records up to this one are as durable as they get."""
+        return self._journal.committed
+
+    def incarnation(self, stream_id: str) -> int:
+        """The incarnation of a stream as of the newest answer; 0 for one that is not known."""
+        return self._published.incarnation(stream_id)
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest number that was given to an opening of a stream; 0 before the first."""
+        return self._learner.last_incarnation
 
     def _came_again(self, steps: int) -> None:
         self.sink.duplicate(steps)
@@ -608,9 +626,9 @@ class Trainer:
 
     def _committed(self, lsn: int, seconds: float) -> None:
         self.sink.committed(seconds)
-        if self._durable.committed(lsn):
-            for listener in list(self.durable_listeners):
-                listener()
+        self._durable.committed(lsn)
+        for listener in list(self.durable_listeners):
+            listener()
 
     # ------------------------------------------------------------------ between two runs
 
