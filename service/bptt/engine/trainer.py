@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -91,9 +92,11 @@ class Trainer:
     Attributes:
         definition: the model as its user asked for it.
         lifecycle: its state.
+        load_id: a random number of this loading of the model into memory. What was applied but not
+            durable may be gone under another one.
         used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
-        durable_listeners: called when steps have become durable.
+        durable_listeners: called when more records of the journal have become durable.
         sink: where the model reports to.
 
     Args:
@@ -132,6 +135,7 @@ class Trainer:
         model_id, storage = definition.model_id, storage or executor
         self.definition = definition
         self.lifecycle = lifecycle or Lifecycle(model_id)
+        self.load_id = secrets.randbits(63) | 1
         self.used_at = time.monotonic()
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self._supervisor = supervisor or Unsupervised()
@@ -424,6 +428,20 @@ class Trainer:
     def lsn(self) -> int:
         """Number of the last record in the life of the model."""
         return self._journal.last
+
+    @property
+    def durable_lsn(self) -> int:
+        """All records up to this one are as durable as they get."""
+        return self._journal.committed
+
+    def incarnation(self, stream_id: str) -> int:
+        """The incarnation of a stream as of the newest answer; 0 for one that is not known."""
+        return self._publisher.published.incarnation(stream_id)
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest number that was given to an opening of a stream; 0 before the first."""
+        return self._live.learner.last_incarnation
 
     # ------------------------------------------------------------------ chunks and commands
 
