@@ -136,10 +136,14 @@ class _Demo:
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
         stopped = asyncio.ensure_future(stop.wait())
         ended = asyncio.ensure_future(child.ended())
-        await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            ended.result()
-        ended.cancel()
+        try:
+            await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+        finally:  # SIGTERM cancels the wait: nobody else would look at the server's end
+            stopped.cancel()
+            ended.cancel()
+            await asyncio.gather(stopped, ended, return_exceptions=True)
         self._console.print("stopping the server")
 
 

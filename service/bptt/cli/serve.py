@@ -94,7 +94,7 @@ def serve(
     until_input_ends: bool,
     as_json: bool,
 ) -> None:
-    """Run the server until Ctrl-C or SIGTERM."""
+    """Run the server until Ctrl-C, SIGTERM or SIGHUP."""
     # One thread, as kernels want it: else each of their calls sets it, and sets it back.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bptt.app import configure_logging  # the server's libraries take a second to import
@@ -145,7 +145,7 @@ def _end_of_input() -> asyncio.Event:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     threading.Thread(target=wait, name="input", daemon=True).start()
     return stop
