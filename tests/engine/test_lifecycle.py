@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bptt.config import ServerConfig
+from bptt.config import Kept, ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
 from bptt.domain import ModelState as State
 from bptt.durability import Checkpoint, Record, SqliteStore
@@ -151,8 +151,8 @@ def test_the_diagram_and_the_table_are_drawn_from_the_transitions() -> None:
 class HeldStore(SqliteStore):
     """A folder whose methods can be held back, or made to fail."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, kept: Kept | None = None) -> None:
+        super().__init__(folder, kept=kept)
         self.errors: dict[str, Callable[[], Exception]] = {}
         self.held: set[str] = set()
         self.release = threading.Event()
@@ -185,11 +185,11 @@ class HeldStore(SqliteStore):
 
 
 class Breaking(Learner):
-    """A learner that runs out of memory at a chunk of 5 steps, half-way through it."""
+    """A learner that runs out of memory at a chunk of 5 steps or more, and has changed by then."""
 
     def apply(self, lsn: Any, *, predictions: bool = True) -> TickResult:
         result = super().apply(lsn, predictions=predictions)
-        if any(len(chunk.inputs) == 5 for chunk in lsn):
+        if any(len(chunk.inputs) >= 5 for chunk in lsn):
             raise MemoryError
         return result
 
@@ -469,7 +469,7 @@ async def test_a_real_model_admits_what_the_table_says_and_shows_its_state(
         ]
         assert shown == [state.value]
         if state not in (State.DRAINING, State.STOPPED):  # of which a server tells all at once
-            await until(lambda: host.health["m"] is (state in SERVING))
+            await until(lambda: host.health.get("m") is (state in SERVING))
         attempt = asyncio.ensure_future(OPERATIONS[operation](host))
         refused = operation not in ADMITS[state]
         if refused or (operation in NEEDS_SNAPSHOT and not has_snapshot):
@@ -505,7 +505,7 @@ async def test_a_failed_model_comes_back_by_itself_as_it_was_before(
         trainer = host.registry.get("m")
         assert trainer is not broken
         assert trainer.views["s"].next_step == 4
-        await until(lambda: host.health["m"] is True)
+        await until(lambda: host.health.get("m") is True)
         assert (await host.learn(4)).next_step == 8  # of a learner that does not break
         await trainer.durable()
         assert appended(list(store.tail("m", 0))) == 8
