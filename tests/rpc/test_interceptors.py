@@ -54,17 +54,22 @@ async def test_a_model_that_breaks_stops_learning_and_goes_on_predicting(
         await call.send("s", wave(4))
         await call.learned()
         before = await server.predict("s")
-        for _ in range(2):
-            await call.send("s", wave(4, 4), first_step=4)
-            refused = await call.refused()
-            assert refused.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
-            assert "stopped learning" in refused.message
-            assert "secret" not in refused.message
+        await call.send("s", wave(4, 4), first_step=4)
+        refused = await call.refused()
+        assert refused.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+        assert "stopped learning" in refused.message
+        assert "secret" not in refused.message
+        ended = await failure(call.read())
+        assert ended.code() == grpc.StatusCode.FAILED_PRECONDITION
+        model = await server.model()
+        assert model.state == pb.MODEL_STATE_FAILED
+        assert model.state_reason == refused.message
         assert await server.predict("s") == before
         assert await server.next_step("s") == 4
         reset = server.streams.ResetStream(pb.ResetStreamRequest(model_id="m", stream_id="s"))
         assert (await failure(reset)).code() == grpc.StatusCode.FAILED_PRECONDITION
-        await call.close()
+        failures = _samples(server, "bptt_model_failures")
+        assert failures == {("m", "learning"): 1}
         await server.create("n")
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) == 1
 

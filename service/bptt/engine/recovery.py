@@ -174,17 +174,16 @@ class _Replay:
             DataDamaged: a record cannot be read or applied; the learner is as it was before it.
             _Unreplayable: a record broke the learner, which is in no known state.
         """
-        records = self._store.tail(self._model_id, self.lsn)
-        while (record := self._next(records)) is not None:
+        for record in self._records():
             if self.lsn == checkpoint.lsn:
                 self._warn_of_differences(checkpoint)
             self._check_going_on()
             self._do(record)
             self._say_progress(checkpoint)
 
-    def _next(self, records: Iterator[Record]) -> Record | None:
+    def _records(self) -> Iterator[Record]:
         try:
-            return next(records, None)
+            yield from self._store.tail(self._model_id, self.lsn)
         except (ServiceError, MemoryError):
             raise
         except Exception as error:  # whatever decoding damaged bytes may raise
