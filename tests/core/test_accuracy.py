@@ -36,7 +36,7 @@ def series(name: str, columns: list[str]) -> Any:
 
 
 def whole(x: Any) -> Any:
-    """Without the rows in which one of the columns is missing."""
+    """The rows in which no column is missing."""
     return x[~np.isnan(x).any(axis=1)]
 
 

@@ -85,7 +85,7 @@ def ticks(spec: ModelSpec) -> list[list[Chunk]]:
 
 
 def digests(name: str, backend: Any) -> dict[str, str]:
-    """Of every array of the memory, all predictions and all reports."""
+    """Digests of every array of the state, of all predictions and of all reports."""
     learner, predictions, reports = Learner(SPECS[name], backend=backend), b"", ""
     for tick in ticks(learner.spec):
         result = learner.apply(tick)

@@ -1,4 +1,4 @@
-"""Whole learners, both backends, against the scalar twin of all that they do."""
+"""Whole learners of both backends against their scalar twin."""
 
 from __future__ import annotations
 

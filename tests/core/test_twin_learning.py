@@ -1,4 +1,4 @@
-"""Losses, clips, optimizers and learning rates against a number at a time."""
+"""Losses, clips, optimizers and learning rates against scalar code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_clips(clip: Any, threshold: float, dtype: Any) -> None:
 
 
 def check_optimizer(name: str, weight_decay: float, factor: float, dtype: Any) -> None:
-    """Five updates, so that moments are used that were kept."""
+    """Five updates in both backends, so that moments of earlier updates are used."""
     spec = spec_of(optimizer=name, weight_decay=weight_decay, dtype=dtype)
     told, tag, rate = sizes.sizes(spec), dispatch.tag(spec), 0.05
     comp = params.initialise(spec)
