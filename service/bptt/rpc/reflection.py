@@ -49,7 +49,7 @@ def _rename(file: Any) -> None:
     file.package = file.package.replace("v1alpha", "v1")
     file.ClearField("options")
     for message in file.message_type:
-        for field in message.field:
+        for field in filter(lambda each: each.type_name, message.field):
             field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
     for service in file.service:
         for method in service.method:
