@@ -16,7 +16,7 @@ from bptt.durability import Command, Record, SqliteStore
 from bptt.engine import live, recovery, supervisor, trainer
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
-from bptt.engine.records import make_checkpoint
+from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
 from bptt.errors import (
@@ -390,7 +390,7 @@ def test_a_record_that_breaks_the_learner_half_way_is_replayed_up_to_it(
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     store.append("m", [Record(1, Command("configure", {"learning_rate": 0.5}))])
     store.append("m", [Record(2, Command("configure", {"learning_rate": 0.25}))])
-    apply, calls = recovery.apply_record, []
+    apply, calls = apply_record, []
 
     def breaks(learner: Learner, record: Record, load: Any) -> Any:
         calls.append(record.lsn)
