@@ -13,10 +13,10 @@ from bptt.config import Kept, ServerConfig
 from bptt.domain import ModelDefinition, Refused, UnreadModel
 from bptt.domain import ModelState as State
 from bptt.durability import Command, Record, SqliteStore
-from bptt.engine import live, recovery, supervisor, trainer
+from bptt.engine import live, recovery, stalls, supervisor
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
-from bptt.engine.records import make_checkpoint
+from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
 from bptt.errors import (
@@ -212,7 +212,7 @@ async def test_a_model_is_deleted_though_its_disk_is_full_and_chunks_wait(
 async def test_nobody_waits_for_a_full_disk_for_ever(
     store: HeldStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(stalls, "STALL_SECONDS", 0.05)
     async with hosting(store) as host:
         await made(host)
         model = host.registry.get("m")
@@ -390,7 +390,7 @@ def test_a_record_that_breaks_the_learner_half_way_is_replayed_up_to_it(
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     store.append("m", [Record(1, Command("configure", {"learning_rate": 0.5}))])
     store.append("m", [Record(2, Command("configure", {"learning_rate": 0.25}))])
-    apply, calls = recovery.apply_record, []
+    apply, calls = apply_record, []
 
     def breaks(learner: Learner, record: Record, load: Any) -> Any:
         calls.append(record.lsn)
