@@ -13,7 +13,7 @@ from bptt.config import Kept, ServerConfig
 from bptt.domain import ModelDefinition, Refused, UnreadModel
 from bptt.domain import ModelState as State
 from bptt.durability import Command, Record, SqliteStore
-from bptt.engine import live, recovery, supervisor, trainer
+from bptt.engine import live, recovery, stalls, supervisor
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
 from bptt.engine.records import apply_record, make_checkpoint
@@ -212,7 +212,7 @@ async def test_a_model_is_deleted_though_its_disk_is_full_and_chunks_wait(
 async def test_nobody_waits_for_a_full_disk_for_ever(
     store: HeldStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(stalls, "STALL_SECONDS", 0.05)
     async with hosting(store) as host:
         await made(host)
         model = host.registry.get("m")

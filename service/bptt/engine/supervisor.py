@@ -24,11 +24,12 @@ from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition, ModelStatus, ReportSink, UnreadModel
 from bptt.domain import ModelState as State
 from bptt.durability import Store
+from bptt.engine.failures import failed_for_good
 from bptt.engine.health import HealthReporter
 from bptt.engine.lifecycle import Event, Lifecycle
 from bptt.engine.model_cache import ModelCache
 from bptt.engine.recovery import recover, Recovered
-from bptt.engine.trainer import failed_for_good, Trainer
+from bptt.engine.trainer import Trainer
 from bptt.errors import DataDamaged, ModelFailed, Recovering, ServerStopping, ServiceError
 from bptt_core import Learner
 
@@ -252,13 +253,12 @@ class ModelSupervisor:
 
     # ------------------------------------------------------------------ after a failure
 
-    def failed(self, trainer: Trainer, error: BaseException, doing: str) -> ServiceError:
-        """See `trainer.Supervisor`."""
-        model_id = trainer.definition.model_id
+    def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
+        """See `failures.Supervisor`."""
         self._sink.model_failed(model_id, doing)
-        if self._store is None or trainer.state is State.DRAINING or self._is_stopping:
+        if self._store is None or lifecycle.state is State.DRAINING or self._is_stopping:
             return failed_for_good(model_id)
-        return self._retry_later(model_id, trainer.lifecycle) or failed_for_good(model_id)
+        return self._retry_later(model_id, lifecycle) or failed_for_good(model_id)
 
     def _not_back(self, model_id: str, lifecycle: Lifecycle, error: Exception) -> None:
         """A model could not be brought back: it is FAILED, and tried again if that may help."""

@@ -22,14 +22,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any
 
 from bptt.config import ServerConfig
 from bptt.domain import (
-    FloatArray,
     IncomingChunk,
     ModelDefinition,
-    ModelStatus,
     ReportSink,
 )
 from bptt.domain import ModelState as State
@@ -37,67 +35,30 @@ from bptt.durability import CheckpointInfo, Store
 from bptt.engine.administration import Administration
 from bptt.engine.admission import AdmissionQueue
 from bptt.engine.checkpointer import Checkpointer
+from bptt.engine.failures import Supervisor, Unsupervised
 from bptt.engine.journaling import JournalWriter
 from bptt.engine.lifecycle import Event, Lifecycle, Operation, SETTLED
 from bptt.engine.live import LiveLearner
 from bptt.engine.messages import Response, StreamCommand
 from bptt.engine.publisher import Publisher
+from bptt.engine.reader import ModelReader
+from bptt.engine.stalls import StallWatch
 from bptt.engine.views import StreamViews
 from bptt.engine.worker import Worker
-from bptt.errors import ModelFailed, ReadOnly, ServiceError
-from bptt_core import Figures, Learner, Settings, Snapshot
+from bptt.errors import ReadOnly, ServiceError
+from bptt_core import Learner
 
 log = logging.getLogger(__name__)
 
-STALL_SECONDS = 10.0
-"""How long those who wait for a store that refuses commits are kept waiting; then they are told
-when to come back. A commit is tried again every two seconds at least, so hiccups pass unseen."""
 
-
-class Supervisor(Protocol):
-    """Who brings failed models back."""
-
-    def failed(self, trainer: Trainer, error: BaseException, doing: str) -> ServiceError:
-        """The worker of a model has ended.
-
-        Args:
-            trainer: the model.
-            error: what ended the worker.
-            doing: what the worker did, in one word.
-
-        Returns:
-            The error for requests until the model is back, or for good.
-        """
-
-
-class Unsupervised:
-    """Leaves a model FAILED: nobody brings it back."""
-
-    def failed(self, trainer: Trainer, error: BaseException, doing: str) -> ServiceError:
-        """See `Supervisor`."""
-        return failed_for_good(trainer.definition.model_id)
-
-
-def failed_for_good(model_id: str) -> ModelFailed:
-    """The error of a model that is not brought back by itself."""
-    return ModelFailed(
-        f"model {model_id} stopped learning after an internal error; "
-        "a restart of the server brings it back as it was before that"
-    )
-
-
-class Trainer:
+class Trainer(ModelReader):
     """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
 
     Attributes:
-        definition: the model as its user asked for it.
-        lifecycle: its state.
         load_id: a random number of this loading of the model into memory. What was applied but not
             durable may be gone under another one.
         used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
-        durable_listeners: called when more records of the journal have become durable.
-        sink: where the model reports to.
 
     Args:
         definition: the model as its user asked for it.
@@ -133,8 +94,10 @@ class Trainer:
         supervisor: Supervisor | None = None,
     ) -> None:
         model_id, storage = definition.model_id, storage or executor
-        self.definition = definition
-        self.lifecycle = lifecycle or Lifecycle(model_id)
+        live = LiveLearner(definition, learner, executor)
+        publisher = Publisher(live, views, sink, journaled=store is not None)
+        super().__init__(live, lifecycle or Lifecycle(model_id), publisher)
+        publisher.on_figures = self._figures_changed
         self.load_id = secrets.randbits(63) | 1
         self.used_at = time.monotonic()
         self.listeners: set[Callable[[ServiceError], None]] = set()
@@ -142,10 +105,6 @@ class Trainer:
         self._busy: set[asyncio.Task[Any]] = set()  # tasks that ask something of the model
         self._store = store if damage is None else None  # written to no more if it is damaged
         self._damage = damage
-        self._live = LiveLearner(definition, learner, executor)
-        self._publisher = Publisher(self._live, views, sink, journaled=store is not None)
-        self._publisher.on_figures = self._figures_changed
-        self.sink = self._publisher.sink
         self._admission = AdmissionQueue(
             definition.spec, config.limits, self._publisher.published, self.sink.duplicate
         )
@@ -155,7 +114,7 @@ class Trainer:
             storage,
             last=lsn,
             on_commit=self._publisher.committed,
-            on_change=self._journal_changed,
+            on_change=lambda: self._stalls.journal_changed(),
         )
         self._checkpointer = Checkpointer(
             model_id,
@@ -189,8 +148,7 @@ class Trainer:
             storage,
         )
         self._replayed = damage is None and saved_lsn is not None and saved_lsn < lsn
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._saves_at_end = True
+        self._stalls = StallWatch(self.lifecycle, self._worker, self._journal)
 
     # ------------------------------------------------------------------ life
 
@@ -231,9 +189,8 @@ class Trainer:
         self._worker.wake()
         for listener in list(self.listeners):
             listener(refusal)
-        if not save and self._journal.failure is not None:
-            self._worker.refuse_rest(self._journal.failure)
-        self._saves_at_end = save
+        if not save:
+            self._stalls.model_is_deleted()
         timer = None
         if math.isfinite(grace):
             loop = asyncio.get_running_loop()
@@ -253,7 +210,7 @@ class Trainer:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._cancel_stall_timer()
+            self._stalls.cancel()
             if self.lifecycle.can(Event.STOP):
                 self.lifecycle.apply(Event.STOP, refusal)
 
@@ -271,7 +228,7 @@ class Trainer:
             await asyncio.gather(task, return_exceptions=True)
         await self._journal.close(why)
         await self._checkpointer.close(why)
-        self._cancel_stall_timer()
+        self._stalls.cancel()
 
     def _run_out_of_time(self, why: ServiceError) -> None:
         self._worker.refuse_rest(why)
@@ -282,7 +239,7 @@ class Trainer:
         doing, model_id = self._worker.doing, self.definition.model_id
         log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
         self._publisher.published.freeze()
-        why = self._supervisor.failed(self, error, doing)
+        why = self._supervisor.failed(model_id, self.lifecycle, doing)
         self.lifecycle.apply(Event.FAIL, why)
         try:
             self._worker.refuse_all(why)
@@ -317,112 +274,21 @@ class Trainer:
         del self._live.learner
         self._publisher.published.forget()
 
-    # ------------------------------------------------------------------ the journal
+    # ------------------------------------------------------------------ what parts tell
 
     @property
     def stalled(self) -> ServiceError | None:
         """Why nothing can be committed for now; None: it can."""
         return self._journal.failure
 
-    def _journal_changed(self) -> None:
-        self._worker.wake()
-        state = self.lifecycle.state
-        if state in SETTLED or state is State.STALLED:
-            self._worker.settle()
-        failure = self._journal.failure
-        if failure is None:
-            self._cancel_stall_timer()
-        elif state is State.DRAINING and not self._saves_at_end:
-            self._worker.refuse_rest(failure)
-        elif self._stall_timer is None:
-            loop = asyncio.get_running_loop()
-            self._stall_timer = loop.call_later(STALL_SECONDS, self._stalled_too_long)
-
-    def _stalled_too_long(self) -> None:
-        """Answer what waits for the store; whoever waits from now on waits as long again."""
-        failure, self._stall_timer = self._journal.failure, None
-        if failure is None or self._journal.broken is not None:
-            return
-        self._journal.refuse_waiters(failure)
-        if self.lifecycle.state is not State.DRAINING:
-            self._worker.refuse_queue(failure)
-            loop = asyncio.get_running_loop()
-            self._stall_timer = loop.call_later(STALL_SECONDS, self._stalled_too_long)
-
-    def _cancel_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
     def _figures_changed(self) -> None:
         if self.lifecycle.state in SETTLED:
             self._worker.settle()
-
-    # ------------------------------------------------------------------ what readers see
-
-    @property
-    def learner(self) -> Learner:
-        """The learner itself. In use by the worker: for a model that has stopped."""
-        return self._live.learner
 
     @property
     def waits(self) -> bool:
         """Whether its worker has nothing to do."""
         return self._worker.waits
-
-    @property
-    def parameters(self) -> int:
-        """How many the model has."""
-        return self._live.parameters
-
-    @property
-    def settings(self) -> Settings:
-        """How it learns now."""
-        return self._live.settings
-
-    @property
-    def durable_listeners(self) -> set[Callable[[], None]]:
-        """Called when steps have become durable."""
-        return self._publisher.durable_listeners
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What predictions read. Immutable."""
-        return self._publisher.published.snapshot
-
-    @property
-    def views(self) -> StreamViews:
-        """Live state of each stream, as of the snapshot. Immutable values."""
-        return self._publisher.published.views
-
-    @property
-    def figures(self) -> Figures:
-        """How the model does, as of the snapshot."""
-        return self._publisher.published.figures
-
-    def error_band(self) -> tuple[FloatArray, FloatArray]:
-        """As `Snapshot.error_band`, of the newest snapshot; makes none."""
-        return self._publisher.published.error_band()
-
-    @property
-    def status(self) -> ModelStatus:
-        """The model as of its snapshot."""
-        figures, views = self.figures, self.views  # a look may change the state
-        why = self.lifecycle.why
-        return ModelStatus(
-            self.definition,
-            self.parameters,
-            len(views),
-            figures,
-            self.lifecycle.state,
-            self.settings,
-            "" if why is None else why.message,
-        )
-
-    @property
-    def state(self) -> State:
-        """The model's state."""
-        return self.lifecycle.state
 
     @property
     def lsn(self) -> int:
@@ -500,10 +366,6 @@ class Trainer:
         next_step: int = await command.done
         await self.durable()
         return next_step
-
-    def durable_step(self, stream_id: str) -> int:
-        """See `Publisher.durable_step`."""
-        return self._publisher.durable_step(stream_id)
 
     async def durable(self) -> None:
         """Wait until all that is applied now is durable.
