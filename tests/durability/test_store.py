@@ -131,7 +131,7 @@ def test_models_have_journals_of_their_own(store: Store) -> None:
 def test_records_are_numbered_on_or_refused(store: Store, numbered: list[int]) -> None:
     store.save(checkpoint(0))
     store.append("m", tick_records(1, 2))
-    with pytest.raises(ValueError, match=f"tick {numbered[-1]}"):
+    with pytest.raises(ValueError, match="lsn"):
         store.append("m", [tick_record(number, steps=1) for number in numbered])
     assert numbers(store.tail("m", 0)) == [1, 2]
     store.append("m", tick_records(3, 3))
@@ -171,7 +171,7 @@ def test_the_newest_and_the_best_are_kept_and_the_journal_behind_the_oldest_of_t
     assert kept(store) == [10, 30, 40, 50]
     assert [each.lsn for each in store.checkpoints("m") if each.best] == [10]
     assert numbers(store.tail("m", 30)) == list(range(31, 51))
-    with pytest.raises(DataDamaged, match="no tick 11: it begins with 31"):
+    with pytest.raises(DataDamaged, match="no lsn 11: it begins with 31"):
         next(store.tail("m", 10))
 
 
