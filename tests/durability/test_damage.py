@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.durability import commit_watermark, reading, Record, SqliteStore
+from bptt.durability import commit_watermark, inspection, reading, Record, repair, SqliteStore
 from bptt.errors import DataDamaged, StorageFailed
 from tests.durability.support import checkpoint, numbers, opened, tick_record, tick_records
 
@@ -276,10 +276,62 @@ def test_a_damaged_mark_is_told_and_stops_nothing(
     assert not caplog.text, "the next commit has written it anew"
 
 
-def test_a_damaged_epoch_is_named(data: Path) -> None:
-    (data / "epoch").write_text("seven")
-    with pytest.raises(DataDamaged, match="epoch does not hold a number"):
-        SqliteStore(data).open()
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (b"seven", "it does not hold a number"),
+        (b"0 6abf4a82\n", "its checksum does not fit"),
+        (b"9" * 40, "it does not hold a number"),
+        (b"", "it does not hold a number"),
+    ],
+)
+def test_a_damaged_epoch_stops_nothing(
+    data: Path, caplog: pytest.LogCaptureFixture, damage: bytes, found: str
+) -> None:
+    """The journals tell which epochs there were; a later one than theirs is taken."""
+    (data / "epoch").write_bytes(damage)
+    store = SqliteStore(data)
+    with caplog.at_level(logging.WARNING):
+        assert store.open() > 1000
+    assert f"epoch is damaged: {found}" in caplog.text
+    assert numbers(store.tail("m", 0)) == list(range(1, 11))
+    store.append("m", tick_records(11, 11))
+    store.close()
+    caplog.clear()
+    with opened(data) as again:
+        assert numbers(again.tail("m", 10)) == [11]
+    assert not caplog.text
+
+
+def test_an_epoch_of_an_earlier_version_is_the_number_alone(data: Path) -> None:
+    (data / "epoch").write_text("7\n")
+    store = SqliteStore(data)
+    assert store.open() == 8
+    store.close()
+
+
+@pytest.mark.parametrize("value", ["x'ff'", "NULL", "'text'", "1.5", "-1"])
+@pytest.mark.parametrize("column", ["epoch", "base"])
+def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) -> None:
+    """SQLite gives whatever type a damaged page says. It breaks no start and no tool."""
+    change(
+        data,
+        "CREATE TABLE other (one, epoch, base)",
+        "INSERT INTO other SELECT one, epoch, base FROM writer",
+        f"UPDATE other SET {column} = {value}",
+        "DROP TABLE writer",
+        "ALTER TABLE other RENAME TO writer",
+    )
+    store = SqliteStore(data)
+    store.open()
+    with pytest.raises(DataDamaged, match="is damaged: its table 'writer' holds"):
+        store.tail("m", 0)
+    with pytest.raises(DataDamaged, match="is damaged: its table 'writer' holds"):
+        store.append("m", tick_records(11, 11))
+    store.close()
+    found = inspection.survey(store, "m")
+    assert "its table 'writer' holds" in found.problems[0]
+    assert repair.plan(store, found).needed
 
 
 def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:

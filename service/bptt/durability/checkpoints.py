@@ -32,6 +32,9 @@ Array = NDArray[Any]
 FORMAT = "bptt checkpoint 3"
 """Written. Format 2, which is read too, differs in one name: it calls `lsn` `ticks`."""
 
+Figures = tuple[int, int, float, float]
+"""Steps, updates, loss and skill ratio."""
+
 _FILE = re.compile(r"checkpoint-(\d{12,})\.safetensors")
 _NO_DIGEST = b"0" * 64
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
@@ -172,6 +175,15 @@ def infos(folder: Path) -> list[CheckpointInfo]:
             except FileNotFoundError:
                 continue  # another thread has just removed it
             found.append((lsn, size, _known(path)))
+    return described(found)
+
+
+def described(found: Sequence[tuple[int, int, Figures]]) -> list[CheckpointInfo]:
+    """The infos of a model's checkpoints, one of which is the best.
+
+    Args:
+        found: lsn, size in bytes, and figures of each, oldest first.
+    """
     # The ratio averages many steps. The loss is of one update, and used only without a ratio.
     rated = any(math.isfinite(figures[3]) for _, _, figures in found)
     merits = {lsn: figures[3] if rated else figures[2] for lsn, _, figures in found}
@@ -180,9 +192,6 @@ def infos(folder: Path) -> list[CheckpointInfo]:
     return [
         CheckpointInfo(lsn, *figures, size, best=lsn in named[-1:]) for lsn, size, figures in found
     ]
-
-
-Figures = tuple[int, int, float, float]
 
 
 def _known(path: Path) -> Figures:

