@@ -96,6 +96,18 @@ def test_keep_leaves_the_server_up_until_ctrl_c() -> None:
     assert _all_gone(children)
 
 
+def test_keep_is_ended_by_sigterm_without_a_traceback() -> None:
+    with _kept() as demo:
+        assert demo.stdout is not None
+        _until_kept(demo.stdout)
+        children = psutil.Process(demo.pid).children(recursive=True)
+        demo.send_signal(signal.SIGTERM)
+        _, err = demo.communicate(timeout=GONE_SECONDS)
+    assert demo.returncode == 143
+    assert "Traceback" not in err
+    assert _all_gone(children)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_end_leaves_a_server_behind(number: signal.Signals) -> None:
     with _kept() as demo:
