@@ -154,6 +154,8 @@ class IncomingChunk:
     end_of_sequence: bool
     first_target_step: int | None = None
     """Step of the first target. None: the first step of the chunk."""
+    incarnation: int = 0
+    """Incarnation of the stream that the chunk belongs to; 0: any, or a new one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from bptt import v1 as pb
 from bptt.cli.models import _table
 from bptt.client.convert import model_from_proto
 from bptt.domain import ModelState, UnreadModel
 from bptt.rpc.convert_models import model_to_proto
-from bptt.v1 import bptt_pb2 as pb
 
 
 def test_a_model_that_is_being_recovered_has_a_row() -> None:

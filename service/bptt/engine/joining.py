@@ -91,6 +91,7 @@ def split(
                 None if predictions is None else predictions[start:stop],
                 updates[told:done],
                 None if scores is None else scores[start:stop],
+                result.incarnation,
             )
         )
         start, told = stop, done

@@ -81,6 +81,10 @@ class PublishedState:
         """The number of a stream's next step; 0 for one that is not known."""
         return self._behind.get(stream_id) or self._views.next_step(stream_id)
 
+    def incarnation(self, stream_id: str) -> int:
+        """The stream's incarnation; 0 for one that is not known."""
+        return self._views.incarnation(stream_id)
+
     def knows(self, stream_id: str) -> bool:
         """Whether there is a stream of that name."""
         return stream_id in self._views

@@ -25,7 +25,7 @@ class Publisher:
     Attributes:
         published: what predictions and other readers see.
         sink: where the model reports to.
-        durable_listeners: called when steps have become durable.
+        durable_listeners: called when more records of the journal have become durable.
         on_figures: called when the figures or settings have changed.
         worker_waits: the worker has nothing to do, so runs are made on the event loop.
 
@@ -175,9 +175,9 @@ class Publisher:
     def committed(self, lsn: int, seconds: float) -> None:
         """All records up to this one are durable; the commit took so long."""
         self.sink.committed(seconds)
-        if self._durable.committed(lsn):
-            for listener in list(self.durable_listeners):
-                listener()
+        self._durable.committed(lsn)
+        for listener in list(self.durable_listeners):
+            listener()
 
 
 TAKE_ALL = 1 << 62

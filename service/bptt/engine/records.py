@@ -67,7 +67,9 @@ def apply_body(
     elif body.name == "restore":
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
-        return Applied(learner_from(load(arguments["lsn"])), None)
+        restored = learner_from(load(arguments["lsn"]))
+        restored.number_streams_above(learner.last_incarnation)
+        return Applied(restored, None)
     elif body.name == "roll_back":
         if load is None:
             raise DataDamaged(

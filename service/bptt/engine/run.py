@@ -38,9 +38,7 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
             else:
                 _apply(learner, each.chunks, outcome)
             for duplicate in each.duplicates:
-                step = _next_step(learner, duplicate.stream_id)
-                result = ChunkResult(duplicate.stream_id, step, step, None, ())
-                outcome.answers.append((duplicate, result))
+                outcome.answers.append((duplicate, _nothing_new(learner, duplicate.stream_id)))
             for command in each.commands:
                 _execute(learner, command, outcome)
             if _must_roll_back(learner, outcome):
@@ -107,8 +105,7 @@ def _in_sequence(
             body.append(chunk)
             left.append(each)
         else:
-            step = chunk.first_step
-            outcome.answers.append((each, ChunkResult(each.stream_id, step, step, None, ())))
+            outcome.answers.append((each, _nothing_new(learner, each.stream_id)))
     return tuple(body), left
 
 
@@ -160,6 +157,15 @@ def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None
     outcome.touched.add(stream_id)
     outcome.records.append((body, []))
     outcome.commands.append((command, _next_step(learner, stream_id)))
+
+
+def _nothing_new(learner: Learner, stream_id: str) -> ChunkResult:
+    """The answer to a chunk of which nothing is left to learn."""
+    view = _view(learner, stream_id)
+    if view is None:
+        return ChunkResult(stream_id, 0, 0, None, ())
+    step = view.next_step
+    return ChunkResult(stream_id, step, step, None, (), incarnation=view.incarnation)
 
 
 def _next_step(learner: Learner, stream_id: str) -> int:

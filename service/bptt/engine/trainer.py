@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -54,6 +55,8 @@ class Trainer(ModelReader):
     """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
 
     Attributes:
+        load_id: a random number of this loading of the model into memory. What was applied but not
+            durable may be gone under another one.
         used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
 
@@ -95,6 +98,7 @@ class Trainer(ModelReader):
         publisher = Publisher(live, views, sink, journaled=store is not None)
         super().__init__(live, lifecycle or Lifecycle(model_id), publisher)
         publisher.on_figures = self._figures_changed
+        self.load_id = secrets.randbits(63) | 1
         self.used_at = time.monotonic()
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self._supervisor = supervisor or Unsupervised()
@@ -290,6 +294,20 @@ class Trainer(ModelReader):
     def lsn(self) -> int:
         """Number of the last record in the life of the model."""
         return self._journal.last
+
+    @property
+    def durable_lsn(self) -> int:
+        """All records up to this one are as durable as they get."""
+        return self._journal.committed
+
+    def incarnation(self, stream_id: str) -> int:
+        """The incarnation of a stream as of the newest answer; 0 for one that is not known."""
+        return self._publisher.published.incarnation(stream_id)
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest number that was given to an opening of a stream; 0 before the first."""
+        return self._live.learner.last_incarnation
 
     # ------------------------------------------------------------------ chunks and commands
 
