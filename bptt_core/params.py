@@ -1,4 +1,4 @@
-"""Parameters: one flat vector, seen through named views with PyTorch's names and layout.
+"""Parameters: one flat vector, with views under PyTorch's names and in its layout.
 
 Clip, norm, optimizer, snapshot and checkpoint are each one pass over the one vector. The order is
 PyTorch's own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih_l`,
@@ -9,30 +9,18 @@ PyTorch's own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.cells import CELLS, Layer
 from bptt_core.errors import InvalidArgument, NonFiniteError, ShapeError
 from bptt_core.layout import check_floats, check_layout
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
 Views = dict[str, Array]
-
-
-class Layer(NamedTuple):
-    """Views of one recurrent layer, in its equations' letters. G: 1 (RNN), 3 (GRU), 4 (LSTM)."""
-
-    U: Array
-    """(G·H, D) input to hidden; a deeper layer's D is H."""
-    W: Array
-    """(G·H, H) hidden to hidden."""
-    b: Array
-    """(G·H,) PyTorch's `bias_ih`. A textbook's b is the sum of the two."""
-    b_hidden: Array
-    """(G·H,) PyTorch's `bias_hh`; in a GRU it acts inside the reset gate."""
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -56,7 +44,7 @@ def count(spec: ModelSpec) -> int:
 
 
 def layer_ends(spec: ModelSpec) -> list[int]:
-    """Where the parameters of each layer, and then of the head, end in the flat vector."""
+    """End index of each layer's parameters, and then of the head's, in the flat vector."""
     sizes: dict[str, int] = {}
     for name, shape in shapes(spec).items():
         part = name.rpartition("_")[2] if name.startswith("rnn.") else "head"
@@ -71,7 +59,7 @@ def views(spec: ModelSpec, vector: Array) -> Views:
     for name, shape in shapes(spec).items():
         stop = start + int(np.prod(shape))
         if spec.vocabulary_size and name == "rnn.weight_ih_l0":
-            # Held token by token, so that what one token looks up lies together.
+            # Stored token by token, so that the numbers of one token are contiguous.
             result[name] = vector[start:stop].reshape(shape[::-1]).T
         else:
             result[name] = vector[start:stop].reshape(shape)
@@ -92,19 +80,19 @@ def layer(named: Views, index: int) -> Layer:
 
 
 def initialise(spec: ModelSpec) -> Array:
-    """A fresh flat vector (P,): PyTorch's uniform(-1/√H, 1/√H), from the spec's seed.
+    """A fresh flat vector (P,) from the spec's seed.
 
-    A forecast's head starts at zero: its first answers then repeat the last value, the naive
-    forecast, and learning only has to do better than that.
+    The cell fills each layer. The head has PyTorch's uniform(-1/√H, 1/√H), but the head of a
+    forecast starts at zero: its first predictions then repeat the last value, the naive forecast.
     """
     vector: Array = np.empty(count(spec), dtype=spec.dtype)
-    bound = spec.hidden_size**-0.5
+    named = views(spec, vector)
     random = np.random.Generator(np.random.PCG64(spec.seed))
-    vector[:] = random.uniform(-bound, bound, vector.size)
-    if spec.task == "forecast":
-        named = views(spec, vector)
-        named["head.weight"][:] = 0
-        named["head.bias"][:] = 0
+    for index in range(spec.layers):
+        CELLS[spec.cell].initialise(layer(named, index), random)
+    bound = 0.0 if spec.task == "forecast" else spec.hidden_size**-0.5
+    for view in (named["head.weight"], named["head.bias"]):
+        view[:] = random.uniform(-bound, bound, view.shape)
     return vector
 
 
@@ -113,7 +101,7 @@ def load(spec: ModelSpec, vector: Array, source: Mapping[str, Array]) -> None:
 
     Raises:
         InvalidArgument: a name is missing or unknown.
-        ShapeError: an array has another shape than the spec says.
+        ShapeError: an array's shape is not the one of the spec.
         DtypeError: an array is neither float32 nor float64.
         LayoutError: an array is strided or read-only.
         NonFiniteError: an array holds NaN or infinity.

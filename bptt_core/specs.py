@@ -1,4 +1,4 @@
-"""What a model is: `ModelSpec`, checked once, when it is made.
+"""`ModelSpec`, the definition of a model, checked when it is created.
 
 Names of choices are lower-case strings, the same in code, command line, checkpoints and metrics.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args, Literal, Self
 
-from bptt_core.errors import InvalidArgument
+from bptt_core.cells import CELLS
+from bptt_core.errors import InvalidArgument, UnknownField
+from bptt_core.optimizers import OPTIMIZERS
 
 Task = Literal["forecast", "regression", "classification", "next_token"]
-Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
+CellName = str
+"""A name in `bptt_core.cells.CELLS`."""
+OptimizerName = str
+"""A name in `bptt_core.optimizers.OPTIMIZERS`."""
 Loss = Literal["squared_error", "huber", "cross_entropy", "bernoulli"]
 Reduction = Literal["mean", "sum"]
-OptimizerName = Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
 Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
 Divergence = Literal["stop", "roll_back"]
@@ -35,10 +40,6 @@ DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
 
 DEFAULT_LEARNING_RATE = 0.001
-FORECAST_SCHEDULE = (0.001, 4_000, 0.0002)
-"""Learning rate, updates of its decay, and what it ends at, for forecasts with Adam. Tuned once, on
-the bundled sea temperature, glucose and cycling series: begins fast enough for a file of a few
-thousand rows, and ends low enough not to add noise of its own to a long one."""
 DEFAULT_LOSS: dict[Task, Loss] = {
     "forecast": "huber",
     "regression": "squared_error",
@@ -55,41 +56,41 @@ LOSSES_OF_TASK: dict[Task, tuple[Loss, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """The network, what it is trained for, and how. Immutable, and valid once it exists.
+    """The network, its task and its training. Immutable, and always valid.
 
     Raises:
         InvalidArgument: a field is out of its bounds; the error names it.
     """
 
     input_size: int = 1
-    """D, values a step, 1 to INPUT_SIZE_MAX; a token is one."""
+    """D, values in a step, 1 to INPUT_SIZE_MAX; 1 for tokens."""
     task: Task = "forecast"
-    """What the targets are."""
+    """The kind of target."""
     output_size: int | None = None
-    """Values a target, or classes. Required for regression and classification; left out for
-    forecasts, whose outputs are horizon times target columns."""
+    """Number of values in a target, or of classes. Required for regression and classification; left
+    out for forecasts, whose outputs are horizon times target columns."""
     horizon: int = 1
-    """Forecast: the number of steps ahead, each with outputs of its own; 1 to HORIZON_MAX."""
+    """Forecast: the number of steps ahead, each with its own outputs; 1 to HORIZON_MAX."""
     target_columns: tuple[int, ...] = ()
     """Forecast: the inputs that are forecast, by index; empty means all."""
     vocabulary_size: int = 0
     """Next token: the number of token ids, 2 to VOCABULARY_MAX; else 0."""
     missing_inputs: bool = False
-    """An input may be missing, NaN: it is fed as its mean, with a flag for each variable that says
-    whether it is there. Not for tokens."""
+    """True: an input may be missing, NaN. It is fed as its mean, and each variable has a flag that
+    is 1 where it is present. Not for tokens."""
     label_delay: int = 0
-    """Regression and classification: steps after its own, 0 to LABEL_DELAY_MAX, until which a
-    step's target may come; windows train as many steps behind."""
+    """Regression and classification: a step's target may arrive up to this many steps after it, 0
+    to LABEL_DELAY_MAX; windows train that many steps behind."""
     missing_targets: bool = False
     """Regression and classification: a target may be missing, NaN or class -1, and has no loss."""
-    cell: Cell = "rnn_tanh"
-    """The recurrent cell."""
+    cell: CellName = "rnn_tanh"
+    """The recurrent cell, a name in `bptt_core.cells.CELLS`."""
     hidden_size: int = 64
     """H, units a layer, 1 to HIDDEN_SIZE_MAX."""
     layers: int = 1
     """L, stacked layers, 1 to LAYERS_MAX."""
     loss: Loss | None = None
-    """None: what suits the task, `DEFAULT_LOSS`. Always filled in once the spec exists."""
+    """None: the task's `DEFAULT_LOSS`. Always filled in once the spec exists."""
     reduction: Reduction = "mean"
     """Mean over an update's new steps and streams, or the textbook's sum."""
     k1: int = 4
@@ -97,51 +98,51 @@ class ModelSpec:
     k2: int = 32
     """Steps over which the gradient reaches back, k1 to WINDOW_MAX."""
     optimizer: OptimizerName = "adam"
-    """The update rule, with PyTorch's formulas and defaults."""
+    """The update rule, a name in `bptt_core.optimizers.OPTIMIZERS`."""
     learning_rate: float | None = None
-    """Step size, > 0; the highest one, where it changes with the update's number. None: 0.001,
-    and for a forecast whose schedule is left out too, `FORECAST_SCHEDULE`. Always filled in once
-    the spec exists, as are those of the schedule."""
+    """Step size, > 0; the highest one, where it changes with the update's number. None: 0.001, or
+    the optimizer's `forecast_schedule` for a forecast that gives no schedule either. Always filled
+    in once the spec exists, as are the fields of the schedule."""
     warmup_updates: int = 0
-    """The learning rate grows from 0 in a straight line over so many updates."""
+    """Number of updates over which the learning rate grows linearly from 0."""
     decay_updates: int | None = None
-    """After them it falls to `final_learning_rate` along a half cosine, over so many updates.
-    None: 0, it does not fall."""
+    """Number of updates after the warm-up over which it falls to `final_learning_rate` along a half
+    cosine. None: 0, it does not fall."""
     final_learning_rate: float | None = None
-    """Where the decay ends, >= 0 and at most `learning_rate`; without a decay it has no part.
+    """The learning rate after the decay, >= 0 and at most `learning_rate`; unused without a decay.
     None: 0."""
     weight_decay: float | None = None
-    """Added to the gradient (AdamW: decoupled), >= 0. None: PyTorch's default, 0.01 for AdamW and
-    0 for all others. Always filled in once the spec exists."""
+    """Added to the gradient (AdamW: decoupled), >= 0. None: the optimizer's default, 0.01 for AdamW
+    and 0 for all others. Always filled in once the spec exists."""
     clip: Clip = "norm"
-    """How a gradient is clipped before the optimizer sees it."""
+    """How the gradient is clipped before the optimizer's step."""
     clip_threshold: float = 1.0
-    """The bound of the clip, > 0, in the gradient's unit; of each layer and of the head by itself
-    for `layer_norm`."""
+    """The bound of the clip, > 0, in the gradient's unit; for `layer_norm` it applies to each layer
+    and to the head separately."""
     scaling: bool = True
     """Standardise inputs and targets with running statistics of the steps so far."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
     divergence_patience: int = 10
-    """Skipped updates in a row after which the model counts as diverged and stops learning, 1 to
-    DIVERGENCE_PATIENCE_MAX."""
+    """Number of skipped updates in a row after which the model has diverged and stops learning, 1
+    to DIVERGENCE_PATIENCE_MAX."""
     on_divergence: Divergence = "stop"
-    """What is then done by whoever keeps the model: it stays stopped, or `Learner.roll_back`."""
+    """What the server then does: leave the model stopped, or call `Learner.roll_back`."""
     dtype: Dtype = "float32"
-    """Of parameters, states and arithmetic."""
+    """Element type of parameters, states and arithmetic."""
     seed: int = 0
-    """Where the initial parameters come from, 0 to SEED_MAX."""
+    """Seed of the initial parameters, 0 to SEED_MAX."""
 
     def __post_init__(self) -> None:
-        """Check every field and fill in what depends on others."""
-        for field, allowed in _CHOICES.items():
-            value = getattr(self, field)
+        """Check every field and fill in the defaults that depend on other fields."""
+        for field, choices in _CHOICES.items():
+            value, allowed = getattr(self, field), tuple(choices)
             if value not in allowed and not (field == "loss" and value is None):
                 raise InvalidArgument(field, value, "one of " + ", ".join(allowed))
         if self.loss is None:
             object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
         if self.weight_decay is None:
-            object.__setattr__(self, "weight_decay", 0.01 if self.optimizer == "adamw" else 0.0)
+            object.__setattr__(self, "weight_decay", OPTIMIZERS[self.optimizer].weight_decay)
         self._fill_in_schedule()
         _check_int("input_size", self.input_size, 1, INPUT_SIZE_MAX)
         _check_int("hidden_size", self.hidden_size, 1, HIDDEN_SIZE_MAX)
@@ -178,14 +179,15 @@ class ModelSpec:
         self._check_outputs()
 
     def _fill_in_schedule(self) -> None:
-        """What is given is kept as it is; only a forecast that gives nothing takes the recipe."""
+        """Fill in the schedule's missing fields; fields that are given stay as they are."""
         given = (self.learning_rate, self.decay_updates, self.final_learning_rate)
-        recipe = (DEFAULT_LEARNING_RATE, 0, 0.0)
-        untouched = given == (None, None, None) and self.warmup_updates == 0
-        if self.task == "forecast" and self.optimizer == "adam" and untouched:
-            recipe = FORECAST_SCHEDULE
+        defaults = (DEFAULT_LEARNING_RATE, 0, 0.0)
+        none_given = given == (None, None, None) and self.warmup_updates == 0
+        tuned = OPTIMIZERS[self.optimizer].forecast_schedule
+        if self.task == "forecast" and none_given and tuned is not None:
+            defaults = tuned
         names = ("learning_rate", "decay_updates", "final_learning_rate")
-        for name, value, default in zip(names, given, recipe, strict=True):
+        for name, value, default in zip(names, given, defaults, strict=True):
             if value is None:
                 object.__setattr__(self, name, default)
 
@@ -229,7 +231,7 @@ class ModelSpec:
 
     @property
     def target_count(self) -> int:
-        """Values a target: columns that are forecast, or `output_size`."""
+        """Number of values in a target: the columns that are forecast, or `output_size`."""
         if self.task == "forecast":
             return len(self.target_columns) or self.input_size
         if self.task == "next_token":
@@ -244,21 +246,21 @@ class ModelSpec:
 
     @property
     def features(self) -> int:
-        """Columns of a step as it is held.
+        """F, columns of a step as the network reads it.
 
-        Each variable's level; of a forecast, then each one's change; where inputs may be missing,
-        then a flag for each, 1 where it is there.
+        Each variable's level; for a forecast then each variable's change; with `missing_inputs`
+        then a flag for each variable, 1 where it is present.
         """
         return self.input_size * (1 + (self.task == "forecast") + self.missing_inputs)
 
     @property
     def network_inputs(self) -> int:
-        """Columns of U: features, or token ids, each of which looks its own column up."""
+        """Columns of U: the features, or one column for each token id."""
         return self.vocabulary_size or self.features
 
     @property
     def delay(self) -> int:
-        """Steps between an input and the arrival of the last of its targets."""
+        """Steps between an input and the arrival of its last target."""
         return self.horizon if self.task in ("forecast", "next_token") else self.label_delay
 
     @property
@@ -273,39 +275,40 @@ class ModelSpec:
 
     @property
     def gates(self) -> int:
-        """Blocks of H rows in a layer's weights: RNN 1, GRU 3, LSTM 4."""
-        return {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}[self.cell]
+        """G, blocks of H rows in a layer's weights: RNN 1, GRU 3, LSTM 4."""
+        return len(CELLS[self.cell].gates)
 
     @property
     def state_parts(self) -> int:
-        """Arrays in the carried state: h, and for LSTM c."""
-        return 2 if self.cell == "lstm" else 1
+        """Number of arrays in the carried state: h, and for LSTM c."""
+        return len(CELLS[self.cell].state_parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `ModelSpec.from_dict` gives the same spec back."""
+        """Plain values for JSON; `ModelSpec.from_dict` restores the spec."""
         return dataclasses.asdict(self) | {"target_columns": list(self.target_columns)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The spec of `to_dict`'s values.
+        """The spec from the values of `to_dict`.
 
         Raises:
-            InvalidArgument: a name that no field has, or a value out of its bounds.
+            InvalidArgument: a value is out of its bounds.
+            UnknownField: no field has that name.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise InvalidArgument(name, values[name], "left out: no such field")
+                raise UnknownField(name, values[name], "one of " + ", ".join(sorted(known)))
         values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, Iterable[str]] = {
     "task": get_args(Task),
-    "cell": get_args(Cell),
+    "cell": CELLS,
     "loss": get_args(Loss),
     "reduction": get_args(Reduction),
-    "optimizer": get_args(OptimizerName),
+    "optimizer": OPTIMIZERS,
     "clip": get_args(Clip),
     "dtype": get_args(Dtype),
     "on_divergence": get_args(Divergence),

@@ -1,4 +1,4 @@
-"""The compiled backend: keeps the kernels' buffers, and calls them."""
+"""The compiled backend: owns the kernels' buffers and calls the kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import memory
-from bptt_core.kernels import cells, transition, windows
+from bptt_core.kernels import dispatch, transition, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.kernels.addresses import table
 from bptt_core.kernels.blas import one_thread
@@ -20,16 +20,16 @@ from bptt_core.windows import Advanced
 
 Array = NDArray[Any]
 
-ROOM_BYTES_KEPT = 1 << 25  # of what a call's steps took; a larger call gives its buffers back
-FORWARD_STEPS = 256  # of a prediction, that are read at once: what each thread keeps buffers for
+ROOM_BYTES_KEPT = 1 << 25  # buffers of one call; larger ones are freed after the call
+FORWARD_STEPS = 256  # steps that a prediction reads at once; each thread keeps their buffers
 
 
 class Compiled:
-    """What runs: Numba, without the GIL. As `Backend`."""
+    """As `Backend`, with Numba and without the GIL."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._cell = cells.tag(spec)
+        self._tag = dispatch.tag(spec)
         self._sizes = kernel_sizes.sizes(spec)
         self._numbers = np.array(self._sizes, np.float64)
         self._columns = kernel_sizes.columns(spec)
@@ -37,14 +37,14 @@ class Compiled:
         self._room = kernel_sizes.room(spec, 1, 1, 1)
         self._room_bytes = 0
         self._streams = 0
-        # What the table leads to is kept alive here, and looked at to see whether it still holds.
+        # The arrays that the table points to: kept alive, and compared to see if it is still valid.
         self._model: Model | None = None
         self._arrays: Streams | None = None
         self._table = np.empty(0, np.int64)
         self._no_targets = np.empty((0, spec.target_width))
-        self._nobody_asks = np.empty((0, spec.outputs))
-        # A prediction may run while the trainer does, and in several threads at once: each has
-        # buffers of its own.
+        self._no_predictions = np.empty((0, spec.outputs))
+        # Predictions may run during training and in several threads: each thread has its own
+        # buffers.
         self._predicting = threading.local()
 
     def run(
@@ -58,11 +58,11 @@ class Compiled:
             self._table = table(kept)
             self._model, self._arrays = model, streams
         asked = predictions is not None
-        made = self._nobody_asks if predictions is None else predictions
+        made = self._no_predictions if predictions is None else predictions
         y = self._no_targets if steps.y is None else steps.y
         with one_thread:
             transition.run(
-                self._cell, model.parameters, self._table, lanes, steps.x, y, made, asked,
+                self._tag, model.parameters, self._table, lanes, steps.x, y, made, asked,
                 steps.paused,
             )  # fmt: skip
         reports, members = self._room.done.tolist()
@@ -72,18 +72,18 @@ class Compiled:
         )
         if self._room_bytes > ROOM_BYTES_KEPT:
             self._room, self._room_bytes = kernel_sizes.room(self._spec, 1, 1, 1), 0
-            self._model = None  # the table leads to what is gone
+            self._model = None  # the table points to freed buffers
         return advanced
 
     def _grow(self, streams: int, steps: int) -> bool:
-        """Make room for a call of so many streams and steps, all in all; whether it moved."""
+        """Make room for a call of these totals of streams and steps; True if a buffer moved."""
         spec, room, moved = self._spec, self._room, False
-        # Each lane takes part in at most one update every k1 steps, and one more at its end.
+        # A lane takes part in at most one update every k1 steps, and in one more at its end.
         updates = (steps + streams * spec.label_delay) // spec.k1 + 2 * streams
         before = (len(room.scores), room.lists.shape[1], len(room.reports))
         needed = (steps, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
-            self.forget()  # the table leads to what is given back, also if there is no memory
+            self.forget()  # the table points to freed buffers, even if the next line fails
             self._room = kernel_sizes.room(spec, *map(max, needed, before))
             self._room_bytes = sum(array.nbytes for array in self._room)
             moved = True
@@ -102,7 +102,7 @@ class Compiled:
         """As `Backend.forward`."""
         mine = self._predicting
         T, state = len(features), state.copy()
-        if not parameters.flags.writeable:  # a snapshot's: Numba would compile all again for it
+        if not parameters.flags.writeable:  # a snapshot's: Numba would compile again for it
             assert parameters.base is not None
             parameters = parameters.base
         at_once = min(T, FORWARD_STEPS)
@@ -114,7 +114,7 @@ class Compiled:
             for start in range(0, T, FORWARD_STEPS):
                 part = slice(start, min(T, start + FORWARD_STEPS))
                 windows.forward_stream(
-                    self._cell, self._sizes, parameters, features[part], state, mine.work,
+                    self._tag, self._sizes, parameters, features[part], state, mine.work,
                     outputs[part],
                 )  # fmt: skip
         return outputs

@@ -1,4 +1,4 @@
-"""Windows over streams, when they are full: the twin of `bptt_core.windows`, one call a tick."""
+"""Fills windows of streams and updates when they are full: the twin of `bptt_core.windows`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, entry, inlined, truth, whole
 from bptt_core.kernels.linear import BLAS_ROWS, copy
 from bptt_core.kernels.network import head_forward, layer_states, network_forward
-from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.kernels.sizes import (
+    ACTIVE,
+    ACTIVE_ROWS,
+    ACTIVE_STARTS,
+    FULL,
+    GROUP,
+    GROUP_ROWS,
+    Sizes,
+    Work,
+)
 from bptt_core.kernels.updates import forget, load_states, update_groups
 from bptt_core.state import Model, NEXT_STEP, READY, ROWS, SEQUENCE_STEP, STEPS, Streams
 from bptt_core.windows import Lanes
@@ -20,7 +29,7 @@ Array = NDArray[Any]
 
 @compiled
 def read_steps(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     live_state: Array,
@@ -43,7 +52,7 @@ def read_steps(
             copy(features[starts[b] + t + i], x[i, b])
     load_states(sizes, live_state, rows, steps, B, work)
     by_row = B < BLAS_ROWS
-    network_forward(cell, sizes, parameters, steps, B, by_row, work)
+    network_forward(tag, sizes, parameters, steps, B, by_row, work)
     output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
     for i in range(steps):
         for b in range(B):
@@ -67,7 +76,7 @@ def push_targets(
     t: int,
     full: Array,
 ) -> int:
-    """Hold the late targets that are complete at t; how many lanes are full, listed in `full`."""
+    """Store the late targets that step t completes; return how many lanes `full` lists."""
     ready = whole(0)
     for k in range(n):
         row = rows[k]
@@ -88,7 +97,7 @@ def steps_until_full(sizes: Sizes, counters: Array, rows: Array, n: int) -> int:
     for k in range(n):
         row = rows[k]
         until = sizes.k1 - counters[row, READY]
-        if sizes.delay > 0:  # this step's own late target is held already
+        if sizes.delay > 0:  # this step's own late target is stored already
             until += max(1, sizes.delay - counters[row, SEQUENCE_STEP]) - 1
         steps = min(steps, until)
     return steps
@@ -108,7 +117,7 @@ def push_steps(
     steps: int,
     full: Array,
 ) -> int:
-    """Hold steps from t on, and the targets they bring, but for a late one of step t itself."""
+    """Store steps from t on and their targets, except a late target of step t itself."""
     ready = whole(0)
     late = sizes.delay > 0
     for k in range(n):
@@ -133,7 +142,7 @@ def push_steps(
 
 @compiled
 def end_sequences(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -148,9 +157,9 @@ def end_sequences(
     members: Array,
     done: Array,
 ) -> None:
-    """Learn what is left of the first n lanes of `ending`, and reset their streams."""
+    """Learn the unfinished windows of the first n lanes of `ending`, and reset their streams."""
     late, counters = sizes.label_delay, streams.counters
-    for i in range(late):  # labels of the last steps, as far as they came
+    for i in range(late):  # labels of the last steps, as far as they are known
         ready = whole(0)
         for k in range(n):
             lane = ending[k]
@@ -165,7 +174,7 @@ def end_sequences(
                     ready += 1
         if ready > 0:
             update_groups(
-                cell, sizes, model, streams, lanes.rows, full, ready, late - 1 - i, work,
+                tag, sizes, model, streams, lanes.rows, full, ready, late - 1 - i, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
     rest = whole(0)
@@ -175,7 +184,7 @@ def end_sequences(
             rest += 1
     if rest > 0:
         update_groups(
-            cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay - late, work,
+            tag, sizes, model, streams, lanes.rows, full, rest, sizes.delay - late, work,
             group, group_rows, reports, members, done,
         )  # fmt: skip
     for k in range(n):
@@ -192,7 +201,7 @@ def list_active(
     all_rows: Array, all_starts: Array, lengths: Array, t: int, active: Array, rows: Array,
     starts: Array,
 ) -> int:  # fmt: skip
-    """List the lanes that have a step t, with their rows and starts; how many there are."""
+    """List the lanes that have a step t, with their rows and starts; return their number."""
     n = whole(0)
     for b in range(lengths.size):
         if lengths[b] > t:
@@ -215,7 +224,7 @@ def list_ending(lengths: Array, ends: Array, t: int, active: Array, n: int) -> i
 
 @compiled
 def advance(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -231,22 +240,21 @@ def advance(
     """Run lanes of prepared steps through the model; as `bptt_core.windows.advance`.
 
     Args:
-        cell: of the spec.
+        tag: selects the kernels of the spec's cell and optimizer.
         sizes: of the spec.
         model: changed.
         streams: changed.
         lanes: the steps.
         longest: steps of the longest lane.
-        outputs: (N, O), filled; (0, O) where nobody asks.
+        outputs: (N, O), filled; (0, O): not wanted.
         work: of the spec.
-        lists: (6, B) int64 scratch, or more rows.
+        lists: (LISTS, B) int64; the first rows are scratch.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
-        done: (2,) int64 zeros: how many rows of both were filled.
+        done: (2,) int64 zeros; becomes the number of rows filled in both.
     """
-    active, rows, starts, full, group, group_rows = (
-        lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]
-    )  # fmt: skip
+    active, rows, starts = lists[ACTIVE], lists[ACTIVE_ROWS], lists[ACTIVE_STARTS]
+    full, group, group_rows = lists[FULL], lists[GROUP], lists[GROUP_ROWS]
     late, pending = sizes.delay > 0, max(0, sizes.delay - 1)
     t = n = whole(0)
     for b in range(lanes.lengths.size):
@@ -255,18 +263,18 @@ def advance(
     n = list_ending(lanes.lengths, lanes.ends, t, active, n)  # with late labels and no step more
     if n > 0:
         end_sequences(
-            cell, sizes, model, streams, lanes, work, active, n, full,
+            tag, sizes, model, streams, lanes, work, active, n, full,
             group, group_rows, reports, members, done,
         )  # fmt: skip
     while t < longest:
         n = list_active(lanes.rows, lanes.starts, lanes.lengths, t, active, rows, starts)
-        if late:  # a late target is there before its step's successor is read
+        if late:  # a late target is known before the next step is read
             ready = push_targets(
                 sizes, streams.counters, streams.targets, lanes, active, rows, n, t, full
             )
             if ready > 0:
                 update_groups(
-                    cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                    tag, sizes, model, streams, lanes.rows, full, ready, pending, work,
                     group, group_rows, reports, members, done,
                 )  # fmt: skip
         steps = steps_until_full(sizes, streams.counters, rows, n)
@@ -275,26 +283,26 @@ def advance(
         ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes, active,
                            rows, n, t, steps, full)  # fmt: skip
         if outputs.shape[0] > 0:
-            read_steps(cell, sizes, model.parameters, streams.live_state, rows, starts, n, t,
+            read_steps(tag, sizes, model.parameters, streams.live_state, rows, starts, n, t,
                        steps, lanes.features, outputs, work)  # fmt: skip
         model.counters[STEPS] += n * steps
         t += steps
         if ready > 0:
             update_groups(
-                cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                tag, sizes, model, streams, lanes.rows, full, ready, pending, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
         n = list_ending(lanes.lengths, lanes.ends, t, active, n)
         if n > 0:
             end_sequences(
-                cell, sizes, model, streams, lanes, work, active, n, full,
+                tag, sizes, model, streams, lanes, work, active, n, full,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
 
 
 @entry
 def forward_stream(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     features: Array,
@@ -304,7 +312,8 @@ def forward_stream(
 ) -> None:
     """Fill outputs (T, O) of one stream's features (T, F) from a state (L, parts, H).
 
-    The state is then that after the last step. At how many steps at a time changes no bit.
+    Replaces the state by the one after the last step. How the steps are divided among calls changes
+    no bit.
     """
     T = features.shape[0]
     B = whole(1)
@@ -313,7 +322,7 @@ def forward_stream(
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
-    network_forward(cell, sizes, parameters, T, B, truth(1), work)
+    network_forward(tag, sizes, parameters, T, B, truth(1), work)
     made = head_forward(sizes, parameters, T, B, T - T, truth(1), work)
     copy(made.reshape(outputs.size), outputs.reshape(outputs.size))
     for layer in range(sizes.L):

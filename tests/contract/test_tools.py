@@ -12,7 +12,7 @@ import pytest
 
 from bptt.config import Durability, Kept
 from bptt.domain import ModelDefinition
-from bptt.durability import Command, inspection, Record, repair, SqliteStore, Store
+from bptt.durability import Command, inspection, Record, repair, SqliteStore, Store, Tick
 from bptt.durability.backup import back_up
 from bptt.engine import replay
 from bptt.engine.records import apply_record, make_checkpoint
@@ -77,7 +77,7 @@ def learned(kind: Kind, tmp_path: Path) -> tuple[Path, Learner]:
     definition, learner = ModelDefinition("m", SPEC), Learner(SPEC)
     store.save(make_checkpoint(definition, learner, 0))
     ticks = tick_records(40)
-    bodies = [*ticks[:24], Command("restore", {"lsn": 20}), *ticks[20:30]]
+    bodies: list[Tick | Command] = [*ticks[:24], Command("restore", {"lsn": 20}), *ticks[20:30]]
     for lsn, body in enumerate(bodies, 1):
         record = Record(lsn, body)
         learner = apply_record(learner, record, lambda lsn: store.load("m", lsn)).learner

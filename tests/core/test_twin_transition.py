@@ -1,4 +1,4 @@
-"""A call's table, what is read of it, and a call of the learner, against what they stand for."""
+"""The table of addresses, its readers, and a whole call of the learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
-from bptt_core.kernels import addresses, cells, sizes, table, transition
+from bptt_core.kernels import addresses, dispatch, sizes, table, transition
 from bptt_core.kernels.backend import Compiled
 from bptt_core.state import new_model, new_streams
 from bptt_core.transition import Steps
@@ -112,7 +112,7 @@ def test_outputs_in_the_users_units(loss: Any) -> None:
 @pytest.mark.parametrize("paused", [True, False])
 @pytest.mark.parametrize("name", SPECS)
 def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
-    """Whose parts, and whose whole, are held to the scalar twin in test_twin."""
+    """test_twin compares the reference with the scalar twin."""
     spec = replace(SPECS[name], dtype="float64")
     compiled, reference = Learner(spec), Learner(spec, backend="reference")
     x, y = random_steps(spec, 40, streams=3)
@@ -139,7 +139,7 @@ def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> 
         fed = whole.feed(x[:, None], y[:, None])
         assert fed.predictions is not None
         assert made.tobytes() == fed.predictions.tobytes()
-    assert cells.tag(spec) == backend._cell
+    assert dispatch.tag(spec) == backend._tag
 
 
 def test_room_is_for_the_steps_that_came_and_not_for_the_longest_lane() -> None:

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from bptt.durability.files import Piece, storage
@@ -134,6 +132,8 @@ def decode(raw: bytes, model_id: str, lsn: int) -> Checkpoint:
     Raises:
         ValueError: they are not what was written; it says what is wrong.
     """
+    import safetensors.numpy  # of the server's extra; `bptt backup --help` works without it
+
     data = memoryview(raw)
     try:
         first, last = _digest_place(_head(data))

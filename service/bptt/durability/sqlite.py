@@ -10,6 +10,7 @@ A model's folder is created complete, by renaming it: a file missing from it lat
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -22,7 +23,15 @@ from pathlib import Path
 
 from bptt.config import Durability, Kept
 from bptt.durability import checkpoints, codec, journal, lock
-from bptt.durability.files import ASIDE, DISK, Disk, put_in_place, storage, write_aside
+from bptt.durability.files import (
+    ASIDE,
+    DISK,
+    Disk,
+    put_in_place,
+    remove_leftover,
+    storage,
+    write_aside,
+)
 from bptt.durability.folders import DataFolder
 from bptt.durability.layout import DELETED, NEW
 from bptt.durability.store import Checkpoint, Record
@@ -107,10 +116,10 @@ class SqliteStore(DataFolder):
 
     def _clear(self) -> None:
         with storage("opened", self._folder):
-            for leftover in (*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")):
-                self._disk.remove_tree(leftover)
-            for leftover in self._models.glob(f"*/*{ASIDE}"):
-                self._disk.unlink(leftover)
+            folders = [*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")]
+            leftovers = [*folders, *self._models.glob(f"*/*{ASIDE}")]
+        for leftover in leftovers:
+            remove_leftover(leftover, self._disk)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -252,12 +261,10 @@ class SqliteStore(DataFolder):
             log.warning("model %s: old data was not removed: %s", model_id, error.message)
 
     def _create(self, folder: Path, checkpoint: Checkpoint) -> None:
-        new = self._models / f"{NEW}{checkpoint.model_id}"
+        with storage("written", folder):
+            new = self._make_new(checkpoint.model_id)
         try:
             with storage("written", folder):
-                if new.exists():
-                    self._disk.remove_tree(new)
-                self._disk.make_folder(new)
                 path = checkpoints.path_of(new, checkpoint.lsn)
                 aside = write_aside(path, checkpoints.encode(checkpoint), self._disk)
                 put_in_place(aside, path, self._disk)
@@ -271,6 +278,12 @@ class SqliteStore(DataFolder):
             shutil.rmtree(new, ignore_errors=True)
             raise
         self._at("save.committed")
+
+    def _make_new(self, model_id: str) -> Path:
+        """Make an empty folder for a model that is being created."""
+        new = self._free_name(NEW, model_id)
+        self._disk.make_folder(new)
+        return new
 
     def _put_in_place(self, checkpoint: Checkpoint, aside: Path, path: Path) -> None:
         """Rename within a transaction: a writer that has become stale cannot do it."""
@@ -337,15 +350,27 @@ class SqliteStore(DataFolder):
         """See `Store.delete`."""
         self._check_writer()
         folder = self._models / model_id
-        gone = self._models / f"{DELETED}{model_id}"
         if not folder.is_dir():
             return
         with self._closed_for_deletion(model_id), storage("deleted", folder):
             # Renamed first: a deletion that is interrupted does not leave half a model.
-            self._disk.rename(folder, gone)
+            gone = self._rename_away(folder)
             self._at("delete.renamed")
             self._disk.sync_folder(self._models)
-            self._disk.remove_tree(gone)
+        # A folder that cannot be removed now is removed when the store is next opened.
+        remove_leftover(gone, self._disk)
+
+    def _rename_away(self, folder: Path) -> Path:
+        """Give a model's folder a name that no model has."""
+        gone = self._free_name(DELETED, folder.name)
+        self._disk.rename(folder, gone)
+        return gone
+
+    def _free_name(self, prefix: str, model_id: str) -> Path:
+        """A name for a folder that is being made or deleted, beside any that was left over."""
+        names = itertools.chain([""], (f"~{number}" for number in itertools.count(2)))
+        paths = (self._models / f"{prefix}{model_id}{name}" for name in names)
+        return next(path for path in paths if not os.path.lexists(path))
 
     @contextlib.contextmanager
     def _closed_for_deletion(self, model_id: str) -> Iterator[None]:
