@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bptt.errors import StorageFailed, StorageFull
+
+log = logging.getLogger(__name__)
 
 ASIDE = ".aside"
 """Suffix of a file that is still being written. An interrupted write leaves one."""
@@ -108,6 +111,21 @@ def put_in_place(aside: Path, path: Path, disk: Disk = DISK) -> None:
 def replace(path: Path, data: bytes, disk: Disk = DISK) -> None:
     """Replace what a file holds, so that a crash leaves either the old or the new contents."""
     put_in_place(write_aside(path, [data], disk), path, disk)
+
+
+def remove_leftover(path: Path, disk: Disk = DISK) -> None:
+    """Remove a file, or a folder with all that is in it; where that fails, log why.
+
+    Of a link the link is removed, and its target stays.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            disk.remove_tree(path)
+        else:
+            disk.unlink(path)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        log.warning("%s is left over and could not be removed: %s", path, why)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,15 @@ from pathlib import Path
 
 from bptt.config import Durability, Kept
 from bptt.durability import checkpoints, codec, journal, lock
-from bptt.durability.files import ASIDE, DISK, Disk, put_in_place, storage, write_aside
+from bptt.durability.files import (
+    ASIDE,
+    DISK,
+    Disk,
+    put_in_place,
+    remove_leftover,
+    storage,
+    write_aside,
+)
 from bptt.durability.folders import DataFolder
 from bptt.durability.layout import DELETED, NEW
 from bptt.durability.store import Checkpoint, Record
@@ -111,7 +119,7 @@ class SqliteStore(DataFolder):
             folders = [*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")]
             leftovers = [*folders, *self._models.glob(f"*/*{ASIDE}")]
         for leftover in leftovers:
-            self._remove(leftover)
+            remove_leftover(leftover, self._disk)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -272,8 +280,8 @@ class SqliteStore(DataFolder):
         self._at("save.committed")
 
     def _make_new(self, model_id: str) -> Path:
-        """Make an empty folder for a model that is being made."""
-        new = self._unused(NEW, model_id)
+        """Make an empty folder for a model that is being created."""
+        new = self._free_name(NEW, model_id)
         self._disk.make_folder(new)
         return new
 
@@ -349,36 +357,20 @@ class SqliteStore(DataFolder):
             gone = self._rename_away(folder)
             self._at("delete.renamed")
             self._disk.sync_folder(self._models)
-        self._remove(gone)  # if that fails, it is tried again when the store is opened
+        # A folder that cannot be removed now is removed when the store is next opened.
+        remove_leftover(gone, self._disk)
 
     def _rename_away(self, folder: Path) -> Path:
         """Give a model's folder a name that no model has."""
-        gone = self._unused(DELETED, folder.name)
+        gone = self._free_name(DELETED, folder.name)
         self._disk.rename(folder, gone)
         return gone
 
-    def _unused(self, prefix: str, model_id: str) -> Path:
-        """An unused name for a folder that is being made or deleted."""
-        names = (f"~{number}" for number in itertools.count(2))
-        for suffix in itertools.chain([""], names):
-            path = self._models / f"{prefix}{model_id}{suffix}"
-            if not os.path.lexists(path):
-                return path
-        raise AssertionError("itertools.count never ends")
-
-    def _remove(self, path: Path) -> None:
-        """Remove a file, or a folder with all that is in it. A failure is logged.
-
-        Of a link only the link is removed.
-        """
-        try:
-            if path.is_dir() and not path.is_symlink():
-                self._disk.remove_tree(path)
-            else:
-                self._disk.unlink(path)
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            log.warning("%s is left over and could not be removed: %s", path, why)
+    def _free_name(self, prefix: str, model_id: str) -> Path:
+        """A name for a folder that is being made or deleted, beside any that was left over."""
+        names = itertools.chain([""], (f"~{number}" for number in itertools.count(2)))
+        paths = (self._models / f"{prefix}{model_id}{name}" for name in names)
+        return next(path for path in paths if not os.path.lexists(path))
 
     @contextlib.contextmanager
     def _closed_for_deletion(self, model_id: str) -> Iterator[None]:
