@@ -135,7 +135,7 @@ def test_late_labels_are_learned_with_their_steps(bptt: Bptt, tmp_path: Path, na
     answer = bptt("predict", "--model", name, "--stream", "late", "--input", "2,-2", "--json")
     assert answer.document["targets"] == ["left", "right"]
     sure = alone.snapshot().predict(alone.stream_view("late"), np.array([[2.0, -2.0]]))
-    np.testing.assert_allclose(answer.document["predictions"][0], sure, PRINTED)
+    np.testing.assert_allclose(answer.document["predictions"][0], np.float32(sure), PRINTED)
 
 
 def test_late_labels_in_two_runs_and_across_a_gap_give_the_same_model(
