@@ -1,6 +1,6 @@
-"""Runs the commands of examples/README.md as printed; compares relative errors and error bands.
+"""Runs the commands of examples/README.md and compares the error ratios and error bands they print.
 
-Only the beginning of the source text is read, since it is long.
+The command that reads a long source text gets only the text's beginning.
 """
 
 from __future__ import annotations
