@@ -19,7 +19,7 @@ from bptt_core.errors import (
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
-from bptt_core.state import model_shapes, stream_shapes
+from bptt_core.state import INCARNATION, model_shapes, stream_shapes
 from bptt_core.ticks import Chunk
 
 Array = NDArray[Any]
@@ -118,9 +118,15 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     if not isinstance(names, list):
         raise InvalidArgument("streams", names, "a list of names")
     count = (len(names),)
+    last = metadata.get("last_incarnation", len(names))  # older states have none
+    if isinstance(last, bool) or not isinstance(last, int) or last < len(names):
+        bound = f"a whole number, at least the number of streams, which is {len(names)}"
+        raise InvalidArgument("last_incarnation", last, bound)
     expected = {f"model.{name}": shape for name, shape in model_shapes(spec).items()}
     for name, (row, dtype) in stream_shapes(spec).items():
         expected[f"streams.{name}"] = (count + row, dtype)
+    if f"streams.{INCARNATION}" in arrays:  # older states have none
+        expected[f"streams.{INCARNATION}"] = (count, "int64")
     for name, (shape, dtype) in expected.items():
         if name not in arrays:
             raise InvalidArgument(name, "missing", "an array")

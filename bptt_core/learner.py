@@ -25,6 +25,7 @@ from bptt_core.state import (
     CLIPPED_GRADIENT_NORM,
     ERRORS,
     GRADIENT_NORM,
+    INCARNATION,
     LOSS,
     new_model,
     NEXT_STEP,
@@ -100,7 +101,9 @@ class Learner:
                 self._table.hold_labels(row, good.first_earlier, good.earlier)
         steps = marshalling.steps_of_tick(rows, tick, checked)
         first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
-        return marshalling.results(tick, steps, first, self._run(steps, predictions))
+        incarnations = self._table.incarnations[rows].tolist()
+        done = self._run(steps, predictions)
+        return marshalling.results(tick, steps, first, incarnations, done)
 
     def feed(
         self,
@@ -227,6 +230,26 @@ class Learner:
         """
         return int(self._table.arrays.counters[self._row(stream_id), NEXT_STEP])
 
+    def incarnation(self, stream_id: str) -> int:
+        """Number of the stream's opening in the life of the model, from 1.
+
+        A stream that was deleted and opened again has another number than before, and no two
+        streams have the same.
+
+        Raises:
+            UnknownStream: there is none of that name.
+        """
+        return int(self._table.incarnations[self._row(stream_id)])
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest number that `incarnation` ever gave; 0 before the first stream."""
+        return self._table.opened
+
+    def number_streams_above(self, incarnation: int) -> None:
+        """Give streams that are opened from now on numbers above this one."""
+        self._table.opened = max(self._table.opened, incarnation)
+
     def reset_stream(self, stream_id: str) -> None:
         """Clear a stream's state and unfinished window; its step numbers continue.
 
@@ -328,7 +351,11 @@ class Learner:
         else:
             last = np.zeros(self.spec.input_size)
         return StreamView(
-            next_step, sequence_step, _frozen(arrays.live_state[row].copy()), _frozen(last)
+            next_step,
+            sequence_step,
+            _frozen(arrays.live_state[row].copy()),
+            _frozen(last),
+            int(self._table.incarnations[row]),
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -376,6 +403,7 @@ class Learner:
             "spec": self.spec.to_dict(),
             "settings": dataclasses.asdict(self.settings),
             "streams": names,
+            "last_incarnation": self.last_incarnation,
         }
         return arrays, metadata
 
@@ -398,7 +426,10 @@ class Learner:
         for name, array in learner._model._asdict().items():
             array[...] = arrays[f"model.{name}"]
         streams = {name: arrays[f"streams.{name}"] for name in learner._table.arrays._fields}
-        learner._table.restore(list(metadata["streams"]), streams)
+        names = list(metadata["streams"])
+        numbers = np.arange(1, len(names) + 1)  # of older states, which have none
+        streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
+        learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
         return learner
 
     def warm_up(self) -> None:

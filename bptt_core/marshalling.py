@@ -54,7 +54,11 @@ def steps_side_by_side(rows: Sequence[int], x: Array, target: Array | None, ends
 
 
 def results(
-    tick: Sequence[Chunk], steps: Steps, first_steps: Sequence[int], done: Done
+    tick: Sequence[Chunk],
+    steps: Steps,
+    first_steps: Sequence[int],
+    incarnations: Sequence[int],
+    done: Done,
 ) -> TickResult:
     """Unpack the results of each chunk and of the whole tick.
 
@@ -62,20 +66,28 @@ def results(
         tick: the chunks.
         steps: the packed chunks.
         first_steps: the next step of each chunk's stream before the call.
+        incarnations: the incarnation of each chunk's stream.
         done: the backend's results.
     """
     took_part: list[list[UpdateReport]] = [[] for _ in tick]
     for update, lane in done.members:
         took_part[lane].append(done.updates[update])
     found = []
-    for lane, (chunk, first) in enumerate(zip(tick, first_steps, strict=True)):
+    places = zip(tick, first_steps, incarnations, strict=True)
+    for lane, (chunk, first, incarnation) in enumerate(places):
         _, start, length, _ = steps.lanes[lane].tolist()
         mine = slice(start, start + length)
         made = None if done.predictions is None else done.predictions[mine]
         scores = None if done.scores is None else done.scores[mine]
         found.append(
             ChunkResult(
-                chunk.stream_id, first, first + length, made, tuple(took_part[lane]), scores
+                chunk.stream_id,
+                first,
+                first + length,
+                made,
+                tuple(took_part[lane]),
+                scores,
+                incarnation,
             )
         )
     return TickResult(tuple(found), done.updates)

@@ -31,6 +31,8 @@ class StreamView:
     last_input: Array
     """(D,) float64 the newest step of a forecast, in the user's units. A missing value is the last
     one seen, NaN before there is one."""
+    incarnation: int = 0
+    """Number of the stream's opening; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

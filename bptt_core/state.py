@@ -21,6 +21,7 @@ ERRORS_MOST = 512  # rows in the ring of errors: its 0.05 quantile then rests on
 ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in float32
 ERRORS_SIZE = 65_536  # numbers in the ring, between the two
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
+INCARNATION = "incarnation"  # name of the streams' incarnations in a saved state
 
 NEXT_STEP, SEQUENCE_STEP, ROWS, READY = range(4)
 """Columns of `Streams.counters`.
@@ -181,12 +182,20 @@ def new_streams(spec: ModelSpec, capacity: int) -> Streams:
 
 
 class StreamTable:
-    """The streams of a model: the row of each name."""
+    """The streams of a model: names, rows and incarnations.
+
+    Attributes:
+        incarnations: (S,) int64: the number of the opening that a row's stream comes from; 0 for a
+            free row. Not part of `arrays`, because no kernel reads it.
+        opened: the last number that was assigned. It never goes down in the life of a model.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.arrays = new_streams(spec, FIRST_CAPACITY)
         self.rows: dict[str, int] = {}
+        self.incarnations: Array = np.zeros(FIRST_CAPACITY, np.int64)
+        self.opened = 0
         self._free: list[int] = [0]
 
     def open(self, stream_id: str) -> int:
@@ -196,6 +205,8 @@ class StreamTable:
             if not self._free:
                 self._grow(2 * len(self.arrays.counters))
             row = self.rows[stream_id] = self._free.pop()
+            self.opened += 1
+            self.incarnations[row] = self.opened
         return row
 
     def delete(self, stream_id: str) -> None:
@@ -203,6 +214,7 @@ class StreamTable:
         row = self.rows.pop(stream_id)
         for array in self.arrays:
             array[row] = 0
+        self.incarnations[row] = 0
         self._free.append(row)
 
     def reset(self, row: int) -> None:
@@ -223,14 +235,16 @@ class StreamTable:
         """Names in the order of their rows, and the rows in use, as a checkpoint stores them."""
         names = sorted(self.rows, key=self.rows.__getitem__)
         rows = [self.rows[name] for name in names]
-        arrays = self.arrays._asdict()
+        arrays = self.arrays._asdict() | {INCARNATION: self.incarnations}
         return names, {name: array[rows] for name, array in arrays.items()}
 
-    def restore(self, names: list[str], arrays: dict[str, Array]) -> None:
-        """Restore the streams that `compact` returned."""
+    def restore(self, names: list[str], arrays: dict[str, Array], opened: int) -> None:
+        """Restore the streams that `compact` returned, and the last incarnation assigned."""
         self._grow(max(FIRST_CAPACITY, len(names)))
         for name, array in self.arrays._asdict().items():
             array[: len(names)] = arrays[name]
+        self.incarnations[: len(names)] = arrays[INCARNATION]
+        self.opened = opened
         self.rows = {name: row for row, name in enumerate(names)}
         self._free = list(range(len(self.arrays.counters) - 1, len(names) - 1, -1))
 
@@ -242,4 +256,5 @@ class StreamTable:
         for old, new in zip(self.arrays, larger, strict=True):
             new[:used] = old
         self.arrays = larger
+        self.incarnations = np.concatenate([self.incarnations, np.zeros(capacity - used, np.int64)])
         self._free.extend(range(capacity - 1, used - 1, -1))

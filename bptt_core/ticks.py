@@ -80,6 +80,8 @@ class ChunkResult:
     """Forecasts with predictions: (T,) float64, the probability of a forecast error at least as
     large as this step's, estimated from the stream's recent errors; near 0 is an anomaly. NaN where
     there was no forecast, or too few before it."""
+    incarnation: int = 0
+    """Number of the stream's opening that the chunk belongs to; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

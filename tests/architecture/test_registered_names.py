@@ -6,8 +6,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from bptt import v1 as pb
 from bptt.client.types import ModelSpec
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core.cells import CELLS
 from bptt_core.optimizers import OPTIMIZERS
 

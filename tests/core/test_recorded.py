@@ -16,6 +16,8 @@ import pytest
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.support.jit import PLAIN_PYTHON
 
+pytestmark = pytest.mark.same_bits
+
 RIDE = Path(__file__).parent / "recorded" / "ride.csv"
 SPECS = {
     "forecast": ModelSpec(input_size=4, hidden_size=8, horizon=2),
@@ -107,7 +109,7 @@ def test_fed_twice(name: str, backend: Any) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fed_in_another_process(backend: Any) -> None:
-    """The other process has another hash seed, and loads its kernels from disk."""
+    """A second process, with another hash seed, loads its kernels from the disk."""
     program = (
         "import json; from tests.core.test_recorded import digests, SPECS;"
         f"print(json.dumps({{name: digests(name, {backend!r}) for name in SPECS}}))"
@@ -125,7 +127,7 @@ def test_fed_in_another_process(backend: Any) -> None:
 
 @pytest.mark.skipif(PLAIN_PYTHON, reason="nothing is compiled in this run")
 def test_compiled_now_or_loaded_from_the_disk(tmp_path: Path) -> None:
-    """A process that finds nothing compiled, and the next one, which finds it all.
+    """A process with an empty kernel cache and one with a full cache give the same bytes.
 
     Numba links what a function calls into it and optimises the copy once more, so that two copies
     of a kernel may add in different orders; a process must always run the same one.

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from bptt.domain import Refused
-from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
+from bptt.engine.fair_queue import FairQueue
 from bptt.engine.joining import groups
+from bptt.engine.messages import Outcome, QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.records import apply_body
 from bptt.engine.responses import ResponseQueue
-from bptt.engine.run import Outcome, run
+from bptt.engine.run import run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+
+pytestmark = pytest.mark.same_bits
 
 FORECAST = ModelSpec(input_size=2, hidden_size=4, k1=3, k2=7)
 SPECS = {

@@ -12,13 +12,14 @@ from typing import Any
 
 from bptt.domain import ModelDefinition
 from bptt.durability import Checkpoint, Command, Record, Tick
+from bptt.durability.store import UNREADABLE
 from bptt.engine.rollback import SKIPPED
 from bptt.errors import DataDamaged, InvalidRequest
 from bptt_core import Learner, TickResult
 from bptt_core.errors import BpttError
 
 LoadCheckpoint = Callable[[int], Checkpoint]
-"""A checkpoint of the record's model, by its ticks."""
+"""A checkpoint of the record's model, by its lsn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,9 @@ def apply_body(
     elif body.name == "restore":
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
-        return Applied(learner_from(load(arguments["lsn"])), None)
+        restored = learner_from(load(arguments["lsn"]))
+        restored.number_streams_above(learner.last_incarnation)
+        return Applied(restored, None)
     elif body.name == "roll_back":
         if load is None:
             raise DataDamaged(
@@ -83,7 +86,7 @@ def _roll_back(learner: Learner, checkpoint: Checkpoint, learning_rate: float) -
     try:
         arrays, metadata = checkpoint.arrays, checkpoint.metadata["learner"]
         learner.roll_back(arrays, metadata, learning_rate=learning_rate)
-    except (BpttError, KeyError, TypeError) as error:
+    except (BpttError, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 
@@ -117,7 +120,7 @@ def learner_from(checkpoint: Checkpoint) -> Learner:
     """
     try:
         return Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
-    except (BpttError, KeyError, TypeError) as error:
+    except (BpttError, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 
@@ -131,10 +134,10 @@ def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition
         names = tuple(checkpoint.metadata["input_names"])
         target_names = tuple(checkpoint.metadata.get("target_names", ()))  # older ones have none
         return ModelDefinition(checkpoint.model_id, learner.spec, names, target_names)
-    except (InvalidRequest, KeyError, TypeError) as error:
+    except (InvalidRequest, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 
 def _misfit(checkpoint: Checkpoint, error: Exception) -> DataDamaged:
-    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} ticks"
+    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} records"
     return DataDamaged(f"{which} does not fit: {error}")

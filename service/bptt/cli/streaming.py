@@ -1,0 +1,216 @@
+"""The streaming loop: sends batches of rows through a session and evaluates the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt.cli.data.source import Batch, InputError
+from bptt.cli.run_statistics import RunStatistics
+from bptt.client import Learned, LearnSession, Refused
+from bptt.errors import ServerStopping, ServiceError
+
+
+@dataclass(slots=True)
+class StreamingLoop:
+    """Sends one stream's rows to a model and reads the answers."""
+
+    session: LearnSession
+    stream_id: str
+    inputs: int
+    """Number of input columns; the columns after them are targets."""
+    next_step: int
+    """The stream's next step in the last answer."""
+    append: bool
+    """True: the rows follow the stream's last step. False: the first row is step 0, and the steps
+    that the stream already has are skipped."""
+    statistics: RunStatistics
+    delay: int = 0
+    """A row's target belongs to the row this many rows earlier."""
+    look_ahead: bool = False
+    """Hold each batch until the next one shows whether its sequence has ended."""
+    reset: Callable[[], Awaitable[Any]] | None = None
+    """Ends a sequence that an earlier run sent."""
+    on_progress: Callable[[int], None] = lambda position: None
+    """Called after each answer with the bytes of the input that are done."""
+    missing: int = 0
+    """Rows left out because a value is missing."""
+    skipped: int = 0
+    """Rows skipped because the stream already has them."""
+    position: int = 0
+    """Step number of the next row."""
+    sequence_start: int = 0
+    """First step of the current sequence, as far as this run knows."""
+    skip: int = 0
+    """Rows still to skip."""
+
+    def __post_init__(self) -> None:
+        """Start at the stream's next step."""
+        self.position = self.next_step
+        self.skip = 0 if self.append else self.next_step
+
+    async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
+        """Send the rows until they end or `stop` is set, then wait until they are learned.
+
+        Args:
+            batches: the rows.
+            stop: set by the caller to end early; also set here once no more rows can be learned.
+
+        Raises:
+            InputError: the input is invalid; the rows before it were learned.
+            ServiceError: a chunk was refused, or the server is gone.
+        """
+        pending: deque[Batch] = deque()
+        reader = asyncio.ensure_future(self._read_answers(pending))
+        reader.add_done_callback(lambda _: stop.set())  # nothing more can be learned
+        try:
+            # The sender is never cancelled: an interrupted write would end the whole call.
+            problem = None
+            try:
+                await self._send(batches, pending, stop)
+                await self.session.close()
+            except InputError as error:
+                problem = error
+                await self.session.close()
+            await reader
+            if problem is not None:
+                raise problem
+        except ServiceError:
+            if reader.done() and not reader.cancelled():
+                reader.result()  # the reader's error is the cause of the failed send
+            raise
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _send(
+        self, batches: AsyncIterator[Batch], pending: deque[Batch], stop: asyncio.Event
+    ) -> None:
+        held: Batch | None = None
+        try:
+            async for batch in _until(batches, stop):
+                new = self._new_rows(batch)
+                if new is None:
+                    continue
+                if held is not None:
+                    await self._send_batch(held, pending, ends=new.begins)
+                elif new.begins and self.position and not pending:
+                    await self._end_earlier_sequence(new, pending)
+                held = new
+                if not self.look_ahead:
+                    await self._send_batch(held, pending, ends=False)
+                    held = None
+        finally:
+            if held is not None:  # rows read before an error or a stop are learned
+                await self._send_batch(held, pending, ends=False)
+
+    async def _end_earlier_sequence(self, batch: Batch, pending: deque[Batch]) -> None:
+        """End the sequence of an earlier run, which `batch` does not continue.
+
+        Only a model with a label_delay accepts an end without steps. Other streams are reset, so
+        their unfinished window is discarded and not learned.
+        """
+        if self.delay:
+            none = Batch(batch.values[:0], batch.first_line, batch.first_line, 0, batch.position)
+            await self._send_batch(none, pending, ends=True)
+        elif self.reset is not None:
+            await self.reset()
+
+    def _new_rows(self, batch: Batch) -> Batch | None:
+        """Return the rows that the stream does not have yet; None if it has them all."""
+        self.missing += batch.missing
+        if batch.begins and self.skip:
+            self.sequence_start = self.skipped
+        known = min(len(batch.values), self.skip)
+        self.skip -= known
+        self.skipped += known
+        values = batch.values[known:]
+        if not len(values):
+            return None
+        begins = batch.begins and not known
+        return Batch(values, batch.first_line, batch.last_line, 0, batch.position, begins)
+
+    async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
+        if batch.begins:
+            self.sequence_start = self.position
+        inputs, targets = self._split(batch.values) if len(batch.values) else (None, None)
+        first_target = None
+        if self.delay and targets is not None:
+            # The first targets of a sequence belong to steps of the sequence before it.
+            early = max(0, self.sequence_start + self.delay - self.position)
+            targets = targets[early:] if early < len(targets) else None
+            first_target = None if targets is None else self.position + early - self.delay
+        pending.append(batch)
+        await self.session.send(
+            self.stream_id,
+            inputs,
+            targets,
+            first_step=None if self.append else self.position,
+            first_target_step=first_target,
+            end_of_sequence=ends,
+        )
+        self.position += len(batch.values)
+
+    def _split(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Split rows into inputs and targets, in the form that the task expects."""
+        task = self.session.model.task
+        inputs, targets = values[:, : self.inputs], values[:, self.inputs :]
+        if task == "next_token":
+            return inputs[:, 0].astype(np.int64), None
+        if task == "classification":
+            return inputs, targets[:, 0].astype(np.int64)
+        return inputs, targets if targets.shape[1] else None
+
+    async def _read_answers(self, pending: deque[Batch]) -> None:
+        async for answer in self.session:
+            batch = pending.popleft()
+            if isinstance(answer, Refused):
+                if isinstance(answer.error, ServerStopping):
+                    raise answer.error
+                lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
+                answer.error.args = (f"{lines}: {answer.error}",)
+                raise answer.error
+            self._evaluate(answer, batch)
+            self.on_progress(batch.position)
+
+    def _evaluate(self, answer: Learned, batch: Batch) -> None:
+        self.statistics.add_answer(answer)
+        self.next_step = answer.next_step
+        tokens = self.session.model.task == "next_token"
+        predictions = answer.top_tokens if tokens else answer.predictions
+        if predictions is None or not len(predictions):  # lost with a broken connection
+            self.statistics.begin_sequence()
+            return
+        values = batch.values[len(batch.values) - len(predictions) :]
+        self.statistics.add_predictions(
+            values[:, : self.inputs], values[:, self.inputs :], predictions, begins=batch.begins
+        )
+
+
+async def _until(batches: AsyncIterator[Batch], stop: asyncio.Event) -> AsyncIterator[Batch]:
+    """Yield the batches that arrive before `stop` is set."""
+    stopper = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            getter = asyncio.ensure_future(_next(batches))
+            await asyncio.wait((getter, stopper), return_when=asyncio.FIRST_COMPLETED)
+            if not getter.done():
+                getter.cancel()
+                await asyncio.gather(getter, return_exceptions=True)
+                return
+            batch = getter.result()
+            if batch is None:
+                return
+            yield batch
+    finally:
+        stopper.cancel()
+
+
+async def _next(batches: AsyncIterator[Batch]) -> Batch | None:
+    return await anext(batches, None)
