@@ -44,7 +44,7 @@ async def test_a_queue_that_stays_full_ends_the_call_and_says_when_to_come_back(
         except grpc.aio.AioRpcError as error:
             ended = error
         assert ended.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "had no room for another chunk for 0.05 s" in str(ended.details())
+        assert "was full for 0.05 s" in str(ended.details())
         [detail] = rpc_status.from_call(ended).details
         retry = error_details_pb2.RetryInfo()
         assert detail.Unpack(retry)
