@@ -203,7 +203,8 @@ class Journal:
             needs: number of each that goes back to a checkpoint, and the checkpoint's lsn.
         """
         self._connection.executemany("INSERT INTO journal VALUES (?, ?)", rows)
-        self._connection.executemany("INSERT INTO needs VALUES (?, ?)", needs)
+        if needs:
+            self._connection.executemany("INSERT INTO needs VALUES (?, ?)", needs)
 
     def stored(self, first: int, last: int) -> list[bytes]:
         """The bytes of the records from one number to another, both included."""
