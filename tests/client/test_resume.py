@@ -448,4 +448,4 @@ class _CancelledByWriting:
     async def write(self, message: Any) -> None:
         self.writes += 1
         self._call.cancel()
-        await self._call.write(message)
+        raise asyncio.CancelledError  # what grpc.aio raises if the write is waiting at that moment
