@@ -169,7 +169,7 @@ class Prediction:
     """Updates that the snapshot includes."""
     error_low: Float32Array
     """Forecast and regression: (horizon, targets) offsets from a prediction to the low end of the
-    band that held nine of ten recent targets. No rows before there are errors."""
+    band that held 90 % of recent targets. No rows before there are errors."""
     error_high: Float32Array
     """The same for the high end."""
     top_tokens: Int64Array
