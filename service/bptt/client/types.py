@@ -71,7 +71,7 @@ ModelState = Literal[
     "draining",
     "stopped",
 ]
-"""What a model does with chunks; see `ModelState` in protos/bptt/v1/types.proto."""
+"""The states of a model; see `ModelState` in protos/bptt/v1/types.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Model:
     cross_entropy_bits: float
     """Classification and next_token: mean cross-entropy of recent targets. NaN for other tasks."""
     state_reason: str = ""
-    """Why it is in its state, for people; empty if the state alone tells."""
+    """Why it is in its state, for people; empty if the state needs no explanation."""
 
     @property
     def task(self) -> str:
@@ -227,7 +227,7 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A chunk was refused. The session goes on.
+    """A chunk was refused. The session continues.
 
     Nothing of it was learned. The exception is a `StreamDeleted` after a reconnection: then the
     chunk may have been learned before its stream was deleted; the error's message tells so.

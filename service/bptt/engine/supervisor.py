@@ -36,8 +36,8 @@ from bptt_core import Learner
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
-"""Before a failed model is brought back: long enough for a short want of memory to pass, short
-enough that clients who reconnect hardly notice."""
+"""Pause before a failed model is recovered: long enough for a short lack of memory to pass, short
+enough that clients that reconnect hardly notice."""
 
 RETRIES_MAX = 5
 """Pauses of 0.5, 1, 2, 4 and 8 s: what has not passed after these is a defect, or a chunk that
@@ -182,7 +182,7 @@ class ModelSupervisor:
 
         Args:
             model_id: a model of the store.
-            absent: told what is known before its journal is replayed.
+            absent: receives the status that is known before the journal is replayed.
         """
         assert self._store is not None
 
