@@ -1,7 +1,7 @@
 """Figures of merit: the twin of `bptt_core.scoring`.
 
-Kernels that run at every step take only the arrays they use, not the whole model: a call
-with as many would cost more than its work.
+Kernels that run at every step take only the arrays they use, not the whole model:
+passing all arrays would cost more than the work of the call.
 """
 
 from __future__ import annotations

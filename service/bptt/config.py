@@ -99,8 +99,8 @@ class Kept:
     """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
     and never the newest; the journal behind the newest stays whatever it takes."""
     open_journals: int = 128
-    """Journals open at a time, three files and a commit watermark each: half of the 1,024 files that
-    a process may open by default; the other half is for clients."""
+    """Journals open at a time; with three files and a commit watermark each, half of the 1,024 files
+    that a process may open by default; the other half is for clients."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""

@@ -1,4 +1,4 @@
-"""Which checkpoint a model goes back to when it has diverged and its spec says `roll_back`.
+"""Chooses the checkpoint to which a diverged model rolls back, if its spec says `roll_back`.
 
 Rules:
 - The newest good checkpoint: whole, and made when the last update had not been skipped.

@@ -5,12 +5,12 @@
 
 Rules:
 - Every entrance asks the lifecycle first: `admit(operation)`.
-- A chunk is placed in its stream when it is accepted, and what is accepted is applied or refused,
-  whether or not its client hangs up.
+- A chunk gets its position in its stream when it is accepted. An accepted chunk is applied or
+  refused, whether or not its client hangs up.
 - Answers do not wait for the journal. `durable_step` says how far a stream is durable, and
   `durable_listeners` are called when that has advanced.
 - The worker has an owner: when its task ends, for whatever reason, the model is FAILED, and all
-  that waits is answered.
+  waiting requests are answered.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Trainer(ModelReader):
     """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
 
     Attributes:
-        load_id: a random number of this loading of the model into memory. What was applied but not
-            durable may be gone under another one.
+        load_id: a random number of this loading of the model into memory. Under another
+            number, applied steps that were not durable may be gone.
         used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
 
