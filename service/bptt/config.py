@@ -99,7 +99,7 @@ class Kept:
     """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
     and never the newest; the journal behind the newest stays whatever it takes."""
     open_journals: int = 128
-    """Journals open at a time; with three files and a commit watermark each, half of the 1,024 files
+    """Journals open at once; with three files and a commit watermark each, half of the 1,024 files
     that a process may open by default; the other half is for clients."""
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ from bptt.durability.reading import (
     counts,
     errors,
     FILE,
+    SCHEMA,
     SCHEMA_VERSION,
     state,
 )
@@ -45,15 +46,6 @@ LOG_PAGES = 1000  # of the write-ahead log, 16 MB, before it is moved into the f
 LOG_BYTES_MAX = 16 << 20  # to which a write-ahead log is cut once a burst is over
 DELETED_ROWS = 128  # at once, so that a commit waits milliseconds for it, not for all of them
 FREED_PAGES = 256  # 4 MB given back to the file system at once
-
-_SCHEMA = (
-    """CREATE TABLE writer (
-        one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
-    )""",
-    "CREATE TABLE journal (lsn INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "CREATE TABLE needs (lsn INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL)",
-)
-
 
 _FROM_VERSION_1 = (
     "ALTER TABLE journal RENAME COLUMN tick TO lsn",
@@ -78,7 +70,7 @@ def create(folder: Path, epoch: int, base: int, disk: Disk = DISK) -> None:
             connection.execute("BEGIN")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for statement in _SCHEMA:
+            for statement in SCHEMA:
                 connection.execute(statement)
             connection.execute("INSERT INTO writer VALUES (1, ?, ?)", (epoch, base))
             connection.execute("COMMIT")
@@ -203,7 +195,8 @@ class Journal:
             needs: number of each that goes back to a checkpoint, and the checkpoint's lsn.
         """
         self._connection.executemany("INSERT INTO journal VALUES (?, ?)", rows)
-        self._connection.executemany("INSERT INTO needs VALUES (?, ?)", needs)
+        if needs:
+            self._connection.executemany("INSERT INTO needs VALUES (?, ?)", needs)
 
     def stored(self, first: int, last: int) -> list[bytes]:
         """The bytes of the records from one number to another, both included."""

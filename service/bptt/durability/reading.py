@@ -26,6 +26,14 @@ SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
 """Versions that are read. Version 1 calls the columns `lsn` `tick`; a writer renames them. Queries
 call the column `rowid`, which is its name in both."""
 
+SCHEMA = (
+    """CREATE TABLE writer (
+        one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
+    )""",
+    "CREATE TABLE journal (lsn INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE needs (lsn INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL)",
+)
+
 _INTEGERS = 1 << 63
 
 
@@ -141,13 +149,22 @@ def problems(folder: Path, epoch: int, disk: Disk = DISK) -> list[str]:
         rows = connection.execute("PRAGMA integrity_check(10)").fetchall()
         needs = connection.execute("SELECT rowid, checkpoint FROM needs").fetchall()
         counts(needs, path, "needs")
+        tables = connection.execute("SELECT CAST(sql AS BLOB) FROM sqlite_schema").fetchall()
     said = [] if rows == [("ok",)] else [f"{path} is damaged: {text}" for (text,) in rows]
+    # SQLite reads a table whose definition is damaged, and then refuses to write to it.
+    if sorted(_definition(sql) for (sql,) in tables) != sorted(each.encode() for each in SCHEMA):
+        said.append(f"{path} is damaged: the definitions of its tables are not those of a journal")
     if found.epoch > epoch:
         said.append(
             f"{path} is damaged: its writer's epoch is {found.epoch}, but must be at most {epoch}, "
             "the data folder's"
         )
     return said
+
+
+def _definition(sql: bytes | None) -> bytes:
+    """A table's definition as version 2 writes it."""
+    return (sql or b"").replace(b'"', b"").replace(b"(tick ", b"(lsn ")
 
 
 @contextlib.contextmanager

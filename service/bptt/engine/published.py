@@ -69,12 +69,12 @@ class PublishedState:
 
     @property
     def last_figures(self) -> Figures:
-        """The figures that were seen last. Whether the model has diverged is as it is now."""
+        """The figures published last. `diverged` is current even while others are behind."""
         return self._figures
 
     @property
     def may_wait(self) -> bool:
-        """Whether one more run may leave its traces to be looked at later."""
+        """Whether one more run may leave the published state behind."""
         return self._runs < BEHIND_RUNS_MAX
 
     def next_step(self, stream_id: str) -> int:

@@ -20,7 +20,7 @@ from bptt_core.errors import BpttError, UnknownStream
 
 
 def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:
-    """Apply the batches in order. Raises nothing: what went wrong is part of the outcome.
+    """Apply the batches in order. Raises nothing: a failure is part of the outcome.
 
     Args:
         learner: changed.
@@ -44,7 +44,7 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
             if _must_roll_back(learner, outcome):
                 outcome.diverged, outcome.rest = True, list(batches[place:])
                 break
-        if looks or outcome.commands:  # commands tell of no move that could be followed
+        if looks or outcome.commands:  # commands move streams in ways that `records` does not tell
             outcome.views = {each: _view(learner, each) for each in outcome.touched}
             outcome.report = RunReport(outcome.ticks, learner.figures)
             outcome.snapshot = learner.snapshot()
@@ -84,7 +84,9 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
     moves = [(each.stream_id, each.first_step, each.next_step) for each in result.chunks]
     outcome.records.append((body, moves))
     steps = sum(each.steps for each in chunks)
-    outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+    outcome.ticks.append(
+        TickReport(len(chunks), steps, result.updates, seconds, body, result.chunks)
+    )
 
 
 def _in_sequence(
@@ -93,7 +95,7 @@ def _in_sequence(
     """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
 
     A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
-    nothing of it: that is not theirs to be refused. Chunks without new steps are answered.
+    nothing of it, so their labels are not refused. Chunks without new steps are answered.
     """
     spec = learner.spec
     if spec.on_divergence != "roll_back" or not spec.label_delay:
@@ -143,7 +145,7 @@ def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome)
     outcome.touched.add(whole.stream_id)
     outcome.records.append((body, [(whole.stream_id, whole.first_step, whole.next_step)]))
     steps = whole.next_step - whole.first_step
-    outcome.ticks.append(TickReport(1, steps, result.updates, seconds))
+    outcome.ticks.append(TickReport(1, steps, result.updates, seconds, body, result.chunks))
 
 
 def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:
