@@ -1,7 +1,7 @@
 """Figures of merit: the twin of `bptt_core.scoring`.
 
-What is done at every step is told the few arrays that it needs, and not the whole model: a call
-with as many would cost more than its work.
+Kernels that run at every step take only the arrays they use, not the whole model:
+passing all arrays would cost more than the work of the call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BAND_MARGIN = 0.1  # of its width, within which a band's edge is looked for firs
 
 @inlined
 def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error: float) -> None:
-    """Take one absolute error and the naive forecast's into the fading sums, if both are there.
+    """Take one absolute error and the naive forecast's into the fading sums, if neither is NaN.
 
     Without a branch, so that a loop over outputs is done several at a time.
     """
@@ -73,11 +73,11 @@ def take_class(
 
 @compiled
 def quantile(values: Array, n: int, share: float, bound: float, tail: Array) -> float:
-    """Of the first n values; as `bptt_core.scoring._quantile`, which is told them in order.
+    """A quantile of the first n values; as `bptt_core.scoring._quantile`, which takes sorted ones.
 
-    Only the tail that the quantile lies in is put in order, in `tail` (n,) or longer, and of it
-    only what is not beyond `bound`, a guess: where that leaves too few, all are looked at again.
-    NaN: there is no guess.
+    Sorts, in `tail` (n,) or longer, only the tail that holds the quantile, and of that tail only
+    the values up to `bound`, a guess. If these are too few, all values are searched again. NaN: no
+    guess.
     """
     if n < BAND_ERRORS_MIN:
         return math.nan
