@@ -21,8 +21,9 @@ COUNTED_ROWS_MIN = 10  # rows of steps of one, before a column is taken to numbe
 NUMBER_SHARE = 0.5  # of a column's cells: then it is one of numbers, and other cells are errors
 TIME_SHARE = 0.9
 _INDEX_TITLE = re.compile(
-    r"(?i)(index|idx|id|row|rows|row[ _]?(id|no|nr|num|number)|record|rec|recno|record[ _]?(no|nr|num|"
-    r"number|id)|rn|no|nr|num|number|seq|sequence|lfd\.? ?nr\.?|#|n°|nº|line|obs|unnamed: \d+)\.?"
+    r"(?i)(index|idx|id|row|rows|row[ _]?(id|no|nr|num|number)|record|rec|recno|"
+    r"record[ _]?(no|nr|num|number|id)|rn|no|nr|num|number|seq|sequence|lfd\.? ?nr\.?|#|n°|nº|"
+    r"line|obs|unnamed: \d+)\.?"
 )
 REASONS: dict[Kind, str] = {
     "time": "a time",
@@ -32,9 +33,11 @@ REASONS: dict[Kind, str] = {
     "empty": "without values",
     "untitled": "without a title",
 }
-SENTINELS = (-9999.0, -999.0, -99.0, -99.9, -999.9, -9999.9, -99999.0, -8888.0, -7777.0, -200.0)
-SENTINELS += (-6999.0, -7999.0, 999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9, 1e20, -1e20)
-SENTINELS += (-32768.0, 32767.0, 65535.0, -2147483648.0, 2147483647.0, 9.969209968386869e36)
+SENTINELS = (
+    *(-9999.0, -999.0, -99.0, -99.9, -999.9, -9999.9, -99999.0, -8888.0, -7777.0, -6999.0),
+    *(-7999.0, -200.0, 999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9, 1e20, -1e20),
+    *(-32768.0, 32767.0, 65535.0, -2147483648.0, 2147483647.0, 9.969209968386869e36),
+)
 """Numbers that programs write where a value is missing."""
 _SENTINEL_COUNT_MIN = 3  # fewer may be readings
 _KEPT_VALUES = 20_000  # of a column, from which its usual range is taken
@@ -142,9 +145,7 @@ def columns_of(
         found.append(Column(name, kind, REASONS.get(kind, "")))
     if not any(column.is_learned for column in found):
         # A counter is worth learning where there is nothing else.
-        found = [
-            Column(each.name, "number") if each.kind == "counter" else each for each in found
-        ]
+        found = [Column(each.name, "number") if each.kind == "counter" else each for each in found]
     return found
 
 

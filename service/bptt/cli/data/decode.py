@@ -6,7 +6,7 @@
 | every other byte is zero | UTF-16 without a mark |
 | valid UTF-8 | UTF-8 |
 | bytes that are letters and signs of Western Europe in CP1252, among ASCII | CP1252 |
-| others | what charset-normalizer is sure of, else an error that names `--encoding` |
+| others | an error that shows a line in some encodings and names `--encoding` |
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from bptt.cli.data.problem import InputError, shown
 
 LINE_CHARACTERS_MAX = 1 << 20  # a longer line is no row of a table
-CHAOS_MAX = 0.1  # of charset-normalizer: how much of the text looks like noise
+_CANDIDATES = ("cp1252", "cp1250", "cp1251", "cp850", "shift_jis", "gb18030")
+"""Shown where the encoding cannot be told."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16
@@ -27,7 +28,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_WESTERN = set("äöüÄÖÜßéèêëàâáãåæçñóòôõíìîïúùûøœÉÈÊËÀÂÁÃÅÆÇÑÓÒÔÕÍÌÎÏÚÙÛØŒŠšŽžŸÿýÝðþÐÞ°µ²³¹½¼¾£€§±·×÷«»ºª®©™’‘“”–—…\xa0¿¡¢¥")
+_WESTERN = set(
+    "äöüÄÖÜßéèêëàâáãåæçñóòôõíìîïúùûøœÉÈÊËÀÂÁÃÅÆÇÑÓÒÔÕÍÌÎÏÚÙÛØŒŠšŽžŸÿýÝðþÐÞ°µ²³¹½¼¾£€§±·×÷«»ºª®©™’‘“”–—…\xa0¿¡¢¥"
+)
 _LINE_END = re.compile(r"\r*\n|\r")
 _DOS_DEGREE = re.compile(r"[øØ][CFK]\b")  # the degree sign of DOS code pages, read as CP1252
 
@@ -67,7 +70,7 @@ def encoding_of(head: bytes, name: str, asked: str | None = None) -> Encoding:
         return Encoding("utf-8", "no other bytes" if head.isascii() else "valid")
     if _decodes(head, "cp1252") and _is_western(head.decode("cp1252", "ignore")):
         return Encoding("cp1252", "letters and signs of Western Europe")
-    return _told_by_library(head, name)
+    raise _unknown(head, name)
 
 
 def _asked(asked: str, marked: tuple[bytes, str] | None) -> Encoding:
@@ -82,7 +85,9 @@ def _asked(asked: str, marked: tuple[bytes, str] | None) -> Encoding:
         ) from None
     if marked is not None and codec.name in (marked[1], marked[1].rsplit("-", 1)[0], "utf-8-sig"):
         return Encoding(marked[1], "--encoding", len(marked[0]))
-    return Encoding({"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(codec.name, codec.name), "--encoding")
+    return Encoding(
+        {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(codec.name, codec.name), "--encoding"
+    )
 
 
 def _with_zeros(head: bytes, zeros: int, name: str) -> Encoding:
@@ -113,18 +118,19 @@ def _is_western(text: str) -> bool:
     return set(other) <= _WESTERN and not runs and not _DOS_DEGREE.search(text)
 
 
-def _told_by_library(head: bytes, name: str) -> Encoding:
-    from charset_normalizer import from_bytes  # noqa: PLC0415 - slow to import, rarely needed
-
-    lines = [line for line in head.splitlines() if not line.isascii()]
-    best = from_bytes(b"\n".join(lines[:1000])).best()
-    if best is not None and best.chaos <= CHAOS_MAX and best.coherence > 0:
-        return Encoding(best.encoding, "the letters that occur")
-    line = next(i for i, each in enumerate(head.splitlines(), 1) if not each.isascii())
-    text = head.splitlines()[line - 1].decode("cp1252", "replace")
-    raise InputError(
-        f"line {line} of {name} is not UTF-8, and what it is cannot be told (as cp1252 it reads "
-        f"{shown(text)}); name it with --encoding, such as cp1252, cp1250, cp1251 or cp850"
+def _unknown(head: bytes, name: str) -> InputError:
+    """Shows the first line that is not ASCII as the usual encodings read it."""
+    number, line = next(
+        (i, line) for i, line in enumerate(head.splitlines(), 1) if not line.isascii()
+    )
+    readings = []
+    for codec in _CANDIDATES:
+        if _decodes(head, codec):
+            words = line.decode(codec, "replace")
+            readings.append(f"{shown(words)} in {codec}")
+    return InputError(
+        f"line {number} of {name} is not UTF-8; name its encoding with --encoding: it reads "
+        f"{' or '.join(readings)}"
     )
 
 

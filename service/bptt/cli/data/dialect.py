@@ -6,31 +6,23 @@ that are numbers and times, is taken.
 
 from __future__ import annotations
 
-import csv
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bptt.cli.data import titles as titles_of
 from bptt.cli.data.cells import is_missing, is_time, is_typed, is_word
 from bptt.cli.data.problem import InputError, shown
+from bptt.cli.data.records import DELIMITERS, NONE, Record, Records, SPACES, WIDE_SPACES
 
 LINES_MAX = 500  # looked at to tell the layout
 TITLE_LINES_MAX = 6  # lines of titles and units over the data
-DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe", "^": "^", "~": "~"}
-DELIMITERS |= {"\x01": "0x01", "\x1e": "0x1e", "\x1f": "0x1f"}
-WIDE_SPACES, SPACES, NONE = "  ", " ", ""
-"""Runs of at least two blanks, runs of blanks, and a table of one column."""
-NAMES = DELIMITERS | {WIDE_SPACES: "two or more spaces", SPACES: "spaces", NONE: "none (one column)"}
 COMMENTS = ("#", "%", "//", "!")
 TYPED_SHARE = 0.6  # of a column's cells: then it holds data that titles are told from
 TEXT_SCORE = 0.3  # of a cell of text, where a number counts 1
 _SEP_LINE = re.compile(r'"?sep=(.+?)"?[,;\t]*', re.IGNORECASE)
-_FIELD_MAX = 131_072  # characters; a longer cell is a quote that nothing closes
-
-Record = tuple[int, list[str]]
-"""Number of the line where a row ends, from 1, and its cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,87 +55,6 @@ class Dialect:
     def width(self) -> int:
         """Cells in a row."""
         return len(self.titles)
-
-
-class _Numbered:
-    """Lines for the csv module, which reads as many as a row takes."""
-
-    def __init__(self, lines: Iterable[str], delimiter: str, comment: str, first: int) -> None:
-        self.number = first - 1
-        self.comments = 0
-        self._lines = iter(lines)
-        self._delimiter = delimiter
-        self._comment = comment
-
-    def __iter__(self) -> _Numbered:
-        return self
-
-    def __next__(self) -> str:
-        while True:
-            line = next(self._lines)
-            self.number += 1
-            if not line or line.isspace():
-                continue
-            if self._comment and line.startswith(self._comment) and self._is_comment(line):
-                self.comments += 1
-                continue
-            if self._delimiter == SPACES:
-                return " ".join(line.split()) + "\n"
-            if self._delimiter == WIDE_SPACES:
-                return re.sub(r"\s{2,}|\t", "\t", line.strip()) + "\n"
-            return line + "\n"
-
-    def _is_comment(self, line: str) -> bool:
-        """Not a first cell such as `#N/A`."""
-        first = line.split(self._delimiter or None, 1)[0].strip()
-        return first == self._comment or not is_missing(first)
-
-
-class Records:
-    """Rows of cells with the numbers of their lines."""
-
-    def __init__(
-        self, lines: Iterable[str], delimiter: str, quote: str, comment: str, *, name: str, first: int = 1
-    ) -> None:
-        """Read nothing yet.
-
-        Args:
-            lines: without their ends.
-            delimiter: a character, or one of `SPACES`, `WIDE_SPACES` and `NONE`.
-            quote: the character around cells.
-            comment: what lines begin with that hold no data; empty: nothing.
-            name: of the input, for messages.
-            first: number of the first line.
-        """
-        self._lines = _Numbered(lines, delimiter, comment, first)
-        plain = {SPACES: " ", WIDE_SPACES: "\t", NONE: "\x00"}
-        self._reader = csv.reader(
-            self._lines,
-            delimiter=plain.get(delimiter, delimiter),
-            quotechar=quote,
-            skipinitialspace=delimiter != "\t",
-        )
-        self._name = name
-
-    def __iter__(self) -> Iterator[Record]:
-        """The rows."""
-        while True:
-            before = self._lines.number
-            try:
-                cells = next(self._reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise InputError(
-                    f"line {before + 1} of {self._name} opens a quote that is not closed within "
-                    f"{_FIELD_MAX:,} characters, or is not a row of a table ({error})"
-                ) from None
-            yield self._lines.number, [cell.strip() for cell in cells]
-
-    @property
-    def comments(self) -> int:
-        """Comment lines so far."""
-        return self._lines.comments
 
 
 @dataclass(slots=True)
@@ -227,16 +138,22 @@ def _quote(lines: Sequence[str]) -> str:
 
 
 def _candidate(
-    lines: Sequence[str], delimiter: str, quote: str, comment: str, first: int, has_header: bool, name: str
+    lines: Sequence[str],
+    delimiter: str,
+    quote: str,
+    comment: str,
+    first: int,
+    has_header: bool,
+    name: str,
 ) -> _Candidate:
     found = _Candidate(delimiter, data_line=first)
     try:
-        rows = list(Records(lines, delimiter, quote, comment, name=name, first=first))
+        rows = list(Records(lines, delimiter, quote, comment, name=name, first=first, is_part=True))
     except InputError as error:
         found.problem = str(error)
         return found
     if not rows:
-        rows = list(Records(lines, delimiter, quote, "", name=name, first=first))
+        rows = list(Records(lines, delimiter, quote, "", name=name, first=first, is_part=True))
         comment = ""
     tail = rows[max(1, len(rows) * 3 // 10) :] or rows
     found.width = _modal_width(tail)
@@ -309,7 +226,7 @@ def _find_titles(
         if not _is_title(cells, typed, times, is_first=place == start):
             break
         place += 1
-    if place == start and start + 1 < len(rows) and not any(typed):
+    if place == start and not any(typed):
         place = start + 1  # a table of text, whose first line is taken for its titles
     if place == start:
         _find_narrow_titles(found, rows, start, body, name)
@@ -372,7 +289,7 @@ def _find_narrow_titles(
     width = found.width
     if len(above) == width - 1 and all(not row[-1] for _, row in body):
         above = [*above, ""]
-    elif len(above) == width - 1 and _counts([row[0] for _, row in body]):
+    elif len(above) == width - 1 > 1 and _counts([row[0] for _, row in body]):
         above = ["", *above]
     elif len(above) == width - 1 and _is_time_column(body, 0) and _is_time_column(body, 1):
         above = [above[0], f"{above[0]} (time of day)", *above[1:]]
@@ -388,7 +305,7 @@ def _counts(cells: list[str]) -> bool:
     """Whether cells number the rows."""
     if not all(cell.isdigit() for cell in cells):
         return False
-    return all(int(b) - int(a) == 1 for a, b in zip(cells, cells[1:], strict=False))
+    return all(int(b) - int(a) == 1 for a, b in itertools.pairwise(cells))
 
 
 def _misfit(
@@ -407,7 +324,12 @@ def _misfit(
 
 
 def _comment_titles(
-    lines: Sequence[str], found: _Candidate, quote: str, comment: str, first: int, rows: list[Record]
+    lines: Sequence[str],
+    found: _Candidate,
+    quote: str,
+    comment: str,
+    first: int,
+    rows: list[Record],
 ) -> tuple[int, list[str]] | None:
     """Titles in the last comment before the data, as many programs write them: `# time, temp`."""
     if not comment:

@@ -15,7 +15,9 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPACES = " \u00a0\u2009\u202f"  # between thousands: also those that do not break a line
 APOSTROPHES = "'’"
 MINUS = "\u2212"
-_SHAPE = re.compile(r"[+\-\u2212]?(?P<body>\d[\d.,'’ \u00a0\u2009\u202f]*|[.,]\d+)(?P<e>[eE][+-]?\d+)?")
+_SHAPE = re.compile(
+    r"[+\-\u2212]?(?P<body>\d[\d.,'’ \u00a0\u2009\u202f]*|[.,]\d+)(?P<e>[eE][+-]?\d+)?"
+)
 _MARK = re.compile(r"[^\d]")
 
 
@@ -183,20 +185,21 @@ def format_of(
     if len(evidence.decimal) > 1:
         one, other = evidence.decimal.values()
         raise InputError(
-            f"{name} has numbers with a decimal point and with a decimal comma: {one}, and {other}; "
-            "say with --decimal which it is, and leave the other column out with --columns"
+            f"{name} has numbers with a decimal point and with a decimal comma: {one}, and {other}"
+            "; say with --decimal which it is, and leave the other column out with --columns"
         )
     mark = next(iter(evidence.decimal), "")
     both = [each for each in evidence.thousands if each == mark]
     if both:
         raise InputError(
-            f"{name} uses {mark!r} as decimal mark and between thousands: {evidence.decimal[mark]}, "
-            f"and {evidence.thousands[mark]}; say with --decimal and --thousands which it is"
+            f"{name} uses {mark!r} as decimal mark and between thousands: "
+            f"{evidence.decimal[mark]}, and {evidence.thousands[mark]}; say with --decimal and "
+            "--thousands which it is"
         )
     separator = next(iter(evidence.thousands), "")
     if mark:
-        other = next((each for each in evidence.either if each != mark), "")
-        return NumberFormat(mark, separator or other)
+        likely = next((each for each in evidence.either if each != mark), "")
+        return NumberFormat(mark, separator or likely)
     if separator:
         return NumberFormat("," if separator == "." else ".", separator)
     return _ambiguous(evidence, delimiter, name)
@@ -205,11 +208,13 @@ def format_of(
 def _ambiguous(evidence: _Evidence, delimiter: str, name: str) -> NumberFormat:
     """Where there are marks, each has three digits behind it."""
     for mark, cell in evidence.either.items():
-        likely = mark == "." or delimiter != ","
+        # Where semicolons are between cells, decimal commas are usual, and so are points in
+        # thousands; where commas are between cells, decimal points are.
+        likely = delimiter != ("," if mark == "," else ";")
         if mark in evidence.mixed or not likely or len(evidence.either) > 1:
-            cell = evidence.mixed.get(mark, cell)
+            example = evidence.mixed.get(mark, cell)
             raise InputError(
-                f"{cell} in {name}, which can be a decimal number or thousands; say with "
+                f"{example} in {name}, which can be a decimal number or thousands; say with "
                 f"--decimal {mark!r} or --thousands {mark!r} which it is"
             )
     return NumberFormat(next(iter(evidence.either), "."))

@@ -1,5 +1,7 @@
-"""The order of rows in time: usual steps, gaps, rows that run backwards, repeat, or are of several
-series."""
+"""The order of rows in time.
+
+Usual steps, gaps, and rows that run backwards, repeat, or are of several series.
+"""
 
 from __future__ import annotations
 
@@ -165,9 +167,9 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
         far = -order.farthest_back
         if far > CLOCK_SET_SECONDS or order.backwards > max(1, DISORDER_SHARE * steps):
             return (
-                f"line {order.backwards_line}: times of column {time} run backwards, {order.backwards:,} "
-                f"times in all, by up to {seconds_text(far)}; --sort learns the rows in the order of "
-                "their times, --no-time in the order of the file"
+                f"line {order.backwards_line}: times of column {time} run backwards, "
+                f"{order.backwards:,} times in all, by up to {seconds_text(far)}; --sort learns "
+                "the rows in the order of their times, --no-time in the order of the file"
             ), []
         notes.append(
             f"times of column {time} run backwards at line {order.backwards_line}, by "
@@ -176,8 +178,8 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
         )
     elif order.hours and order.time.zone is None:
         notes.append(
-            f"at line {order.hours_line} times of column {time} leap by an hour, as where clocks go "
-            "forward; --time-zone, such as Europe/Berlin, names the zone"
+            f"at line {order.hours_line} times of column {time} leap by an hour, as where clocks "
+            "go forward; --time-zone, such as Europe/Berlin, names the zone"
         )
     if order.repeats:
         notes.append(
@@ -210,9 +212,9 @@ def series_column(
         skip: columns of times.
     """
     steps = np.diff(np.asarray(seconds))
-    if len(steps) < 2 or (steps > 0).mean() > 0.8 or (steps < 0).all():
-        if not _is_chained(steps):
-            return None
+    is_mixed = len(steps) > 1 and (steps > 0).mean() <= 0.8 and not (steps < 0).all()
+    if not is_mixed and not _is_chained(steps):
+        return None
     best: tuple[int, str] | None = None
     for column, name in enumerate(names):
         if column in skip:

@@ -1,4 +1,4 @@
-"""A look through a whole file before anything is learned, and the summary of what was understood."""
+"""A look through a whole file before anything is learned, and the summary of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bptt.cli.data.columns import Sentinels
-from bptt.cli.data.dialect import NAMES
+from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.order import problem_of, RowOrder, seconds_text, series_column
 from bptt.cli.data.problem import InputError, shown, some
-from bptt.cli.data.table import Batch, Choice, ReadOptions, Table, Understood
+from bptt.cli.data.records import NAMES
+from bptt.cli.data.table import Table
+from bptt.cli.data.understood import Batch, Choice, Understood
 
 SURVEY_ROWS = 1024  # in a batch
 LINE_ENDS = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
@@ -141,8 +143,8 @@ class _Watch:
                 name = self._understood.columns[column].name
                 raise InputError(
                     f"line {line}, column {name!r} of {self._understood.name} is "
-                    f"{shown(cells[column])}, but the rows before have no value in this column; say "
-                    "with --columns which columns to learn"
+                    f"{shown(cells[column])}, but the rows before have no value in this column; "
+                    "say with --columns which columns to learn"
                 )
         key = cells[self._stream] if self._stream is not None else ""
         if self._stream is not None:
@@ -193,12 +195,12 @@ class _Watch:
         time = self._understood.time
         if time is None or not time.rivals:
             return None
+        line, cells = self._understood.sample[0]
         orders = [time.format.order, *(each.order for each in time.rivals)]
         text = (
-            f"times of column {time.name} of {self._understood.name} can be read in more than one way: "
-            f"{' or '.join(orders)}, as in line {self._understood.sample[0][0]}: "
-            f"{shown(time.cell(self._understood.sample[0][1]))}; say which with --time-format, such "
-            f"as --time-format {orders[0].replace(' ', '-')}"
+            f"times of column {time.name} of {self._understood.name} can be read in more than one "
+            f"way: {' or '.join(orders)}, as in line {line}: {shown(time.cell(cells))}; say which "
+            f"with --time-format, such as --time-format {orders[0].replace(' ', '-')}"
         )
         if self._wanted.gap_seconds is not None:
             raise InputError(text)
@@ -214,17 +216,24 @@ class _Watch:
             raise InputError(
                 f"--gap is {gap:g} seconds, but rows of {self._understood.name} are usually "
                 f"{seconds_text(abs(median))} apart (column {time.name}, {time.format.label}), so "
-                "each row would begin a new sequence; give a larger --gap, or the unit of the times "
-                "with --time-format s, ms, us or ns"
+                "each row would begin a new sequence; give a larger --gap, or the unit of the "
+                "times with --time-format s, ms, us or ns"
             )
 
 
 def _sentinel_problem(
-    understood: Understood, name: str, number: float, count: int, line: int, low: float, high: float, rows: int
+    understood: Understood,
+    name: str,
+    number: float,
+    count: int,
+    line: int,
+    low: float,
+    high: float,
+    rows: int,
 ) -> str:
     return (
-        f"line {line}, column {name!r} of {understood.name} is {number:g}, as in {count:,} of {rows:,} "
-        f"rows, far from the other values (nine of ten are from {low:g} to {high:g}); "
+        f"line {line}, column {name!r} of {understood.name} is {number:g}, as in {count:,} of "
+        f"{rows:,} rows, far from the other values (nine of ten are from {low:g} to {high:g}); "
         f"--missing={number:g} takes it as a missing value, --not-missing={number:g} as a reading"
     )
 
@@ -305,12 +314,14 @@ def skipped_lines(skipped: Counter[str]) -> Iterator[str]:
     for reason, count in skipped.items():
         if reason == "has no line end yet":
             yield (
-                "note: the last line has no line end, so it may not be whole: it waits for the next "
-                "run; end it with a line end if the file is complete"
+                "note: the last line has no line end, so it may not be whole: it waits for the "
+                "next run; end it with a line end if the file is complete"
             )
         elif reason == "time not read":
             yield f"note: {count:,} rows have a time that cannot be read"
         else:
-            yield f"{count:,} lines left out: a line that {reason}" if reason != "empty" else (
-                f"{count:,} empty rows left out"
+            yield (
+                f"{count:,} lines left out: a line that {reason}"
+                if reason != "empty"
+                else (f"{count:,} empty rows left out")
             )

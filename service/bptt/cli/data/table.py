@@ -12,23 +12,30 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bptt.cli.data import times as times_of
-from bptt.cli.data.columns import Column, columns_of, converters, Markers, markers_of, match_names
-from bptt.cli.data.columns import number_cells, split_names
+from bptt.cli.data.clock import Clock
+from bptt.cli.data.columns import (
+    columns_of,
+    markers_of,
+    match_names,
+    number_cells,
+    split_names,
+)
+from bptt.cli.data.dayorder import resolved
 from bptt.cli.data.decode import Encoding, encoding_of, Lines
-from bptt.cli.data.dialect import decide, Dialect, Layout, NAMES, NONE, Record, Records, SPACES
-from bptt.cli.data.numbers import FLOAT32_MAX, format_of, marks_of, NumberFormat
-from bptt.cli.data.problem import InputError, shown, some
-from bptt.cli.data.times import TimeColumn, TimeOptions
+from bptt.cli.data.dialect import decide, Dialect, Layout
+from bptt.cli.data.numbers import format_of
+from bptt.cli.data.options import ReadOptions
+from bptt.cli.data.problem import InputError, shown
+from bptt.cli.data.records import NAMES, Record, Records
+from bptt.cli.data.rows import BatchBuilder, RowReader
 from bptt.cli.data.timeformat import Written
+from bptt.cli.data.times import TimeColumn, TimeOptions
 from bptt.cli.data.titles import unique
+from bptt.cli.data.understood import Batch, Choice, Understood
 from bptt.cli.data.unpack import Source
 
 HEAD_BYTES = 1 << 20  # read before anything is decided
@@ -36,147 +43,6 @@ SAMPLE_ROWS_MAX = 10_000  # of them looked at
 LIVE_ROWS = 100  # a live input is waited for at most so long, for a value in every column
 LIVE_SECONDS = 0.2  # of silence: what a live input had to say at once was said
 SORT_ROWS_MAX = 5_000_000  # kept in memory by `--sort`
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """What the options say of a file; None and empty: it is told from the file."""
-
-    delimiter: str | None = None
-    decimal: str | None = None
-    thousands: str | None = None
-    encoding: str | None = None
-    skip_rows: int = 0
-    comment: str | None = None
-    no_header: bool = False
-    missing: tuple[str, ...] = ()
-    """Markers of missing values, beside the usual words."""
-    not_missing: tuple[str, ...] = ()
-    """Values that look like such markers."""
-    time: str | None = None
-    """Names of columns, with commas between them."""
-    time_format: str | None = None
-    time_zone: str | None = None
-    no_time: bool = False
-    sort: bool = False
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a file.
-
-        Raises:
-            InputError: an option makes no sense; names it.
-        """
-        for flag, value in (("--decimal", self.decimal), ("--thousands", self.thousands)):
-            if value is not None and (len(value) != 1 or value.isalnum() or value in "+-"):
-                raise InputError(f"{flag} is {value!r}, but must be one sign, such as . or ,")
-        if self.decimal is not None and self.decimal == self.thousands:
-            raise InputError(f"--decimal and --thousands are both {self.decimal!r}, but must differ")
-        if self.no_time and (self.time or self.time_format or self.time_zone or self.sort):
-            raise InputError("--no-time cannot go with --time, --time-format, --time-zone or --sort")
-
-    @property
-    def delimiter_sign(self) -> str | None:
-        """The delimiter that a word or a sign means.
-
-        Raises:
-            InputError: it means none.
-        """
-        words = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-        words |= {"space": SPACES, "spaces": SPACES, "none": NONE}
-        if self.delimiter is None:
-            return None
-        sign = words.get(self.delimiter, self.delimiter)
-        if len(sign) > 1 or sign.isalnum() or sign in '"\n\r':
-            raise InputError(
-                f"--delimiter is {self.delimiter!r}, but must be one sign or one of "
-                "tab, comma, semicolon, pipe, spaces, none"
-            )
-        return sign
-
-
-@dataclass(frozen=True, slots=True)
-class Understood:
-    """What was understood of a table."""
-
-    name: str
-    packing: str | None
-    encoding: Encoding
-    line_end: str
-    dialect: Dialect
-    numbers: NumberFormat
-    columns: list[Column]
-    time: TimeColumn | None
-    markers: Markers
-    notes: list[str]
-    sample: list[Record]
-    """The first rows."""
-
-    @property
-    def header(self) -> list[str]:
-        """Names of all columns."""
-        return [column.name for column in self.columns]
-
-    @property
-    def numeric(self) -> list[str]:
-        """Columns to learn from unless told otherwise."""
-        return [column.name for column in self.columns if column.is_learned]
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """The other columns, with the reason."""
-        return {column.name: column.reason for column in self.columns if not column.is_learned}
-
-    def index(self, option: str, name: str) -> int:
-        """Place of a column.
-
-        Raises:
-            InputError: it is not there; lists those that are.
-        """
-        return self.header.index(self.resolve(option, [name])[0])
-
-    def resolve(self, option: str, parts: Sequence[str]) -> list[str]:
-        """Names of the columns that an option means.
-
-        Raises:
-            InputError: one is not there.
-        """
-        return match_names(option, parts, self.header)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What of each row is read."""
-
-    columns: Sequence[int]
-    """By index."""
-    keep_missing: Sequence[bool] = ()
-    """For each column, whether a value may be missing; a row where another one is is left out.
-    Default: none may."""
-    classes: Mapping[str, int] | None = None
-    """The last column holds names of classes, which are read as these ids; missing is -1."""
-    gap_seconds: float = math.inf
-    """A row that comes so long after the one before it begins a new sequence."""
-    only: tuple[int, str] | None = None
-    """A column, by index, and the cell that rows must have in it."""
-    sort: bool = False
-    """Rows in the order of their times; those that repeat another are left out."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Consecutive rows of one sequence."""
-
-    values: NDArray[np.float64]
-    """(T, columns) of the chosen columns; NaN where a value is missing."""
-    first_line: int
-    last_line: int
-    """Lines of the input where the first and the last row end, from 1."""
-    missing: int
-    """Rows left out since the batch before, for a missing value."""
-    position: int
-    """Bytes of the input that were read so far."""
-    begins: bool = False
-    """The first row comes after a gap in time: another sequence ends before it."""
 
 
 Look = Callable[[int, list[str], float | None], None]
@@ -258,10 +124,19 @@ class Table:
         waits = any(column.kind == "empty" for column in understood.columns)
         if not is_all and (not understood.sample or (waits and len(understood.sample) < LIVE_ROWS)):
             return None
+        if not understood.sample:
+            line = understood.dialect.title_line
+            raise InputError(f"{self.name} has titles in line {line}, but no rows after it")
         return understood
 
     def _explain(
-        self, lines: list[str], encoding: Encoding, packing: str | None, line_end: str, *, ended: bool
+        self,
+        lines: list[str],
+        encoding: Encoding,
+        packing: str | None,
+        line_end: str,
+        *,
+        ended: bool,
     ) -> Understood:
         options = self.options
         layout = Layout(
@@ -298,7 +173,7 @@ class Table:
         )  # fmt: skip
 
     def _sample(self, lines: list[str], dialect: Dialect) -> list[Record]:
-        records = _records(lines, dialect, self.name)
+        records = _records(lines, dialect, self.name, is_part=True)
         rows = itertools.islice(records, SAMPLE_ROWS_MAX)
         width = dialect.width
         return [(line, row[:width]) for line, row in rows if len(row) >= width and any(row)]
@@ -315,7 +190,7 @@ class Table:
                 for _, row in _records(lines, dialect, self.name)
                 if len(row) >= width
             )
-            forms = times_of.resolved([time.format, *time.rivals], texts)
+            forms = resolved([time.format, *time.rivals], texts)
         time.format, time.rivals = forms[0], forms[1:]
         if not time.rivals:
             time.why = f"{time.format.order}: so the rows follow one another evenly"
@@ -342,7 +217,7 @@ class Table:
         """
         understood = self._understood
         assert understood is not None, "understand() comes first"
-        builder = _BatchBuilder(emit, lambda: self._raw.tell() if self.size is not None else 0)
+        builder = BatchBuilder(emit, lambda: self._raw.tell() if self.size is not None else 0)
         if choice.sort:
             self._read_sorted(understood, choice, rows_max, builder, look)
             return
@@ -371,12 +246,10 @@ class Table:
         understood: Understood,
         choice: Choice,
         rows_max: int,
-        builder: _BatchBuilder,
+        builder: BatchBuilder,
         look: Look | None,
     ) -> None:
-        kept = list(
-            itertools.islice(self._rows(understood, choice, look), SORT_ROWS_MAX + 1)
-        )
+        kept = list(itertools.islice(self._rows(understood, choice, look), SORT_ROWS_MAX + 1))
         if len(kept) > SORT_ROWS_MAX:
             raise InputError(
                 f"{self.name} has more than {SORT_ROWS_MAX:,} rows, which --sort does not keep in "
@@ -384,9 +257,9 @@ class Table:
             )
         kept.sort(key=lambda each: each[2] if each[2] is not None else -math.inf)
         before: float | None = None
-        same: set[tuple[float, ...] | None] = set()
+        same: set[str | None] = set()
         for line, row, now in kept:
-            key = None if row is None else tuple("" if v != v else v for v in row)  # type: ignore[misc]
+            key = None if row is None else str(row)  # in which one NaN is as another
             if now != before:
                 same = set()
             elif key in same:
@@ -409,7 +282,7 @@ class Table:
         needs_time = choice.gap_seconds < math.inf or choice.sort
         if understood.time is not None and (needs_time or look is not None):
             clock = understood.time.clock()
-        reader = _RowReader(self, understood, choice)
+        reader = RowReader(understood, choice, self.missing)
         for line, cells in self._records(understood):
             if choice.only is not None and cells[choice.only[0]] != choice.only[1]:
                 continue
@@ -422,7 +295,7 @@ class Table:
             yield line, row, now
 
     def _time(
-        self, time: TimeColumn, clock: times_of.Clock, line: int, cells: list[str], *, needed: bool
+        self, time: TimeColumn, clock: Clock, line: int, cells: list[str], *, needed: bool
     ) -> float | None:
         text = time.cell(cells)
         try:
@@ -479,14 +352,17 @@ class Table:
         header = f"its header in line {where}" if where is not None else "its first rows"
         raise InputError(
             f"line {line} of {self.name} has {len(row)} values ({shown(', '.join(row))}), but "
-            f"{header} has {width}; a line that is no data can be marked with --comment, and "
-            f"--delimiter names another delimiter than {NAMES.get(understood.dialect.delimiter, 'this')}"
+            f"{header} has {width} (delimiter {NAMES.get(understood.dialect.delimiter, 'given')}); "
+            "--comment names what lines begin with that are no data, --delimiter another delimiter"
         )
 
 
 def _opened(path: str) -> io.FileIO:
-    """Unbuffered: a thread that waits for standard input must hold no lock that the interpreter
-    wants when it exits."""
+    """The file, unbuffered.
+
+    A thread that waits for standard input must hold no lock that the interpreter wants when it
+    exits.
+    """
     try:
         return io.FileIO(0, closefd=False) if path == "-" else io.FileIO(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -495,130 +371,17 @@ def _opened(path: str) -> io.FileIO:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _records(lines: Iterator[str] | Sequence[str] | Lines, dialect: Dialect, name: str) -> Records:
+def _records(
+    lines: Sequence[str] | Lines, dialect: Dialect, name: str, *, is_part: bool = False
+) -> Records:
     """The rows of data."""
     rest = itertools.islice(iter(lines), dialect.data_line - 1, None)
     return Records(
-        rest, dialect.delimiter, dialect.quote, dialect.comment, name=name, first=dialect.data_line
+        rest,
+        dialect.delimiter,
+        dialect.quote,
+        dialect.comment,
+        name=name,
+        first=dialect.data_line,
+        is_part=is_part,
     )
-
-
-class _RowReader:
-    """Turns the chosen cells of a row into numbers."""
-
-    def __init__(self, table: Table, understood: Understood, choice: Choice) -> None:
-        self._table = table
-        self._choice = choice
-        self._understood = understood
-        self._markers = understood.markers
-        makers = converters(understood.columns, understood.numbers)
-        count = len(choice.columns)
-        keep = choice.keep_missing or [False] * count
-        self._plan = [
-            (column, makers[column], keep[place], choice.classes is not None and place == count - 1)
-            for place, column in enumerate(choice.columns)
-        ]
-
-    def row(self, line: int, cells: list[str]) -> list[float] | None:
-        """The chosen values; None where one is missing that may not be."""
-        row = []
-        is_left_out = False
-        markers = self._markers
-        for column, make, may_miss, is_class in self._plan:
-            text = cells[column]
-            if is_class:
-                value: float | None = self._class(line, column, text)
-            elif text.lower() in markers.words:
-                value = None
-            else:
-                value = make(text)
-                if value is None:
-                    raise InputError(self._problem(line, column, text))
-                if value in markers.numbers:
-                    value = None
-            if value is None:
-                name = self._understood.columns[column].name
-                self._table.missing[name, text] += 1
-                is_left_out = is_left_out or not may_miss
-                value = -1.0 if is_class else math.nan
-            row.append(value)
-        return None if is_left_out else row
-
-    def _class(self, line: int, column: int, text: str) -> float | None:
-        if self._markers.is_missing_class(text):
-            return None
-        assert self._choice.classes is not None
-        value = self._choice.classes.get(text)
-        if value is None:
-            where = self._where(line, column)
-            there = some(list(self._choice.classes))
-            raise InputError(f"{where} is {text!r}, but the classes are {there}")
-        return float(value)
-
-    def _where(self, line: int, column: int) -> str:
-        return f"line {line}, column {self._understood.columns[column].name!r} of {self._table.name}"
-
-    def _problem(self, line: int, column: int, text: str) -> str:
-        """What a cell that is no number should have been, and which option helps."""
-        where = self._where(line, column)
-        numbers = self._understood.numbers
-        if numbers.is_too_large(text):
-            return (
-                f"{where} is {shown(text)}, which does not fit float32: at most {FLOAT32_MAX:.2g} "
-                "in size"
-            )
-        if marks_of(text) is not None:
-            between = f"{numbers.thousands!r} between thousands" if numbers.thousands else "no mark"
-            return (
-                f"{where} is {shown(text)}, but numbers have the decimal mark {numbers.decimal!r} "
-                f"and {between if numbers.thousands else 'no mark between thousands'} here; "
-                "--decimal and --thousands say otherwise"
-            )
-        return (
-            f"{where} is {shown(text)}, but must be a finite number; --missing {shown(text)} takes it "
-            "as a missing value, --columns leaves the column out"
-        )
-
-
-@dataclass(slots=True)
-class _BatchBuilder:
-    """Collects rows until they are flushed as one batch."""
-
-    emit: Callable[[Batch], None]
-    position: Callable[[], int]
-    rows: list[list[float]] = field(default_factory=list)
-    first_line: int = 0
-    last_line: int = 0
-    missing: int = 0
-    begins: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def begin(self) -> None:
-        """The next row begins a new sequence."""
-        self.flush()
-        self.begins = True
-
-    def add(self, line: int, row: list[float] | None) -> None:
-        if row is None:
-            self.missing += 1
-            return
-        if not self.rows:
-            self.first_line = line
-        self.rows.append(row)
-        self.last_line = line
-
-    def flush(self) -> None:
-        """Emit what there is. Rows left out at the very end come as a batch without rows."""
-        if not self.rows and not self.missing:
-            return
-        values = np.asarray(self.rows, dtype=np.float64)
-        batch = Batch(
-            values, self.first_line, self.last_line, self.missing, self.position(), self.begins
-        )
-        if self.rows:
-            self.begins = False
-        self.rows = []
-        self.missing = 0
-        self.emit(batch)

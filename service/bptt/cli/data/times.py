@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, tzinfo, UTC
+from datetime import tzinfo
 
 import numpy as np
 
 from bptt.cli.data.cells import is_missing, is_time
+from bptt.cli.data.clock import Clock
+from bptt.cli.data.dayorder import resolved
 from bptt.cli.data.problem import InputError, shown
 from bptt.cli.data.timeformat import (
     DAY,
@@ -27,7 +29,6 @@ from bptt.cli.data.timeformat import (
 from bptt.cli.data.titles import TIME_TITLE
 
 READ_SHARE = 0.9  # of a column's cells that must be times
-IRREGULAR = 0.5  # of the usual step: how far another step may be from it
 WORDS = {
     "iso": "year first",
     "year-first": "year first",
@@ -93,63 +94,6 @@ class TimeColumn:
         )  # fmt: skip
 
 
-class Clock:
-    """Reads the times of one column row by row: midnights and hours that come twice are told."""
-
-    def __init__(self, form: TimeFormat, zone: tzinfo | None) -> None:
-        """Begin before the first row."""
-        self._format = form
-        self._zone = zone
-        self._last: float | None = None
-        self._days = 0.0
-        self._offsets: dict[float, tuple[float, float]] = {}
-
-    def seconds(self, text: str) -> float | None:
-        """The moment in UTC, or the seconds since the start; None: it cannot be read.
-
-        Raises:
-            ValueError: the zone has no such time; says so.
-        """
-        found = self._format.seconds(text)
-        if found is None:
-            return None
-        seconds, is_utc = found
-        if not is_utc and self._zone is not None:
-            seconds = self._in_zone(seconds, self._zone, text)
-        if self._format.wraps:
-            seconds += self._days
-            if self._last is not None and seconds < self._last - DAY / 2:
-                self._days += DAY
-                seconds += DAY
-        self._last = seconds
-        return seconds
-
-    def _in_zone(self, local: float, zone: tzinfo, text: str) -> float:
-        quarter = local // 900
-        if quarter not in self._offsets:
-            if len(self._offsets) > 1000:
-                self._offsets.clear()
-            self._offsets[quarter] = self._offsets_at(local, zone, text)
-        early, late = self._offsets[quarter]
-        # An hour that comes twice is read as the first, unless that runs backwards.
-        if early != late and self._last is not None and local - early < self._last:
-            return local - late
-        return local - early
-
-    @staticmethod
-    def _offsets_at(local: float, zone: tzinfo, text: str) -> tuple[float, float]:
-        when = datetime.fromtimestamp(local, UTC).replace(tzinfo=None)
-        both = [when.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1)]
-        early, late = (offset.total_seconds() if offset else 0.0 for offset in both)
-        back = datetime.fromtimestamp(local - early, UTC).astimezone(zone).replace(tzinfo=None)
-        if back != when and early < late:
-            raise ValueError(
-                f"{text!r}, but {zone} has no such time: clocks go forward there; if the times do "
-                "not follow daylight saving, give an offset, such as --time-zone +01:00"
-            )
-        return early, late
-
-
 def find(
     titles: Sequence[str], rows: Sequence[tuple[int, list[str]]], options: TimeOptions, name: str
 ) -> TimeColumn | None:
@@ -167,6 +111,7 @@ def find(
     if options.none:
         return None
     zone = zone_of(options.zone) if options.zone is not None else None
+    found: TimeColumn | None
     if options.columns:
         found = _named(titles, rows, options, name)
     else:
@@ -218,7 +163,7 @@ def _guessed(
     parts = _date_parts(titles, rows)
     if parts is not None and not any(rank == 0 for rank, _, _ in found):
         return parts
-    pair = _pair([one for _, _, one in found], rows, options)
+    pair = _pair([one for _, _, one in found], titles, rows, options)
     if pair is not None and not any(rank == 0 for rank, _, _ in found):
         return pair
     return min(found, key=lambda each: each[:2])[2] if found else None
@@ -233,25 +178,37 @@ def _rank(one: TimeColumn) -> int:
 
 
 def _pair(
-    found: Sequence[TimeColumn], rows: Sequence[tuple[int, list[str]]], options: TimeOptions
+    found: Sequence[TimeColumn],
+    names: Sequence[str],
+    rows: Sequence[tuple[int, list[str]]],
+    options: TimeOptions,
 ) -> TimeColumn | None:
     """A date and a time of day in two columns."""
     days = [one for one in found if one.is_only_date]
-    clocks = [one for one in found if isinstance(one.format, OfDay) and one.format.wraps]
+    clocks = [
+        one.columns[0] for one in found if isinstance(one.format, OfDay) and one.format.wraps
+    ] or [
+        column
+        for column, title in enumerate(names)
+        if TIME_TITLE.search(title) and _is_compact_clock(_examples(rows, (column,)))
+    ]
     if not days or not clocks:
         return None
-    columns = (days[0].columns[0], clocks[0].columns[0])
+    columns = (days[0].columns[0], clocks[0])
     examples = _examples(rows, columns)
-    titles = (days[0].titles[0], clocks[0].titles[0])
+    titles = (days[0].titles[0], names[clocks[0]])
     form = _format(examples, options.format, " ".join(titles), is_asked=True)
     if form is None or not isinstance(form[0], (Written, Given)):
         return None
     return TimeColumn(columns, titles, *form)
 
 
-def _date_parts(
-    titles: Sequence[str], rows: Sequence[tuple[int, list[str]]]
-) -> TimeColumn | None:
+def _is_compact_clock(examples: Sequence[str]) -> bool:
+    """Hours and minutes, or with seconds, without a sign between them: 1730."""
+    return bool(examples) and all(len(each) in (4, 6) and each.isdigit() for each in examples)
+
+
+def _date_parts(titles: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> TimeColumn | None:
     """Year, month, day and more in columns of their own."""
     lower = [title.lower() for title in titles]
     parts = [part for part in _DATE_PARTS if part in lower]
@@ -388,66 +345,3 @@ def _choose_order(time: TimeColumn, texts: Iterable[str]) -> None:
     time.format, time.rivals = left[0], left[1:]
     if not time.rivals:
         time.why = f"{time.format.order}: so the rows follow one another evenly"
-
-
-def resolved(forms: Sequence[Written], texts: Iterable[str]) -> list[Written]:
-    """Those of the formats under which the rows follow one another most evenly.
-
-    Rows of one day cannot decide; the first row of the next day mostly does: one order makes it a
-    usual step, the other a leap of a month. Where dots are between the numbers, the day is first.
-    """
-    dotted = [form for form in forms if form.order != "month first"]
-    if dotted and all("." in form.label[:6] for form in forms):
-        forms = dotted
-    votes = [_Evenness(form) for form in forms]
-    for text in texts:
-        for vote in votes:
-            vote.add(text)
-    read = max(vote.read for vote in votes)
-    votes = [vote for vote in votes if vote.read == read]
-    least = min(vote.breaks for vote in votes)
-    return [vote.form for vote in votes if vote.breaks == least]
-
-
-class _Evenness:
-    """Counts the rows that do not follow the one before by about the usual step."""
-
-    _FIRST = 512  # steps from which the usual one is taken
-
-    def __init__(self, form: Written) -> None:
-        self.form = form
-        self.read = 0
-        self._last: float | None = None
-        self._first: list[float] = []
-        self._usual: float | None = None
-        self._breaks = 0
-
-    def add(self, text: str) -> None:
-        found = self.form.seconds(text)
-        if found is None:
-            return
-        self.read += 1
-        if self._last is not None:
-            step = found[0] - self._last
-            if self._usual is None:
-                self._first.append(step)
-                if len(self._first) == self._FIRST:
-                    self._settle()
-            else:
-                self._breaks += self._is_break(step, self._usual)
-        self._last = found[0]
-
-    @property
-    def breaks(self) -> int:
-        if self._usual is None:
-            self._settle()
-        return self._breaks
-
-    def _settle(self) -> None:
-        self._usual = usual = float(np.median(self._first)) if self._first else 0.0
-        self._breaks = sum(self._is_break(step, usual) for step in self._first)
-        self._first = []
-
-    @staticmethod
-    def _is_break(step: float, usual: float) -> bool:
-        return abs(step - usual) > IRREGULAR * abs(usual)

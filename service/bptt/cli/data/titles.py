@@ -14,10 +14,12 @@ TIME_TITLE = re.compile(
 _UNIT = re.compile(
     r"""(?ix)
       [\[(<{] .{0,20} [\])>}]                                 # [°C], (m/s)
-    | [µumkcMGdhn]?(?:m|s|g|a|v|w|k|n|j|l|pa|hz|bar|wh|ah|b|lx|ppm|ppb|sec|min|h|d|mol|ohm|cd|rad|lux|va|var|siemens)
+    | [µumkcMGdhn]?(?:m|s|g|a|v|w|k|n|j|l|pa|hz|bar|wh|ah|b|lx|ppm|ppb|sec|min|h|d|mol|ohm|
+          cd|rad|lux|va|var|siemens)
       (?:[²³23]|\^-?\d|\*\*-?\d)?                              # m, kW, m3
     | (?:deg|degree|degrees|°|º)\s?[CFKnewsr]? | celsius | kelvin | fahrenheit | degc | degf
-    | %|percent|prozent|pct|rh|%rh|‰|psu|ph|none|unitless|dimensionless|counts?|code|text|string|float|int|integer|double|bool|date|datetime|num|numeric
+    | %|percent|prozent|pct|rh|%rh|‰|psu|ph|none|unitless|dimensionless|counts?|code
+    | text|string|float|int|integer|double|bool|date|datetime|num|numeric
     | [a-zµ°²³%]{1,8} / [a-zµ°²³0-9]{1,8} | [a-zµ]+\s[a-z0-9]+[-⁻]\d+
     | [YymMdDhHsS]{1,4}(?:[-/.: T]+[YymMdDhHsSfaAPpt]{1,4})+ | hh | utc | gmt | local | z
     | ts | rn | smp | avg | max | min | std | tot | sum | mean | median
@@ -26,7 +28,9 @@ _UNIT = re.compile(
 )
 
 
-def choose(rows: Sequence[tuple[int, list[str]]], time_columns: Sequence[bool]) -> tuple[int, list[str]]:
+def choose(
+    rows: Sequence[tuple[int, list[str]]], time_columns: Sequence[bool]
+) -> tuple[int, list[str]]:
     """The titles among the lines above the data that have as many cells as it.
 
     Args:
@@ -58,12 +62,7 @@ def _score(cells: Sequence[str], time_columns: Sequence[bool]) -> int:
     )
     is_unique = len({cell.strip() for cell in named}) == len(named)
     numbers = any(cell.strip().replace(".", "", 1).isdigit() for cell in named)
-    return (
-        2 * over_time
-        - 4 * is_units(cells)
-        + (is_unique and len(named) == len(cells))
-        - numbers
-    )
+    return 2 * over_time - 4 * is_units(cells) + (is_unique and len(named) == len(cells)) - numbers
 
 
 def _complete(titles: Sequence[str]) -> bool:

@@ -129,7 +129,8 @@ class Source:
             what = "a tar archive"
         if what is not None:
             raise InputError(
-                f"{self._name} is {what}, but must be a table of text, such as CSV; export it as CSV"
+                f"{self._name} is {what}, but must be a table of text, such as CSV; export it "
+                "as CSV"
             )
 
 
