@@ -19,7 +19,7 @@ from bptt.cli.data.records import DELIMITERS, NONE, Record, Records, SPACES, WID
 
 LINES_MAX = 500  # looked at to tell the layout
 TITLE_LINES_MAX = 6  # lines of titles and units over the data
-COMMENTS = ("#", "%", "//", "!")
+COMMENTS = ("%", "//", "!")
 TYPED_SHARE = 0.6  # of a column's cells: then it holds data that titles are told from
 TEXT_SCORE = 0.3  # of a cell of text, where a number counts 1
 _SEP_LINE = re.compile(r'"?sep=(.+?)"?[,;\t]*', re.IGNORECASE)
@@ -128,7 +128,8 @@ def _refuse_markup(lines: Sequence[str], first: int, name: str) -> None:
 def _comment(lines: Sequence[str]) -> str:
     """The mark of comments: what the first line begins with, or `#`."""
     line = next((each for each in lines if each.strip()), "")
-    return next((mark for mark in COMMENTS if line.startswith(mark)), "#")
+    # A title may begin with one of the others: %RH.
+    return next((mark for mark in COMMENTS if line.startswith(mark + " ")), "#")
 
 
 def _quote(lines: Sequence[str]) -> str:
@@ -232,6 +233,13 @@ def _find_titles(
         _find_narrow_titles(found, rows, start, body, name)
         return
     above = rows[start:place]
+    if len(above) > 1 and found.width == 1:
+        lines = ", ".join(f"line {line} ({shown(cells[0])})" for line, cells in above)
+        found.problem = (
+            f"{name} has one column, and more than one line that may be its title: {lines}; "
+            f"--skip-rows {above[-1][0] - 1} takes the last of them"
+        )
+        return
     found.title_line, found.titles = titles_of.choose(above, times)
     found.data_line = above[-1][0] + 1
     found.left_out = _above(rows[:start]) + [
@@ -249,15 +257,15 @@ def _is_time_column(body: Sequence[Record], column: int) -> bool:
 
 def _is_title(cells: list[str], typed: list[bool], times: list[bool], *, is_first: bool) -> bool:
     """Whether a row of the data's width is no data."""
+    if not any(map(is_word, cells)):
+        return False
     over_times = [cell for cell, is_one in zip(cells, times, strict=True) if is_one]
     if over_times:
-        return not any(is_typed(cell) for cell in over_times) and any(
-            is_word(cell) or not is_first for cell in cells
-        ) and not all(is_missing(cell) and cell for cell in over_times)  # fmt: skip
+        is_gap = all(cell and is_missing(cell) for cell in over_times)
+        return not is_gap and not any(map(is_typed, over_times))
     over = [cell for cell, is_one in zip(cells, typed, strict=True) if is_one]
-    words = sum(map(is_word, over))
     if is_first:
-        return words > 0
+        return any(map(is_word, over))
     return bool(over) and sum(map(is_typed, over)) < len(over) / 2 and titles_of.is_units(cells)
 
 

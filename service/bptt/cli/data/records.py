@@ -28,7 +28,8 @@ class _Numbered:
 
     def __init__(self, lines: Iterable[str], delimiter: str, comment: str, first: int) -> None:
         self.number = first - 1
-        self.comments = 0
+        self.comments = self.blank = 0
+        self._blanks = " " if delimiter == "\t" else None
         self._lines = iter(lines)
         self._delimiter = delimiter
         self._comment = comment
@@ -40,7 +41,8 @@ class _Numbered:
         while True:
             line = next(self._lines)
             self.number += 1
-            if not line or line.isspace():
+            if not line.strip(self._blanks):
+                self.blank += 1
                 continue
             if self._comment and line.startswith(self._comment) and self._is_comment(line):
                 self.comments += 1
@@ -113,3 +115,8 @@ class Records:
     def comments(self) -> int:
         """Comment lines so far."""
         return self._lines.comments
+
+    @property
+    def blank(self) -> int:
+        """Blank lines so far."""
+        return self._lines.blank

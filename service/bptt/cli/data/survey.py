@@ -320,8 +320,4 @@ def skipped_lines(skipped: Counter[str]) -> Iterator[str]:
         elif reason == "time not read":
             yield f"note: {count:,} rows have a time that cannot be read"
         else:
-            yield (
-                f"{count:,} lines left out: a line that {reason}"
-                if reason != "empty"
-                else (f"{count:,} empty rows left out")
-            )
+            yield f"lines left out because each {reason}: {count:,}"

@@ -333,9 +333,12 @@ class Table:
             if row[0] == titles[0] and row == titles and dialect.title_line is not None:
                 self.skipped["repeats the titles"] += 1
             elif has_time and not any(row):
-                self.skipped["empty"] += 1
+                self.skipped["holds no value"] += 1
             else:
                 yield line, row
+        for reason, count in (("is blank", records.blank), ("is a comment", records.comments)):
+            if count:
+                self.skipped[reason] += count
         if lines.unfinished:
             self.skipped["has no line end yet"] += 1
 
