@@ -5,7 +5,7 @@ RUN python -m venv /opt/bptt
 COPY constraints.txt ./
 # Dependencies have a layer of their own, so that a change of the code does not install them again.
 COPY pyproject.toml README.md LICENSE ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" > requirements.txt \
     && /opt/bptt/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY bptt_core bptt_core
 COPY service service

@@ -2,6 +2,7 @@
 #
 #   make run      the demo: a server, a real series streamed to it, what it learned
 #   make test     every test                        (ARGS="-k name" passes options on)
+#   make test-other-processor   tests of learning and of equal bits, with code for an older processor
 #   make coverage the core's tests with its kernels as plain Python: every line is run
 #   make check    lint, format, types, imports, protos
 #   make bench    speed, against what it is compared to
@@ -24,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
 protoc = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
-.PHONY: help run test coverage check bench protos clean
+.PHONY: help run test test-other-processor coverage check bench protos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,16 @@ run: $(RUNTIME)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Numba and OpenBLAS choose code for a processor without AVX and FMA (on ARM: for any ARMv8).
+# NUMBA_CPU_FEATURES must be empty: if it is unset, Numba adds the features of this machine's
+# processor. The kernels' cache is separate.
+X86 := $(filter x86_64 amd64,$(shell uname -m))
+OTHER_PROCESSOR := NUMBA_CPU_NAME=$(if $(X86),nehalem,generic) NUMBA_CPU_FEATURES= \
+	OPENBLAS_CORETYPE=$(if $(X86),Nehalem,ARMV8) NUMBA_CACHE_DIR=$(abspath build/other-processor)
+
+test-other-processor: $(DEV)
+	@$(OTHER_PROCESSOR) $(BIN)/python -m pytest -m "learning or same_bits" $(ARGS)
 
 # Lines are counted where Python runs them, so nothing is compiled; tests look at fewer examples.
 coverage: $(DEV)
@@ -64,15 +75,15 @@ protos: $(DEV)
 clean:
 	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# Only what running needs. After `make test` it is there already.
+# What the server, the client and the benchmarks need. `make test` installs it too.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) ..."
-	@$(PIP_INSTALL) --editable .
+	@$(PIP_INSTALL) --editable '.[server]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for development ..."
-	@$(PIP_INSTALL) --editable '.[dev,plots]'
+	@$(PIP_INSTALL) --editable '.[server,plots,dev]'
 	@touch $(RUNTIME) $@
 
 $(BIN)/python:

@@ -1,7 +1,4 @@
-"""All benchmarks, or those that are named.
-
-Run as `python -m benchmarks [part ...]`.
-"""
+"""Runs all benchmarks, or the named parts: `python -m benchmarks [part ...]`."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ PACKAGES = ("numpy", "numba", "grpcio", "protobuf")
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the processor's name."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():
@@ -39,29 +36,29 @@ def processor() -> str:
 
 
 class Tee(io.TextIOBase):
-    """Writes to standard output, and keeps it."""
+    """Writes to standard output and keeps a copy."""
 
     def __init__(self) -> None:
         self.kept = io.StringIO()
 
     def write(self, text: str) -> int:
-        """Write to both."""
+        """Write text to both."""
         sys.__stdout__.write(text)  # type: ignore[union-attr]
         return self.kept.write(text)
 
     def flush(self) -> None:
-        """Show what was written."""
+        """Flush standard output."""
         sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
 def machine() -> str:
-    """What figures were measured on, in a line."""
+    """Describe the machine and the library versions in one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 
 
 def measure(parts: Sequence[str], seconds: float) -> dict[str, str]:
-    """Print each part's figures; and they by part."""
+    """Print the figures of each part and return them by part."""
     runs: dict[str, Callable[[], object]] = {
         "core": core.run,
         "limits": limits.run,
@@ -83,8 +80,8 @@ def measure(parts: Sequence[str], seconds: float) -> dict[str, str]:
     return figures
 
 
-def written(page: str, figures: Mapping[str, str]) -> str:
-    """The page with these figures; those of other parts stay."""
+def updated(page: str, figures: Mapping[str, str]) -> str:
+    """Return the page with new figures; those of other parts are unchanged."""
     head, _, tail = page.partition(MARK)
     kept = {match["part"]: match["figures"] for match in SECTION.finditer(tail)} | dict(figures)
     sections = [f"### {part}\n\n```text\n{kept[part]}```\n" for part in PARTS if part in kept]
@@ -92,20 +89,24 @@ def written(page: str, figures: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Measure, and write the figures down if asked to."""
+    """Measure, and with --write update docs/benchmarks.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; default: all"
     )
-    parser.add_argument("--seconds", type=float, default=service.RUN_SECONDS, help="of one run")
-    parser.add_argument("--write", action="store_true", help="write them to docs/benchmarks.md")
+    parser.add_argument(
+        "--seconds", type=float, default=service.RUN_SECONDS, help="duration of one run"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the figures to docs/benchmarks.md"
+    )
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     figures = measure(options.parts or PARTS, options.seconds)
     if options.write:
-        RESULTS.write_text(written(RESULTS.read_text(), figures))
+        RESULTS.write_text(updated(RESULTS.read_text(), figures))
 
 
 if __name__ == "__main__":

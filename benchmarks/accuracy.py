@@ -1,8 +1,8 @@
-"""How well forecasts with the defaults do on the bundled series, against a rival without a network.
+"""Accuracy of default forecasts on the bundled series, compared with recursive least squares.
 
-The rival is recursive least squares: a linear forecast of the change from the last changes of all
-columns that the network reads. Errors are mean absolute errors over those of repeating the last
-value, prequential, of each series' second half.
+Recursive least squares (RLS) is a linear forecast of the next change from the last changes of all
+columns that the network reads. Figures are prequential mean absolute errors of each series' second
+half, relative to the last-value forecast.
 
 Source: Haykin, "Adaptive Filter Theory", chapter on the recursive least-squares algorithm.
 """
@@ -24,9 +24,9 @@ from bptt_core import Learner, ModelSpec
 Array = NDArray[Any]
 
 DATA = Path(__file__).parents[1] / "service" / "bptt" / "data"
-LAGS = 8  # changes the rival reads
+LAGS = 8  # changes that RLS reads
 FORGETTING = 0.9995
-INVERSE_TRACE_MAX = 1e4  # else forgetting lets the inverse correlation grow beyond all bounds
+INVERSE_TRACE_MAX = 1e4  # otherwise forgetting lets the inverse correlation grow without bound
 HORIZONS = (1, 12)
 
 
@@ -53,14 +53,14 @@ SERIES = (
 
 
 def read(series: Series) -> Array:
-    """(T, D), without rows in which a column is missing."""
+    """Read the columns, (T, D), without rows that lack a value."""
     with gzip.open(DATA / series.file, "rt") as file:
         rows = [[row[column] for column in series.columns] for row in csv.DictReader(file)]
     return np.array([row for row in rows if not {"", "nil"}.intersection(row)], np.float32)
 
 
 def network(x: Array, target: int, horizon: int) -> Array:
-    """Forecasts (T,) of a column `horizon` steps ahead, by a model with all defaults."""
+    """Forecast a column `horizon` steps ahead, (T,), with a model of default settings."""
     spec = ModelSpec(input_size=x.shape[1], horizon=horizon)
     made = Learner(spec).feed(x[:, np.newaxis]).predictions
     assert made is not None
@@ -68,10 +68,10 @@ def network(x: Array, target: int, horizon: int) -> Array:
 
 
 def least_squares(x: Array, target: int, horizon: int) -> Array:
-    """Forecasts (T,) of a column `horizon` steps ahead, by recursive least squares."""
+    """Forecast a column `horizon` steps ahead, (T,), by recursive least squares."""
     x = x.astype(float)
     changes = np.diff(x, axis=0, prepend=x[:1])
-    changes /= changes.std(axis=0)  # of the whole series: an advantage, which a network has not
+    changes /= changes.std(axis=0)  # uses the whole series, an advantage over the network
     T, D = x.shape
     regressors = np.zeros((T, LAGS * D))
     for lag in range(LAGS):
@@ -93,7 +93,7 @@ def least_squares(x: Array, target: int, horizon: int) -> Array:
 
 
 def error_ratio(forecasts: Array, truth: Array, horizon: int) -> float:
-    """Absolute error over that of repeating the last value, second half."""
+    """Return the absolute error relative to the last-value forecast, second half."""
     truth = truth.astype(float)
     error = np.abs(truth[horizon:] - forecasts[:-horizon])
     naive = np.abs(truth[horizon:] - truth[:-horizon])
@@ -103,7 +103,7 @@ def error_ratio(forecasts: Array, truth: Array, horizon: int) -> float:
 
 def run(series: Sequence[Series] = SERIES) -> None:
     """Print a line for each series."""
-    print("error over that of repeating the last value, second half of each series, all defaults")
+    print("error relative to the last-value forecast, second half of each series, default settings")
     print(f"{'':24}" + "".join(f"{f'{h} ahead':>12}{'RLS':>8}" for h in HORIZONS))
     for each in series:
         x, target = read(each), each.columns.index(each.forecast)

@@ -1,8 +1,8 @@
-"""The cases in which the core and its rivals are timed, and the talk between their processes.
+"""Cases in which the core, PyTorch and JAX are timed, and the protocol of their processes.
 
-A process reads one case a line on standard input, as JSON, and answers with one number a line:
-microseconds a step and stream. It keeps what it built for a case, so that the next round of the
-same case is timed at once.
+A process reads one case a line from standard input, as JSON, and answers with one number a line:
+microseconds a step and stream. It keeps the model of a case, so that the next round of the same
+case starts at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 INPUT_SIZE = OUTPUT_SIZE = 8
-SECONDS = 0.25  # of one timing: long against the clock, short against the machine's moods
+SECONDS = 0.25  # one timing: long compared with the clock, short compared with changes of load
 CLIP = 1.0
 LEARNING_RATE = 1e-3
 
@@ -29,16 +29,16 @@ class Case:
     hidden_size: int
     k: int
     vocabulary: int = 0
-    """0: INPUT_SIZE inputs and OUTPUT_SIZE targets; else token ids in, the next token out."""
+    """0: INPUT_SIZE inputs and OUTPUT_SIZE targets. Otherwise: number of token ids."""
     backend: str = "compiled"
-    """Of the core."""
+    """Backend of the core."""
 
 
 def answer(build: Callable[[Case], Callable[[int], None]]) -> None:
-    """Time cases from standard input until it ends.
+    """Time the cases from standard input until it ends.
 
     Args:
-        build: makes, for a case, a function that learns so many windows.
+        build: returns, for a case, a function that learns a number of windows.
     """
     built: dict[Case, Callable[[int], None]] = {}
     for line in sys.stdin:
@@ -57,5 +57,5 @@ def answer(build: Callable[[Case], Callable[[int], None]]) -> None:
 
 
 def as_line(case: Case) -> str:
-    """A case as a line of JSON."""
+    """Format a case as a line of JSON."""
     return json.dumps(asdict(case)) + "\n"

@@ -1,8 +1,8 @@
-"""Bits per character on the standard library's source text, against a PyTorch loop.
+"""Bits per character on the standard library's source text, compared with a PyTorch loop.
 
-Both sides read the same bytes once, as one stream, begin with the same weights, and predict each
-byte before they learn it. Each is a process of its own with one thread, and they take turns, so
-that a machine that slows down slows both.
+Both sides read the same bytes once, as one stream, start with the same weights, and predict each
+byte before they learn it. Each runs in its own process with one thread. They take turns, so that a
+change of the machine's load affects both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks.characters_process import Settings, TEXT, WEIGHTS
 from benchmarks.core import ONE_THREAD, rivals_python
 
 CHARACTERS = 2_000_000
-TURN = 200_000  # characters of one side, before it is the other's turn; a multiple of k
+TURN = 200_000  # characters in one turn; a multiple of k
 CELLS = ("rnn_tanh", "lstm")
 
 
 def source_text(size: int) -> bytes:
-    """The first bytes of the standard library's modules, one after the other, sorted by path."""
+    """Return the first bytes of the standard library's modules, concatenated by path."""
     folder = Path(sysconfig.get_path("stdlib"))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     text = bytearray()
@@ -39,7 +39,7 @@ def source_text(size: int) -> bytes:
             text += (folder / name).read_bytes()
         if len(text) >= size:
             return bytes(text[:size])
-    raise ValueError(f"the standard library has {len(text):,} bytes; {size:,} were asked for")
+    raise ValueError(f"size is {size:,}, but the standard library has only {len(text):,} bytes")
 
 
 class Side:
@@ -58,7 +58,7 @@ class Side:
         self._line()
 
     def learn(self, characters: int) -> None:
-        """Learn so many more characters; adds up their bits and seconds."""
+        """Learn more characters; add their bits and seconds to the totals."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{characters}\n")
         self._process.stdin.flush()
@@ -81,7 +81,7 @@ class Side:
 
 
 def compare(settings: Settings, text: bytes) -> None:
-    """Print bits per character so far, turn by turn, and the ratio at the end."""
+    """Print bits per character after each turn, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / TEXT).write_bytes(text)
         np.savez(Path(folder) / WEIGHTS, **new_learner(settings).parameters())  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def compare(settings: Settings, text: bytes) -> None:
 
 
 def run(cells: Sequence[str] = CELLS, characters: int = CHARACTERS) -> None:
-    """The core against PyTorch, for each cell."""
+    """Compare the core with PyTorch for each cell."""
     settings = Settings(CELLS[0])
     text = source_text(characters + 1)
     print(

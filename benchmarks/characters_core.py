@@ -10,16 +10,16 @@ import numpy as np
 from benchmarks.characters_process import answer, Array, Settings, VOCABULARY, weights
 from bptt_core import Learner, ModelSpec
 
-CALL_CHARACTERS = 4096  # of one call of `feed`: their probabilities take 8 MB
+CALL_CHARACTERS = 4096  # in one call of `feed`; their probabilities take 8 MB
 
 
 def new_learner(settings: Settings) -> Learner:
-    """A learner of one stream of bytes, its weights PyTorch's uniform start from seed 0."""
+    """Create a learner of one stream of bytes, with PyTorch's uniform initial weights, seed 0."""
     return Learner(
         ModelSpec(
             task="next_token",
             vocabulary_size=VOCABULARY,
-            cell=settings.cell,  # type: ignore[arg-type]
+            cell=settings.cell,
             hidden_size=settings.hidden_size,
             k1=settings.k,
             k2=settings.k,
@@ -33,9 +33,9 @@ def new_learner(settings: Settings) -> Learner:
 
 
 def read(learner: Learner, stretch: Array) -> float:
-    """Learn characters (n + 1,) but the last; bits of the n predictions of the character after.
+    """Learn the first n of n + 1 characters; return the bits of the n next-character predictions.
 
-    They are the learner's own answers, made when it had read a character and nothing behind it.
+    The predictions are the learner's own answers, made before it read the predicted character.
     """
     bits = 0.0
     for first in range(0, len(stretch) - 1, CALL_CHARACTERS):
@@ -47,7 +47,7 @@ def read(learner: Learner, stretch: Array) -> float:
 
 
 def build(settings: Settings, folder: Path) -> Callable[[Array], float]:
-    """A learner with the given weights."""
+    """Create a learner with the given weights."""
     learner = new_learner(settings)
     learner.load_parameters(weights(folder))
     learner.warm_up()

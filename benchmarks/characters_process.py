@@ -1,8 +1,8 @@
-"""Both sides of the character model: a stretch of text in, its bits and seconds out.
+"""Process protocol of the character model: part of a text in, its bits and seconds out.
 
-A side is started with a folder that holds the text (`text`, bytes) and the initial weights
-(`weights.npz`, under PyTorch's names), and with a `Settings` as JSON. For every line on standard
-input, a number of characters, it learns that many more and answers with one line of JSON.
+A process is started with a folder and a `Settings` as JSON. The folder contains the text (`text`,
+bytes) and the initial weights (`weights.npz`, with PyTorch's names). Each line on standard input is
+a number of characters; the process learns that many more and answers with one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ TEXT, WEIGHTS = "text", "weights.npz"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What both sides do alike: Adam with PyTorch's defaults, clip by global norm, one stream."""
+    """Settings of both sides: Adam with PyTorch's defaults, clip by global norm, one stream."""
 
     cell: str
     """rnn_tanh or lstm"""
     hidden_size: int = 256
     k: int = 64
-    """Characters a window: k1 = k2."""
+    """Characters in a window: k1 = k2."""
     learning_rate: float = 0.001
     clip_threshold: float = 1.0
 
 
 def answer(build: Callable[[Settings, Path], Callable[[Array], float]]) -> None:
-    """Learn stretches of the text until standard input ends.
+    """Learn parts of the text until standard input ends.
 
     Args:
-        build: makes a function that learns characters and the one after them, (n + 1,) ids, and
-            returns the bits of the n predictions, each made before its character was learned.
+        build: returns a function that takes (n + 1,) ids, learns the first n, and returns the bits
+            of the n predictions, each made before its character was learned.
     """
     folder, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
     learn = build(settings, folder)
@@ -59,6 +59,6 @@ def answer(build: Callable[[Settings, Path], Callable[[Array], float]]) -> None:
 
 
 def weights(folder: Path) -> dict[str, Array]:
-    """The initial weights under PyTorch's names."""
+    """Load the initial weights, with PyTorch's names."""
     with np.load(folder / WEIGHTS) as held:
         return dict(held)

@@ -1,4 +1,4 @@
-"""PyTorch's side of the character model: the hand-written loop that one would write."""
+"""PyTorch's side of the character model: a typical hand-written loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.characters_process import answer, Array, Settings, VOCABULARY, w
 
 
 def build(settings: Settings, folder: Path) -> Callable[[Array], float]:
-    """nn.RNN or nn.LSTM, a linear head, Adam, and the state carried on without its past."""
+    """Create nn.RNN or nn.LSTM with a linear head and Adam; the state is carried over, detached."""
     cell = {"rnn_tanh": torch.nn.RNN, "lstm": torch.nn.LSTM}[settings.cell]
     recurrent: Any = cell(VOCABULARY, settings.hidden_size)
     head = torch.nn.Linear(settings.hidden_size, VOCABULARY)

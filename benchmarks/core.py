@@ -1,7 +1,7 @@
 """Microseconds a step and stream: window forward, backward, clip and SGD, one thread.
 
-`run` compares the core's two backends; `run_rivals` compares it with PyTorch and a jitted JAX scan,
-each in a process of its own, in turns, so that a machine that slows down slows all of them.
+`run` compares the core's two backends. `run_rivals` compares the core with PyTorch and a jitted JAX
+scan. Each runs in its own process; they take turns, so that a change of load affects all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.cases import as_line, Case
 
-ROUNDS = 5  # of each side, in turns; the median is of these
+ROUNDS = 5  # of each side, in turns; the median is taken over them
 ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -37,7 +37,7 @@ class Side:
     def __init__(self, name: str, python: str, module: str) -> None:
         self.name = name
         command = [python, "-m", module]
-        # One thread is also one core: whatever starts threads of its own all the same stays on it.
+        # Pinned to one core, because some libraries start threads regardless of the settings.
         if Path("/usr/bin/taskset").exists():
             command = ["/usr/bin/taskset", "--cpu-list", "0", *command]
         self._process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Side:
         )
 
     def time(self, case: Case) -> float:
-        """Microseconds a step and stream."""
+        """Return microseconds a step and stream."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(as_line(case))
@@ -67,13 +67,13 @@ class Side:
 
 
 def in_turns(sides: Sequence[Side], case: Case) -> list[float]:
-    """Median of each side."""
+    """Time each side in turns; return the medians."""
     batches = [[side.time(case) for side in sides] for _ in range(ROUNDS)]
     return [statistics.median(times) for times in zip(*batches, strict=True)]
 
 
 def run() -> None:
-    """Both backends of the core."""
+    """Compare the core's two backends."""
     print("core, µs a step: one stream, k1 = k2 = 32, D = O = 8, float32, one thread")
     print(f"{'H':>5} {'compiled':>10} {'reference':>10} {'ratio':>7}")
     side = Side("core", sys.executable, "benchmarks.core_process")
@@ -88,10 +88,12 @@ def run() -> None:
 
 
 def rivals_python() -> str:
-    """Python of the environment that holds PyTorch and JAX; built the first time."""
+    """Return the Python of the environment with PyTorch and JAX; create it the first time."""
     python = RIVALS_FOLDER / "bin" / "python"
     if not python.exists():
-        print(f"installing {', '.join(RIVALS)} into {RIVALS_FOLDER}: large, once", flush=True)
+        print(
+            f"installing {', '.join(RIVALS)} into {RIVALS_FOLDER} (large; happens once)", flush=True
+        )
         venv.create(RIVALS_FOLDER, with_pip=True)
         install = [str(python), "-m", "pip", "install", "--quiet", *RIVALS]
         subprocess.run(install, check=True)
@@ -106,14 +108,14 @@ def _print_row(sides: Sequence[Side], case: Case) -> None:
 
 
 def run_rivals(cells: Sequence[str] = CELLS, ks: Sequence[int] = (32, 128)) -> None:
-    """The core against PyTorch and JAX."""
+    """Compare the core with PyTorch and JAX."""
     rivals = rivals_python()
     sides = [
         Side("core", sys.executable, "benchmarks.core_process"),
         Side("PyTorch", rivals, "benchmarks.torch_process"),
         Side("JAX", rivals, "benchmarks.jax_process"),
     ]
-    print("core against PyTorch and a jitted JAX scan, µs a step and stream, one thread")
+    print("core, PyTorch and a jitted JAX scan, µs a step and stream, one thread")
     print(f"{'cell':<9}{'k':>4}{'B':>4}{'H':>5}{'core':>9}{'PyTorch':>9}{'JAX':>9}   faster than")
     try:
         for cell in cells:

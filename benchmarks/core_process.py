@@ -1,4 +1,4 @@
-"""The core's side of the comparison: cases in, microseconds a step out."""
+"""The core's side of the comparison: reads cases, prints microseconds a step and stream."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from benchmarks.cases import answer, Case, CLIP, INPUT_SIZE, LEARNING_RATE, OUTPUT_SIZE
 from bptt_core import Learner, ModelSpec
 
-CALL_WINDOWS = 8  # windows a call of `feed`, as a client's chunk holds several
+CALL_WINDOWS = 8  # windows in a call of `feed`; a client's chunk contains several too
 
 
 def build(case: Case) -> Callable[[int], None]:
-    """A learner that is fed windows."""
+    """Create a learner and a function that feeds it windows."""
     task: dict[str, Any] = {
         "task": "regression",
         "input_size": INPUT_SIZE,
@@ -24,7 +24,7 @@ def build(case: Case) -> Callable[[int], None]:
         task = {"task": "next_token", "vocabulary_size": case.vocabulary}
     spec = ModelSpec(
         **task,
-        cell=case.cell,  # type: ignore[arg-type]
+        cell=case.cell,
         hidden_size=case.hidden_size,
         k1=case.k,
         k2=case.k,

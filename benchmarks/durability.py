@@ -1,8 +1,8 @@
-"""What it costs that nothing is lost: commits, bytes on disk, recovery, checkpoints.
+"""Cost of durability: commits, bytes on disk, recovery, checkpoints.
 
-The store alone and recovery are measured in this process. Throughput and the pauses that a
-checkpoint makes are those of a server as users start it, seen by clients over loopback; the servers
-of each durability are measured in turns, so that a machine that slows down slows all of them.
+The store alone and recovery are measured in this process. Throughput, and the pauses caused by
+checkpoints, are measured by clients over loopback on servers started with `bptt serve`. The servers
+of each durability take turns, so that a change of load affects all of them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import encoded_chunks, HIDDEN_SIZE, INPUT_SIZE, K, LEARN, walk
+from bptt import v1 as pb
 from bptt.client import Client
 from bptt.config import Durability
 from bptt.domain import ModelDefinition
 from bptt.durability import reading, Record, SqliteStore
 from bptt.engine.records import apply_record, make_checkpoint
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 
 CHUNK_STEPS = (1, 64, 512)
 COMMITS = 2000  # of each kind
-GROUPED = 16  # ticks in a commit, as when they come faster than the disk
+GROUPED = 16  # ticks in a commit, as when they arrive faster than the disk writes
 RECOVERED_TICKS = 2000
 ROUNDS = 5
 RUN_SECONDS = 1.0
-UNDURABLE_MAX = 256  # chunks on their way or not yet acknowledged
+UNDURABLE_MAX = 256  # chunks sent and not yet acknowledged
 PAUSED_SPEC = {"input_size": 64, "hidden_size": 512, "layers": 2, "k1": 4, "k2": 32}
 PAUSED_CHUNK = 16
 PAUSED_SECONDS = 4.0
@@ -65,7 +65,7 @@ def run(seconds: float = RUN_SECONDS) -> None:
 
 
 def records(steps: int, count: int) -> list[Record]:
-    """Ticks of one chunk each."""
+    """Create records of one chunk each."""
     parts = walk(steps)
     return [
         Record(number + 1, (Chunk("sensor-1", number * steps, parts[number % len(parts)]),))
@@ -75,7 +75,7 @@ def records(steps: int, count: int) -> list[Record]:
 
 @contextlib.contextmanager
 def opened(durability: Durability) -> Iterator[tuple[SqliteStore, Path]]:
-    """A store in a new folder, with one model, and the model's folder."""
+    """Open a store with one model in a temporary folder; yield it and the model's folder."""
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder), durability)
         store.open()
@@ -88,15 +88,15 @@ def opened(durability: Durability) -> Iterator[tuple[SqliteStore, Path]]:
 
 
 def commits() -> None:
-    """How long a commit takes, and what it leaves on the disk."""
+    """Measure the time of a commit and its size on disk."""
     print(f"commit, µs: median (99 %), {COMMITS} commits of one tick, and of {GROUPED} at once")
-    print(f"{'chunk':>6} {'':>10} {'one lsn':>18} {f'{GROUPED} ticks':>18} {'bytes a step':>14}")
+    print(f"{'chunk':>6} {'':>10} {'one tick':>18} {f'{GROUPED} ticks':>18} {'bytes a step':>14}")
     for steps in CHUNK_STEPS:
         for durability in ("process", "full"):
             with opened(durability) as (store, folder):
                 empty = (folder / reading.FILE).stat().st_size
                 alone = timed_appends(store, records(steps, COMMITS), 1)
-                store.close()  # which moves the write-ahead log into the file
+                store.close()  # moves the write-ahead log into the file
                 size = (folder / reading.FILE).stat().st_size - empty
             with opened(durability) as (store, _):
                 grouped = timed_appends(store, records(steps, COMMITS), GROUPED)
@@ -107,7 +107,7 @@ def commits() -> None:
 
 
 def timed_appends(store: SqliteStore, all_of: Sequence[Record], group: int) -> list[float]:
-    """Seconds of each append."""
+    """Return the seconds of each append."""
     taken = []
     for first in range(0, len(all_of), group):
         start = time.perf_counter()
@@ -125,12 +125,12 @@ def _latency(seconds: Sequence[float]) -> str:
 
 
 def recovery() -> None:
-    """Replay of a journal against learning the same ticks live, with all else that live needs."""
+    """Compare replay of a journal with learning the same ticks live, commits included."""
     print(f"recovery of {RECOVERED_TICKS} ticks, thousand steps a second, median of {ROUNDS}")
     heads = ("core alone", "live, full", "replay", "replay / live")
     print(f"{'chunk':>6}" + "".join(f"{each:>16}" for each in heads))
     for steps in CHUNK_STEPS[:2]:
-        lsn = records(steps, RECOVERED_TICKS)
+        ticks = records(steps, RECOVERED_TICKS)
         rates: list[list[float]] = [[], [], []]
         for _ in range(ROUNDS):
             with opened("full") as (store, _folder):
@@ -138,21 +138,21 @@ def recovery() -> None:
                     learner = Learner(SPEC)
                     learner.warm_up()
                     start = time.perf_counter()
-                    work(learner, store, lsn)
+                    work(learner, store, ticks)
                     rate.append(RECOVERED_TICKS * steps / (time.perf_counter() - start))
         core, live, replay = (statistics.median(each) / 1e3 for each in rates)
         print(f"{steps:>6}{core:>16,.0f}{live:>16,.0f}{replay:>16,.0f}{replay / live:>16.2f}")
 
 
-def _learn(learner: Learner, _: SqliteStore, lsn: Sequence[Record]) -> None:
-    for record in lsn:
+def _learn(learner: Learner, _: SqliteStore, ticks: Sequence[Record]) -> None:
+    for record in ticks:
         apply_record(learner, record)
 
 
-def _learn_live(learner: Learner, store: SqliteStore, lsn: Sequence[Record]) -> None:
-    """As a server under load: many ticks a commit."""
-    for first in range(0, len(lsn), GROUPED):
-        group = lsn[first : first + GROUPED]
+def _learn_live(learner: Learner, store: SqliteStore, ticks: Sequence[Record]) -> None:
+    """Learn as a server under load does: many ticks in a commit."""
+    for first in range(0, len(ticks), GROUPED):
+        group = ticks[first : first + GROUPED]
         _learn(learner, store, group)
         store.append(MODEL, group)
 
@@ -167,7 +167,7 @@ def _replay(learner: Learner, store: SqliteStore, _: Sequence[Record]) -> None:
 
 @contextlib.contextmanager
 def served(durability: Durability) -> Iterator[str]:
-    """A server as users start it, on a new folder; its address."""
+    """Run `bptt serve` on a temporary folder; yield its address."""
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
     with tempfile.TemporaryDirectory() as folder:
         kept = ("--data", folder, "--durability", durability)
@@ -177,7 +177,7 @@ def served(durability: Durability) -> Iterator[str]:
 
 
 async def stream(address: str, stream_id: str, chunks: list[bytes], count: int, steps: int) -> None:
-    """Send `count` chunks in one call; returns when all of them are learned and durable."""
+    """Send `count` chunks in one call; return when all are learned and durable."""
     async with grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.stream_stream(
             LEARN, response_deserializer=pb.LearnResponse.FromString
@@ -212,7 +212,7 @@ async def stream(address: str, stream_id: str, chunks: list[bytes], count: int, 
 
 
 async def throughput(seconds: float) -> None:
-    """Steps a second, acknowledged, under each durability."""
+    """Measure acknowledged steps a second for each durability."""
     print(
         f"service over loopback, steps/s acknowledged as durable, median (least to most) of "
         f"{ROUNDS} runs in turns"
@@ -254,7 +254,7 @@ def _spread(rates: Sequence[float]) -> str:
 
 @dataclass(slots=True)
 class Pauses:
-    """What clients waited, in seconds."""
+    """Waiting times of clients, in seconds."""
 
     predictions: list[float]
     answers: list[float]
@@ -262,14 +262,14 @@ class Pauses:
 
 
 async def pauses() -> None:
-    """TickBatch trips of predictions and chunks, with and without checkpoints in passing."""
+    """Measure round trips of predictions and chunks, with and without concurrent checkpoints."""
     with served("full") as address:
         async with Client.connect(address) as client:
             model = await client.create_model(MODEL, PAUSED_SPEC)
             await waited(client, saving=False, turn=0)  # warms up
             without = await waited(client, saving=False, turn=1)
             beside = await waited(client, saving=True, turn=2)
-    size = model.parameters * 4 * 3 / 1e6  # Adam's two moments beside them
+    size = model.parameters * 4 * 3 / 1e6  # parameters and Adam's two moments
     print(
         f"checkpoints of {model.parameters:,} parameters ({size:.0f} MB with their moments) every "
         f"{SAVE_EVERY_SECONDS} s; round trips in ms: median, 99 %, longest"
@@ -288,7 +288,7 @@ def _waits(seconds: Sequence[float]) -> str:
 
 
 async def waited(client: Client, *, saving: bool, turn: int) -> Pauses:
-    """Learn at full speed, predict one after another, save now and then."""
+    """Learn at full speed, predict continuously, and save checkpoints periodically."""
     found = Pauses([], [], [])
     random = np.random.default_rng(turn)
     shape = (PAUSED_CHUNK, PAUSED_SPEC["input_size"])

@@ -1,12 +1,12 @@
-"""The rival of the service's benchmark: a server that does all that gRPC asks, and learns nothing.
+"""An echo server for comparison: it does everything that gRPC requires, and learns nothing.
 
-It parses every chunk and answers with as many values, and as many update reports, as the service
-would. Nothing that speaks gRPC in Python can be much faster, so what the service reaches of it is
-the share that learning leaves.
+It parses every chunk and answers with as many values and update reports as the service would. No
+gRPC server in Python can be much faster, so the service's share of its speed shows the cost of
+learning.
 
     python -m benchmarks.echo K1 INPUT_SIZE [bands]
 
-prints its address and serves until its standard input is closed.
+It prints its address and serves until its standard input is closed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from typing import Any
 
 import grpc
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 
 
 class Echo:
     """Answers a Learn call at once."""
 
     def __init__(self, k1: int, input_size: int, *, bands: bool) -> None:
-        """As the benchmarked model's spec says; with error bands and anomaly scores or not."""
+        """Store the settings of the benchmarked model.
+
+        Args:
+            k1: steps between two updates.
+            input_size: values in a step.
+            bands: answer with error bands and anomaly scores.
+        """
         self._k1 = k1
         self._input_size = input_size
         self._bands = bands
@@ -33,7 +39,7 @@ class Echo:
     async def learn(
         self, requests: AsyncIterator[pb.LearnRequest], context: Any
     ) -> AsyncIterator[pb.LearnResponse]:
-        """The call: opened, one answer a chunk, closed."""
+        """Answer a Learn call: opened, one answer for each chunk, closed."""
         step = update = 0
         async for request in requests:
             kind = request.WhichOneof("message")
@@ -67,12 +73,12 @@ class Echo:
                 yield pb.LearnResponse(learned=answer)
 
     async def predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        """One prediction, of zeros."""
+        """Answer one prediction of zeros."""
         return pb.PredictResponse(predictions=[0.0] * self._input_size, horizon=1)
 
 
 async def main(k1: int, input_size: int, *, bands: bool) -> None:
-    """Serve on a free port of loopback until standard input ends."""
+    """Serve on a free loopback port until standard input ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     echo = Echo(k1, input_size, bands=bands)
     learn = grpc.stream_stream_rpc_method_handler(

@@ -15,12 +15,12 @@ Values = dict[str, Any]
 
 
 def rnn(p: Values, state: Any, u: Any) -> Any:
-    """One step of the vanilla cell; u is U x_t + b."""
+    """Compute one step of the vanilla cell; u is U x_t + b."""
     return (jnp.tanh(u + state[0] @ p["W"] + p["c"]),)
 
 
 def lstm(p: Values, state: Any, u: Any) -> Any:
-    """One step of LSTM."""
+    """Compute one step of the LSTM."""
     h, c = state
     i, f, g, o = jnp.split(u + h @ p["W"] + p["c"], 4, axis=-1)
     c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
@@ -28,7 +28,7 @@ def lstm(p: Values, state: Any, u: Any) -> Any:
 
 
 def gru(p: Values, state: Any, u: Any) -> Any:
-    """One step of GRU in PyTorch's form."""
+    """Compute one step of the GRU in PyTorch's form."""
     (h,) = state
     u_r, u_z, u_n = jnp.split(u, 3, axis=-1)
     w_r, w_z, w_n = jnp.split(h @ p["W"] + p["c"], 3, axis=-1)
@@ -44,7 +44,7 @@ CELLS: dict[str, tuple[Callable[[Values, Any, Any], Any], int, int]] = {
 
 
 def build(case: Case) -> Callable[[int], None]:
-    """A jitted update and its loop."""
+    """Create a model, its jitted update and its training loop."""
     step, gates, parts = CELLS[case.cell]
     H, key = case.hidden_size, jax.random.key(0)
     keys = jax.random.split(key, 5)

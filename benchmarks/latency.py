@@ -1,4 +1,4 @@
-"""How long one message takes: round trips, predictions beside training, many streams at once."""
+"""Latency of one message: round trips, predictions during training, many streams at once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import ACKNOWLEDGED_TAG, INPUT_SIZE, LEARN, LEARNED_TAG, MODEL, stream, walk
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc
 from bptt_core import Chunk, Learner, ModelSpec
 
 ROUNDS = 5  # of each server, in turns
-TRIPS = 500  # in a round: its median is steady, and its 99th percentile is of five
+TRIPS = 500  # in a round; the 99th percentile rests on five of them
 PREDICTIONS = 500
 STREAMS, WIDE, WIDE_K = 64, 128, 32
-TICKS = 40  # of so many streams each: a second
+TICKS = 40  # of STREAMS streams each: about a second
 
 
 async def trip_seconds(address: str, stream_id: str) -> float:
-    """Median of round trips: one step out, its answer back."""
+    """Measure round trips of one step; return the median."""
     step = pb.Chunk(stream_id=stream_id, inputs=walk(1)[0].ravel())
     message = pb.LearnRequest(chunk=step).SerializeToString()
     async with grpc.aio.insecure_channel(address) as channel:
@@ -45,10 +45,10 @@ async def trip_seconds(address: str, stream_id: str) -> float:
 
 
 async def predict_seconds(address: str) -> list[float]:
-    """Of single predictions from a stream's live state, one after the other."""
+    """Measure single predictions from a stream's current state, one after another."""
     seconds = []
     async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = pb_grpc.LearnerServiceStub(channel)
+        stub: Any = learner_pb2_grpc.LearnerServiceStub(channel)
         request = pb.PredictRequest(model_id=MODEL, stream_id="predicted")
         for _ in range(PREDICTIONS):
             start = time.perf_counter()
@@ -58,7 +58,7 @@ async def predict_seconds(address: str) -> list[float]:
 
 
 def together_alone() -> float:
-    """Steps a second of the core, fed 64 streams side by side."""
+    """Return steps a second of the core with 64 streams in each tick."""
     learner = Learner(ModelSpec(input_size=INPUT_SIZE, hidden_size=WIDE, k1=WIDE_K, k2=WIDE_K))
     learner.warm_up()
     rows = np.concatenate(walk(WIDE_K))[:WIDE_K]
@@ -69,9 +69,9 @@ def together_alone() -> float:
 
 
 async def streams_together(address: str) -> tuple[float, float]:
-    """Steps a second of 64 streams in one call and model, and of the core fed the same batches.
+    """Return steps a second of 64 streams in one call, and of the core with the same batches.
 
-    Medians of runs in turns.
+    Both are medians of runs in turns.
     """
     spec = {"input_size": INPUT_SIZE, "hidden_size": WIDE, "k1": WIDE_K, "k2": WIDE_K}
     rows = np.concatenate(walk(WIDE_K))[:WIDE_K].ravel()

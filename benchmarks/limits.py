@@ -1,4 +1,4 @@
-"""The core against its own limits: the machine's matrix products, memory, and longer windows."""
+"""The core compared with physical limits: peak matrix products, memory, and long windows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.cases import Case, INPUT_SIZE, OUTPUT_SIZE
 from benchmarks.core import ONE_THREAD, ROUNDS, Side
 from bptt_core import Learner, ModelSpec
 
-PEAK_SIZE = 2048  # rows of the matrices whose product is the peak: 17 GFLOP, a tenth of a second
+PEAK_SIZE = 2048  # rows of the matrices that measure the peak: 17 GFLOP, a tenth of a second
 CALL_STEPS = 320
 WINDOWS = (8, 32, 128, 512, 1024)
 FLOP_A_WEIGHT = 6  # multiply and add: forward, backward, weight gradient
@@ -36,7 +36,7 @@ SPEC = ModelSpec(
 
 
 def peak_gflops() -> float:
-    """Best of some float32 matrix products of one thread, in GFLOP/s."""
+    """Return the fastest of several float32 matrix products of one thread, in GFLOP/s."""
     a = np.random.default_rng(0).normal(size=(PEAK_SIZE, PEAK_SIZE)).astype(np.float32)
     best = 0.0
     for _ in range(ROUNDS):
@@ -47,7 +47,7 @@ def peak_gflops() -> float:
 
 
 def kept_bytes(steps: int) -> float:
-    """Bytes that a warm learner of one stream takes and does not give back, a step."""
+    """Return the bytes a step that a warm learner of one stream allocates and keeps."""
     feed = _warm_call()
     before = tracemalloc.get_traced_memory()[0]
     for _ in range(steps // CALL_STEPS):
@@ -56,9 +56,9 @@ def kept_bytes(steps: int) -> float:
 
 
 def peak_bytes(steps: int) -> float:
-    """Bytes that a warm learner of one stream takes at most in a call, a step; the largest call.
+    """Return the peak of bytes a step that a warm learner of one stream allocates in a call.
 
-    What the call hands over is part of it: the reports of 10 updates.
+    The result of the call, the reports of 10 updates, is included.
     """
     feed, most = _warm_call(), 0
     for _ in range(steps // CALL_STEPS):
@@ -70,7 +70,7 @@ def peak_bytes(steps: int) -> float:
 
 
 def _warm_call() -> Callable[[], object]:
-    """Feeds CALL_STEPS steps to a learner that has seen some; what it allocates is traced."""
+    """Return a function that feeds CALL_STEPS steps to a warm learner; allocations are traced."""
     learner = Learner(SPEC)
     x = np.random.default_rng(0).normal(size=(CALL_STEPS, 1, INPUT_SIZE))
     for _ in range(2):
@@ -90,14 +90,14 @@ assert Learner(spec).feed(x, x).updates
 
 
 def first_update_seconds() -> float:
-    """From the start of a process to its first update, interpreter and imports included."""
+    """Measure from the start of a process to its first update, interpreter and imports included."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", FIRST_UPDATE], check=True)
     return time.perf_counter() - start
 
 
 def resident_bytes(k: int, steps: int) -> int:
-    """Most memory resident in a process that feeds so many steps with windows of k."""
+    """Return the peak resident memory of a process that feeds steps with windows of k."""
     learner = Learner(replace(SPEC, k1=min(k, 32), k2=k))
     x = np.random.default_rng(0).normal(size=(256, 1, INPUT_SIZE)).astype(np.float32)
     for _ in range(steps // len(x)):
@@ -105,16 +105,16 @@ def resident_bytes(k: int, steps: int) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _measure(what: str, *arguments: int) -> float:
-    """One of the figures above, from a process of its own with one thread."""
-    command = [sys.executable, "-m", "benchmarks.limits", what, *map(str, arguments)]
+def _measure(name: str, *arguments: int) -> float:
+    """Measure one of the figures above in a separate process with one thread."""
+    command = [sys.executable, "-m", "benchmarks.limits", name, *map(str, arguments)]
     environment = os.environ | ONE_THREAD
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(output.stdout))
 
 
 def run() -> None:
-    """Print them."""
+    """Measure and print."""
     side = Side("core", sys.executable, "benchmarks.core_process")
     try:
         batch = Case("rnn_tanh", 64, 512, 32)
@@ -135,8 +135,8 @@ def run() -> None:
         )
         first, second = (_measure("resident_bytes", 32, steps) for steps in (50_000, 500_000))
         grown = (second - first) / 2**20
-        print(f"resident memory after 500,000 steps, over that after 50,000: {grown:+.1f} MB")
-        print("longer windows, B=1 H=64, k1 = k2 = k: µs a step; resident MB over that of k = 8")
+        print(f"growth of resident memory from 50,000 to 500,000 steps: {grown:+.1f} MB")
+        print("longer windows, B=1 H=64, k1 = k2 = k: µs a step; resident MB more than with k = 8")
         least = _measure("resident_bytes", WINDOWS[0], 10_000)
         for k in WINDOWS:
             times = [side.time(Case("rnn_tanh", 1, 64, k)) for _ in range(ROUNDS)]

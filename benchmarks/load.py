@@ -1,8 +1,8 @@
-"""A client that trains a model at full speed, in a process of its own.
+"""A client process that trains a model at full speed.
 
     python -m benchmarks.load ADDRESS
 
-prints a line once the server learns, and goes on until its standard input is closed.
+It prints a line once the server learns, and continues until its standard input is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers in processes of their own."""
+"""Starts servers in child processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def started(*module_and_arguments: str) -> Iterator[str]:
-    """`python -m …` as a child that ends with its standard input; the first line it prints."""
+    """Run `python -m …` as a child that ends with its standard input; yield its first line."""
     with subprocess.Popen(
         [sys.executable, "-m", *module_and_arguments],
         stdin=subprocess.PIPE,
@@ -32,7 +32,7 @@ def started(*module_and_arguments: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def service_address() -> Iterator[str]:
-    """A server as users start it, on free ports, with a folder of its own; its address."""
+    """Run `bptt serve` on free ports with a temporary data folder; yield its address."""
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
     with tempfile.TemporaryDirectory(prefix="bptt-benchmark-") as folder:
         options = ("--json", "--until-input-ends", *free, "--data", folder)

@@ -1,8 +1,8 @@
-"""How much of everything one server holds: streams, models, and calls.
+"""Capacity of one server: streams, models, and calls.
 
-Servers are started as users start them, on a folder of their own, with default durability. Memory
-is what Linux calls resident, of the server's process; a figure for one stream or model is the
-growth of it over their number. The clients are in this process, on the same cores.
+Servers are started with `bptt serve` on a temporary folder, with default durability. Memory is the
+resident memory of the server's process; a figure for one stream or model is the growth divided by
+their number. The clients run in this process, on the same cores.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import numpy as np
 
 from benchmarks.processes import started
 from benchmarks.service import LEARN, walk
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc
 from bptt_core import bytes_of_stream, ModelSpec
 
 STREAMS = 100_000
-STREAM_STEPS = 36  # a whole window, and one update beyond
+STREAM_STEPS = 36  # a whole window and one more update
 SPEC = {"input_size": 8, "hidden_size": 64, "k2": 32}
-FEW = 64  # streams of the model that the large one is compared to
+FEW = 64  # streams of the small model used for comparison
 TICKS = 200
 UNANSWERED_MAX = 512
 
 MODELS = 1000
-BROUGHT_BACK = 200
+RELOADED = 200
 IN_MEMORY = 128
 
 CALLS = 200
@@ -55,25 +55,25 @@ class Server:
 
     @property
     def resident_bytes(self) -> int:
-        """What is in memory of it now."""
+        """Current resident memory."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return 1024 * int(line.split()[1])
-        raise RuntimeError(f"process {self.pid} is gone")
+        raise RuntimeError(f"process {self.pid} has ended")
 
 
 @contextlib.contextmanager
 def serving(folder: Path, *options: str) -> Iterator[Server]:
-    """A server on a folder, stopped in the end."""
+    """Run `bptt serve` on a folder; yield it, then stop it."""
     free = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
     command = ("bptt.cli", "serve", "--json", "--until-input-ends", "--data", str(folder))
     with started(*command, *free, *options) as ready:
-        said = json.loads(ready)
-        yield Server(said["address"], said["pid"])
+        facts = json.loads(ready)
+        yield Server(facts["address"], facts["pid"])
 
 
 class Call:
-    """A Learn call without a client library around it."""
+    """A Learn call without the SDK."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -83,7 +83,7 @@ class Call:
         await self._raw.write(message)
 
     async def learned(self) -> None:
-        """Read up to the next answer that is not an acknowledgement."""
+        """Read until the next answer that is not an acknowledgement."""
         while True:
             answer = await self._raw.read()
             if answer is grpc.aio.EOF:
@@ -95,7 +95,7 @@ class Call:
                 raise RuntimeError(f"the server answered {kind}")
 
     async def trip(self, message: bytes) -> float:
-        """Seconds from a chunk to its answer."""
+        """Send a chunk; return the seconds until its answer."""
         start = time.perf_counter()
         await self.write(message)
         await self.learned()
@@ -104,7 +104,7 @@ class Call:
 
 @contextlib.asynccontextmanager
 async def learning(channel: grpc.aio.Channel, model_id: str) -> AsyncIterator[Call]:
-    """An open call, closed in the end."""
+    """Open a Learn call; yield it, then close it."""
     raw: Any = channel.stream_stream(LEARN)()
     opening = pb.OpenLearn(model_id=model_id, omit_predictions=True)
     await raw.write(pb.LearnRequest(open=opening).SerializeToString())
@@ -117,7 +117,7 @@ async def learning(channel: grpc.aio.Channel, model_id: str) -> AsyncIterator[Ca
 
 
 def chunk(stream_id: str, steps: int) -> bytes:
-    """A chunk of a random walk, encoded."""
+    """Return an encoded chunk of a random walk."""
     values = np.concatenate(walk(1))[:steps].ravel()
     return pb.LearnRequest(chunk=pb.Chunk(stream_id=stream_id, inputs=values)).SerializeToString()
 
@@ -126,7 +126,7 @@ def chunk(stream_id: str, steps: int) -> bytes:
 
 
 async def streams() -> None:
-    """Many streams in one model."""
+    """Measure many streams in one model."""
     spec = ModelSpec(**SPEC)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
         async with (
@@ -162,7 +162,7 @@ async def streams() -> None:
 
 
 async def fill(channel: grpc.aio.Channel, model_id: str, count: int) -> tuple[float, float]:
-    """Teach so many streams STREAM_STEPS steps; seconds to the first and the last answer."""
+    """Send STREAM_STEPS steps of each stream; return the seconds to the first and last answer."""
     room = asyncio.Semaphore(UNANSWERED_MAX)
     start, first = time.perf_counter(), 0.0
     async with learning(channel, model_id) as call:
@@ -183,7 +183,7 @@ async def fill(channel: grpc.aio.Channel, model_id: str, count: int) -> tuple[fl
 
 
 async def ticks(channel: grpc.aio.Channel, model_id: str) -> tuple[list[float], list[float]]:
-    """Seconds from a step to its answer: of one stream, and of FEW that come together."""
+    """Measure seconds from a step to its answer: of one stream, and of FEW streams at once."""
     alone, together = [], []
     one = chunk("stream-000000", 1)
     each = [chunk(f"stream-{place:06}", 1) for place in range(FEW)]
@@ -201,7 +201,7 @@ async def ticks(channel: grpc.aio.Channel, model_id: str) -> tuple[list[float], 
 
 
 async def save(client: Client, channel: grpc.aio.Channel) -> tuple[int, float, list[float]]:
-    """Bytes and seconds of a checkpoint of the large model, and round trips meanwhile."""
+    """Save a checkpoint of the large model; return its bytes, seconds, and concurrent trips."""
     trips: list[float] = []
     one = chunk("stream-000001", 1)
     async with learning(channel, "many") as call:
@@ -223,7 +223,7 @@ def _latency(seconds: Sequence[float]) -> str:
 
 
 async def models() -> None:
-    """More models than are held in memory, and the same all in memory."""
+    """Measure models that are all in memory, and more models than fit the memory limit."""
     held = {}
     for limit in (MODELS, IN_MEMORY):
         with tempfile.TemporaryDirectory() as name:
@@ -243,47 +243,47 @@ async def models() -> None:
                     seconds = (time.perf_counter() - start) / MODELS
                     held[limit] = server.resident_bytes - before
                     print(
-                        f"{MODELS} models, {limit} in memory: {seconds * 1e3:.1f} ms to make one "
-                        f"and teach it {STREAM_STEPS} steps; {held[limit] / MIB:.0f} MiB more"
+                        f"{MODELS} models, {limit} in memory: {seconds * 1e3:.1f} ms to create "
+                        f"one and learn {STREAM_STEPS} steps; {held[limit] / MIB:.0f} MiB more"
                     )
                     if limit == IN_MEMORY:
-                        await brought_back(channel)
+                        await reload(channel)
             if limit == IN_MEMORY:
                 start = time.perf_counter()
                 with serving(folder, "--models-in-memory", str(limit)) as server:
                     seconds = time.perf_counter() - start
-                    print(f"  a start with {MODELS} models: {seconds:.1f} s until it serves all")
+                    print(f"  start with {MODELS} models: {seconds:.1f} s until all are served")
 
 
-async def brought_back(channel: grpc.aio.Channel) -> None:
-    """Predictions of models that are not in memory, and of the same again."""
-    stub: Any = pb_grpc.LearnerServiceStub(channel)
+async def reload(channel: grpc.aio.Channel) -> None:
+    """Measure predictions of models that are not in memory, then of the same models again."""
+    stub: Any = learner_pb2_grpc.LearnerServiceStub(channel)
     cold: list[float] = []
     warm: list[float] = []
-    for place in range(BROUGHT_BACK):
+    for place in range(RELOADED):
         request = pb.PredictRequest(model_id=f"model-{place}", stream_id="stream-000000")
         for seconds in (cold, warm):
             start = time.perf_counter()
             await stub.Predict(request)
             seconds.append(time.perf_counter() - start)
     print(f"  Predict of a model that is not in memory: {_latency(cold)}")
-    print(f"  the same again: {_latency(warm)}")
+    print(f"  of the same model again: {_latency(warm)}")
 
 
 # ---------------------------------------------------------------------- calls
 
 
 async def calls(seconds: float) -> None:
-    """Many Learn calls at once: each sends a step, waits for its answer, and sends the next.
+    """Measure concurrent Learn calls: each sends a step, waits for its answer, sends the next.
 
-    The service and a server that only echoes take turns.
+    The service and an echo server take turns.
     """
     echoing = started("benchmarks.echo", str(K1), str(SPEC["input_size"]))
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server, echoing as echo:
         async with Client.connect(server.address) as client:
             await client.create_model("many", SPEC)
         for count in (1, CALLS):
-            print(f"{count} Learn calls at once, one step a message:")
+            print(f"{count} concurrent Learn calls, one step a message:")
             for name, address in (("service", server.address), ("echo", echo)):
                 trips: list[float] = []
                 for _ in range(ROUNDS):
@@ -294,9 +294,9 @@ async def calls(seconds: float) -> None:
 
 
 async def together(channel: grpc.aio.Channel, count: int, seconds: float) -> list[float]:
-    """Seconds of all round trips of so many calls."""
+    """Return the seconds of all round trips of `count` concurrent calls."""
     trips: list[float] = []
-    opened, everybody = 0, asyncio.Event()
+    opened, all_open = 0, asyncio.Event()
 
     async def one(place: int) -> None:
         nonlocal opened
@@ -305,8 +305,8 @@ async def together(channel: grpc.aio.Channel, count: int, seconds: float) -> lis
             await call.trip(message)
             opened += 1
             if opened == count:
-                everybody.set()
-            await everybody.wait()
+                all_open.set()
+            await all_open.wait()
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 trips.append(await call.trip(message))

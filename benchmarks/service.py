@@ -1,10 +1,9 @@
-"""Learned steps a second over loopback, against a server that only echoes (benchmarks/echo.py).
+"""Learned steps a second over loopback, compared with an echo server (benchmarks/echo.py).
 
-The service and the echo run in processes of their own, one after the other in turns, so that a
-machine that slows down slows both. The load is the same bytes for both: requests are encoded before
-the clock starts, and of an answer only its kind is looked at, so that the client is not what is
-measured. The clock runs from the first chunk to `closed`, which the service says once all is
-learned and durable, on the disk and not only in its journal's hands.
+The service and the echo run in separate processes and take turns, so that a change of load affects
+both. Both receive the same bytes. Requests are encoded before the clock starts, and only the kind
+of each answer is examined, so that the client is not what is measured. The clock runs from the
+first chunk to `closed`, which the service sends once everything is learned and synced to disk.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.processes import service_address, started
+from bptt import v1 as pb
 from bptt.client import Client
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 
 INPUT_SIZE = 8
 HIDDEN_SIZE = 64
 K = 32
 CHUNK_STEPS = (1, 64, 512)
-ROUNDS = 5  # of each server, in turns; the median is of these
-RUN_SECONDS = 1.0  # one run: long against a start, and the whole is over in a minute
-TRIAL_CHUNKS = 512  # to warm up and to find out how many chunks fill RUN_SECONDS
-UNANSWERED_MAX = 256  # chunks on their way, as the client library keeps them
-DISTINCT_CHUNKS = 64  # a cycle of them: more would only be more memory
+ROUNDS = 5  # of each server, in turns; the median is taken over them
+RUN_SECONDS = 1.0  # one run: long compared with a start; the whole takes a minute
+TRIAL_CHUNKS = 512  # warms up, and shows how many chunks fill RUN_SECONDS
+UNANSWERED_MAX = 256  # chunks in flight, as in the SDK
+DISTINCT_CHUNKS = 64  # repeated in a cycle, to save memory
 
 LEARN = "/bptt.v1.LearnerService/Learn"
 LEARNED_TAG = b"\x12"  # LearnResponse.learned: field 2, length-delimited
@@ -44,29 +43,29 @@ MODEL = "benchmark"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One row: steps a second of each run."""
+    """One row of the table: steps a second of each run."""
 
     chunk_steps: int
     service: list[float]
     echo: list[float]
     core: float
-    """The learner alone, fed the same chunks in one thread: no service can be faster."""
+    """The learner alone with the same chunks in one thread: an upper bound."""
 
     @property
     def ratio(self) -> float:
-        """The service's share of the echo, by medians."""
+        """Median of the service relative to the median of the echo."""
         return statistics.median(self.service) / statistics.median(self.echo)
 
 
 def walk(steps: int) -> list[NDArray[np.float32]]:
-    """Chunks of a random walk."""
+    """Return chunks of a random walk."""
     generator = np.random.default_rng(steps)
     values = generator.standard_normal((DISTINCT_CHUNKS * steps, INPUT_SIZE)).cumsum(axis=0)
     return np.split(values.astype(np.float32), DISTINCT_CHUNKS)
 
 
 def encoded_chunks(steps: int, stream_id: str) -> list[bytes]:
-    """The same, as they go over the wire."""
+    """Return the chunks of `walk` as encoded requests."""
     return [
         pb.LearnRequest(
             chunk=pb.Chunk(stream_id=stream_id, inputs=part.ravel())
@@ -76,7 +75,7 @@ def encoded_chunks(steps: int, stream_id: str) -> list[bytes]:
 
 
 def core_alone(steps: int, seconds: float) -> float:
-    """Steps a second of the learner, in this process and thread."""
+    """Return steps a second of the learner alone, in this process and thread."""
     learner = Learner(ModelSpec(input_size=INPUT_SIZE, hidden_size=HIDDEN_SIZE, k1=K, k2=K))
     learner.warm_up()
     chunks = walk(steps)
@@ -90,7 +89,7 @@ def core_alone(steps: int, seconds: float) -> float:
 
 
 async def stream(address: str, chunks: list[bytes], count: int, model_id: str = MODEL) -> float:
-    """Send `count` chunks in one Learn call; seconds until all are learned and durable."""
+    """Send `count` chunks in one Learn call; return the seconds until all are durable."""
     async with grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.stream_stream(LEARN)()
         opened = pb.LearnRequest(open=pb.OpenLearn(model_id=model_id))
@@ -123,7 +122,7 @@ async def stream(address: str, chunks: list[bytes], count: int, model_id: str = 
 
 
 async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> Measured:
-    """Both servers in turns."""
+    """Measure both servers in turns."""
     rates: dict[str, list[float]] = {service: [], echo: []}
     counts: dict[str, int] = {}
     for place in range(-1, ROUNDS):
@@ -140,7 +139,7 @@ async def measure(service: str, echo: str, chunk_steps: int, seconds: float) -> 
 
 
 async def probe(address: str) -> pb.ChunkLearned:
-    """An answer of a model that has been learning for a while."""
+    """Return an answer of the model after some learning."""
     async with grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.stream_stream(LEARN)()
         opened = pb.LearnRequest(open=pb.OpenLearn(model_id=MODEL))
@@ -182,7 +181,7 @@ async def run(seconds: float = RUN_SECONDS) -> None:
                 f"{row.ratio:>7.0%} {row.core:>11,.0f}",
                 flush=True,
             )
-        from benchmarks import latency  # which takes its load from here
+        from benchmarks import latency  # imports its load from this module
 
         await latency.run(service, echo)
 

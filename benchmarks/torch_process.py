@@ -11,7 +11,7 @@ from benchmarks.cases import answer, Case, CLIP, INPUT_SIZE, LEARNING_RATE, OUTP
 
 
 def build(case: Case) -> Callable[[int], None]:
-    """A model, its optimizer and its loop."""
+    """Create a model, its optimizer and its training loop."""
     torch.manual_seed(0)
     cell = {"rnn_tanh": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
     inputs, outputs = case.vocabulary or INPUT_SIZE, case.vocabulary or OUTPUT_SIZE

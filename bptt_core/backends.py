@@ -65,11 +65,23 @@ class Reference:
 
 
 def make(spec: ModelSpec, name: BackendName) -> Backend:
-    """The backend of that name."""
+    """Make the backend of that name.
+
+    Raises:
+        InvalidArgument: no such backend, or a package that `compiled` needs is not installed.
+    """
     if name == "reference":
         return Reference(spec)
     if name != "compiled":
         raise InvalidArgument("backend", name, "one of compiled, reference")
-    from bptt_core.kernels import Compiled  # Numba takes a second to import
+    try:
+        from bptt_core.kernels import Compiled  # Numba takes a second to import
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        bound = (
+            f"reference, because {package} is not installed "
+            "(pip install 'bptt[server]' installs what compiled needs)"
+        )
+        raise InvalidArgument("backend", name, bound) from error
 
     return Compiled(spec)

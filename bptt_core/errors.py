@@ -2,6 +2,7 @@
 
 BpttError
 ├── InvalidArgument     an argument's value is out of its bounds; nothing was changed
+│   ├── UnknownField    a spec has no field of that name
 │   ├── ShapeError      an array's shape does not match
 │   ├── DtypeError      an array's element type is not one that is read
 │   ├── LayoutError     an array does not lie in memory as it must
@@ -33,6 +34,14 @@ class InvalidArgument(BpttError, ValueError):
         self.value = value if isinstance(value, str) else repr(value)
         self.bound = bound
         super().__init__(f"{field} is {self.value}, but must be {bound}")
+
+
+class UnknownField(InvalidArgument):
+    """A spec has no field of that name."""
+
+    def __init__(self, field: str, value: object, bound: str) -> None:
+        super().__init__(field, value, bound)
+        self.args = (f"unknown field {field!r}",)
 
 
 class ShapeError(InvalidArgument):

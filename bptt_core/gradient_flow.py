@@ -28,7 +28,7 @@ from bptt_core import network, params
 from bptt_core.cells import CELLS
 from bptt_core.errors import InvalidArgument, NonFiniteError, ShapeError
 from bptt_core.layout import check_floats, check_layout
-from bptt_core.specs import Cell, ModelSpec, SEED_MAX
+from bptt_core.specs import ModelSpec, SEED_MAX
 
 Array = NDArray[Any]
 
@@ -36,14 +36,6 @@ HORIZON_SHARE = 0.01  # of the norm; where less is left, a dependency is as good
 
 EXACT_SIZE_MAX = 128  # of a matrix, for all its eigenvalues: 10 ms; 256 take 50, 512 a second
 KRYLOV_SIZE = 64  # Arnoldi steps above that: within 2 % on random matrices, 0.3 s at 2,048
-
-BLOCKS: dict[Cell, str] = {"rnn_tanh": "h", "rnn_relu": "h", "lstm": "ifgo", "gru": "rzn"}
-"""What the blocks of H rows in W make, in their order."""
-
-CANDIDATE: dict[Cell, str] = {"rnn_tanh": "h", "rnn_relu": "h", "lstm": "g", "gru": "n"}
-"""The block that makes new content out of the old state, as a vanilla network's W does: the
-candidate's. The others make gates, which scale that path and the direct one (Can, Krishnamurthy and
-Schwab 2020, "Gating creates slow modes and controls phase-space complexity in GRUs and LSTMs")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +117,7 @@ def gradient_flow(
     direction = np.random.Generator(np.random.PCG64(seed)).normal(size=spec.hidden_size)
     direction /= np.linalg.norm(direction)
     ratios = _push_back(spec, named, tape, direction)
-    candidate = CANDIDATE[spec.cell]
+    candidate = CELLS[spec.cell].candidate
     radius = max(
         spectral_radius(_block(spec, named, index, candidate)) for index in range(spec.layers)
     )
@@ -173,9 +165,9 @@ def spectral_radii(
     Raises:
         InvalidArgument: the parameters do not fit the spec.
     """
-    named = _loaded(spec, parameters)
+    named, gates = _loaded(spec, parameters), CELLS[spec.cell].gates
     return tuple(
-        {block: spectral_radius(_block(spec, named, index, block)) for block in BLOCKS[spec.cell]}
+        {block: spectral_radius(_block(spec, named, index, block)) for block in gates}
         for index in range(spec.layers)
     )
 
@@ -188,7 +180,7 @@ def _loaded(spec: ModelSpec, parameters: Mapping[str, Array]) -> params.Views:
 
 
 def _block(spec: ModelSpec, named: params.Views, index: int, block: str) -> Array:
-    H, place = spec.hidden_size, BLOCKS[spec.cell].index(block)
+    H, place = spec.hidden_size, CELLS[spec.cell].gates.index(block)
     return params.layer(named, index).W[place * H : (place + 1) * H]
 
 

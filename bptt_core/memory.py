@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from bptt_core import params
+from bptt_core.cells import CELLS
 from bptt_core.specs import ModelSpec
 from bptt_core.state import model_shapes, stream_shapes
 
@@ -67,7 +68,7 @@ def window_lengths(
         "target": back * spec.target_width,
         "dh": back * H,
         "da": back * GH,
-        "dw": back * GH if spec.cell == "gru" else 0,
+        "dw": back * GH if CELLS[spec.cell].separate_hidden_bias else 0,
         "scratch": streams * GH,
         "gradient": params.count(spec) if backward else GH,  # a layer's bias stands in it, too
     }

@@ -42,7 +42,7 @@ def forward(spec: ModelSpec, named: params.Views, x: Array, state: Array) -> Net
     for index in range(spec.layers):
         tape = cell.forward(params.layer(named, index), x, tuple(state[index]))
         tapes.append(tape)
-        x = tape.h[1:]
+        x = tape.states[0][1:]
     return NetworkTape(tapes, x @ named["head.weight"].T + named["head.bias"])
 
 

@@ -9,30 +9,18 @@ PyTorch's own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.cells import CELLS, Layer
 from bptt_core.errors import InvalidArgument, NonFiniteError, ShapeError
 from bptt_core.layout import check_floats, check_layout
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
 Views = dict[str, Array]
-
-
-class Layer(NamedTuple):
-    """Views of one recurrent layer, in its equations' letters. G: 1 (RNN), 3 (GRU), 4 (LSTM)."""
-
-    U: Array
-    """(G·H, D) input to hidden; a deeper layer's D is H."""
-    W: Array
-    """(G·H, H) hidden to hidden."""
-    b: Array
-    """(G·H,) PyTorch's `bias_ih`. A textbook's b is the sum of the two."""
-    b_hidden: Array
-    """(G·H,) PyTorch's `bias_hh`; in a GRU it acts inside the reset gate."""
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -92,19 +80,19 @@ def layer(named: Views, index: int) -> Layer:
 
 
 def initialise(spec: ModelSpec) -> Array:
-    """A fresh flat vector (P,): PyTorch's uniform(-1/√H, 1/√H), from the spec's seed.
+    """A fresh flat vector (P,) from the spec's seed.
 
-    A forecast's head starts at zero: its first answers then repeat the last value, the naive
-    forecast, and learning only has to do better than that.
+    The cell fills each layer. The head has PyTorch's uniform(-1/√H, 1/√H), but the head of a
+    forecast starts at zero: its first predictions then repeat the last value, the naive forecast.
     """
     vector: Array = np.empty(count(spec), dtype=spec.dtype)
-    bound = spec.hidden_size**-0.5
+    named = views(spec, vector)
     random = np.random.Generator(np.random.PCG64(spec.seed))
-    vector[:] = random.uniform(-bound, bound, vector.size)
-    if spec.task == "forecast":
-        named = views(spec, vector)
-        named["head.weight"][:] = 0
-        named["head.bias"][:] = 0
+    for index in range(spec.layers):
+        CELLS[spec.cell].initialise(layer(named, index), random)
+    bound = 0.0 if spec.task == "forecast" else spec.hidden_size**-0.5
+    for view in (named["head.weight"], named["head.bias"]):
+        view[:] = random.uniform(-bound, bound, view.shape)
     return vector
 
 

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args, Literal, Self
 
-from bptt_core.errors import InvalidArgument
+from bptt_core.cells import CELLS
+from bptt_core.errors import InvalidArgument, UnknownField
+from bptt_core.optimizers import OPTIMIZERS
 
 Task = Literal["forecast", "regression", "classification", "next_token"]
-Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
+CellName = str
+"""A name in `bptt_core.cells.CELLS`."""
+OptimizerName = str
+"""A name in `bptt_core.optimizers.OPTIMIZERS`."""
 Loss = Literal["squared_error", "huber", "cross_entropy", "bernoulli"]
 Reduction = Literal["mean", "sum"]
-OptimizerName = Literal["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"]
 Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
 Divergence = Literal["stop", "roll_back"]
@@ -35,10 +40,6 @@ DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
 
 DEFAULT_LEARNING_RATE = 0.001
-FORECAST_SCHEDULE = (0.001, 4_000, 0.0002)
-"""Learning rate, updates of its decay, and what it ends at, for forecasts with Adam. Tuned once, on
-the bundled sea temperature, glucose and cycling series: begins fast enough for a file of a few
-thousand rows, and ends low enough not to add noise of its own to a long one."""
 DEFAULT_LOSS: dict[Task, Loss] = {
     "forecast": "huber",
     "regression": "squared_error",
@@ -82,8 +83,8 @@ class ModelSpec:
     step's target may come; windows train as many steps behind."""
     missing_targets: bool = False
     """Regression and classification: a target may be missing, NaN or class -1, and has no loss."""
-    cell: Cell = "rnn_tanh"
-    """The recurrent cell."""
+    cell: CellName = "rnn_tanh"
+    """The recurrent cell, a name in `bptt_core.cells.CELLS`."""
     hidden_size: int = 64
     """H, units a layer, 1 to HIDDEN_SIZE_MAX."""
     layers: int = 1
@@ -97,11 +98,11 @@ class ModelSpec:
     k2: int = 32
     """Steps over which the gradient reaches back, k1 to WINDOW_MAX."""
     optimizer: OptimizerName = "adam"
-    """The update rule, with PyTorch's formulas and defaults."""
+    """The update rule, a name in `bptt_core.optimizers.OPTIMIZERS`."""
     learning_rate: float | None = None
-    """Step size, > 0; the highest one, where it changes with the update's number. None: 0.001,
-    and for a forecast whose schedule is left out too, `FORECAST_SCHEDULE`. Always filled in once
-    the spec exists, as are those of the schedule."""
+    """Step size, > 0; the highest one, where it changes with the update's number. None: 0.001, or
+    the optimizer's `forecast_schedule` for a forecast that gives no schedule either. Always filled
+    in once the spec exists, as are the fields of the schedule."""
     warmup_updates: int = 0
     """The learning rate grows from 0 in a straight line over so many updates."""
     decay_updates: int | None = None
@@ -111,8 +112,8 @@ class ModelSpec:
     """Where the decay ends, >= 0 and at most `learning_rate`; without a decay it has no part.
     None: 0."""
     weight_decay: float | None = None
-    """Added to the gradient (AdamW: decoupled), >= 0. None: PyTorch's default, 0.01 for AdamW and
-    0 for all others. Always filled in once the spec exists."""
+    """Added to the gradient (AdamW: decoupled), >= 0. None: the optimizer's default, 0.01 for AdamW
+    and 0 for all others. Always filled in once the spec exists."""
     clip: Clip = "norm"
     """How a gradient is clipped before the optimizer sees it."""
     clip_threshold: float = 1.0
@@ -134,14 +135,14 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Check every field and fill in what depends on others."""
-        for field, allowed in _CHOICES.items():
-            value = getattr(self, field)
+        for field, choices in _CHOICES.items():
+            value, allowed = getattr(self, field), tuple(choices)
             if value not in allowed and not (field == "loss" and value is None):
                 raise InvalidArgument(field, value, "one of " + ", ".join(allowed))
         if self.loss is None:
             object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
         if self.weight_decay is None:
-            object.__setattr__(self, "weight_decay", 0.01 if self.optimizer == "adamw" else 0.0)
+            object.__setattr__(self, "weight_decay", OPTIMIZERS[self.optimizer].weight_decay)
         self._fill_in_schedule()
         _check_int("input_size", self.input_size, 1, INPUT_SIZE_MAX)
         _check_int("hidden_size", self.hidden_size, 1, HIDDEN_SIZE_MAX)
@@ -178,14 +179,15 @@ class ModelSpec:
         self._check_outputs()
 
     def _fill_in_schedule(self) -> None:
-        """What is given is kept as it is; only a forecast that gives nothing takes the recipe."""
+        """Fill in the schedule's missing fields; fields that are given stay as they are."""
         given = (self.learning_rate, self.decay_updates, self.final_learning_rate)
-        recipe = (DEFAULT_LEARNING_RATE, 0, 0.0)
-        untouched = given == (None, None, None) and self.warmup_updates == 0
-        if self.task == "forecast" and self.optimizer == "adam" and untouched:
-            recipe = FORECAST_SCHEDULE
+        defaults = (DEFAULT_LEARNING_RATE, 0, 0.0)
+        none_given = given == (None, None, None) and self.warmup_updates == 0
+        tuned = OPTIMIZERS[self.optimizer].forecast_schedule
+        if self.task == "forecast" and none_given and tuned is not None:
+            defaults = tuned
         names = ("learning_rate", "decay_updates", "final_learning_rate")
-        for name, value, default in zip(names, given, recipe, strict=True):
+        for name, value, default in zip(names, given, defaults, strict=True):
             if value is None:
                 object.__setattr__(self, name, default)
 
@@ -273,13 +275,13 @@ class ModelSpec:
 
     @property
     def gates(self) -> int:
-        """Blocks of H rows in a layer's weights: RNN 1, GRU 3, LSTM 4."""
-        return {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}[self.cell]
+        """G, blocks of H rows in a layer's weights: RNN 1, GRU 3, LSTM 4."""
+        return len(CELLS[self.cell].gates)
 
     @property
     def state_parts(self) -> int:
-        """Arrays in the carried state: h, and for LSTM c."""
-        return 2 if self.cell == "lstm" else 1
+        """Number of arrays in the carried state: h, and for LSTM c."""
+        return len(CELLS[self.cell].state_parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `ModelSpec.from_dict` gives the same spec back."""
@@ -290,22 +292,23 @@ class ModelSpec:
         """The spec of `to_dict`'s values.
 
         Raises:
-            InvalidArgument: a name that no field has, or a value out of its bounds.
+            InvalidArgument: a value is out of its bounds.
+            UnknownField: no field has that name.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise InvalidArgument(name, values[name], "left out: no such field")
+                raise UnknownField(name, values[name], "one of " + ", ".join(sorted(known)))
         values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, Iterable[str]] = {
     "task": get_args(Task),
-    "cell": get_args(Cell),
+    "cell": CELLS,
     "loss": get_args(Loss),
     "reduction": get_args(Reduction),
-    "optimizer": get_args(OptimizerName),
+    "optimizer": OPTIMIZERS,
     "clip": get_args(Clip),
     "dtype": get_args(Dtype),
     "on_divergence": get_args(Divergence),

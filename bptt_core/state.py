@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import optimizers, params
+from bptt_core import params
+from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
@@ -122,7 +123,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     width = spec.input_size if spec.task == "forecast" else spec.target_width
     return {
         "parameters": ((P,), spec.dtype),
-        "moments": ((optimizers.MOMENTS[spec.optimizer], P), spec.dtype),
+        "moments": ((OPTIMIZERS[spec.optimizer].moments, P), spec.dtype),
         "counters": ((7,), "int64"),
         "last": ((4,), "float64"),
         "rates": ((1,), "float64"),

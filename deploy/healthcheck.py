@@ -1,6 +1,6 @@
-"""Asks a server for its health over gRPC; exit status 0 says that it serves.
+"""Checks a server's health over gRPC; exit status 0 means SERVING.
 
-Run as `python healthcheck.py 127.0.0.1:50051`.
+Run `python healthcheck.py 127.0.0.1:50051`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-DEADLINE_SECONDS = 3.0  # below the five seconds that the image gives the whole check
+DEADLINE_SECONDS = 3.0  # below the image's limit of five seconds for the whole check
 
 
 def main(address: str) -> int:
-    """Ask once; say on standard error what is wrong."""
+    """Send one health check; print the status or the error on standard error."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

@@ -1,20 +1,20 @@
-"""The adding problem: add two numbers that were seen long ago.
+"""The adding problem: add two numbers that were read many steps ago.
 
-A sequence is a row of pairs: a number from -1 to 1, and a mark. Two pairs, both in the first half,
-carry the mark 1; all others carry 0, and the first and last pair -1. After the last step the
-network must say 0.5 + (a + b) / 4, where a and b are the two marked numbers. Nothing before that
-step tells it anything, so the gradient has to come back over half of the sequence and more.
+A sequence consists of pairs: a number from -1 to 1, and a mark. Two pairs, both in the first half,
+have the mark 1; all others have 0, and the first and last pair -1. After the last step the network
+must answer 0.5 + (a + b) / 4, where a and b are the two marked numbers. No earlier step has a
+target, so the gradient must flow back over at least half of the sequence.
 
-Who always answers 0.5 has a mean squared error of 1/24 = 0.0417. A sequence counts as right where
-the error is below 0.04, and the problem as learned once 2,000 sequences in a row were right: each
-is new when it is answered, and learned after that.
+Always answering 0.5 has a mean squared error of 1/24 = 0.0417. A sequence counts as right if the
+error is below 0.04. The problem counts as learned after 2,000 right sequences in a row; each
+sequence is new when it is answered, and is learned afterwards.
 
-The gated cells begin with gates that stay open for 1 to `length` steps (Tallec and Ollivier 2018).
+The gated cells start with gates that stay open for 1 to `length` steps (Tallec and Ollivier 2018).
 
-Source: Hochreiter and Schmidhuber (1997), "Long short-term memory", experiment 4. Theirs, with a
-    length of 100: learned after 74,000 sequences; 1 of 2,560 new ones was wrong.
+Source: Hochreiter and Schmidhuber (1997), "Long short-term memory", experiment 4. Their LSTM, with
+    a length of 100, learned it after 74,000 sequences; 1 of 2,560 new ones was wrong.
 
-Run as `python examples/adding_problem.py`; half a minute more when kernels are to be compiled.
+Run `python examples/adding_problem.py`. Compiling the kernels takes another half a minute.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one cell."""
+    """The result of one cell."""
 
     cell: str
     learned_after: int | None
-    """Sequences until 2,000 in a row were right; None: they never were."""
+    """Sequences until 2,000 in a row were right; None: never."""
     wrong: int
-    """Of TEST_SEQUENCES new ones."""
+    """Wrong answers among TEST_SEQUENCES new sequences."""
     error: float
-    """Mean squared error on those."""
+    """Mean squared error on the same sequences."""
     before: GradientFlow
     after: GradientFlow
     seconds: float
-    """Of learning, once kernels are compiled."""
+    """Time of learning, without compiling kernels."""
 
 
 def sequences(random: np.random.Generator, length: int, steps: int, count: int) -> Any:
-    """Pairs (steps, count, 2) and what to answer after the last of them, (count,).
+    """Generate pairs (steps, count, 2) and the right answers after the last pair, (count,).
 
     Args:
-        random: where numbers and places come from.
-        length: the marks stand in the first half of so many steps, one of them in the first ten.
-        steps: of every sequence, `length` or a little more.
-        count: sequences side by side.
+        random: source of numbers and positions.
+        length: both marks lie in the first half of this many steps, one of them in the first ten.
+        steps: length of every sequence, `length` or slightly more.
+        count: number of sequences.
     """
     each = np.arange(count)
     pairs = np.zeros((steps, count, 2))
     pairs[:, :, 0] = random.uniform(-1, 1, (steps, count))
     first = random.integers(0, 10, count)
     second = random.integers(0, length // 2 - 1, count)
-    second += second >= first  # of the places that are left
-    pairs[0, :, 0][(first == 0) | (second == 0)] = 0  # its mark cannot be seen
+    second += second >= first  # chosen among the other positions
+    pairs[0, :, 0][(first == 0) | (second == 0)] = 0  # its mark is -1, so it does not count
     total = pairs[first, each, 0] + pairs[second, each, 0]
     pairs[first, each, 1] = pairs[second, each, 1] = 1
     pairs[(0, -1), :, 1] = -1
@@ -79,7 +79,7 @@ def sequences(random: np.random.Generator, length: int, steps: int, count: int) 
 
 
 def new_learner(cell: Any, length: int, hidden_size: int, updates: int, seed: int) -> Learner:
-    """A learner that sees whole sequences, so its BPTT is not truncated."""
+    """Create a learner whose window holds a whole sequence, so that BPTT is not truncated."""
     longest = length + length // 10
     spec = ModelSpec(
         task="regression",
@@ -103,7 +103,7 @@ def new_learner(cell: Any, length: int, hidden_size: int, updates: int, seed: in
 
 
 def learn(cell: str, *, length: int, hidden_size: int, at_most: int, seed: int) -> Outcome:
-    """Learn sequences until the problem is learned, or `at_most` of them."""
+    """Learn sequences until the problem is learned, at most `at_most`."""
     updates = at_most // BATCH
     learner = new_learner(cell, length, hidden_size, updates, seed)
     learner.warm_up()
@@ -130,7 +130,7 @@ def learn(cell: str, *, length: int, hidden_size: int, at_most: int, seed: int) 
 
 
 def examine(learner: Learner, length: int, random: np.random.Generator) -> tuple[int, float]:
-    """How many of TEST_SEQUENCES are answered wrong, and the mean squared error; learns nothing."""
+    """Count wrong answers among TEST_SEQUENCES and compute the mean squared error; no learning."""
     pairs, answer = sequences(random, length, length, TEST_SEQUENCES)
     snapshot = learner.snapshot()
     by_sequence = np.ascontiguousarray(pairs.swapaxes(0, 1))
@@ -140,7 +140,7 @@ def examine(learner: Learner, length: int, random: np.random.Generator) -> tuple
 
 
 def show(outcomes: list[Outcome]) -> None:
-    """Print what was reached, and the curves."""
+    """Print the results and the gradient curves."""
     print(
         f"{'cell':<9} {'learned after':>14} {'wrong of 2,560':>15} {'squared error':>14} {'s':>5}"
     )
@@ -154,7 +154,7 @@ def show(outcomes: list[Outcome]) -> None:
 
 
 def main() -> None:
-    """Learn with each cell, and show what came of it."""
+    """Learn with each cell and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     options = parser.parse_args()
     if options.length < 40:
-        parser.error(f"--length is {options.length}; it must be 40 or more")
+        parser.error(f"--length is {options.length}, but must be 40 or more")
     print(
         f"Two of {options.length} to {options.length + options.length // 10} numbers are marked, "
         "both in the first half: what is their sum?\n"

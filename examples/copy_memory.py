@@ -1,19 +1,19 @@
-"""Copy memory: say again what was said before a long silence.
+"""Copy memory: repeat symbols after a long delay.
 
-A sequence is n symbols out of eight, `length` blanks, the last of them a call to answer, and n
-places in which the symbols are to be said again, in their order. Everywhere else a blank is right.
-Who forgets the symbols can do no better than say blank, and then guess: a mean cross-entropy of
-n ln 8 / (length + 2 n), the memoryless baseline.
+A sequence consists of n symbols out of eight, then `length` blanks, the last of which is a signal
+to answer, then n positions at which the symbols must be repeated in order. Everywhere else a blank
+is right. Without memory of the symbols, the best strategy is to answer blank and then to guess: a
+mean cross-entropy of n ln 8 / (length + 2 n), the memoryless baseline.
 
-A cell has learned it once it has said 500 sequences in a row wholly right, each of them new.
+A cell has learned the task after 500 completely right sequences in a row, all of them new.
 
 Source: Hochreiter and Schmidhuber (1997), and in this form Arjovsky, Shah and Bengio (2016),
     "Unitary evolution recurrent neural networks", section 5.1: with ten symbols and 100 blanks or
-    more the tanh network stays at the baseline, and the LSTM gets below it with 100 only. That it
-    does better with gates that begin open: Tallec and Ollivier (2018).
+    more, the tanh network stays at the baseline; the LSTM gets below it only with 100 blanks.
+    Tallec and Ollivier (2018): the LSTM does better with gates that start open.
 
-Run as `python examples/copy_memory.py`; half a minute more when kernels are to be compiled. The
-paper's size, some minutes: `--symbols 10 --length 100 --at-most 240000`.
+Run `python examples/copy_memory.py`. Compiling the kernels takes another half a minute. The paper's
+size takes some minutes: `--symbols 10 --length 100 --at-most 240000`.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ from bptt_core import gradient_flow, GradientFlow, Learner, ModelSpec
 
 Array = NDArray[Any]
 
-SYMBOLS = 8  # what is to be said comes from these
+SYMBOLS = 8  # number of different symbols
 BLANK, CALL = SYMBOLS, SYMBOLS + 1
 RIGHT_IN_A_ROW = 500
-BATCH = 8  # many small updates learn this from fewer sequences than few large ones
-OPEN_FACTOR = 1.5  # gates begin open for up to so many times the silence
+BATCH = 8  # many small updates need fewer sequences than few large ones
+OPEN_FACTOR = 1.5  # gates start open for up to this many times the delay
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one cell."""
+    """The result of one cell."""
 
     cell: str
     learned_after: int | None
-    """Sequences until 500 in a row were right; None: they never were."""
+    """Sequences until 500 in a row were right; None: never."""
     share: float
-    """Of the last cross-entropies, over the memoryless baseline."""
+    """Cross-entropy of the last sequences, relative to the memoryless baseline."""
     recalled: float
-    """Share of the symbols that were right, of the last sequences."""
+    """Share of right symbols in the last sequences."""
     flow: GradientFlow
-    """Of the network as it began: with what it had to learn."""
+    """Gradient flow of the network before learning."""
     seconds: float
 
 
 def baseline(symbols: int, length: int) -> float:
-    """Mean cross-entropy, in nats, of who knows when to speak and has forgotten what."""
+    """Mean cross-entropy, in nats, of a model that knows when to answer but not what."""
     return float(symbols * np.log(SYMBOLS) / (length + 2 * symbols))
 
 
 def sequences(
     random: np.random.Generator, symbols: int, length: int, count: int
 ) -> tuple[Array, Array]:
-    """One-hot inputs (T, count, 10) and the classes to say, (T, count); T = length + 2 symbols."""
-    said = random.integers(0, SYMBOLS, (symbols, count))
-    heard = np.full((length + 2 * symbols, count), BLANK)
-    heard[:symbols] = said
-    heard[symbols + length - 1] = CALL
-    wanted = np.full_like(heard, BLANK)
-    wanted[-symbols:] = said
-    return np.eye(SYMBOLS + 2, dtype=np.float32)[heard], wanted
+    """Generate one-hot inputs (T, count, 10) and classes (T, count); T = length + 2 symbols."""
+    symbols_read = random.integers(0, SYMBOLS, (symbols, count))
+    inputs = np.full((length + 2 * symbols, count), BLANK)
+    inputs[:symbols] = symbols_read
+    inputs[symbols + length - 1] = CALL
+    targets = np.full_like(inputs, BLANK)
+    targets[-symbols:] = symbols_read
+    return np.eye(SYMBOLS + 2, dtype=np.float32)[inputs], targets
 
 
 def new_learner(cell: Any, steps: int, hidden_size: int, seed: int, updates: int) -> Learner:
-    """A learner that sees whole sequences of so many steps, so its BPTT is not truncated."""
+    """Create a learner whose window holds a whole sequence, so that BPTT is not truncated."""
     spec = ModelSpec(
         task="classification",
         input_size=SYMBOLS + 2,
@@ -94,7 +94,7 @@ def new_learner(cell: Any, steps: int, hidden_size: int, seed: int, updates: int
 def learn(
     cell: str, *, symbols: int, length: int, hidden_size: int, at_most: int, seed: int
 ) -> Outcome:
-    """Learn sequences until the problem is learned, or `at_most` of them."""
+    """Learn sequences until the problem is learned, at most `at_most`."""
     updates = at_most // BATCH
     learner = new_learner(cell, length + 2 * symbols, hidden_size, seed, updates)
     if cell != "rnn_tanh":
@@ -107,10 +107,10 @@ def learn(
     losses: list[float] = []
     recalled: list[float] = []
     for update in range(1, updates + 1):
-        heard, wanted = sequences(random, symbols, length, BATCH)
-        result = learner.feed(heard, wanted, end_of_sequence=True)
+        inputs, targets = sequences(random, symbols, length, BATCH)
+        result = learner.feed(inputs, targets, end_of_sequence=True)
         assert result.predictions is not None
-        hits = result.predictions[-symbols:].argmax(axis=-1) == wanted[-symbols:]
+        hits = result.predictions[-symbols:].argmax(axis=-1) == targets[-symbols:]
         losses.append(result.updates[0].loss)
         recalled.append(float(hits.mean()))
         missed = np.flatnonzero(~hits.all(axis=0))
@@ -125,7 +125,7 @@ def learn(
 
 
 def main() -> None:
-    """Learn with each cell, and show what came of it."""
+    """Learn with each cell and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,13 +137,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="default 1")
     options = parser.parse_args()
     if options.length < 2:
-        parser.error(f"--length is {options.length}; it must be 2 or more")
+        parser.error(f"--length is {options.length}, but must be 2 or more")
     if options.symbols < 1:
-        parser.error(f"--symbols is {options.symbols}; it must be 1 or more")
-    forgetful = baseline(options.symbols, options.length)
+        parser.error(f"--symbols is {options.symbols}, but must be 1 or more")
+    memoryless = baseline(options.symbols, options.length)
     print(
-        f"{options.symbols} of eight symbols, to be said again after {options.length} blanks.\n"
-        f"Without a memory: cross-entropy {forgetful:.4f}, one symbol of eight recalled.\n"
+        f"Repeat {options.symbols} of eight symbols after {options.length} blanks.\n"
+        f"Without memory: cross-entropy {memoryless:.4f}, one symbol of eight recalled.\n"
     )
     print(f"{'cell':<9} {'learned after':>14} {'of the baseline':>16} {'recalled':>9} {'s':>5}")
     outcomes = []

@@ -1,10 +1,11 @@
-"""A machine whose state is told ten readings late: classes whose labels come after their steps.
+"""Classify the state of a machine whose labels arrive ten readings late.
 
-The machine idles, works or grinds; two noisy sensors are read, and an inspector says ten readings
-later which it was. The model says it at once. Beside it: the best that one can do, a Bayes filter
-that knows how the machine works, and the best that looks at each reading by itself.
+The machine idles, works or grinds. Two noisy sensors are read at each step, and an inspector
+reports the true state ten readings later. The model classifies at once. It is compared with a Bayes
+filter that knows the machine, which is the best possible classifier, and with the best classifier
+that uses each reading alone.
 
-Run a server (`bptt serve`), then `python examples/late_labels.py`. Options: address, readings.
+Start a server (`bptt serve`), then run `python examples/late_labels.py [ADDRESS [READINGS]]`.
 """
 
 import asyncio
@@ -14,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from bptt.client import Client, Learned, Refused, ServerUnreachable
+from bptt import Client
+from bptt.client import Learned, Refused, ServerUnreachable
 from bptt.errors import NotFound, ServiceError
 
 NAMES = ["idles", "works", "grinds"]
 STAYS = np.array([[0.97, 0.03, 0.0], [0.02, 0.96, 0.02], [0.05, 0.0, 0.95]])
-SENSORS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])  # what they read on average
+SENSORS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])  # mean readings in each state
 NOISE = 0.8
-LATE = 10  # readings between a step and its label, and in a chunk
+LATE = 10  # readings between a step and its label; also the chunk size
 MODEL = "late-labels"
 
 
 def machine(readings: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the sensors read, (T, 2), and which state it was, (T,)."""
+    """Simulate the sensor readings, (T, 2), and the states, (T,)."""
     random = np.random.default_rng(0)
     states = np.zeros(readings, int)
     for step in range(1, readings):
@@ -35,7 +37,7 @@ def machine(readings: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def known_best(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest states, of a filter that knows the machine, and of each reading by itself."""
+    """Return the likeliest states by a filter that knows the machine, and by each reading alone."""
     distance = ((readings[:, np.newaxis] - SENSORS) ** 2).sum(axis=2)
     likelihood = np.exp(-distance / (2 * NOISE**2))
     belief, best = np.full(3, 1 / 3), []
@@ -47,8 +49,8 @@ def known_best(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 async def follow(client: Client, readings: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Send readings with the labels of those before them; the states that the model named."""
-    named: list[Any] = []
+    """Send readings together with the labels of earlier ones; return the predicted states."""
+    predicted: list[Any] = []
     async with client.learn(MODEL) as session:
         for first in range(0, len(readings), LATE):
             labels = states[first - LATE : first] if first else None
@@ -62,8 +64,8 @@ async def follow(client: Client, readings: np.ndarray, states: np.ndarray) -> np
             answer = await anext(session)
             assert isinstance(answer, Learned), answer
             assert answer.predictions is not None
-            named += answer.predictions[:, 0].argmax(axis=1).tolist()
-        # The last labels come by themselves; one that comes later still is refused by name.
+            predicted += answer.predictions[:, 0].argmax(axis=1).tolist()
+        # The last labels are sent without steps; older labels are refused with the reason.
         end = len(readings)
         for first in (end - LATE, end - 2 * LATE):
             labels = states[first : first + LATE]
@@ -71,15 +73,15 @@ async def follow(client: Client, readings: np.ndarray, states: np.ndarray) -> np
             answer = await anext(session)
             if isinstance(answer, Refused):
                 print(f"refused: {answer.error}")
-    return np.array(named)
+    return np.array(predicted)
 
 
 async def main(address: str = "127.0.0.1:50051", count: int = 20_000) -> None:
-    """Follow the machine, and print how often each way was right."""
+    """Follow the machine and print the accuracy of each classifier."""
     count -= count % LATE
     readings, states = machine(count)
     async with Client.connect(address) as client:
-        with contextlib.suppress(NotFound):  # left by a run that was interrupted
+        with contextlib.suppress(NotFound):  # left over from an interrupted run
             await client.delete_model(MODEL)
         await client.create_model(
             MODEL,
@@ -92,22 +94,23 @@ async def main(address: str = "127.0.0.1:50051", count: int = 20_000) -> None:
                 "cell": "gru",
             },
         )
-        named = await follow(client, readings, states)
+        predicted = await follow(client, readings, states)
         model = await client.get_model(MODEL)
         await client.delete_model(MODEL)
     filtered, alone = known_best(readings)
     half = slice(count // 2, None)
-    print(f"second half of {count:,} readings, right about the machine:")
-    for who, said in (
+    print(f"second half of {count:,} readings, accuracy of:")
+    for name, states_named in (
         ("the most frequent state", np.full(count, np.bincount(states).argmax())),
-        ("each reading by itself, knowing the sensors", alone),
-        ("the model, which knows nothing", named),
-        ("a Bayes filter that knows the machine", filtered),
+        ("each reading alone, with known sensors", alone),
+        ("the model, without prior knowledge", predicted),
+        ("a Bayes filter with a known machine", filtered),
     ):
-        print(f"  {who:<44}{np.mean(said[half] == states[half]):6.1%}")
+        print(f"  {name:<44}{np.mean(states_named[half] == states[half]):6.1%}")
     print(
-        f"lately {model.accuracy:.1%} right at {model.cross_entropy_bits:.2f} bits each, "
-        f"{model.skill_ratio:.2f} of those of the frequencies so far"
+        f"recent readings: accuracy {model.accuracy:.1%}, cross-entropy "
+        f"{model.cross_entropy_bits:.2f} bits, {model.skill_ratio:.2f} relative to the running "
+        "class frequencies"
     )
 
 

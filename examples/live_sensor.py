@@ -1,6 +1,6 @@
-"""Follow a sensor: send each reading as it comes, and get the forecast of the next one back.
+"""Follow a sensor: send each reading as it arrives, and receive the forecast of the next one.
 
-Run a server (`bptt serve`), then `python examples/live_sensor.py`. Options: address, readings.
+Start a server (`bptt serve`), then run `python examples/live_sensor.py [ADDRESS [READINGS]]`.
 """
 
 import asyncio
@@ -9,16 +9,17 @@ import math
 import random
 import sys
 
-from bptt.client import Client, Learned, ServerUnreachable
+from bptt import Client
+from bptt.client import Learned, ServerUnreachable
 from bptt.errors import NotFound, ServiceError
 
 
 async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
-    """Play a sensor, learn each of its readings, and print how good the forecasts were."""
+    """Simulate a sensor, learn each reading, and print the error of the forecasts."""
     noise = random.Random(0)
     error = naive_error = 0.0
     async with Client.connect(address) as client:
-        with contextlib.suppress(NotFound):  # left by a run that was interrupted
+        with contextlib.suppress(NotFound):  # left over from an interrupted run
             await client.delete_model("live-sensor")
         await client.create_model("live-sensor", {"input_size": 1})
         forecast = last = None
@@ -32,10 +33,11 @@ async def main(address: str = "127.0.0.1:50051", readings: int = 2000) -> None:
                 answer = await anext(session)
                 assert isinstance(answer, Learned)
                 assert answer.predictions is not None
-                # Made after this reading was seen, of the one that is still to come.
+                # The forecast of the next reading, made after this one was read.
                 forecast, last = float(answer.predictions[-1, 0, 0]), reading
         await client.delete_model("live-sensor")
-    print(f"second half: {error / naive_error:.2f} of the error of repeating the last reading")
+    ratio = error / naive_error
+    print(f"second half, error relative to the last-value forecast: {ratio:.2f}")
 
 
 if __name__ == "__main__":

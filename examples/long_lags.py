@@ -1,4 +1,4 @@
-"""What the long-lag problems beside this file share: gates that begin open, and curves as text."""
+"""Shared by the long-lag examples: initial gate biases, and gradient curves printed as text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ CELLS = ("lstm", "gru", "rnn_tanh")
 
 
 def open_gates(learner: Learner, steps: float, random: np.random.Generator) -> None:
-    """Biases with which each unit keeps what it holds for 1 to `steps` steps.
+    """Set biases with which each unit initially keeps its value for 1 to `steps` steps.
 
     Args:
-        learner: of an LSTM or a GRU of one layer, whose biases are replaced.
-        steps: about as many as a dependency spans.
-        random: where each unit's own number comes from.
+        learner: of a one-layer LSTM or GRU; its biases are replaced.
+        steps: about the number of steps that a dependency spans.
+        random: source of each unit's own number of steps.
 
-    Source: Tallec and Ollivier (2018), "Can recurrent neural networks warp time?"; an LSTM's blocks
-        are i, f, g, o, and a GRU's r, z, n, of which z keeps the old state.
+    Source:
+        Tallec and Ollivier (2018), "Can recurrent neural networks warp time?". An LSTM's blocks are
+        i, f, g, o; a GRU's are r, z, n, of which z keeps the old state.
     """
     H = learner.spec.hidden_size
     kept, zero = np.log(random.uniform(1, max(steps - 1, 1.5), H)), np.zeros(H)
@@ -32,8 +33,8 @@ def open_gates(learner: Learner, steps: float, random: np.random.Generator) -> N
 
 
 def show_curves(curves: Sequence[tuple[str, GradientFlow]]) -> None:
-    """Print what is left of a gradient at each lag, a row for each curve."""
-    print("\nwhat is left of a gradient after so many steps back (1 at lag 0):")
+    """Print the remaining share of a gradient's norm at each lag, one row for each curve."""
+    print("\nremaining share of a gradient's norm, by number of steps back:")
     lags = sorted(curves[0][1].by_lag)
     print(f"{'':<18}" + "".join(f"{lag:>9}" for lag in lags))
     for name, flow in curves:

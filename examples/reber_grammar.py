@@ -1,23 +1,23 @@
-"""The embedded Reber grammar in three letters: remember one letter while others go by.
+"""The embedded Reber grammar in three letters: remember one letter while others follow.
 
-Reber's graph makes strings of letters; at each node one of two letters is taken, by the toss of a
-coin. Here its letters are folded to three, a, b and c, so that a letter alone never tells the node,
-and two strings are embedded: a first letter, a or b, stands before them and again behind them. What
-is made so follows each other without a pause, with a `|` between. The network reads letter by
-letter and says which come next. To get the last letter right it must remember the first one over
-all that is between, 6 to 40 letters and more.
+Reber's graph generates strings of letters; each node has two letters, chosen with equal
+probability. Here its letters are mapped to three, a, b and c, so that a letter alone never
+identifies the node. Two such strings are embedded between two copies of one letter, a or b. The
+resulting strings follow one another, separated by `|`. The network reads letter by letter and
+predicts the next one. To predict the last letter it must remember the first one over everything in
+between, 6 to 40 letters and more.
 
-A step counts as right where the likeliest letters are the legal ones: with two legal ones, the two
-with the largest probabilities. A cell has learned the grammar once 500 strings in a row were wholly
-right, and the last letters of 50 long ones, each of them new; no test set is needed where all is
+A step counts as right if the likeliest letters are the legal ones: with two legal letters, the two
+with the largest probabilities. A cell has learned the grammar after 500 completely right strings in
+a row and 50 right last letters of long strings. No test set is needed, since every letter is
 predicted before it is learned.
 
 Source: Reber (1967); embedded: Cleeremans, Servan-Schreiber and McClelland (1989), whose simple
-    network fails where nothing within the string tells the first letter; Hochreiter and Schmidhuber
-    (1997), experiment 1: an LSTM learns it, in seven letters, after 8,440 strings on average, and
-    real-time recurrent learning after 173,000, where it does.
+    network fails if nothing within the string depends on the first letter; Hochreiter and
+    Schmidhuber (1997), experiment 1: with seven letters, an LSTM learns it after 8,440 strings on
+    average; real-time recurrent learning, when it succeeds, after 173,000.
 
-Run as `python examples/reber_grammar.py`; half a minute more when kernels are to be compiled.
+Run `python examples/reber_grammar.py`. Compiling the kernels takes another half a minute.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LETTERS = "abc|"
 A, B, C, END = range(4)
 OUT = -1
 GRAPH: tuple[tuple[tuple[int, int], ...], ...] = (
-    # Of each node: a letter, and the node behind it. Reber's T, P, S, X, V are a, b, c, b, c.
+    # For each node: letters with the node each leads to. Reber's T, P, S, X, V are a, b, c, b, c.
     ((A, 1), (B, 2)),
     ((C, 1), (B, 3)),
     ((A, 2), (C, 4)),
@@ -48,33 +48,32 @@ GRAPH: tuple[tuple[tuple[int, int], ...], ...] = (
 )
 STREAMS = 8
 WINDOW = 64
-INNER = 2  # of Reber's strings between a first and a last letter
+INNER = 2  # Reber strings between the first and the last letter
 RIGHT_IN_A_ROW = 500
 LONG_IN_A_ROW = 50
-STRING_LETTERS = 16  # in the mean, so that the learning rate has fallen when `at_most` are read
+STRING_LETTERS = 16  # mean length; the learning rate has decayed when `at_most` strings are read
 PIECE = 256  # steps in one call of `feed`
-LONG = 24  # letters, over which a vanilla network's gradient does not reach
+LONG = 24  # letters; a vanilla network's gradient vanishes over this distance
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one cell."""
+    """The result of one cell."""
 
     cell: str
     learned_after: int | None
-    """Strings until 500 in a row were right, and the last 50 long ones; None: they never were."""
+    """Strings until 500 in a row, and the last 50 long ones, were right; None: never."""
     strings: float
-    """Share of the last 2,000 strings that were wholly right."""
+    """Share of the last 2,000 strings that were completely right."""
     last_letters: float
-    """Share of the last 50 strings of LONG letters or more whose last letter, the remembered one,
-    was said."""
+    """Share of the last 50 strings of at least LONG letters whose last letter was predicted."""
     flow: GradientFlow
-    """Of the network as it is in the end."""
+    """Gradient flow of the network after learning."""
     seconds: float
 
 
 def string(random: np.random.Generator) -> tuple[list[int], list[set[int]]]:
-    """A string from its first letter to its `|`, and the letters that were legal at each place."""
+    """Generate a string up to its `|`, and the legal letters at each position."""
     first = int(random.integers(0, 2))
     letters, legal = [first], [{A, B}]
     for _ in range(INNER):
@@ -88,7 +87,7 @@ def string(random: np.random.Generator) -> tuple[list[int], list[set[int]]]:
 
 
 class Text:
-    """Strings without end, one after the other."""
+    """An endless sequence of strings."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
@@ -96,7 +95,7 @@ class Text:
         self._legal: list[set[int]] = [{END}]
 
     def take(self, count: int) -> tuple[list[int], list[set[int]]]:
-        """The next letters, and what is legal after each of them."""
+        """Return the next letters, and the legal letters after each of them."""
         while len(self._letters) <= count:
             letters, legal = string(self._random)
             self._letters += letters
@@ -107,7 +106,7 @@ class Text:
 
 
 def new_learner(cell: Any, hidden_size: int, seed: int, updates: int) -> Learner:
-    """A learner of a few endless streams, with BPTT truncated at 64 letters."""
+    """Create a learner of STREAMS endless streams, with BPTT truncated at WINDOW letters."""
     spec = ModelSpec(
         task="next_token",
         input_size=1,
@@ -127,8 +126,8 @@ def new_learner(cell: Any, hidden_size: int, seed: int, updates: int) -> Learner
     return learner
 
 
-class Marks:
-    """Which strings were right, and which last letters, over all streams as they came."""
+class Results:
+    """Records which strings and which last letters were right, over all streams in order."""
 
     def __init__(self, streams: int) -> None:
         self.strings: list[bool] = []
@@ -136,14 +135,14 @@ class Marks:
         self._right = [True] * streams
         self._letters = [0] * streams
 
-    def mark(self, stream: int, probabilities: Array, legal: set[int], letter: int) -> None:
-        """One step: what was said of the next letter, and what it may be.
+    def add(self, stream: int, probabilities: Array, legal: set[int], letter: int) -> None:
+        """Add the prediction of one step.
 
         Args:
-            stream: in which it was read.
-            probabilities: (4,) of the next letter.
-            legal: what it may be.
-            letter: the one that was read last; a `|` has ended a string.
+            stream: index of the stream.
+            probabilities: (4,) predicted probabilities of the next letter.
+            legal: letters that may follow.
+            letter: the letter that was read last; `|` ends a string.
         """
         self._letters[stream] += 1
         if letter == END:
@@ -156,15 +155,15 @@ class Marks:
 
 
 def learn(cell: str, *, hidden_size: int, at_most: int, seed: int) -> Outcome:
-    """Learn strings until the grammar is learned, or `at_most` of them."""
+    """Learn strings until the grammar is learned, at most `at_most`."""
     updates = at_most * STRING_LETTERS // (WINDOW // 4 * STREAMS)
     learner = new_learner(cell, hidden_size, seed, updates)
     learner.warm_up()
     texts = [Text(np.random.default_rng((seed, stream))) for stream in range(STREAMS)]
-    marks = Marks(STREAMS)
+    results = Results(STREAMS)
     start, learned_after = time.perf_counter(), None
     letters = np.empty((PIECE, STREAMS), np.int64)
-    while len(marks.strings) < at_most and learned_after is None:
+    while len(results.strings) < at_most and learned_after is None:
         taken = [text.take(PIECE) for text in texts]
         for stream, (piece, _) in enumerate(taken):
             letters[:, stream] = piece
@@ -172,25 +171,26 @@ def learn(cell: str, *, hidden_size: int, at_most: int, seed: int) -> Outcome:
         assert made is not None
         for t in range(PIECE):
             for stream, (piece, legal) in enumerate(taken):
-                marks.mark(stream, made[t, stream], legal[t], piece[t])
-        enough = len(marks.strings) > RIGHT_IN_A_ROW and len(marks.last_letters) > LONG_IN_A_ROW
-        if enough and all(marks.strings[-RIGHT_IN_A_ROW:] + marks.last_letters[-LONG_IN_A_ROW:]):
-            learned_after = len(marks.strings)
+                results.add(stream, made[t, stream], legal[t], piece[t])
+        strings, last_letters = results.strings, results.last_letters
+        enough = len(strings) > RIGHT_IN_A_ROW and len(last_letters) > LONG_IN_A_ROW
+        if enough and all(strings[-RIGHT_IN_A_ROW:] + last_letters[-LONG_IN_A_ROW:]):
+            learned_after = len(results.strings)
     seconds = time.perf_counter() - start
     window = letters[-WINDOW:, :1].astype(float)
     flow = gradient_flow(learner.spec, learner.parameters(), window)
     return Outcome(
         cell,
         learned_after,
-        float(np.mean(marks.strings[-2000:])),
-        float(np.mean(marks.last_letters[-LONG_IN_A_ROW:])),
+        float(np.mean(results.strings[-2000:])),
+        float(np.mean(results.last_letters[-LONG_IN_A_ROW:])),
         flow,
         seconds,
     )
 
 
 def main() -> None:
-    """Learn with each cell, and show what came of it."""
+    """Learn with each cell and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,10 +203,10 @@ def main() -> None:
     print("Strings such as " + "".join(LETTERS[each] for each in letters[1:]))
     print(
         "Hochreiter and Schmidhuber (1997), LSTM, seven letters: learned after 8,440 strings;\n"
-        "simple networks never. Of long ones: last letters of strings of "
-        f"{LONG} letters or more.\n"
+        "simple networks never. Long strings: last letters of strings of at least "
+        f"{LONG} letters.\n"
     )
-    print(f"{'cell':<9} {'learned after':>14} {'strings right':>14} {'of long ones':>13} {'s':>5}")
+    print(f"{'cell':<9} {'learned after':>14} {'strings right':>14} {'long strings':>13} {'s':>5}")
     outcomes = []
     for cell in options.cells:
         each = learn(

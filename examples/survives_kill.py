@@ -1,7 +1,7 @@
-"""Kill a learning server five times with `kill -9`, and see that its model is as if nobody had.
+"""Kill a learning server five times with `kill -9`, and compare its model with an undisturbed one.
 
-`python examples/survives_kill.py` starts its own servers, on free ports of this machine and with
-data in a temporary folder. Options: --kills, --chunks.
+`python examples/survives_kill.py` starts its own servers on free loopback ports, with data in a
+temporary folder. Options: --kills, --chunks.
 """
 
 import argparse
@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from bptt.client import Client, Learned, LearnSession
+from bptt import Client
+from bptt.client import Learned, LearnSession
 from bptt.durability import SqliteStore
 
 MODEL, STREAM = "walk", "s"
 SPEC = {"input_size": 2, "hidden_size": 16}
-STEPS = 8  # of a chunk
+STEPS = 8  # in a chunk
 
 
 class Server:
-    """`bptt serve` on a folder, on the same address whenever it is started again."""
+    """`bptt serve` on a data folder; it keeps its address when it is started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,12 +33,12 @@ class Server:
         self.log = folder.with_suffix(".log")
 
     async def start(self) -> None:
-        """Start it and wait until it serves."""
+        """Start the server and wait until it is ready."""
         ports = ["--address", self.address, "--metrics-address", "127.0.0.1:0"]
-        # When its input ends, with this process at the latest, the server stops.
+        # The server stops when its input ends, so it never outlives this process.
         options = ["--data", str(self.folder), "--json", "--until-input-ends"]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - Popen returns at once
                 [sys.executable, "-m", "bptt.cli", "serve", *ports, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -51,19 +52,19 @@ class Server:
         self.address = json.loads(ready)["address"]
 
     async def kill(self) -> None:
-        """With SIGKILL: it gets no chance to save anything."""
+        """Send SIGKILL, so that the server cannot save anything."""
         self.process.kill()
         await asyncio.to_thread(self.process.communicate)
 
     async def stop(self) -> None:
-        """In order: it saves its model."""
-        await asyncio.to_thread(self.process.communicate)  # which ends its input
+        """Stop the server cleanly; it saves its model."""
+        await asyncio.to_thread(self.process.communicate)  # closes its input
         if self.process.returncode:
             sys.exit(f"the server did not stop cleanly: {self.log.read_text()}")
 
 
-async def learned(folder: Path, chunks: list[np.ndarray], kills: int) -> str:
-    """The digest of a model that was taught these chunks by a server that is killed meanwhile."""
+async def learn(folder: Path, chunks: list[np.ndarray], kills: int) -> str:
+    """Learn the chunks on a server that is killed `kills` times; return the model's digest."""
     server = Server(folder)
     await server.start()
     at = {len(chunks) * (turn + 1) // (kills + 1) for turn in range(kills)}
@@ -92,13 +93,13 @@ async def learned(folder: Path, chunks: list[np.ndarray], kills: int) -> str:
 
 
 async def read(session: LearnSession) -> None:
-    """Take the answers: one for each chunk, however often the server was killed."""
+    """Read the answers: one for each chunk, regardless of kills."""
     async for answer in session:
         assert isinstance(answer, Learned), answer
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of all that a model is: parameters, optimizer, scalers and streams."""
+    """Compute the SHA-256 of a model: parameters, optimizer, scalers and streams."""
     store = SqliteStore(folder)
     store.open()
     try:
@@ -113,22 +114,23 @@ def digest(folder: Path) -> str:
 
 
 async def main(kills: int, chunks: int) -> int:
-    """Learn the same twice, and compare."""
+    """Learn the same chunks twice and compare the models."""
     walk = np.random.default_rng(0).normal(size=(chunks, STEPS, 2)).astype(np.float32)
     with tempfile.TemporaryDirectory() as temporary:
         digests = []
         for name, times in (("undisturbed", 0), (f"killed {kills} times", kills)):
             print(f"{name}:")
-            digests.append(await learned(Path(temporary) / name.split()[0], list(walk), times))
+            digests.append(await learn(Path(temporary) / name.split()[0], list(walk), times))
             print(f"  digest {digests[-1]}")
     same = digests[0] == digests[1]
-    print("the models are the same, bit for bit" if same else "THE MODELS DIFFER")
+    print("the models are identical, bit for bit" if same else "THE MODELS DIFFER")
     return 0 if same else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=5, help="how often the server is killed")
-    parser.add_argument("--chunks", type=int, default=6000, help=f"sent, of {STEPS} steps each")
+    parser.add_argument("--kills", type=int, default=5, help="number of kills")
+    help_text = f"number of chunks, of {STEPS} steps each"
+    parser.add_argument("--chunks", type=int, default=6000, help=help_text)
     given = parser.parse_args()
     sys.exit(asyncio.run(main(given.kills, given.chunks)))

@@ -35,13 +35,16 @@ Source: Cho et al. (2014), whose form resets h_{t-1} before the product; this va
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.cells.descriptor import Cell, Layer
 from bptt_core.cells.lstm import sigmoid
-from bptt_core.params import Layer
+
+if TYPE_CHECKING:
+    from bptt_core.kernels.dispatch import CellKernels
 
 Array = NDArray[Any]
 
@@ -109,3 +112,22 @@ def backward(layer: Layer, gradient: Layer, tape: Tape, dh: Array) -> Array:
         gradient.b_hidden[:] += dL_dw.sum(axis=0)  # (G15)
         dx[t] = dL_du @ layer.U  # (G16)
     return dx
+
+
+def _kernels() -> CellKernels:
+    from bptt_core.kernels import gru
+
+    return gru.KERNELS
+
+
+GRU = Cell(
+    name="gru",
+    gates=("r", "z", "n"),
+    candidate="n",
+    equations="G",
+    separate_hidden_bias=True,
+    forward=forward,
+    step_back=step_back,
+    backward=backward,
+    kernels=_kernels,
+)

@@ -35,12 +35,15 @@ Source: Hochreiter and Schmidhuber (1997); the forget gate is Gers, Schmidhuber 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.params import Layer
+from bptt_core.cells.descriptor import Cell, Layer
+
+if TYPE_CHECKING:
+    from bptt_core.kernels.dispatch import CellKernels
 
 Array = NDArray[Any]
 
@@ -120,3 +123,22 @@ def backward(layer: Layer, gradient: Layer, tape: Tape, dh: Array) -> Array:
         gradient.b_hidden[:] += dL_da.sum(axis=0)
         dx[t] = dL_da @ layer.U  # (L16)
     return dx
+
+
+def _kernels() -> CellKernels:
+    from bptt_core.kernels import lstm
+
+    return lstm.KERNELS
+
+
+LSTM = Cell(
+    name="lstm",
+    gates=("i", "f", "g", "o"),
+    candidate="g",
+    equations="L",
+    state_parts=("h", "c"),
+    forward=forward,
+    step_back=step_back,
+    backward=backward,
+    kernels=_kernels,
+)

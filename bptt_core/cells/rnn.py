@@ -24,12 +24,16 @@ textbook's b is PyTorch's two, `b + b_hidden`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.params import Layer
+from bptt_core.cells.descriptor import Cell, Layer
+
+if TYPE_CHECKING:
+    from bptt_core.kernels.dispatch import CellKernels
 
 Array = NDArray[Any]
 
@@ -107,3 +111,43 @@ def backward(
         gradient.b_hidden[:] += dL_da.sum(axis=0)
         dx[t] = dL_da @ layer.U  # (R8)
     return dx
+
+
+def relu(a: Array) -> Array:
+    """g(a) = max(a, 0)."""
+    return np.maximum(a, 0)
+
+
+def tanh_slope(h: Array) -> Array:
+    """g'(a) of tanh, from h = g(a)."""
+    return np.asarray(1 - h * h)
+
+
+def relu_slope(h: Array) -> Array:
+    """g'(a) of ReLU, from h = g(a)."""
+    return np.asarray(h > 0, dtype=h.dtype)
+
+
+def _kernels(*, relu: bool) -> CellKernels:
+    from bptt_core.kernels import rnn
+
+    return rnn.RELU if relu else rnn.TANH
+
+
+def _vanilla(
+    name: str, g: Callable[[Array], Array], slope: Callable[[Array], Array], *, relu: bool
+) -> Cell:
+    return Cell(
+        name=name,
+        gates=("h",),
+        candidate="h",
+        equations="R",
+        forward=partial(forward, g),
+        step_back=partial(step_back, slope),
+        backward=partial(backward, slope),
+        kernels=partial(_kernels, relu=relu),
+    )
+
+
+RNN_TANH = _vanilla("rnn_tanh", np.tanh, tanh_slope, relu=False)
+RNN_RELU = _vanilla("rnn_relu", relu, relu_slope, relu=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import memory
-from bptt_core.kernels import cells, transition, windows
+from bptt_core.kernels import dispatch, transition, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.kernels.addresses import table
 from bptt_core.kernels.blas import one_thread
@@ -29,7 +29,7 @@ class Compiled:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._cell = cells.tag(spec)
+        self._tag = dispatch.tag(spec)
         self._sizes = kernel_sizes.sizes(spec)
         self._numbers = np.array(self._sizes, np.float64)
         self._columns = kernel_sizes.columns(spec)
@@ -62,7 +62,7 @@ class Compiled:
         y = self._no_targets if steps.y is None else steps.y
         with one_thread:
             transition.run(
-                self._cell, model.parameters, self._table, lanes, steps.x, y, made, asked,
+                self._tag, model.parameters, self._table, lanes, steps.x, y, made, asked,
                 steps.paused,
             )  # fmt: skip
         reports, members = self._room.done.tolist()
@@ -114,7 +114,7 @@ class Compiled:
             for start in range(0, T, FORWARD_STEPS):
                 part = slice(start, min(T, start + FORWARD_STEPS))
                 windows.forward_stream(
-                    self._cell, self._sizes, parameters, features[part], state, mine.work,
+                    self._tag, self._sizes, parameters, features[part], state, mine.work,
                     outputs[part],
                 )  # fmt: skip
         return outputs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.dispatch import CellKernels, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import (
     add_rows_times,
@@ -16,12 +17,6 @@ from bptt_core.kernels.linear import (
 )
 
 Array = NDArray[Any]
-
-
-class GruCell(NamedTuple):
-    """Chooses these kernels by its type."""
-
-    relu: bool
 
 
 @compiled
@@ -99,3 +94,22 @@ def gru_backward(
                 for k in range(H):
                     dh[t - 1, b, k] += dh[t, b, k] * tape[t, b, H + k]
             add_rows_times(dw[t], W, t % 2 == 1, scratch, dh[t - 1])
+
+
+def _forward(
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    T, B, H3 = tape.shape
+    w = extra[T:].reshape(B, H3)
+    gru_forward(W, b_hidden, states, tape, extra[:T], w, scratch)
+
+
+def _backward(
+    tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
+    scratch: Array,
+) -> None:  # fmt: skip
+    T = da.shape[0]
+    gru_backward(W, states, tape, extra[:T], dh, da, dw, scratch)
+
+
+KERNELS = CellKernels(_forward, _backward)

@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept: NUMBA_CACHE_DIR, or the user's cache."""
     digest = hashlib.sha256(sys.version.encode() + numba.__version__.encode())
     core = Path(__file__).parents[1]
-    for source in sorted([*core.glob("*.py"), *core.glob("kernels/*.py")]):
+    for source in sorted(core.rglob("*.py")):
         digest.update(source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     root = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bptt")

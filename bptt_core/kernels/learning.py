@@ -1,4 +1,4 @@
-"""Loss, clip and optimizer: the twins of `bptt_core.losses`, `clipping` and `optimizers`."""
+"""Loss, clip and optimizer: the twins of `bptt_core.losses`, `clipping` and `optimizers.step`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.clipping import NORM_EPSILON
+from bptt_core.kernels.dispatch import rule_step, Tag
 from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import fill
 from bptt_core.kernels.network import layer_size
 from bptt_core.kernels.sizes import (
-    ADAGRAD,
-    ADAMW,
     CLIP_LAYER_NORM,
     CLIP_NONE,
     CLIP_NORM,
     CROSS_ENTROPY,
     HUBER,
-    MOMENTUM,
-    RMSPROP,
-    SGD,
     Sizes,
     SQUARED_ERROR,
 )
 from bptt_core.losses import HUBER_DELTA
-from bptt_core.optimizers import (
-    ADAGRAD_EPSILON,
-    ADAM_BETA_1,
-    ADAM_BETA_2,
-    EPSILON,
-    RMSPROP_ALPHA,
-)
 from bptt_core.optimizers import learning_rate_at as reference_learning_rate_at
-from bptt_core.optimizers import MOMENTUM as MOMENTUM_FACTOR
 
 Array = NDArray[Any]
 
@@ -169,6 +157,7 @@ def clip(sizes: Sizes, gradient: Array, norm: float) -> tuple[float, float]:
 
 @compiled
 def optimizer_step(
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     gradient: Array,
@@ -179,48 +168,13 @@ def optimizer_step(
 ) -> None:
     """One update in place, with `factor` times the gradient; as `bptt_core.optimizers.step`."""
     number = parameters.dtype.type
-    rate, decay, scale = number(learning_rate), number(sizes.weight_decay), number(factor)
-    n = parameters.size
-    if sizes.optimizer == ADAMW:
+    decay, scale = number(sizes.weight_decay), number(factor)
+    if sizes.decoupled_weight_decay:
         shrink = number(1 - learning_rate * sizes.weight_decay)
-        for i in range(n):
+        for i in range(parameters.size):
             parameters[i] *= shrink
     elif sizes.weight_decay != 0.0:
-        for i in range(n):
+        for i in range(parameters.size):
             gradient[i] = scale * gradient[i] + decay * parameters[i]
-        scale = number(1)
-    if sizes.optimizer == SGD:
-        for i in range(n):
-            parameters[i] -= rate * (scale * gradient[i])
-    elif sizes.optimizer == MOMENTUM:
-        v = moments[0]
-        keep = number(MOMENTUM_FACTOR) if update > 1 else number(0)
-        for i in range(n):
-            v[i] = keep * v[i] + scale * gradient[i]
-            parameters[i] -= rate * v[i]
-    elif sizes.optimizer == RMSPROP:
-        s = moments[0]
-        keep, take, tiny = number(RMSPROP_ALPHA), number(1 - RMSPROP_ALPHA), number(EPSILON)
-        for i in range(n):
-            g = scale * gradient[i]
-            s[i] = keep * s[i] + take * g * g
-            parameters[i] -= rate * g / (np.sqrt(s[i]) + tiny)
-    elif sizes.optimizer == ADAGRAD:
-        s = moments[0]
-        tiny = number(ADAGRAD_EPSILON)
-        for i in range(n):
-            g = scale * gradient[i]
-            s[i] += g * g
-            parameters[i] -= rate * g / (np.sqrt(s[i]) + tiny)
-    else:
-        m, v = moments[0], moments[1]
-        keep_1, take_1 = number(ADAM_BETA_1), number(1 - ADAM_BETA_1)
-        keep_2, take_2 = number(ADAM_BETA_2), number(1 - ADAM_BETA_2)
-        m_scale = number(learning_rate / (1 - ADAM_BETA_1**update))
-        v_scale = number(1 / math.sqrt(1 - ADAM_BETA_2**update))
-        tiny = number(EPSILON)
-        for i in range(n):
-            g = scale * gradient[i]
-            m[i] = keep_1 * m[i] + take_1 * g
-            v[i] = keep_2 * v[i] + take_2 * g * g
-            parameters[i] -= m_scale * m[i] / (np.sqrt(v[i]) * v_scale + tiny)
+        factor = 1.0
+    rule_step(tag, parameters, gradient, factor, moments, update, learning_rate)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.dispatch import CellKernels, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import (
     add_rows_times,
@@ -16,12 +17,6 @@ from bptt_core.kernels.linear import (
 )
 
 Array = NDArray[Any]
-
-
-class LstmCell(NamedTuple):
-    """Chooses these kernels by its type."""
-
-    relu: bool
 
 
 @compiled
@@ -85,3 +80,20 @@ def lstm_backward(
                 dc_b[k] = dL_dc * f
         if t > 0:
             add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])
+
+
+def _forward(
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    lstm_forward(W, states, tape, scratch)
+
+
+def _backward(
+    tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
+    scratch: Array,
+) -> None:  # fmt: skip
+    T = da.shape[0]
+    lstm_backward(W, states, tape, dh, da, scratch, extra[T : T + 2])
+
+
+KERNELS = CellKernels(_forward, _backward)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.cells import cell_backward, cell_forward, CellTag
+from bptt_core.kernels.dispatch import cell_backward, cell_forward, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import add_flat, add_matrix_vector, BLAS_ROWS, column_sums, copy, fill
 from bptt_core.kernels.sizes import Sizes, Work
@@ -67,7 +67,7 @@ def layer_states(sizes: Sizes, T: int, B: int, work: Work, layer: int) -> Array:
 
 @compiled
 def network_forward(
-    cell: CellTag, sizes: Sizes, parameters: Array, T: int, B: int, by_row: bool, work: Work
+    tag: Tag, sizes: Sizes, parameters: Array, T: int, B: int, by_row: bool, work: Work
 ) -> None:
     """Unfold all layers over `work.inputs` (T, B, F), from row 0 of each layer's states.
 
@@ -98,7 +98,7 @@ def network_forward(
         else:
             project(x, U, bias, by_row, tape.reshape(rows, GH))
         cell_forward(
-            cell,
+            tag,
             W,
             b_hidden,
             states,
@@ -128,7 +128,7 @@ def head_forward(
 
 @compiled
 def network_backward(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     T: int,
@@ -166,7 +166,7 @@ def network_backward(
         states = layer_states(sizes, T, B, work, layer)
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size].reshape(T, B, GH)
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size].reshape(T + 3, B, H)
-        cell_backward(cell, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw, scratch)
+        cell_backward(tag, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw, scratch)
         da_rows, dw_rows = da.reshape(rows, GH), dw.reshape(rows, GH)
         dU = gradient[start:W_at]
         if layer > 0:

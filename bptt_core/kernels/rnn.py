@@ -6,10 +6,11 @@ over the whole window; only those with W run step by step.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.dispatch import CellKernels, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import (
     add_rows_times,
@@ -19,19 +20,15 @@ from bptt_core.kernels.linear import (
 
 Array = NDArray[Any]
 
-
-class RnnCell(NamedTuple):
-    """Chooses these kernels by its type."""
-
-    relu: bool
+RELU_NUMBER = 1  # `CellKernels.number` of the ReLU network; 0 is tanh
 
 
 @compiled
-def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Array) -> None:
+def rnn_forward(relu: bool, W: Array, states: Array, tape: Array, scratch: Array) -> None:
     """Unfold over a window.
 
     Args:
-        cell: which g.
+        relu: g is ReLU; False: tanh.
         W: (H, H).
         states: (1, T + 1, B, H); row 0 is given, the others are filled.
         tape: (T, B, H) U x_t + b with both biases on entry, a_t on return.
@@ -43,7 +40,7 @@ def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Ar
         add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, tape[t])
         for b in range(B):
             a, h = tape[t, b], states[0, t + 1, b]
-            if cell.relu:
+            if relu:
                 for i in range(H):
                     h[i] = zero if a[i] < zero else a[i]  # NaN stays NaN
             else:
@@ -51,13 +48,11 @@ def rnn_forward(cell: RnnCell, W: Array, states: Array, tape: Array, scratch: Ar
 
 
 @compiled
-def rnn_backward(
-    cell: RnnCell, W: Array, states: Array, dh: Array, da: Array, scratch: Array
-) -> None:
+def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array, scratch: Array) -> None:
     """Go back through a window.
 
     Args:
-        cell: which g.
+        relu: g is ReLU; False: tanh.
         W: (H, H).
         states: (1, T + 1, B, H) of the forward pass; they tell the slope of g.
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
@@ -70,7 +65,7 @@ def rnn_backward(
     for t in range(T - 1, -1, -1):
         for b in range(B):
             h, g, a = states[0, t + 1, b], dh[t, b], da[t, b]
-            if cell.relu:
+            if relu:
                 for i in range(H):
                     a[i] = g[i] if h[i] > zero else zero
             else:
@@ -78,3 +73,20 @@ def rnn_backward(
                     a[i] = (one - h[i] * h[i]) * g[i]
         if t > 0:
             add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])
+
+
+def _forward(
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    rnn_forward(tag.cell == RELU_NUMBER, W, states, tape, scratch)
+
+
+def _backward(
+    tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
+    scratch: Array,
+) -> None:  # fmt: skip
+    rnn_backward(tag.cell == RELU_NUMBER, W, states, dh, da, scratch)
+
+
+TANH = CellKernels(_forward, _backward)
+RELU = CellKernels(_forward, _backward, RELU_NUMBER)

@@ -1,45 +1,42 @@
-"""What kernels are told of a spec, as numbers, and the buffers they work in."""
+"""The numbers of a spec that kernels read, and the buffers that they work in."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, get_args, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import memory, params, scaling
-from bptt_core.specs import ModelSpec
+from bptt_core.cells import CELLS
+from bptt_core.optimizers import OPTIMIZERS
+from bptt_core.specs import Clip, Loss, ModelSpec, Task
 from bptt_core.state import error_rows
 from bptt_core.windows import REPORT_COLUMNS
 
 Array = NDArray[Any]
 
-SQUARED_ERROR, HUBER, CROSS_ENTROPY, BERNOULLI = range(4)
-SGD, MOMENTUM, RMSPROP, ADAGRAD, ADAM, ADAMW = range(6)
-FORECAST, REGRESSION, CLASSIFICATION, NEXT_TOKEN = range(4)
-CLIP_NONE, CLIP_VALUE, CLIP_NORM, CLIP_LAYER_NORM = range(4)
 
-_LOSS = {
-    "squared_error": SQUARED_ERROR,
-    "huber": HUBER,
-    "cross_entropy": CROSS_ENTROPY,
-    "bernoulli": BERNOULLI,
-}
-_OPTIMIZER = {
-    "sgd": SGD,
-    "momentum": MOMENTUM,
-    "rmsprop": RMSPROP,
-    "adagrad": ADAGRAD,
-    "adam": ADAM,
-    "adamw": ADAMW,
-}
-_CLIP = {"none": CLIP_NONE, "value": CLIP_VALUE, "norm": CLIP_NORM, "layer_norm": CLIP_LAYER_NORM}
-_TASK = {
-    "forecast": FORECAST,
-    "regression": REGRESSION,
-    "classification": CLASSIFICATION,
-    "next_token": NEXT_TOKEN,
-}
+def _numbered(choice: Any) -> dict[str, int]:
+    """The names of a Literal, numbered in its order: kernels compare numbers."""
+    return {name: number for number, name in enumerate(get_args(choice))}
+
+
+TASKS, LOSSES, CLIPS = _numbered(Task), _numbered(Loss), _numbered(Clip)
+FORECAST, CLASSIFICATION = TASKS["forecast"], TASKS["classification"]
+NEXT_TOKEN = TASKS["next_token"]
+SQUARED_ERROR, HUBER = LOSSES["squared_error"], LOSSES["huber"]
+CROSS_ENTROPY, BERNOULLI = LOSSES["cross_entropy"], LOSSES["bernoulli"]
+CLIP_NONE, CLIP_NORM, CLIP_LAYER_NORM = CLIPS["none"], CLIPS["norm"], CLIPS["layer_norm"]
+
+
+(
+    ACTIVE, ACTIVE_ROWS, ACTIVE_STARTS, FULL, GROUP, GROUP_ROWS,
+    LANE_BEGINS, LANE_ROWS, LANE_LENGTHS, LANE_ENDS, LANE_STARTS, TARGET_STARTS, TARGET_STOPS,
+    LISTS,
+) = range(14)  # fmt: skip
+"""Rows of `Room.lists`: first those of `windows.advance`, then those of `transition.run`; and the
+number of rows."""
 
 
 class Sizes(NamedTuple):
@@ -72,7 +69,6 @@ class Sizes(NamedTuple):
     divergence_patience: int
     max_batch: int
     loss: int
-    optimizer: int
     clip: int
     sum_steps: bool
     """reduction="sum"."""
@@ -81,9 +77,10 @@ class Sizes(NamedTuple):
     missing_inputs: bool
     task: int
     bias_apart: bool
-    """A GRU's hidden bias acts inside the reset gate."""
+    """The cell keeps its hidden bias apart; a GRU's acts inside the reset gate."""
     clip_threshold: float
     weight_decay: float
+    decoupled_weight_decay: bool
     final_learning_rate: float
     warmup_updates: int
     decay_updates: int
@@ -109,7 +106,7 @@ class Work(NamedTuple):
     da: Array
     """(T, B, G·H)"""
     dw: Array
-    """(T, B, G·H) for GRU, else empty."""
+    """(T, B, G·H) where the cell keeps its hidden bias apart, else empty."""
     scratch: Array
     """(B, G·H)"""
     gradient: Array
@@ -140,7 +137,7 @@ class Room(NamedTuple):
     ring: Array
     """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
     lists: Array
-    """(13, B) int64: six for `windows.advance`, seven of the streams for `transition.run`."""
+    """(LISTS, B) int64: the scratch columns of `windows.advance` and `transition.run`."""
     reports: Array
     """(updates, REPORT_COLUMNS) float64"""
     members: Array
@@ -174,17 +171,17 @@ def sizes(spec: ModelSpec) -> Sizes:
         horizon=spec.horizon,
         divergence_patience=spec.divergence_patience,
         max_batch=spec.max_batch_streams,
-        loss=_LOSS[spec.loss],
-        optimizer=_OPTIMIZER[spec.optimizer],
-        clip=_CLIP[spec.clip],
+        loss=LOSSES[spec.loss],
+        clip=CLIPS[spec.clip],
         sum_steps=spec.reduction == "sum",
         scaled=spec.scaling,
         scaled_targets=spec.scaling and spec.task == "regression" and spec.loss != "bernoulli",
         missing_inputs=spec.missing_inputs,
-        task=_TASK[spec.task],
-        bias_apart=spec.cell == "gru",
+        task=TASKS[spec.task],
+        bias_apart=CELLS[spec.cell].separate_hidden_bias,
         clip_threshold=float(spec.clip_threshold),
         weight_decay=float(spec.weight_decay),
+        decoupled_weight_decay=OPTIMIZERS[spec.optimizer].decoupled_weight_decay,
         final_learning_rate=float(spec.final_learning_rate),
         warmup_updates=spec.warmup_updates,
         decay_updates=spec.decay_updates,
@@ -216,7 +213,7 @@ def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
         scores=np.zeros(rows),
         scored=np.zeros(spec.outputs),
         ring=np.zeros((2, error_rows(spec))),
-        lists=np.zeros((13, streams), np.int64),
+        lists=np.zeros((LISTS, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),
         done=np.zeros(2, np.int64),

@@ -9,13 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.addresses import array_1d
-from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, entry, truth, whole
 from bptt_core.kernels.linear import fill
 from bptt_core.kernels.network import project
 from bptt_core.kernels.scaling import prepare_forecast, prepare_steps, prepare_tokens
 from bptt_core.kernels.scoring import score_forecast, score_labels, score_tokens, take_class
-from bptt_core.kernels.sizes import BERNOULLI, CROSS_ENTROPY, FORECAST, NEXT_TOKEN, Room, Sizes
+from bptt_core.kernels.sizes import (
+    BERNOULLI,
+    CROSS_ENTROPY,
+    FORECAST,
+    LANE_BEGINS,
+    LANE_ENDS,
+    LANE_LENGTHS,
+    LANE_ROWS,
+    LANE_STARTS,
+    NEXT_TOKEN,
+    Room,
+    Sizes,
+    TARGET_STARTS,
+    TARGET_STOPS,
+)
 from bptt_core.kernels.table import COLUMNS, model_at, room_at, sizes_at, streams_at, work_at
 from bptt_core.kernels.windows import advance
 from bptt_core.state import Model, SEQUENCE_STEP, Streams
@@ -159,7 +173,7 @@ def score(
 
 @entry
 def run(
-    cell: CellTag,
+    tag: Tag,
     like: Array,
     table: Array,
     lanes: Array,
@@ -172,7 +186,7 @@ def run(
     """Learn steps; as `bptt_core.transition.run`.
 
     Args:
-        cell: of the spec.
+        tag: selects the kernels of the spec's cell and optimizer.
         like: any array of the spec's dtype.
         table: where all else stands.
         lanes: (B, 4) as in `Steps`.
@@ -195,8 +209,10 @@ def run(
     base, unit = room.base[: N * units].reshape(N, units), room.unit[: N * units].reshape(N, units)
     naive = room.naive[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
     truth = room.truth[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
-    begins, rows, lengths, ends = room.lists[6], room.lists[7], room.lists[8], room.lists[9]
-    starts, target_starts, target_stops = room.lists[10], room.lists[11], room.lists[12]
+    lists = room.lists
+    begins, rows, lengths = lists[LANE_BEGINS], lists[LANE_ROWS], lists[LANE_LENGTHS]
+    ends, starts = lists[LANE_ENDS], lists[LANE_STARTS]
+    target_starts, target_stops = lists[TARGET_STARTS], lists[TARGET_STOPS]
     for b in range(B):
         row, start, lengths[b] = lanes[b, ROW], lanes[b, OFFSET], lanes[b, LENGTH]
         rows[b], starts[b], ends[b] = row, start, lanes[b, ENDS]
@@ -220,7 +236,7 @@ def run(
     side_by_side = Lanes(
         rows[:B], lengths[:B], ends[:B], starts[:B], target_starts[:B], features, targets
     )
-    advance(cell, sizes, model, streams, side_by_side, longest, outputs, work, room.lists,
+    advance(tag, sizes, model, streams, side_by_side, longest, outputs, work, room.lists,
             room.reports, room.members, room.done)  # fmt: skip
     for b in range(B):
         if not asked:  # what was not forecast is not scored

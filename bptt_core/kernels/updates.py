@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, truth, whole
 from bptt_core.kernels.learning import (
     clip,
@@ -80,7 +80,7 @@ def store_states(
 
 @compiled
 def learn(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     T: int,
@@ -101,7 +101,7 @@ def learn(
     loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
     if count == 0:
         return False
-    network_backward(cell, sizes, model.parameters, T, B, T - new, output, work)
+    network_backward(tag, sizes, model.parameters, T, B, T - new, output, work)
     model.counters[UPDATES] += 1
     norm = clipped_norm = global_norm(work.gradient)
     skipped = not (is_finite(loss) and is_finite(norm))
@@ -122,7 +122,9 @@ def learn(
             sizes.warmup_updates,
             sizes.decay_updates,
         )
-        optimizer_step(sizes, model.parameters, work.gradient, factor, model.moments, update, rate)
+        optimizer_step(
+            tag, sizes, model.parameters, work.gradient, factor, model.moments, update, rate
+        )
         model.last[0], model.last[1] = loss, baseline
         model.last[2], model.last[3] = norm, clipped_norm
     report[0], report[1], report[2] = model.counters[UPDATES], new, B
@@ -133,7 +135,7 @@ def learn(
 
 @compiled
 def update(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -154,19 +156,19 @@ def update(
         for t in range(new):
             copy(streams.targets[rows[b], t], y[t, b])
     load_states(sizes, streams.start_state, rows, T, B, work)
-    network_forward(cell, sizes, model.parameters, T, B, truth(0), work)
+    network_forward(tag, sizes, model.parameters, T, B, truth(0), work)
 
     next_start = max(0, T + sizes.k1 - sizes.k2)
     store_states(sizes, streams.start_state, rows, T, B, next_start, work)
     store_states(sizes, streams.live_state, rows, T, B, T, work)
-    learned = learn(cell, sizes, model, T, B, new, work, report)
+    learned = learn(tag, sizes, model, T, B, new, work, report)
     if pending > 0:
         late = work.inputs[: pending * B * sizes.F].reshape(pending, B, sizes.F)
         for b in range(B):
             for t in range(pending):
                 copy(streams.inputs[rows[b], T + t], late[t, b])
         load_states(sizes, streams.live_state, rows, pending, B, work)
-        network_forward(cell, sizes, model.parameters, pending, B, truth(0), work)
+        network_forward(tag, sizes, model.parameters, pending, B, truth(0), work)
         store_states(sizes, streams.live_state, rows, pending, B, pending, work)
     for b in range(B):
         row = streams.inputs[rows[b]]
@@ -179,7 +181,7 @@ def update(
 
 @compiled
 def update_groups(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -211,7 +213,7 @@ def update_groups(
                 full[rest] = lane
                 rest += 1
         n = rest
-        if update(cell, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]):
+        if update(tag, sizes, model, streams, group_rows, B, pending, work, reports[done[0]]):
             for b in range(B):
                 members[done[1], 0] = done[0]
                 members[done[1], 1] = group[b]

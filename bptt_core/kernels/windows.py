@@ -6,11 +6,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt_core.kernels.cells import CellTag
+from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, entry, inlined, truth, whole
 from bptt_core.kernels.linear import BLAS_ROWS, copy
 from bptt_core.kernels.network import head_forward, layer_states, network_forward
-from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.kernels.sizes import (
+    ACTIVE,
+    ACTIVE_ROWS,
+    ACTIVE_STARTS,
+    FULL,
+    GROUP,
+    GROUP_ROWS,
+    Sizes,
+    Work,
+)
 from bptt_core.kernels.updates import forget, load_states, update_groups
 from bptt_core.state import Model, NEXT_STEP, READY, ROWS, SEQUENCE_STEP, STEPS, Streams
 from bptt_core.windows import Lanes
@@ -20,7 +29,7 @@ Array = NDArray[Any]
 
 @compiled
 def read_steps(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     live_state: Array,
@@ -43,7 +52,7 @@ def read_steps(
             copy(features[starts[b] + t + i], x[i, b])
     load_states(sizes, live_state, rows, steps, B, work)
     by_row = B < BLAS_ROWS
-    network_forward(cell, sizes, parameters, steps, B, by_row, work)
+    network_forward(tag, sizes, parameters, steps, B, by_row, work)
     output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
     for i in range(steps):
         for b in range(B):
@@ -133,7 +142,7 @@ def push_steps(
 
 @compiled
 def end_sequences(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -165,7 +174,7 @@ def end_sequences(
                     ready += 1
         if ready > 0:
             update_groups(
-                cell, sizes, model, streams, lanes.rows, full, ready, late - 1 - i, work,
+                tag, sizes, model, streams, lanes.rows, full, ready, late - 1 - i, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
     rest = whole(0)
@@ -175,7 +184,7 @@ def end_sequences(
             rest += 1
     if rest > 0:
         update_groups(
-            cell, sizes, model, streams, lanes.rows, full, rest, sizes.delay - late, work,
+            tag, sizes, model, streams, lanes.rows, full, rest, sizes.delay - late, work,
             group, group_rows, reports, members, done,
         )  # fmt: skip
     for k in range(n):
@@ -215,7 +224,7 @@ def list_ending(lengths: Array, ends: Array, t: int, active: Array, n: int) -> i
 
 @compiled
 def advance(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     model: Model,
     streams: Streams,
@@ -231,7 +240,7 @@ def advance(
     """Run lanes of prepared steps through the model; as `bptt_core.windows.advance`.
 
     Args:
-        cell: of the spec.
+        tag: selects the kernels of the spec's cell and optimizer.
         sizes: of the spec.
         model: changed.
         streams: changed.
@@ -239,14 +248,13 @@ def advance(
         longest: steps of the longest lane.
         outputs: (N, O), filled; (0, O) where nobody asks.
         work: of the spec.
-        lists: (6, B) int64 scratch, or more rows.
+        lists: (LISTS, B) int64; the first rows are scratch.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
         done: (2,) int64 zeros: how many rows of both were filled.
     """
-    active, rows, starts, full, group, group_rows = (
-        lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]
-    )  # fmt: skip
+    active, rows, starts = lists[ACTIVE], lists[ACTIVE_ROWS], lists[ACTIVE_STARTS]
+    full, group, group_rows = lists[FULL], lists[GROUP], lists[GROUP_ROWS]
     late, pending = sizes.delay > 0, max(0, sizes.delay - 1)
     t = n = whole(0)
     for b in range(lanes.lengths.size):
@@ -255,7 +263,7 @@ def advance(
     n = list_ending(lanes.lengths, lanes.ends, t, active, n)  # with late labels and no step more
     if n > 0:
         end_sequences(
-            cell, sizes, model, streams, lanes, work, active, n, full,
+            tag, sizes, model, streams, lanes, work, active, n, full,
             group, group_rows, reports, members, done,
         )  # fmt: skip
     while t < longest:
@@ -266,7 +274,7 @@ def advance(
             )
             if ready > 0:
                 update_groups(
-                    cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                    tag, sizes, model, streams, lanes.rows, full, ready, pending, work,
                     group, group_rows, reports, members, done,
                 )  # fmt: skip
         steps = steps_until_full(sizes, streams.counters, rows, n)
@@ -275,26 +283,26 @@ def advance(
         ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes, active,
                            rows, n, t, steps, full)  # fmt: skip
         if outputs.shape[0] > 0:
-            read_steps(cell, sizes, model.parameters, streams.live_state, rows, starts, n, t,
+            read_steps(tag, sizes, model.parameters, streams.live_state, rows, starts, n, t,
                        steps, lanes.features, outputs, work)  # fmt: skip
         model.counters[STEPS] += n * steps
         t += steps
         if ready > 0:
             update_groups(
-                cell, sizes, model, streams, lanes.rows, full, ready, pending, work,
+                tag, sizes, model, streams, lanes.rows, full, ready, pending, work,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
         n = list_ending(lanes.lengths, lanes.ends, t, active, n)
         if n > 0:
             end_sequences(
-                cell, sizes, model, streams, lanes, work, active, n, full,
+                tag, sizes, model, streams, lanes, work, active, n, full,
                 group, group_rows, reports, members, done,
             )  # fmt: skip
 
 
 @entry
 def forward_stream(
-    cell: CellTag,
+    tag: Tag,
     sizes: Sizes,
     parameters: Array,
     features: Array,
@@ -313,7 +321,7 @@ def forward_stream(
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
-    network_forward(cell, sizes, parameters, T, B, truth(1), work)
+    network_forward(tag, sizes, parameters, T, B, truth(1), work)
     made = head_forward(sizes, parameters, T, B, T - T, truth(1), work)
     copy(made.reshape(outputs.size), outputs.reshape(outputs.size))
     for layer in range(sizes.L):

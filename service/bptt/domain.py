@@ -169,7 +169,7 @@ class Refused:
 Answer = ChunkResult | Refused
 
 ModelState = Literal["learning", "paused", "diverged", "read_only", "recovering"]
-"""What a model does with steps: see `ModelStatus` in protos/bptt/v1/bptt.proto."""
+"""What a model does with steps: see `ModelState` in protos/bptt/v1/types.proto."""
 
 
 def state_of(settings: Settings, figures: Figures) -> ModelState:

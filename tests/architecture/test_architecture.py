@@ -1,4 +1,4 @@
-"""What holds the house together: who imports whom, what is exported, which error answers how."""
+"""Import contracts, exported names, and the status and reason of every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: processes against a real server."""
+"""Fixtures that run the command line in processes against a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN_SECONDS = 100
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left behind."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -27,12 +27,12 @@ class Ran:
 
     @property
     def document(self) -> Any:
-        """Standard output, which must be one JSON document and nothing else."""
+        """Standard output, which must be exactly one JSON document."""
         return json.loads(self.out)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Standard output, which must be JSON lines and nothing else."""
+        """Standard output, which must consist of JSON lines only."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -47,13 +47,13 @@ def run(*arguments: str, stdin: str | None = None) -> Ran:
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr, "colours where there is no terminal"
+    assert "\x1b" not in done.stdout + done.stderr, "no colours without a terminal"
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True)
 class Bptt:
-    """Commands with the address of a server added."""
+    """Runs commands with the address of a server appended."""
 
     server: Served
 
@@ -69,6 +69,6 @@ def bptt() -> Iterator[Bptt]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A model's name that no other test uses."""
+    """A model name that no other test uses."""
     text = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
     return text.removeprefix("test-")[:60].rstrip("-")

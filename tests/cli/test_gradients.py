@@ -1,4 +1,4 @@
-"""`bptt gradients`: the three curves, in the terminal, in files and as JSON."""
+"""`bptt gradients`: the three curves in the terminal, in files and as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_terminal_shows_three_curves_and_their_figures(shown: Ran) -> None:
     assert max(map(len, map(str.rstrip, shown.out.splitlines()))) <= 90
 
 
-def test_the_table_in_the_cores_readme_is_what_it_shows(shown: Ran) -> None:
+def test_the_table_in_the_cores_readme_matches_the_output(shown: Ran) -> None:
     readme = (ROOT / "bptt_core" / "README.md").read_text()
     rows = re.findall(r"^\| (?:tanh RNN|ReLU RNN|LSTM) \| [^|]*[a-zA-Z].*$", readme, re.MULTILINE)
     assert len(rows) == 3
@@ -61,7 +61,7 @@ def test_the_table_in_the_cores_readme_is_what_it_shows(shown: Ran) -> None:
 @pytest.mark.parametrize(
     "arguments", [(), ("--seed", "5"), ("--hidden-size", "32"), ("--input", SERIES)]
 )
-def test_one_vanishes_one_explodes_one_lasts(arguments: tuple[str, ...]) -> None:
+def test_one_gradient_vanishes_one_explodes_one_lasts(arguments: tuple[str, ...]) -> None:
     found = networks(*arguments)
     tanh, relu, lstm = (found[name] for name in ("tanh RNN", "ReLU RNN", "LSTM"))
     assert [len(each["ratios"]) for each in (tanh, relu, lstm)] == [65] * 3
@@ -74,21 +74,21 @@ def test_one_vanishes_one_explodes_one_lasts(arguments: tuple[str, ...]) -> None
     assert tanh["spectral_radius"] < 1
 
 
-def test_the_figures_are_those_of_the_curve() -> None:
+def test_the_memory_horizon_follows_from_the_curve() -> None:
     for each in networks("--steps", "40").values():
         ratios = np.array(each["ratios"])
         assert each["memory_horizon"] == np.flatnonzero(ratios > 0.01)[-1]
         assert ratios[0] == 1
 
 
-def test_the_same_seed_gives_the_same_document_and_another_does_not() -> None:
+def test_the_output_depends_on_the_seed_only() -> None:
     first, again = (run("gradients", "--json", "--steps", "8").out for _ in range(2))
     other = run("gradients", "--json", "--steps", "8", "--seed", "1").out
     assert first == again
     assert first != other
 
 
-def test_the_longest_curve_is_all_numbers() -> None:
+def test_the_longest_curve_is_finite() -> None:
     for each in networks("--steps", "1024", "--hidden-size", "32").values():
         assert None not in each["ratios"]
     drawn = run("gradients", "--steps", "1024", "--hidden-size", "32")
@@ -106,7 +106,7 @@ def test_a_picture_is_written_as_png_and_svg(tmp_path: Path) -> None:
     assert "LSTM" in svg.read_text()
 
 
-def test_without_matplotlib_it_says_how_to_install_it(tmp_path: Path) -> None:
+def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path: Path) -> None:
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text("raise ImportError('not here')")
     picture = tmp_path / "a.png"
@@ -119,11 +119,11 @@ def test_without_matplotlib_it_says_how_to_install_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "pip install matplotlib" in done.stderr
+    assert "pip install 'bptt[plots]'" in done.stderr
     assert not picture.exists()
 
 
-def test_matplotlib_is_imported_for_a_picture_only() -> None:
+def test_matplotlib_is_imported_only_for_a_picture_file() -> None:
     sources = [*ROOT.glob("bptt_core/**/*.py"), *ROOT.glob("service/**/*.py")]
     users = [
         path.name for path in sources if re.search(r"(import|from) matplotlib", path.read_text())
@@ -142,18 +142,16 @@ def test_matplotlib_is_imported_for_a_picture_only() -> None:
     ("arguments", "status", "words"),
     [
         (("--output", "x.pdf"), 2, "x.pdf"),
-        (("--output", "/no/such/folder/x.png"), 1, "cannot be written"),
+        (("--output", "/no/such/folder/x.png"), 1, "cannot write"),
         (("--steps", "1"), 2, "--steps"),
         (("--steps", "many"), 2, "--steps"),
         (("--hidden-size", "7"), 2, "--hidden-size"),
         (("--seed", "-1"), 2, "--seed"),
-        (("--input", "missing.csv"), 1, "there is no file missing.csv"),
+        (("--input", "missing.csv"), 1, "file not found: missing.csv"),
         (("--input", "-"), 1, "10 rows"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
-    arguments: tuple[str, ...], status: int, words: str
-) -> None:
+def test_errors_are_one_line(arguments: tuple[str, ...], status: int, words: str) -> None:
     ten = "time,a\n" + "".join(f"2020-01-0{day % 9},{day}\n" for day in range(10))
     done = run("gradients", *arguments, stdin=ten)
     assert done.status == status
@@ -163,13 +161,13 @@ def test_what_is_wrong_is_said_in_one_line(
     assert words in line
 
 
-def test_columns_that_do_not_vary_and_rows_with_gaps_are_no_trouble() -> None:
+def test_constant_columns_and_missing_values_are_accepted() -> None:
     rows = "a,b\n" + "".join(f"{row % 3},7\n,7\n" for row in range(20))
     done = run("gradients", "--json", "--steps", "20", "--input", "-", stdin=rows)
     assert done.status == 0, done.err
 
 
-def test_a_series_without_numbers_is_told() -> None:
+def test_a_series_without_numbers_is_an_error() -> None:
     done = run("gradients", "--input", "-", stdin="a,b\nx,y\n")
     assert done.status == 1
-    assert "no column of numbers" in done.err
+    assert "no numeric column" in done.err

@@ -24,7 +24,7 @@ ROWS = 500
 
 @pytest.fixture
 def waves(tmp_path: Path) -> str:
-    """Two waves with a time, a place, and three values that are missing."""
+    """Two waves with a time, a place, and three missing values."""
     t = np.arange(ROWS)
     rows = [f"2024-01-01T{i % 24:02d}:00,{np.sin(i / 9):.5f},x,{np.cos(i / 5):.5f}" for i in t]
     for gap in (10, 200, 499):
@@ -39,9 +39,9 @@ def test_a_file_is_learned_and_predicted_from(bptt: Bptt, waves: str, name: str)
     assert done.status == 0, done.err
     assert "'when' is left out: a time" in done.err
     assert "'place' is left out: text" in done.err
-    assert "column 'a' lacks 3 values: the model takes them as missing" in done.err
+    assert "column 'a' lacks 3 values: the model treats them as missing" in done.err
     assert f"500 steps learned on stream waves of model {name}" in done.out
-    assert "repeating the last value" in done.out
+    assert "relative to the last-value forecast" in done.out
     assert "median gradient norm" in done.out
     listed = {model["model_id"]: model for model in bptt("models", "--json").document}
     assert listed[name]["steps"] == 500
@@ -54,7 +54,7 @@ def test_a_file_is_learned_and_predicted_from(bptt: Bptt, waves: str, name: str)
     assert "500" in bptt("predict", "--model", name, "--stream", "waves").out
 
 
-def test_json_is_all_there_is_on_standard_output(bptt: Bptt, waves: str, name: str) -> None:
+def test_json_is_the_only_output(bptt: Bptt, waves: str, name: str) -> None:
     done = bptt("learn", waves, "--model", name, "--missing", "leave-out", "--json")
     last = done.lines[-1]
     assert (last["event"], last["steps"], last["next_step"]) == ("done", 497, 497)
@@ -65,7 +65,7 @@ def test_json_is_all_there_is_on_standard_output(bptt: Bptt, waves: str, name: s
     assert done.err == ""
 
 
-def test_columns_and_targets_are_chosen(bptt: Bptt, waves: str, name: str) -> None:
+def test_columns_and_targets_can_be_chosen(bptt: Bptt, waves: str, name: str) -> None:
     options = ("--columns", "b,a", "--target", "a", "--horizon", "3", "--hidden-size", "8")
     assert bptt("learn", waves, "--model", name, *options).status == 0
     predicted = bptt("predict", "--model", name, "--stream", "waves", "--json").document
@@ -79,12 +79,12 @@ def test_columns_and_targets_are_chosen(bptt: Bptt, waves: str, name: str) -> No
 def test_a_regression_predicts_its_target(bptt: Bptt, waves: str, name: str) -> None:
     done = bptt("learn", waves, "--model", name, "--task", "regression", "--target", "b")
     assert done.status == 0, done.err
-    assert "the mean so far" in done.out
+    assert "the running mean" in done.out
     predicted = bptt("predict", "--model", name, "--stream", "waves", "--input", "0.5", "--json")
     assert np.shape(predicted.document["predictions"]) == (1, 1, 1)
 
 
-def test_a_second_run_goes_on_where_the_stream_ended(
+def test_a_second_run_continues_after_the_last_step(
     bptt: Bptt, tmp_path: Path, waves: str, name: str
 ) -> None:
     rows = Path(waves).read_text().splitlines(keepends=True)
@@ -102,7 +102,7 @@ def test_a_second_run_goes_on_where_the_stream_ended(
     assert (more["steps"], more["next_step"]) == (500, 1000)
 
 
-def test_a_run_in_two_parts_learns_the_same(bptt: Bptt, tmp_path: Path, waves: str) -> None:
+def test_two_partial_runs_learn_the_same(bptt: Bptt, tmp_path: Path, waves: str) -> None:
     rows = Path(waves).read_text().splitlines(keepends=True)
     part = tmp_path / "part" / "waves.csv"
     part.parent.mkdir()
@@ -117,7 +117,7 @@ def test_a_run_in_two_parts_learns_the_same(bptt: Bptt, tmp_path: Path, waves: s
     assert found[0] == found[1]
 
 
-def test_gzip_and_standard_input_are_read_too(bptt: Bptt, waves: str, name: str) -> None:
+def test_gzip_and_standard_input_are_read(bptt: Bptt, waves: str, name: str) -> None:
     text = Path(waves).read_text()
     packed = Path(waves + ".gz")
     packed.write_bytes(gzip.compress(text.encode()))
@@ -128,7 +128,7 @@ def test_gzip_and_standard_input_are_read_too(bptt: Bptt, waves: str, name: str)
     assert (again["steps"], again["next_step"]) == (500, 1000)
 
 
-def test_standard_input_is_learned_line_by_line_and_ctrl_c_is_clean(bptt: Bptt, name: str) -> None:
+def test_standard_input_is_learned_line_by_line_until_ctrl_c(bptt: Bptt, name: str) -> None:
     command = [*BPTT, "learn", "-", "--model", name, "--address", bptt.server.address]
     with subprocess.Popen(
         command,
@@ -145,14 +145,14 @@ def test_standard_input_is_learned_line_by_line_and_ctrl_c_is_clean(bptt: Bptt, 
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "3 steps learned" in out
-    assert "interrupted: what was sent is learned" in err
+    assert "interrupted: all rows that were sent are learned" in err
     assert "Traceback" not in err
 
 
 SLOW = ("--hidden-size", "512", "--k1", "1", "--k2", "64")  # half a second a chunk
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
     path.write_text("a\n" + "1\n2\n" * 5000)
     serve = [*BPTT, "serve", "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
@@ -164,16 +164,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
             learn = [*BPTT, "learn", str(path), "--model", "m", *SLOW, "--address", address]
             with subprocess.Popen(learn, stdout=pipe, stderr=pipe, text=True) as client:
                 assert client.stderr is not None
-                while "made model" not in client.stderr.readline():
+                while "created model" not in client.stderr.readline():
                     pass
                 _wait_for_step(Bptt(Served(address, "", server)), "m", None, stream="long")
                 client.send_signal(signal.SIGINT)
-                assert "Ctrl-C again leaves" in client.stderr.readline()
+                assert "Ctrl-C again quits" in client.stderr.readline()
                 client.send_signal(signal.SIGINT)
                 assert client.wait(timeout=10) == 130
                 left = client.stderr.read()
             assert left.count("\n") == 1
-            assert "left at once" in left
+            assert "quit at once" in left
             assert server.stderr is not None
             server.send_signal(signal.SIGINT)
             while "stopping" not in server.stderr.readline():
@@ -188,7 +188,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 
 def _wait_for_step(bptt: Bptt, model: str, step: int | None, stream: str = "stdin") -> None:
-    """Until the stream's next step is this one; None: until there is a stream."""
+    """Wait until the stream's next step is `step`; None: until the stream exists."""
     for _ in range(200):
         done = bptt("predict", "--model", model, "--stream", stream, "--json")
         if done.status == 0 and step in (None, done.document["next_step"]):
@@ -196,7 +196,7 @@ def _wait_for_step(bptt: Bptt, model: str, step: int | None, stream: str = "stdi
     pytest.fail(f"step {step} was not reached while the input was open: {done}")
 
 
-def test_a_server_that_stops_is_one_line(served: Served) -> None:
+def test_a_server_stop_is_reported_in_one_line(served: Served) -> None:
     command = [*BPTT, "learn", "-", "--model", "m", "--address", served.address]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -206,7 +206,7 @@ def test_a_server_that_stops_is_one_line(served: Served) -> None:
         process.stdin.flush()
         _wait_for_step(Bptt(served), "m", 2)
         served.process.terminate()
-        # Its input stays open meanwhile: the end of a file that was learned would be a success.
+        # The input stays open: a file that ends here would have been learned successfully.
         status = process.wait(timeout=60)
         _, err = process.communicate()
     assert status == 1
@@ -214,7 +214,7 @@ def test_a_server_that_stops_is_one_line(served: Served) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_server_that_stops_amid_a_file_is_one_line(
+def test_a_server_stop_within_a_file_is_reported_in_one_line(
     served: Served, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = tmp_path / "long.csv"
@@ -231,15 +231,15 @@ def test_a_server_that_stops_amid_a_file_is_one_line(
         _, err = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         served.process.wait()
-        served.process.returncode = 0  # as meant: the fixture takes any other end for a failure
+        served.process.returncode = 0  # intended: the fixture treats any other status as a failure
     assert process.returncode == 1
-    advice = "stopped; run the same command again to go on"
+    advice = "stopped; run the same command again to continue"
     *before, last = err.splitlines()
     assert last == f"bptt: the server at {served.address} {advice}"
     assert not any(line.startswith(("bptt:", "Traceback")) for line in before)
 
 
-def test_a_bar_is_shown_in_a_terminal(bptt: Bptt, waves: str, name: str) -> None:
+def test_a_terminal_shows_a_progress_bar(bptt: Bptt, waves: str, name: str) -> None:
     command = [*BPTT, "learn", waves, "--model", name, "--address", bptt.server.address]
     controller, terminal = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
@@ -252,7 +252,7 @@ def test_a_bar_is_shown_in_a_terminal(bptt: Bptt, waves: str, name: str) -> None
         while True:
             try:
                 data = os.read(controller, 1 << 16)
-            except OSError:  # the other side has closed
+            except OSError:  # the terminal was closed
                 break
             if not data:
                 break
@@ -269,7 +269,9 @@ def test_a_bar_is_shown_in_a_terminal(bptt: Bptt, waves: str, name: str) -> None
 BAD = "a,b\n1,2\n3,x\n4,5\n"
 
 
-def test_a_bad_value_is_named_and_nothing_is_made(bptt: Bptt, tmp_path: Path, name: str) -> None:
+def test_an_invalid_value_is_reported_and_no_model_is_created(
+    bptt: Bptt, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "bad.csv"
     path.write_text(BAD)
     done = bptt("learn", str(path), "--model", name)
@@ -279,7 +281,9 @@ def test_a_bad_value_is_named_and_nothing_is_made(bptt: Bptt, tmp_path: Path, na
     assert name not in bptt("models").out
 
 
-def test_a_bad_value_in_standard_input_ends_it_after_the_rows_before(bptt: Bptt, name: str) -> None:
+def test_an_invalid_value_in_standard_input_ends_the_run_after_earlier_rows(
+    bptt: Bptt, name: str
+) -> None:
     done = bptt("learn", "-", "--model", name, "--json", stdin=BAD)
     assert done.status == 1
     assert "line 3, column 'b'" in done.err
@@ -294,7 +298,7 @@ def test_a_bad_value_in_standard_input_ends_it_after_the_rows_before(bptt: Bptt,
         (["--target", "nope"], ["'nope'", "when, a, place, b"]),
         (["--columns", "a", "--target", "b"], ["'b'", "not among the columns"]),
         (["--columns", "a,place"], ["line 2, column 'place'", "'x'"]),
-        (["--columns", "a,a"], ["'a' is named twice"]),
+        (["--columns", "a,a"], ["'a' appears twice"]),
         (["--task", "regression"], ["--target"]),
         (["--hidden-size", "0"], ["hidden_size is 0", "1 to"]),
         (["--hidden-size", "-1"], ["hidden_size is -1"]),
@@ -310,7 +314,7 @@ def test_a_bad_value_in_standard_input_ends_it_after_the_rows_before(bptt: Bptt,
         (["--nonsense"], ["No such option", "--nonsense"]),
     ],
 )
-def test_bad_options_are_one_clear_line(
+def test_invalid_options_are_one_line(
     bptt: Bptt, waves: str, name: str, options: list[str], words: list[str]
 ) -> None:
     done = bptt("learn", waves, "--model", "bad-options", *options)
@@ -324,20 +328,20 @@ def test_bad_options_are_one_clear_line(
     assert "bad-options" not in bptt("models").out
 
 
-def test_bad_names_of_models_and_files(bptt: Bptt, tmp_path: Path, waves: str) -> None:
+def test_invalid_model_names_and_files_are_errors(bptt: Bptt, tmp_path: Path, waves: str) -> None:
     for model in ("", "Ü", "a b", "x" * 100):
         done = bptt("learn", waves, "--model", model)
         assert done.status == 1
         assert "model_id" in done.err
     gone = bptt("learn", str(tmp_path / "gone.csv"), "--model", "m")
     assert gone.status == 1
-    assert "there is no file" in gone.err
+    assert "file not found:" in gone.err
     empty = bptt("learn", "-", "--model", "m", stdin="")
     assert empty.status == 1
     assert "header" in empty.err
 
 
-def test_a_model_of_another_width_or_setting_is_not_used(bptt: Bptt, waves: str, name: str) -> None:
+def test_a_model_with_other_settings_is_refused(bptt: Bptt, waves: str, name: str) -> None:
     assert bptt("learn", waves, "--model", name).status == 0
     width = bptt("learn", waves, "--model", name, "--columns", "a")
     assert width.status == 1
@@ -347,13 +351,19 @@ def test_a_model_of_another_width_or_setting_is_not_used(bptt: Bptt, waves: str,
     assert "exists with hidden_size 64" in units.err
 
 
-def test_predict_says_what_is_wrong(bptt: Bptt, waves: str, name: str) -> None:
+def test_predict_reports_errors_in_one_line(bptt: Bptt, waves: str, name: str) -> None:
     assert bptt("learn", waves, "--model", name).status == 0
     for arguments, words in (
         (("--model", "no", "--stream", "s"), "model_id is 'no'"),
         (("--model", name, "--stream", "no"), "stream_id is 'no'"),
-        (("--model", name, "--stream", "waves", "--input", "1"), "1 values, but 2"),
-        (("--model", name, "--stream", "waves", "--input", "1,x"), "not numbers"),
+        (
+            ("--model", name, "--stream", "waves", "--input", "1"),
+            "got 1 values, but a step of model",
+        ),
+        (
+            ("--model", name, "--stream", "waves", "--input", "1,x"),
+            "must be numbers separated by commas",
+        ),
         (("--model", name, "--stream", "waves", "--input", "1,inf"), "inputs"),
     ):
         done = bptt("predict", *arguments)
@@ -363,7 +373,7 @@ def test_predict_says_what_is_wrong(bptt: Bptt, waves: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["learn", "predict", "models"])
-def test_no_server_is_one_line_that_names_the_address(command: str, waves: str) -> None:
+def test_a_missing_server_is_one_line_with_the_address(command: str, waves: str) -> None:
     options = {
         "learn": [waves, "--model", "m"],
         "predict": ["--model", "m", "--stream", "s"],
@@ -377,7 +387,7 @@ def test_no_server_is_one_line_that_names_the_address(command: str, waves: str) 
 
 @pytest.mark.parametrize("address", ["foo", "foo:", ":1", "foo:x", "foo:0", "foo:65536"])
 @pytest.mark.parametrize("command", ["learn", "predict", "models"])
-def test_an_address_that_is_none_is_one_line(command: str, address: str) -> None:
+def test_an_invalid_address_is_an_error(command: str, address: str) -> None:
     runner = CliRunner()
     arguments = {"learn": ["f", "--model", "m"], "predict": ["--model", "m", "--stream", "s"]}
     done = runner.invoke(group, [command, *arguments.get(command, []), "--address", address])
@@ -385,12 +395,14 @@ def test_an_address_that_is_none_is_one_line(command: str, address: str) -> None
     assert "host:port" in done.output
 
 
-def test_updates_that_were_skipped_are_told(bptt: Bptt, tmp_path: Path, name: str) -> None:
+def test_skipped_updates_are_reported(bptt: Bptt, tmp_path: Path, name: str) -> None:
     path = tmp_path / "wild.csv"
     path.write_text("a\n" + "1\n-2\n5\n" * 200)
     options = ("--cell", "rnn_relu", "--optimizer", "sgd", "--clip", "none")
     done = bptt("learn", str(path), "--model", name, *options, "--learning-rate", "1e30")
     assert done.status == 0, done.err
     assert re.search(
-        r"^10 of 12 updates skipped: not finite; try a lower --learning-rate", done.out, re.M
+        r"^10 of 12 updates skipped: loss or gradient not finite; try a lower --learning-rate",
+        done.out,
+        re.M,
     )

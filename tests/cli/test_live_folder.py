@@ -1,4 +1,4 @@
-"""Data folders that real servers made: copied while they learn, and checked after a kill -9."""
+"""Data folders of real servers: copied while they learn, and verified after a kill -9."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 8
 
 
 async def learn(address: str, model_id: str, stop: asyncio.Event, least: int) -> int:
-    """Stream until told to stop, and at least so many chunks; the steps that are durable then."""
+    """Stream at least `least` chunks and until `stop` is set; return the durable step."""
     random = np.random.default_rng(0)
     sent = 0
     async with Client.connect(address) as client, client.learn(model_id) as session:
@@ -28,20 +28,20 @@ async def learn(address: str, model_id: str, stop: asyncio.Event, least: int) ->
     return durable
 
 
-def at_once() -> asyncio.Event:
-    """An event that is set: stop after the least that is asked for."""
+def stopped() -> asyncio.Event:
+    """Return an event that is already set: stop after the least number of chunks."""
     stop = asyncio.Event()
     stop.set()
     return stop
 
 
-async def test_a_server_that_learns_is_copied_and_the_copy_goes_on(tmp_path: Path) -> None:
+async def test_a_backup_of_a_learning_server_can_be_served(tmp_path: Path) -> None:
     data, copy = tmp_path / "data", tmp_path / "copy"
     with serving("--data", str(data)) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", {"input_size": 2, "hidden_size": 8})
             await client.save_checkpoint("m")
-        before = await learn(server.address, "m", at_once(), least=20)
+        before = await learn(server.address, "m", stopped(), least=20)
         stop = asyncio.Event()
         learning = asyncio.create_task(learn(server.address, "m", stop, least=20))
         done = await asyncio.to_thread(run, "backup", str(data), str(copy))
@@ -62,25 +62,25 @@ async def test_a_server_that_learns_is_copied_and_the_copy_goes_on(tmp_path: Pat
         assert checked.status == 0, checked.out
 
 
-async def test_what_a_killed_server_leaves_is_whole_and_can_be_learned_again(
+async def test_the_folder_of_a_killed_server_is_intact_and_can_be_replayed(
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "data"
     with serving("--data", str(data)) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", {"input_size": 2, "hidden_size": 8})
-            await learn(server.address, "m", at_once(), least=40)
+            await learn(server.address, "m", stopped(), least=40)
             await client.save_checkpoint("m")
             await client.reset_stream("m", "s")
-            durable = await learn(server.address, "m", at_once(), least=40)
+            durable = await learn(server.address, "m", stopped(), least=40)
         server.process.kill()
         server.process.wait()
-        server.process.returncode = 0  # as it was asked to
+        server.process.returncode = 0  # intended
     checked = await asyncio.to_thread(run, "verify", str(data), "--json")
     assert checked.status == 0, checked.out
     (found,) = checked.document
     assert found["last"] >= 81
-    assert found["compared"], "a checkpoint was replayed"
+    assert found["compared"], "a checkpoint was compared"
     again = await asyncio.to_thread(run, "replay", str(data), "--model", "m", "--json")
     assert again.status == 0, again.err
     assert again.document["steps"] == durable

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from bptt import v1 as pb
 from bptt.cli.models import _table
 from bptt.client.convert import model_from_proto
 from bptt.rpc.convert_models import unknown_to_proto
-from bptt.v1 import bptt_pb2 as pb
 
 
-def test_a_model_that_is_being_recovered_has_a_row() -> None:
+def test_a_recovering_model_has_a_row() -> None:
     model = model_from_proto(pb.Model.FromString(unknown_to_proto("ride").SerializeToString()))
     console = Console(width=120)
     with console.capture() as shown:

@@ -34,6 +34,7 @@ def model(folder: Path, model_id: str = "m") -> Path:
     return found
 
 
+@pytest.mark.same_bits
 def test_the_same_spec_from_the_beginning_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     learner = learn(tmp_path / "again", tick_records(60))
     trial = replay.Trial("same", SPEC)
@@ -63,9 +64,8 @@ def test_another_spec_is_compared_with_the_models_own(data: Path) -> None:
     )
     for trial in (own, other):
         assert trial["updates"] > 50
-        assert 0 < trial["loss_ratio"] < 2
-        assert 0 < trial["second_half_loss_ratio"] < 2
-        assert 0 < trial["skill_ratio"] < 2
+        for ratio in ("loss_ratio", "second_half_loss_ratio", "skill_ratio"):
+            assert 0 < trial[ratio] < np.inf
     assert own["loss"] != other["loss"]
 
 
@@ -128,7 +128,7 @@ def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tr
     ("settings", "words"),
     [
         ("cell=gruu", "cell is gruu, but must be one of"),
-        ("sell=gru", "sell is gru, but must be left out: no such field"),
+        ("sell=gru", "unknown field 'sell'"),
         ("learning_rate=fast", "learning_rate is fast"),
         ("input_size=3", "input_size=3 cannot learn tick 1"),
         ("cell", "'cell' must be FIELD=VALUE"),

@@ -1,4 +1,4 @@
-"""`bptt serve` and the group of commands itself."""
+"""`bptt serve`, and the command group."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FREE = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and the line that says where it listens."""
+    """Run a server process; yield it and the log line with its addresses."""
     command = [*BPTT, "serve", *FREE, "--data", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             line = process.stderr.readline()
-            while not LISTENING.search(line):  # a model that is found again is told of first
-                assert line, "it ended before it listened"
+            while not LISTENING.search(line):  # recovered models are logged first
+                assert line, "the server ended before it listened"
                 line = process.stderr.readline()
             yield process, line
         finally:
-            process.kill()  # nothing, where it has ended as it should
+            process.kill()  # no effect if the server has ended
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) -> None:
+def test_it_logs_its_addresses_and_a_signal_stops_it(tmp_path: Path, number: int) -> None:
     with serving(tmp_path / "d") as (process, line):
         assert re.search(r"metrics on http://127\.0\.0\.1:\d+/metrics", line)
         assert str(tmp_path / "d") in line
@@ -46,7 +46,7 @@ def test_it_says_where_it_is_and_a_signal_stops_it(tmp_path: Path, number: int) 
     assert "Traceback" not in rest
 
 
-def test_models_are_there_again_after_a_clean_stop(tmp_path: Path) -> None:
+def test_models_survive_a_clean_stop(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("a\n" + "\n".join(str(i % 7) for i in range(200)) + "\n")
     found = []
@@ -66,7 +66,7 @@ def test_models_are_there_again_after_a_clean_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--address", "--metrics-address"])
-def test_a_port_that_is_taken_is_one_line(option: str) -> None:
+def test_a_port_in_use_is_one_line(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("serve", *FREE, option, address)
@@ -77,14 +77,14 @@ def test_a_port_that_is_taken_is_one_line(option: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:x", ""])
-def test_an_address_that_is_none_is_one_line(address: str) -> None:
+def test_an_invalid_address_is_one_line(address: str) -> None:
     done = run("serve", *FREE, "--address", address)
     assert done.status == 1
     assert done.err.count("\n") == 1
     assert "host:port" in done.err
 
 
-def test_a_data_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_file_as_data_folder_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")
     done = run("serve", *FREE, "--data", str(path))
@@ -102,7 +102,7 @@ def test_every_command_has_help_with_an_example_and_json(command: str) -> None:
     )
 
 
-def test_an_unknown_command_is_one_line_and_none_is_the_help() -> None:
+def test_an_unknown_command_is_one_line_and_no_command_prints_help() -> None:
     done = run("lern")
     assert done.status == 2
     assert done.err.count("\n") == 1

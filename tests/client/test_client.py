@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bptt import v1 as pb
 from bptt.client import Client, Learned, Refused, ServerUnreachable
 from bptt.client.session import UNANSWERED_MAX
 from bptt.errors import AlreadyExists, InvalidRequest, NotFound, OutOfOrder, Unavailable
-from bptt.v1 import bptt_pb2 as pb
 from tests.support.server import Served
 
 SINE = np.sin(np.arange(400) / 7).astype(np.float32)[:, None]

@@ -303,6 +303,7 @@ async def test_a_session_that_should_not_resume_fails_when_its_line_breaks(
         assert line.accepted == 1
 
 
+@pytest.mark.same_bits
 @pytest.mark.parametrize("durability", ["full", "process"])
 async def test_a_server_that_is_killed_is_gone_on_with_and_nothing_is_lost(
     tmp_path: Path, name: str, durability: str

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.jit import PLAIN_PYTHON
 
 pytestmark = pytest.mark.skipif(PLAIN_PYTHON, reason="nothing is compiled in this run")
+
+# What `make test-other-processor` sets.
+OLDER = {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Nehalem"}
+NEWER = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell"}
 
 # What Numba calls a miss, it compiles; a hit, it loads. Inlined functions are part of others.
 PROGRAM = """
@@ -50,8 +56,10 @@ print(json.dumps([hits, misses]))
 """
 
 
-def run(program: str, *arguments: str, folder: Path | None = None) -> list[int]:
-    environment = dict(os.environ)
+def run(
+    program: str, *arguments: str, folder: Path | None = None, processor: Any = ()
+) -> list[Any]:
+    environment = os.environ | dict(processor)
     if folder is not None:
         environment["NUMBA_CACHE_DIR"] = str(folder)
     done = subprocess.run(
@@ -61,8 +69,8 @@ def run(program: str, *arguments: str, folder: Path | None = None) -> list[int]:
         text=True,
         env=environment,
     )
-    counts: list[int] = json.loads(done.stdout)
-    return counts
+    printed: list[Any] = json.loads(done.stdout)
+    return printed
 
 
 @pytest.mark.parametrize("cells", ["rnn_tanh rnn_relu", "lstm", "gru"])
@@ -88,3 +96,49 @@ def test_what_is_compiled_is_kept_where_the_host_says(tmp_path: Path) -> None:
     assert run(ONE_KERNEL, folder=tmp_path) == [0, 1]
     assert run(ONE_KERNEL, folder=tmp_path) == [1, 0]
     assert list(tmp_path.glob("kernels-*/**/*column_sums*.nbi"))
+
+
+x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the processors named here are x86"
+)
+
+
+@x86
+def test_each_processor_has_kernels_of_its_own_in_one_folder(tmp_path: Path) -> None:
+    """A folder that two machines share, or one where NUMBA_CPU_NAME changed."""
+    for processor in (OLDER, NEWER):
+        assert run(ONE_KERNEL, folder=tmp_path, processor=processor) == [0, 1]
+    for processor in (OLDER, NEWER):
+        assert run(ONE_KERNEL, folder=tmp_path, processor=processor) == [1, 0]
+
+
+INSTRUCTIONS = """
+import json
+import numba
+import numpy as np
+from threadpoolctl import threadpool_info
+from bptt_core.kernels import blas
+from bptt_core.kernels.jit import FAST_MATH
+
+@numba.njit(fastmath=FAST_MATH)
+def total(x):
+    result = 0.0
+    for each in x:
+        result += each * each
+    return result
+
+total(np.ones(9))
+(code,) = total.inspect_asm().values()
+wide = sum(name in code for name in ("ymm", "zmm", "vfmadd"))
+kinds = {each["architecture"] for each in threadpool_info() if "scipy" in each["filepath"]}
+print(json.dumps([wide, sorted(kinds)]))
+"""
+
+
+@x86
+def test_the_settings_for_an_older_processor_take_effect() -> None:
+    """Neither AVX nor FMA is used; else `make test-other-processor` would show nothing new."""
+    assert run(INSTRUCTIONS, processor=OLDER) == [0, ["Nehalem"]]
+    wide, kinds = run(INSTRUCTIONS, processor=NEWER)
+    assert wide == 2
+    assert kinds == ["Haswell"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import re
 from pathlib import Path
@@ -13,11 +14,20 @@ import numpy as np
 import pytest
 
 from bptt.cli.gradients import Network, NETWORKS
-from bptt_core import ModelSpec, network, params
+from bptt_core import cells, ModelSpec, network, params
+from bptt_core.cells import Cell
 
 CORE = Path(__file__).parents[2] / "bptt_core"
 README = (CORE / "README.md").read_text()
-CELLS = {"R": "rnn.py", "L": "lstm.py", "G": "gru.py"}
+
+
+def file_of(cell: Cell) -> str:
+    """The file that holds a cell's equations."""
+    forward = cell.forward.func if isinstance(cell.forward, functools.partial) else cell.forward
+    return f"{forward.__module__.rpartition('.')[2]}.py"
+
+
+CELLS = {cell.equations: file_of(cell) for cell in cells.CELLS.values()}
 
 MATH = re.findall(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+)\$(?!\$)", README)
 # What GitHub's Markdown takes for itself, or its renderer refuses.
@@ -104,7 +114,8 @@ def test_each_equation_has_its_line_of_code(letter: str) -> None:
 
 def test_labels_in_the_text_are_those_of_equations() -> None:
     known = {label for letter in CELLS for label in equations_of_the_readme(letter)}
-    mentioned = set(re.findall(r"\(([RLG]\d+)\)", README))
+    letters = "".join(CELLS)
+    mentioned = set(re.findall(rf"\(([{letters}]\d+)\)", README))
     assert mentioned
     assert mentioned <= known
 

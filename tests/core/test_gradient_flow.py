@@ -20,13 +20,13 @@ from bptt_core import (
 )
 from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, ShapeError
 from bptt_core.gradient_flow import EXACT_SIZE_MAX, spectral_radius
-from bptt_core.specs import Cell
+from bptt_core.specs import CellName
 
-CELLS: tuple[Cell, ...] = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+CELLS: tuple[CellName, ...] = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 EPSILON = 1e-6
 
 
-def spec_of(cell: Cell, **more: Any) -> ModelSpec:
+def spec_of(cell: CellName, **more: Any) -> ModelSpec:
     values = {"task": "regression", "input_size": 3, "output_size": 2, "hidden_size": 5}
     return ModelSpec(**{**values, "cell": cell, "dtype": "float64", **more})
 
@@ -73,7 +73,7 @@ def ratios_by_finite_differences(
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_ratios_are_those_of_the_product_of_jacobians(cell: Cell, layers: int) -> None:
+def test_ratios_are_those_of_the_product_of_jacobians(cell: CellName, layers: int) -> None:
     spec = spec_of(cell, layers=layers, seed=layers)
     named = parameters_of(spec, 1.5)
     x, state = window_of(spec, 9, seed=7)
@@ -150,7 +150,7 @@ def test_shut_relus_let_nothing_pass() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_single_precision_is_taken(cell: Cell) -> None:
+def test_single_precision_is_taken(cell: CellName) -> None:
     spec = spec_of(cell, dtype="float32")
     named = parameters_of(spec)
     x, state = (array.astype(np.float32) for array in window_of(spec, 6))
@@ -192,7 +192,7 @@ def test_the_window_of_a_learners_stream() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_token_ids_are_read_as_one_hot_vectors(cell: Cell) -> None:
+def test_token_ids_are_read_as_one_hot_vectors(cell: CellName) -> None:
     spec = ModelSpec(task="next_token", vocabulary_size=7, cell=cell, hidden_size=5)
     dense = ModelSpec(task="regression", input_size=7, output_size=7, cell=cell, hidden_size=5)
     named = parameters_of(spec)
@@ -236,7 +236,7 @@ def test_states_that_overflow_are_told() -> None:
     ("cell", "blocks"),
     [("rnn_tanh", "h"), ("rnn_relu", "h"), ("lstm", "ifgo"), ("gru", "rzn")],
 )
-def test_spectral_radii_are_those_of_the_blocks(cell: Cell, blocks: str) -> None:
+def test_spectral_radii_are_those_of_the_blocks(cell: CellName, blocks: str) -> None:
     spec = spec_of(cell, layers=2)
     named = parameters_of(spec)
     found = spectral_radii(spec, named)

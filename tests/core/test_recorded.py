@@ -16,6 +16,8 @@ import pytest
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.support.jit import PLAIN_PYTHON
 
+pytestmark = pytest.mark.same_bits
+
 RIDE = Path(__file__).parent / "recorded" / "ride.csv"
 SPECS = {
     "forecast": ModelSpec(input_size=4, hidden_size=8, horizon=2),

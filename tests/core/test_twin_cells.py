@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt_core.cells import CELLS
-from bptt_core.kernels import cells, gru, lstm, rnn
-from bptt_core.params import Layer
+from bptt_core import ModelSpec
+from bptt_core.cells import CELLS, Layer
+from bptt_core.kernels import dispatch, gru, lstm, rnn
 from tests.core import naive
 from tests.core.support import assert_twin, numbers
 
@@ -17,12 +17,6 @@ T, H = 6, 5
 RANDOM = np.random.default_rng(12)
 batches = pytest.mark.parametrize("streams", [1, 3, 6])
 dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
-TAGS = {
-    "rnn_tanh": rnn.RnnCell(relu=False),
-    "rnn_relu": rnn.RnnCell(relu=True),
-    "lstm": lstm.LstmCell(relu=False),
-    "gru": gru.GruCell(relu=False),
-}
 
 
 def of_stream(array: Any, b: int) -> Any:
@@ -35,7 +29,7 @@ def of_stream(array: Any, b: int) -> Any:
 @batches
 @dtypes
 def test_rnn(relu: bool, streams: int, dtype: str) -> None:
-    cell, W = rnn.RnnCell(relu), numbers(RANDOM, (H, H), dtype)
+    W = numbers(RANDOM, (H, H), dtype)
     u, scratch = numbers(RANDOM, (T, streams, H), dtype), numbers(RANDOM, (streams, H), dtype)
     states = numbers(RANDOM, (1, T + 1, streams, H), dtype)
     dh, da = numbers(RANDOM, (T, streams, H), dtype), np.empty((T, streams, H), dtype)
@@ -43,8 +37,8 @@ def test_rnn(relu: bool, streams: int, dtype: str) -> None:
     for b in range(streams):
         h = naive.rnn_forward(W.tolist(), of_stream(u, b), states[0, 0, b].tolist(), relu)
         refs.append((h, *naive.rnn_backward(W.tolist(), h, of_stream(dh, b), relu)))
-    rnn.rnn_forward(cell, W, states, u, scratch)
-    rnn.rnn_backward(cell, W, states, dh, da, scratch)
+    rnn.rnn_forward(relu, W, states, u, scratch)
+    rnn.rnn_backward(relu, W, states, dh, da, scratch)
     for b, (h, ref_da, ref_dh) in enumerate(refs):
         assert_twin(states[0, :, b], h, dtype)
         assert_twin(da[:, b], ref_da, dtype)
@@ -106,42 +100,30 @@ def test_gru(streams: int, dtype: str) -> None:
 def parts_of(name: str, layer: Layer, x: Any, state: Any, dh: Any) -> dict[str, Any]:
     """The twin's states, gradients and ∂L/∂x of one stream."""
     U, W, b, b_hidden = (each.tolist() for each in layer)
-    if name == "gru":
-        u = [naive.affine(U, row, b) for row in x]
-        h, gates = naive.gru_forward(W, u, b_hidden, state[0])
-        du, dw, _ = naive.gru_backward(W, h, gates, dh)
-        states = [h]
-    else:
-        u = [naive.affine(U, row, naive.add(b, b_hidden)) for row in x]
-        if name == "lstm":
-            h, c, lstm_gates = naive.lstm_forward(W, u, *state)
-            du, _ = naive.lstm_backward(W, c, lstm_gates, dh)
-            states = [h, c]
-        else:
-            h = naive.rnn_forward(W, u, state[0], name == "rnn_relu")
-            du, _ = naive.rnn_backward(W, h, dh, name == "rnn_relu")
-            states = [h]
-        dw = du
+    twin = naive.TWINS[name]
+    bias = b if twin.separate_hidden_bias else naive.add(b, b_hidden)
+    u = [naive.affine(U, row, bias) for row in x]
+    states, kept = twin.forward(W, u, b_hidden, state)
+    du, dw, _ = twin.backward(W, states, kept, dh)
     return {
         "states": states,
         "U": naive.outer_sum(du, x),
-        "W": naive.outer_sum(dw, h[:-1]),
+        "W": naive.outer_sum(dw, states[0][:-1]),
         "b": naive.column_sums(du),
         "b_hidden": naive.column_sums(dw),
         "dx": [naive.vector_matrix(row, U) for row in du],
     }
 
 
-@pytest.mark.parametrize("name", CELLS)
-@dtypes
-def test_the_reference_is_the_textbook(name: Any, dtype: str) -> None:
-    """The NumPy cells with their weights' gradients, summed over time and streams."""
-    streams, D, G = 2, 3, {"gru": 3, "lstm": 4}.get(name, 1)
-    shapes = [(G * H, D), (G * H, H), (G * H,), (G * H,)]
+def check_reference(name: str, dtype: str) -> None:
+    """The NumPy cell, with its weights' gradients summed over time and streams, is the twin's."""
+    streams, D, twin = 2, 3, naive.TWINS[name]
+    rows = twin.blocks * H
+    shapes = [(rows, D), (rows, H), (rows,), (rows,)]
     layer = Layer(*(numbers(RANDOM, shape, dtype) for shape in shapes))
     gradient = Layer(*(np.zeros(shape, dtype) for shape in shapes))
     x, dh = numbers(RANDOM, (T, streams, D), dtype), numbers(RANDOM, (T, streams, H), dtype)
-    state = numbers(RANDOM, (2 if name == "lstm" else 1, streams, H), dtype)
+    state = numbers(RANDOM, (twin.parts, streams, H), dtype)
     tape = CELLS[name].forward(layer, x, tuple(state))
     dx = CELLS[name].backward(layer, gradient, tape, dh)
     refs = [
@@ -155,36 +137,38 @@ def test_the_reference_is_the_textbook(name: Any, dtype: str) -> None:
         assert_twin(comp, sum(np.array(ref[field]) for ref in refs), dtype)
 
 
-@pytest.mark.twin_of("cells.cell_forward", "cells.cell_backward")
-@pytest.mark.parametrize("name", TAGS)
-def test_one_interface(name: str) -> None:
-    """Whichever cell it is, the same call reaches its kernels."""
-    streams, tag = 2, TAGS[name]
-    G, parts = {"gru": 3, "lstm": 4}.get(name, 1), 2 if name == "lstm" else 1
-    W, b_hidden = numbers(RANDOM, (G * H, H), "float64"), numbers(RANDOM, (G * H,), "float64")
-    tape = numbers(RANDOM, (T, streams, G * H), "float64")
-    states = numbers(RANDOM, (parts, T + 1, streams, H), "float64")
-    dh, da = numbers(RANDOM, (T, streams, H), "float64"), np.empty((T, streams, G * H))
-    extra, wide = np.empty((T + 3, streams, H)), np.empty((streams, G * H))
+def check_kernels(name: str, streams: int, dtype: str) -> None:
+    """The compiled cell, reached through the interface that all cells share, is the twin's."""
+    twin = naive.TWINS[name]
+    tag, rows = dispatch.tag(ModelSpec(cell=name)), twin.blocks * H
+    W, b_hidden = numbers(RANDOM, (rows, H), dtype), numbers(RANDOM, (rows,), dtype)
+    tape = numbers(RANDOM, (T, streams, rows), dtype)
+    states = numbers(RANDOM, (twin.parts, T + 1, streams, H), dtype)
+    dh, da = numbers(RANDOM, (T, streams, H), dtype), np.empty((T, streams, rows), dtype)
+    extra, wide = np.empty((T + 3, streams, H), dtype), np.empty((streams, rows), dtype)
     refs = []
     for b in range(streams):
-        u, state, own = of_stream(tape, b), states[:, 0, b].tolist(), of_stream(dh, b)
-        if name == "gru":
-            h, gates = naive.gru_forward(W.tolist(), u, b_hidden.tolist(), state[0])
-            refs.append(([h], *naive.gru_backward(W.tolist(), h, gates, own)))
-        elif name == "lstm":
-            h, c, lstm_gates = naive.lstm_forward(W.tolist(), u, *state)
-            du, total = naive.lstm_backward(W.tolist(), c, lstm_gates, own)
-            refs.append(([h, c], du, du, total))
-        else:
-            h = naive.rnn_forward(W.tolist(), u, state[0], name == "rnn_relu")
-            du, total = naive.rnn_backward(W.tolist(), h, own, name == "rnn_relu")
-            refs.append(([h], du, du, total))
-    dw = np.empty_like(da) if name == "gru" else da
-    cells.cell_forward(tag, W, b_hidden, states, tape, extra, wide)
-    cells.cell_backward(tag, W, states, tape, extra, dh, da, dw, np.empty((streams, H)))
+        u, state = of_stream(tape, b), states[:, 0, b].tolist()
+        parts, kept = twin.forward(W.tolist(), u, b_hidden.tolist(), state)
+        refs.append((parts, *twin.backward(W.tolist(), parts, kept, of_stream(dh, b))))
+    dw = np.empty_like(da) if twin.separate_hidden_bias else da
+    narrow = np.empty((streams, H), dtype)
+    dispatch.cell_forward(tag, W, b_hidden, states, tape, extra, wide)
+    dispatch.cell_backward(tag, W, states, tape, extra, dh, da, dw, narrow)
     for b, (ref_states, ref_da, ref_dw, ref_dh) in enumerate(refs):
-        assert_twin(states[:, :, b], ref_states)
-        assert_twin(da[:, b], ref_da)
-        assert_twin(dw[:, b], ref_dw)
-        assert_twin(dh[:, b], ref_dh)
+        assert_twin(states[:, :, b], ref_states, dtype)
+        assert_twin(da[:, b], ref_da, dtype)
+        assert_twin(dw[:, b], ref_dw, dtype)
+        assert_twin(dh[:, b], ref_dh, dtype)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@dtypes
+def test_the_reference_is_the_textbook(name: str, dtype: str) -> None:
+    check_reference(name, dtype)
+
+
+@pytest.mark.twin_of("dispatch.cell_forward", "dispatch.cell_backward")
+@pytest.mark.parametrize("name", CELLS)
+def test_one_interface_reaches_each_cells_kernels(name: str) -> None:
+    check_kernels(name, 2, "float64")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bptt_core import clipping, losses, ModelSpec, optimizers, params
-from bptt_core.kernels import learning, sizes
+from bptt_core.kernels import dispatch, learning, sizes
 from tests.core import naive
 from tests.core.support import assert_twin, numbers
 
@@ -130,22 +130,28 @@ def test_clips(clip: Any, threshold: float, dtype: Any) -> None:
     assert_twin(scaled, naive.scale_to_norm(gradient.tolist(), threshold), dtype)
 
 
-@pytest.mark.twin_of("learning.optimizer_step")
-@pytest.mark.parametrize("name", ["sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw"])
+@pytest.mark.twin_of(
+    "learning.optimizer_step", "dispatch.rule_step", "rules.sgd", "rules.momentum", "rules.rmsprop",
+    "rules.adagrad", "rules.adam",
+)  # fmt: skip
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("factor", [1.0, 0.25])
 @dtypes
 def test_optimizers(name: Any, factor: float, weight_decay: float, dtype: Any) -> None:
     """Five updates, so that moments are used that were kept."""
     spec = spec_of(optimizer=name, weight_decay=weight_decay, dtype=dtype)
-    told, rate = sizes.sizes(spec), 0.05
+    told, tag, rate = sizes.sizes(spec), dispatch.tag(spec), 0.05
     comp = params.initialise(spec)
-    reference, moments = comp.copy(), np.zeros((optimizers.MOMENTS[name], comp.size), dtype)
+    reference, moments = (
+        comp.copy(),
+        np.zeros((optimizers.OPTIMIZERS[name].moments, comp.size), dtype),
+    )
     its, θ, kept = moments.copy(), comp.tolist(), moments.tolist()
     for update in range(1, 6):
         gradient = numbers(RANDOM, comp.shape, dtype)
         θ, kept = naive.optimizer_step(name, θ, gradient.tolist(), kept, update, rate, weight_decay)
-        learning.optimizer_step(told, comp, gradient / factor, factor, moments, update, rate)
+        learning.optimizer_step(tag, told, comp, gradient / factor, factor, moments, update, rate)
         optimizers.step(
             name, reference, gradient.copy(), its,
             update=update, learning_rate=rate, weight_decay=weight_decay,

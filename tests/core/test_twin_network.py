@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import ModelSpec, network, params
-from bptt_core.kernels import cells, linear, sizes, windows
+from bptt_core.kernels import dispatch, linear, sizes, windows
 from bptt_core.kernels import network as kernels
 from tests.core import naive
 from tests.core.support import assert_twin, numbers
@@ -108,7 +108,7 @@ def test_a_window(name: str, by_row: bool, streams: int, dtype: Any) -> None:
     refs = [twin.backward(tape, before + slopes[:, b].tolist()) for b, tape in enumerate(tapes)]
     ref = {key: sum(np.array(each[key]) for each in refs) for key in named}
 
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), cells.tag(spec)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), dispatch.tag(spec)
     work.inputs[:] = x.reshape(-1)
     for layer in range(spec.layers):
         kernels.layer_states(told, T, streams, work, layer)[:, 0] = state[layer]
@@ -141,7 +141,7 @@ def test_forward_stream(name: str) -> None:
     ref = naive.Network(spec, params.views(spec, vector)).forward(
         x[:, 0].tolist(), state[:, :, 0].tolist()
     )
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, 1, backward=False), cells.tag(spec)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, 1, backward=False), dispatch.tag(spec)
     features, start = x[:, 0].copy(), np.ascontiguousarray(state[:, :, 0])
     after, comp = start.copy(), np.zeros((T, spec.outputs))
     windows.forward_stream(tag, told, vector, features, after, work, comp)

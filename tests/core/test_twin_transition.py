@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
-from bptt_core.kernels import addresses, cells, sizes, table, transition
+from bptt_core.kernels import addresses, dispatch, sizes, table, transition
 from bptt_core.kernels.backend import Compiled
 from bptt_core.state import new_model, new_streams
 from bptt_core.transition import Steps
@@ -139,7 +139,7 @@ def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> 
         fed = whole.feed(x[:, None], y[:, None])
         assert fed.predictions is not None
         assert made.tobytes() == fed.predictions.tobytes()
-    assert cells.tag(spec) == backend._cell
+    assert dispatch.tag(spec) == backend._tag
 
 
 def test_room_is_for_the_steps_that_came_and_not_for_the_longest_lane() -> None:

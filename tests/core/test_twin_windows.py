@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import ModelSpec, params
-from bptt_core.kernels import cells, network, sizes, updates, windows
+from bptt_core.kernels import dispatch, network, sizes, updates, windows
 from bptt_core.state import CLIPPED, new_model, SKIPPED, UPDATES
 from bptt_core.windows import REPORT_COLUMNS
 from tests.core import naive
@@ -71,7 +71,7 @@ def test_states_are_read_and_stored() -> None:
 def test_an_update(name: str) -> None:
     """Loss, gradient, clip and optimizer step, three times over."""
     spec = SPECS[name]
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), cells.tag(spec)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
     model, report = new_model(spec), np.zeros(REPORT_COLUMNS)
     twin = naive.Learner(spec, params.views(spec, model.parameters))
     for update in range(1, 4):
@@ -100,7 +100,7 @@ def test_an_update(name: str) -> None:
 
 def test_an_update_without_a_target_is_none_and_one_that_overflows_is_skipped() -> None:
     spec = SPECS["squared error"]
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), cells.tag(spec)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
     model, report = new_model(spec), np.zeros(REPORT_COLUMNS)
     before = model.parameters.copy()
     network.network_forward(tag, told, model.parameters, T, B, False, work)
@@ -119,7 +119,7 @@ def test_an_update_without_a_target_is_none_and_one_that_overflows_is_skipped() 
 @pytest.mark.parametrize("streams", [1, 5])
 def test_what_is_read_is_not_learned(streams: int) -> None:
     spec = SPECS["classes of a gru"]
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), cells.tag(spec)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), dispatch.tag(spec)
     model, live = new_model(spec), streams_of(spec, streams)
     x, outputs = numbers(RANDOM, (streams, T, 3), "float64"), np.zeros((streams, T, 2))
     twin = naive.Network(spec, params.views(spec, model.parameters))

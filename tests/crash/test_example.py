@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "survives_kill.py"
 
 
+@pytest.mark.same_bits
 def test_a_model_whose_server_was_killed_has_the_digest_of_one_that_nobody_disturbed() -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "2", "--chunks", "900"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 
 from bptt.durability import differences, fingerprint
@@ -29,3 +33,23 @@ def test_differences_are_named() -> None:
         f"numba was 0.1 and is {same['numba']}",
         f"python was not known and is {same['python']}",
     ]
+
+
+def test_code_for_another_processor_is_a_difference() -> None:
+    """Two processes on one machine, one of them told to compute as an older processor does."""
+    program = (
+        "import json; from bptt.durability import fingerprint; print(json.dumps(fingerprint()))"
+    )
+    told = {"NUMBA_CPU_NAME": "nehalem", "OPENBLAS_CORETYPE": "Nehalem"}
+    kept = {name: value for name, value in os.environ.items() if name not in told}
+    native, other = (
+        json.loads(subprocess.check_output([sys.executable, "-c", program], env=kept | settings))
+        for settings in ({}, told)
+    )
+    assert native.keys() & told.keys() == set()
+    assert other == native | told
+
+
+def test_a_setting_that_this_process_lacks_is_named() -> None:
+    before = {**fingerprint(), "NPY_ENABLE_CPU_FEATURES": "AVX2"}
+    assert differences(before) == ["NPY_ENABLE_CPU_FEATURES was AVX2 and is not set"]

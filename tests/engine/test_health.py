@@ -23,8 +23,8 @@ from bptt.engine.responses import ResponseQueue
 from bptt.errors import Recovering
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
-from tests.engine.test_divergence import SPEC as DIVERGING
-from tests.engine.test_divergence import steps, TOO_LARGE
+from tests.engine.test_rollback import SPEC as DIVERGING
+from tests.engine.test_rollback import steps, TOO_LARGE
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 TICKS = 30

@@ -16,6 +16,8 @@ from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import Outcome, run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 
+pytestmark = pytest.mark.same_bits
+
 FORECAST = ModelSpec(input_size=2, hidden_size=4, k1=3, k2=7)
 SPECS = {
     "forecast": FORECAST,

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition
@@ -44,6 +45,7 @@ async def stopped(store: SqliteStore) -> Recovered:
     return recover(store, "m")
 
 
+@pytest.mark.same_bits
 async def test_a_clean_stop_saves_what_was_only_replayed(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
     store.open()

@@ -1,35 +1,49 @@
-"""The character model in a small form; PyTorch's side of it needs PyTorch."""
+"""The character model in a smaller form; the comparison with PyTorch needs PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from benchmarks import characters
 from benchmarks.characters_core import new_learner, read
 from benchmarks.characters_process import Settings
+from bptt_core import Learner
+from tests.support.seeds import medians
 
 QUARTER = 5_000
 
 
+@pytest.mark.learning
 def test_bits_a_character_fall_while_source_text_is_read() -> None:
     text = np.frombuffer(characters.source_text(4 * QUARTER + 1), np.uint8).astype(np.int64)
-    learner = new_learner(Settings("rnn_tanh", hidden_size=128, learning_rate=0.003))
-    bits = [
-        read(learner, text[first : first + QUARTER + 1]) / QUARTER
-        for first in range(0, 4 * QUARTER, QUARTER)
-    ]
-    assert 4.5 < bits[0] < 8  # of 256 bytes of which nothing is known, each takes 8
-    assert bits[-1] < 4.5
-    assert bits[-1] < bits[0] - 0.5
+    spec = new_learner(Settings("rnn_tanh", hidden_size=128, learning_rate=0.003)).spec
+
+    def measure(seed: int) -> Mapping[str, float]:
+        learner = Learner(replace(spec, seed=seed))
+        bits = [
+            read(learner, text[first : first + QUARTER + 1]) / QUARTER
+            for first in range(0, 4 * QUARTER, QUARTER)
+        ]
+        return {"first": bits[0], "last": bits[-1], "fall": bits[0] - bits[-1]}
+
+    # The ranges are of single seeds: 12 seeds on each of three processors.
+    found = medians(measure, 3)
+    assert 4.8 < found["first"] < 5.6  # 5.16 to 5.23; a byte of which nothing is known takes 8
+    assert found["last"] < 4.5  # 3.66 to 4.23
+    assert found["fall"] > 0.7  # 0.99 to 1.54
 
 
-def test_bits_are_those_of_the_learners_own_losses() -> None:
+def test_bits_equal_the_learners_losses() -> None:
     settings = Settings("rnn_tanh", hidden_size=32)
     windows = 40
     text = np.frombuffer(characters.source_text(windows * settings.k + 1), np.uint8)
     ids = text.astype(np.int64)
     by_prediction = read(new_learner(settings), ids)
-    # Where k1 = k2, a window's loss is that of the predictions made as its characters came.
+    # If k1 = k2, a window's loss is the loss of the predictions made before learning it.
     updates = new_learner(settings).feed(ids[:, np.newaxis], predictions=False).updates
     by_loss = settings.k * sum(update.loss for update in updates) / np.log(2)
     assert len(updates) == windows

@@ -1,6 +1,6 @@
-"""The commands of examples/README.md, run as they stand there; ratios of errors, and error bands.
+"""Runs the commands of examples/README.md as printed; compares relative errors and error bands.
 
-Of the source text, which is long, only the beginning.
+Only the beginning of the source text is read, since it is long.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from tests.support.server import Served, serving
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "examples" / "README.md").read_text()
 BYTES = 60_000  # of the source text
-CLOSE = 0.03  # a figure's share that another processor may change
+# How far a figure may be from the one shown, relative to it. Another processor changes a model no
+# more than another seed does. Over 12 seeds on three processors the ride's error ratios were at
+# most 6 % from those shown, its error bands at most 13 %; the bounds are about twice that.
+CLOSE_RATIO = 0.12
+CLOSE_BAND = 0.25
 
 
 def sessions() -> list[tuple[str, str]]:
-    """Commands with what they print."""
+    """Return the commands with their printed output."""
     found = []
     for block in re.findall(r"^```text\n(\$ .*?)^```", TEXT, re.MULTILINE | re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -39,7 +43,7 @@ def server() -> Iterator[Served]:
 
 
 def run(server: Served, command: str) -> str:
-    """A command in a shell that knows `bptt` and `python`, and the server."""
+    """Run a command in a shell whose `bptt` and `python` use this environment and server."""
     bptt = f"{sys.executable} -m bptt.cli"
     wrapped = (
         f'bptt() {{ {bptt} "$@" --address {server.address}; }}\n'
@@ -58,12 +62,13 @@ def run(server: Served, command: str) -> str:
     return done.stdout
 
 
-def test_there_are_sessions_to_run() -> None:
+def test_the_page_contains_sessions() -> None:
     commands = " ".join(command for command, _ in sessions())
     for part in ("CGM.csv.gz", "cycling.csv.gz", "--text", "late_labels.py"):
         assert part in commands
 
 
+@pytest.mark.learning
 def test_the_commands_print_what_is_shown(server: Served) -> None:
     compared = 0
     for command, shown in sessions():
@@ -73,19 +78,21 @@ def test_the_commands_print_what_is_shown(server: Served) -> None:
             assert f"{BYTES:,} steps learned" in printed
             continue
         for line in shown.splitlines():
-            begins = re.match(r"error over that of [a-z ]+|\d+ steps ahead|nine of ten", line)
+            begins = re.match(r"error relative to [a-z -]+|\d+ steps ahead|90 % of", line)
             if begins is None:
                 continue
             [mine] = [each for each in printed.splitlines() if each.startswith(begins[0])]
             told, found = (re.findall(r"\d+\.\d+", each) for each in (line, mine))
             assert len(told) in (1, 2)
+            close = CLOSE_BAND if begins[0].startswith("90 %") else CLOSE_RATIO
             assert [float(each) for each in found] == pytest.approx(
-                [float(each) for each in told], rel=CLOSE
+                [float(each) for each in told], rel=close
             )
             compared += 1
     assert compared >= 5
 
 
+@pytest.mark.learning
 def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
     script = ROOT / "examples" / "late_labels.py"
     done = subprocess.run(
@@ -101,10 +108,12 @@ def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
     shares = [float(each) for each in re.findall(r"([\d.]+)%$", done.stdout, re.MULTILINE)]
     frequent, alone, model, best = shares
     assert frequent < alone < model < best
+    # A share of the way from `alone` to `best`: 0.848 to 0.872 over 12 seeds on three processors,
+    # so the one seed that the script has will do.
     assert model > alone + 0.6 * (best - alone)
 
 
-def test_without_a_server_the_example_says_so_in_a_line() -> None:
+def test_without_a_server_the_example_prints_one_line() -> None:
     script = ROOT / "examples" / "late_labels.py"
     done = subprocess.run(
         [sys.executable, str(script), "127.0.0.1:1"],

@@ -15,6 +15,8 @@ from tests.core.support import assert_same_memory, chunk_of, random_steps
 from tests.property.support import examples
 from tests.support.jit import PLAIN_PYTHON
 
+pytestmark = pytest.mark.same_bits
+
 STEPS = 50
 REGRESSION = ModelSpec(input_size=2, hidden_size=8, task="regression", output_size=1)
 CLASSES = ModelSpec(input_size=2, hidden_size=8, task="classification", output_size=3)

@@ -16,6 +16,7 @@ from tests.core.support import random_steps
 from tests.property.support import examples
 
 BLOCKS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+"""Of H rows, in PyTorch's weights."""
 backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
+from bptt import v1 as pb
 from bptt.config import Limits, ServerConfig
 from bptt.durability import Store
 from bptt.engine.registry import Registry
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from bptt_core import Learner, ModelSpec
 
 
@@ -57,8 +57,8 @@ class Harness:
         self.gate = Gate()
         self.metrics = Metrics()
         self.channel = grpc.aio.insecure_channel(rpc.address)
-        self.models: Any = pb_grpc.ModelServiceStub(self.channel)
-        self.streams: Any = pb_grpc.LearnerServiceStub(self.channel)
+        self.models: Any = models_pb2_grpc.ModelServiceStub(self.channel)
+        self.streams: Any = learner_pb2_grpc.LearnerServiceStub(self.channel)
 
     async def create(self, model_id: str = "m", **spec: Any) -> pb.Model:
         request = pb.CreateModelRequest(model_id=model_id, spec=small(**spec))

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from bptt_core import Learner, ModelSpec, TickResult
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 

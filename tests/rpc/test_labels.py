@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt import v1 as pb
 from bptt.durability import SqliteStore
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.rpc.harness import Call, Harness, harness, until, wave
 from tests.support.stores import FailingStore

@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, HealthCheck, settings
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.errors import InvalidArgument
 from tests.rpc.harness import Call, Harness, harness

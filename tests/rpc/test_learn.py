@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt import v1 as pb
 from bptt.config import Limits
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 
@@ -20,6 +20,7 @@ def twin() -> Learner:
     return Learner(ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4))
 
 
+@pytest.mark.same_bits
 async def test_what_is_learned_is_what_the_learner_learns(server: Harness) -> None:
     await server.create()
     call, learner = await server.learn(), twin()

@@ -11,10 +11,10 @@ import psutil
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
+from bptt import v1 as pb
 from bptt.client import Client, Learned
 from bptt.config import Limits
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc
 from tests.rpc.harness import Call, Harness, harness, until, wave
 from tests.support.server import serving
 
@@ -84,7 +84,7 @@ async def test_a_client_that_never_reads_its_answers_costs_a_bounded_memory() ->
             process = psutil.Process(server.process.pid)
             before = process.memory_info().rss
             async with grpc.aio.insecure_channel(server.address) as channel:
-                call = Call(pb_grpc.LearnerServiceStub(channel).Learn())
+                call = Call(learner_pb2_grpc.LearnerServiceStub(channel).Learn())
                 await call.raw.write(pb.LearnRequest(open=pb.OpenLearn(model_id="m")))
                 sent = await _send_until_it_waits(call, np.zeros(4096, np.float32))
                 asked = sent * 4096 * 64 * 4

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bptt import v1 as pb
 from bptt.errors import AddressInUse, CannotListen, InvalidRequest
 from bptt.observability.http import MetricsEndpoint
-from bptt.v1 import bptt_pb2 as pb
 from tests.rpc.harness import Harness, wave
 
 

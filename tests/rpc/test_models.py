@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
+from bptt import v1 as pb
 from bptt.config import Limits
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import ModelSpec
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
 

@@ -10,9 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
+from bptt import v1 as pb
 from bptt.domain import RunReport
 from bptt.engine.trainer import Trainer
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import Chunk, Learner, ModelSpec, Snapshot, StreamView
 from tests.rpc.harness import failure, Harness, until, violations, wave
 

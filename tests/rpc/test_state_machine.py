@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.rpc.harness import Call, Harness, harness, until
 from tests.support.proxy import Proxy, proxy

@@ -17,8 +17,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt import v1 as pb
+from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from tests.rpc.harness import Call, failure, small, wave
 from tests.support.server import serving
 
@@ -29,8 +29,8 @@ class Stubs:
     """A client of a server elsewhere."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.models: Any = pb_grpc.ModelServiceStub(channel)
-        self.streams: Any = pb_grpc.LearnerServiceStub(channel)
+        self.models: Any = models_pb2_grpc.ModelServiceStub(channel)
+        self.streams: Any = learner_pb2_grpc.LearnerServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
     async def learn(self, model_id: str) -> Call:

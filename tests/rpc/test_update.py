@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.rpc.harness import failure, Harness, until, violations, wave
 

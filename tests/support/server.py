@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 STOP_SECONDS = 30.0  # the grace that the server itself gives its clients, and a little
 
@@ -23,12 +24,15 @@ class Served:
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[Served]:
+def serving(
+    *options: str, python: str | Path = sys.executable, folder: Path | None = None
+) -> Iterator[Served]:
     """`bptt serve` on free ports of loopback with these options; stopped at the end of the block.
 
-    A server that died, or that does not stop when asked, fails the test with what it printed.
+    `python` is the server's interpreter, `folder` its working directory. A server that died, or
+    that does not stop when asked, fails the test with what it printed.
     """
-    command = [sys.executable, "-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
+    command = [python, "-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
     free = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -38,6 +42,7 @@ def serving(*options: str) -> Iterator[Served]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            cwd=folder,
         ) as process,
     ):
         assert process.stdin is not None

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.cli.data.options import ReadOptions
-from bptt.cli.data.survey import summary, survey, Survey, Wanted
-from bptt.cli.data.table import Table
-from bptt.cli.data.understood import Batch, Choice, Understood
+from bptt.cli.data.source import Batch
+from bptt.cli.data.survey import summary, Survey, survey, Wanted
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice, Understood
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read(
 ) -> Read:
     """Understand, look through and read a file; refused where `bptt learn` refuses it."""
     options = options or ReadOptions()
-    with Table(str(path), options) as table:
+    with DataTable(str(path), options) as table:
         understood = table.understand()
         names = understood.numeric if columns is None else columns
         wanted = Wanted(

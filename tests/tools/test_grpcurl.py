@@ -1,4 +1,4 @@
-"""The session with grpcurl that the README shows, typed as it stands, against a live server."""
+"""The grpcurl session of docs/api.md, executed as printed against a live server."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 import pytest
 from google.protobuf.json_format import Parse
 
-from bptt.v1 import bptt_pb2 as pb
+from bptt import v1 as pb
 from tests.support.server import Served
 from tests.support.tools import program
 
 pytestmark = pytest.mark.tools
 
 ROOT = Path(__file__).parents[2]
-README_ADDRESS = "127.0.0.1:50051"
+PRINTED_ADDRESS = "127.0.0.1:50051"
 
 
 def session() -> str:
-    """The README's block of shell commands that call grpcurl."""
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    """The page's block of shell commands that call grpcurl."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     found = [block for block in blocks if "grpcurl" in block and "Learn" in block]
-    assert len(found) == 1, "the README has one session with grpcurl"
+    assert len(found) == 1, "the page has one session with grpcurl"
     return str(found[0])
 
 
 def answers(text: str) -> list[str]:
-    """The JSON objects in what grpcurl printed, one after the other."""
+    """The JSON objects that grpcurl printed, in order."""
     decoder = json.JSONDecoder()
     found = []
     start = text.find("{")
@@ -42,13 +42,13 @@ def answers(text: str) -> list[str]:
     return found
 
 
-def test_readme_session_creates_learns_and_predicts(served: Served) -> None:
+def test_the_printed_session_creates_learns_and_predicts(served: Served) -> None:
     grpcurl = program("grpcurl")
     script = session()
-    assert README_ADDRESS in script
+    assert PRINTED_ADDRESS in script
     typed = subprocess.run(
         ["bash", "-euo", "pipefail"],
-        input=script.replace(README_ADDRESS, served.address),
+        input=script.replace(PRINTED_ADDRESS, served.address),
         env={**os.environ, "PATH": f"{Path(grpcurl).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -61,7 +61,7 @@ def test_readme_session_creates_learns_and_predicts(served: Served) -> None:
     first, *during, last = answers(typed.stdout)
     spec = Parse(first, pb.CreateModelResponse()).model.spec
     assert spec.input_size == 1
-    assert spec.optimizer == pb.OPTIMIZER_ADAM, "what was left out is filled in"
+    assert spec.optimizer == pb.OPTIMIZER_ADAM, "unset fields have their defaults"
 
     opened, *middle, closed = (Parse(answer, pb.LearnResponse()) for answer in during)
     assert opened.WhichOneof("message") == "opened"

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the live server; its own tool reads the endpoint's text."""
+"""A real Prometheus scrapes a live server, and promtool checks the endpoint's text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ scrape_configs:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """A Prometheus on a free port that scrapes `target`; its address."""
+    """Run a Prometheus on a free port that scrapes `target`; yield its address."""
     configuration = folder / "prometheus.yml"
     configuration.write_text(CONFIGURATION.format(target=target))
     address = f"127.0.0.1:{free_port()}"
@@ -66,7 +66,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 
 def query(address: str, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus answers to an expression; nothing while it is starting."""
+    """Evaluate an expression in Prometheus; empty while Prometheus is starting."""
     parameters = urllib.parse.urlencode({"query": expression})
     try:
         with urllib.request.urlopen(f"http://{address}/api/v1/query?{parameters}") as answer:
@@ -78,14 +78,14 @@ def query(address: str, expression: str) -> list[dict[str, Any]]:
 
 
 def first_value(address: str, expression: str) -> float:
-    """The value of an expression, once Prometheus has one."""
+    """Wait until an expression has a value in Prometheus, and return it."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         found = query(address, expression)
         if found:
             return float(found[0]["value"][1])
         time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"Prometheus has no {expression} after {START_SECONDS:.0f} s")
+    raise TimeoutError(f"Prometheus has no value of {expression} after {START_SECONDS:.0f} s")
 
 
 async def learn(served: Served, steps: int) -> None:

@@ -1,15 +1,17 @@
-"""The command line: `bptt serve`, `learn`, `predict`, `models`, `demo`, `gradients`."""
+"""The command line: `bptt learn`, `predict`, `models`, `serve` and others; see `bptt --help`."""
 
 import os
 import sys
 
+INTERRUPTED = 130  # the exit status that shells use for a program that Ctrl-C ended
+
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    # gRPC reads this when it is loaded. It would log what is wrong beside our own message.
+    # gRPC reads this variable when it is imported. Its log lines would repeat our own messages.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from bptt.cli.main import run
-    except KeyboardInterrupt:  # while all is still being loaded
-        sys.exit(130)
+    except KeyboardInterrupt:  # during the imports
+        sys.exit(INTERRUPTED)
     sys.exit(run())

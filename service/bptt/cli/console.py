@@ -1,4 +1,4 @@
-"""Where output goes: results on standard output, progress and errors on standard error."""
+"""Terminal output: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-WIDE = 200  # columns where there is no terminal: nothing is cut or wrapped for a file
+WIDE = 200  # columns without a terminal, so that output to a file is neither cut nor wrapped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def address_option(command: Command) -> Command:
-    """`--address`, of the server."""
+    """Add the option `--address`, the server's address."""
     return click.option(
         "--address",
         callback=_address,
@@ -33,39 +33,41 @@ def address_option(command: Command) -> Command:
 def _address(context: click.Context, option: click.Parameter, text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
-        raise click.BadParameter(f"{text!r} must be host:port, with a port from 1 to 65535")
+        raise click.BadParameter(
+            f"{text!r} must be host:port with a port from 1 to 65535, as in {DEFAULT_ADDRESS}"
+        )
     return text
 
 
 def json_option(what: str) -> Callable[[Command], Command]:
-    """`--json`, which gives `what`."""
+    """Add the option `--json`; `what` describes the output for the help text."""
 
     def add(command: Command) -> Command:
-        text = f"For machines: {what} on standard output, and nothing else there."
+        text = f"Write JSON to standard output, and nothing else: {what}."
         return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
     return add
 
 
 def output() -> Console:
-    """The console on standard output; plain text where that is not a terminal."""
+    """Return a console on standard output; it writes plain text if that is no terminal."""
     wide = None if sys.stdout.isatty() else WIDE
     return Console(highlight=False, width=wide)
 
 
 def progress_output(*, quiet: bool = False) -> Console:
-    """The console on standard error; `quiet`: one that prints nothing."""
+    """Return a console on standard error; with `quiet` it prints nothing."""
     wide = None if sys.stderr.isatty() else WIDE
     return Console(stderr=True, highlight=False, quiet=quiet, width=wide)
 
 
 def say_error(message: str) -> None:
-    """One line on standard error."""
+    """Print an error as one line on standard error."""
     click.echo("bptt: " + " ".join(message.split()), err=True)
 
 
 def print_json(document: Any) -> None:
-    """One line of JSON; numbers that are not finite become null, which JSON has and NaN is not."""
+    """Print one line of JSON; NaN and infinities become null, since JSON has no such numbers."""
     click.echo(json.dumps(_plain(document), allow_nan=False))
 
 
@@ -77,11 +79,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, float):
-        # float32 as text has 7 digits; the double it became would show 17.
+        # A float32 has 7 significant digits; printed as a double it would show 17.
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value
 
 
 def number(value: float) -> str:
-    """A figure for people: four digits, or a dash where there is none yet."""
+    """Format a figure with four significant digits; a dash if it is not finite."""
     return "–" if not math.isfinite(value) else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """Format a share as a percentage with one decimal; a dash if it is NaN."""
+    return "–" if math.isnan(share) else f"{share:.1%}"
+
+
+def plural(many: int, noun: str) -> str:
+    """Format a count with its noun: `1 step`, `2 steps`."""
+    return f"{many:,} {noun}" if many == 1 else f"{many:,} {noun}s"

@@ -1,10 +1,9 @@
-"""`bptt demo`: a real server, a real series, and what was learned from it."""
+"""`bptt demo`: starts a server, streams a bundled series to it and shows the result."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import signal
 from collections.abc import AsyncIterator
 from importlib import resources
@@ -17,21 +16,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bptt.cli.child import ChildFailed, ServerChild
-from bptt.cli.console import json_option, number, output, print_json, progress_output
+from bptt.cli.console import json_option, number, output, percent, print_json, progress_output
 from bptt.cli.create import create_model
-from bptt.cli.csvfile import Batch, Choice, CsvTable
-from bptt.cli.feed import Feed
-from bptt.cli.report import Display, Report, Summary
+from bptt.cli.data.source import Batch
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice
+from bptt.cli.progress import ProgressDisplay
+from bptt.cli.run_statistics import RunStatistics, Summary
+from bptt.cli.server_process import ServerProcess, ServerProcessFailed
+from bptt.cli.streaming import StreamingLoop
 from bptt.client import Client, Model
 
 SERIES = "sea_surface_temperature.csv.gz"
 COLUMN = "temperature (celsius)"
 MODEL, STREAM = "sea", "buoy"
 HORIZON = 12  # half hours: the next six hours
-SHOWN = 48  # last values drawn before the forecast: a day
+SHOWN = 48  # values drawn before the forecast: the last day
 CHUNK_STEPS = 64
-TERMINATED = 143  # what shells give for a program that SIGTERM ended
+SIGNAL_STATUS = 128  # shells report a program ended by a signal as this plus its number
 CHART_WIDTH, CHART_HEIGHT = 78, 17
 
 EXAMPLE = """\b
@@ -42,20 +44,21 @@ Examples:
 
 
 @click.command(epilog=EXAMPLE)
-@click.option("--keep", is_flag=True, help="Leave the server up and print where it is.")
+@click.option("--keep", is_flag=True, help="Keep the server running and print its addresses.")
 @json_option("one document with the figures and the forecast")
 def demo(keep: bool, as_json: bool) -> None:
     """Start a server, stream a year of sea temperatures to it, and show what it learned.
 
-    The series is bundled. The server runs in a process of its own on free loopback ports, with a
-    temporary data folder; both are gone when the demo ends.
+    The series is bundled. The server runs in its own process on free loopback ports with a
+    temporary data folder. Both are removed when the demo ends.
     """
+    run = _Demo(keep, as_json)
     try:
-        asyncio.run(_Demo(keep, as_json).run())
-    except ChildFailed as error:
+        asyncio.run(run.run())
+    except ServerProcessFailed as error:
         raise click.ClickException(str(error)) from None
     except asyncio.CancelledError:
-        raise click.exceptions.Exit(TERMINATED) from None
+        raise click.exceptions.Exit(SIGNAL_STATUS + run.ended_by) from None
 
 
 class _Demo:
@@ -64,22 +67,35 @@ class _Demo:
         self._as_json = as_json
         self._console = progress_output(quiet=as_json)
         self._out = Console(quiet=True) if as_json else output()
+        self.ended_by = signal.SIGTERM
+        """The signal that cancelled `run`."""
 
     async def run(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        self._handle_signals()
         values = _series()
         async with contextlib.AsyncExitStack() as stack:
             with self._console.status("starting a server"):
-                child = await stack.enter_async_context(ServerChild())
-            await self._show(child, values)
+                server = await stack.enter_async_context(ServerProcess())
+            await self._show(server, values)
             if self._keep:
-                await self._wait(child)
+                await self._wait(server)
 
-    async def _show(self, child: ServerChild, values: NDArray[np.float32]) -> None:
-        self._out.print(f"server: gRPC {child.address}, http://{child.metrics_address}/metrics")
-        async with Client.connect(child.address) as client:
+    def _handle_signals(self) -> None:
+        """Let SIGTERM and SIGHUP cancel the current task, so that the server is stopped."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end(received: signal.Signals) -> None:
+            self.ended_by = received
+            task.cancel()
+
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                asyncio.get_running_loop().add_signal_handler(each, end, each)
+
+    async def _show(self, server: ServerProcess, values: NDArray[np.float32]) -> None:
+        self._out.print(f"server: gRPC {server.address}, http://{server.metrics_address}/metrics")
+        async with Client.connect(server.address) as client:
             spec = {"input_size": 1, "input_names": [COLUMN], "horizon": HORIZON}
             model = await create_model(client, MODEL, spec, self._console)
             summary = await self._learn(client, model, values)
@@ -88,8 +104,8 @@ class _Demo:
         if self._as_json:
             print_json(
                 {
-                    "address": child.address,
-                    "metrics_address": child.metrics_address,
+                    "address": server.address,
+                    "metrics_address": server.metrics_address,
                     "model": MODEL,
                     "stream": STREAM,
                     "horizon": HORIZON,
@@ -109,47 +125,54 @@ class _Demo:
             )
 
     async def _learn(self, client: Client, model: Model, values: NDArray[np.float32]) -> Summary:
-        report = Report(model)
-        display = Display(self._console, total=len(values), as_json=False)
+        statistics = RunStatistics(model)
+        display = ProgressDisplay(self._console, total=len(values), as_json=False)
         async with client.learn(model.model_id) as session:
-            feed = Feed(
+            loop = StreamingLoop(
                 session,
                 STREAM,
                 inputs=1,
                 next_step=0,
                 append=False,
-                report=report,
-                on_progress=lambda position: display.update(report, position),
+                statistics=statistics,
+                on_progress=lambda position: display.update(statistics, position),
             )
             with display:
-                await feed.run(_batches(values), asyncio.Event())
-        return report.summary()
+                await loop.run(_batches(values), asyncio.Event())
+        return statistics.summary()
 
-    async def _wait(self, child: ServerChild) -> None:
+    async def _wait(self, server: ServerProcess) -> None:
         self._out.print(
-            "\nThe server stays up until Ctrl-C. Try, in another terminal:\n"
-            f"  bptt predict --address {child.address} --model {MODEL} --stream {STREAM}\n"
-            f"  curl http://{child.metrics_address}/metrics",
+            "\nThe server runs until Ctrl-C. Try in another terminal:\n"
+            f"  bptt predict --address {server.address} --model {MODEL} --stream {STREAM}\n"
+            f"  curl http://{server.metrics_address}/metrics",
             markup=False,
         )
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-        stopped = asyncio.ensure_future(stop.wait())
-        ended = asyncio.ensure_future(child.ended())
-        await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            ended.result()
-        ended.cancel()
+        waiting = [
+            asyncio.ensure_future(stop.wait()),
+            asyncio.ensure_future(server.wait_for_exit()),
+        ]
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            # Also when SIGTERM cancels this task: an exception nobody retrieves is a traceback.
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
         self._console.print("stopping the server")
 
 
 def _series() -> NDArray[np.float32]:
     with resources.as_file(resources.files("bptt") / "data" / SERIES) as path:
         found: list[Batch] = []
-        with CsvTable(str(path)) as table:
-            column = table.sample().index("column", COLUMN)
+        with DataTable(str(path)) as table:
+            column = table.understand().index("column", COLUMN)
             table.read(Choice(columns=[column]), CHUNK_STEPS, found.append)
-    return np.concatenate([batch.values for batch in found])
+    return np.concatenate([batch.values for batch in found]).astype(np.float32)
 
 
 async def _batches(values: NDArray[np.float32]) -> AsyncIterator[Batch]:
@@ -168,31 +191,29 @@ def _table(model: Model, summary: Summary) -> Table:
     network = f"{spec['cell']}, {spec['hidden_size']} units, k1 {spec['k1']}, k2 {spec['k2']}"
     table.add_row("model", f"{model.parameters:,}", f"parameters; {network}")
     table.add_row("steps", f"{summary.steps:,}", "each predicted before it was learned")
-    table.add_row("steps a second", f"{summary.steps_per_second:,.0f}", "over gRPC, answered")
+    table.add_row(
+        "steps a second", f"{summary.steps_per_second:,.0f}", "sent and answered over gRPC"
+    )
     for name, errors in (("error, whole series", whole), ("error, second half", half)):
         table.add_row(
             name,
             f"{float(errors.error[0]):.4f} °C",
-            f"{errors.ratio:.3f} × that of repeating the last value",
+            f"{errors.ratio:.3f} relative to the last-value forecast",
         )
-    table.add_row("updates clipped", _percent(summary.clipped_share), f"of {summary.updates:,}")
+    table.add_row("updates clipped", percent(summary.clipped_share), f"of {summary.updates:,}")
     table.add_row("median gradient norm", number(summary.median_gradient_norm), "before clipping")
     return table
 
 
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}"
-
-
 def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32]) -> Text:
-    """The last values and the forecast, drawn in characters."""
-    import plotext  # only the demo draws
+    """Draw the last values and the forecast in characters."""
+    import plotext  # imported only where it draws
 
     figure = plotext.figure
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(CHART_WIDTH, CHART_HEIGHT)
-    figure.title("the last day (line) and the forecast for the next six hours (*), °C")
+    figure.title("last day (line) and forecast for the next six hours (*), °C")
     line = figure.signal(list(range(1 - len(past), 1)), past.tolist(), marker="braille")
     line.lines(True)
     figure.draw(line)
@@ -202,6 +223,6 @@ def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32]) -> Text:
     figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
     plain = Text.from_ansi(str(figure.build())).plain
     text = Text("\n".join(row.rstrip() for row in plain.splitlines()))
-    text.highlight_regex("[\u2800-\u28ff]+", "cyan")  # the line is drawn in braille
+    text.highlight_regex("[\u2800-\u28ff]+", "cyan")  # the line consists of braille characters
     text.highlight_regex(r"\*+", "bold green")
     return text

@@ -1,4 +1,4 @@
-"""`bptt gradients`: how gradients vanish and explode, on one picture. Needs no server."""
+"""`bptt gradients`: plots how gradients vanish and explode. Needs no server."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from bptt.cli.console import json_option, number, output, print_json
-from bptt.cli.csvfile import Batch, Choice, CsvTable, InputError
+from bptt.cli.data.problem import InputError
+from bptt.cli.data.source import Batch
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice
 from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
-from bptt_core.specs import Cell
+from bptt_core.specs import CellName
 
 Array = NDArray[np.float64]
 
-STEPS_MAX = 1024  # the exploding network's states grow to 1e180 by then; a double holds 1e308
-HIDDEN_SIZE_MIN, HIDDEN_SIZE_MAX = 32, 1024  # of fewer, too many may be shut; more take a minute
-RELU_GAIN = 1.5  # over He's: what a gradient's norm is multiplied by at each step, on average
+STEPS_MAX = 1024  # the exploding network's states reach 1e180; a double holds 1e308
+HIDDEN_SIZE_MIN, HIDDEN_SIZE_MAX = (
+    32,
+    1024,
+)  # fewer: too many ReLUs may be off; more: takes a minute
+RELU_GAIN = 1.5  # relative to He's; the average factor on a gradient's norm at each step
 CHART_WIDTH, CHART_HEIGHT = 78, 22
-DRAWN_MAX = 16  # powers of ten to either side of 1; what is beyond is drawn at the edge
+DRAWN_MAX = 16  # powers of ten drawn on either side of 1; values beyond are drawn at the edge
 SUFFIXES = (".png", ".svg")
 
 EXAMPLE = """\b
@@ -42,10 +48,13 @@ class Network:
     """One curve of the picture."""
 
     name: str
-    cell: Cell
+    cell: CellName
     initialisation: str
     initialise: Callable[[ModelSpec, params.Views, np.random.Generator, int], None]
-    """Changes fresh parameters, which are PyTorch's uniform(-1/√H, 1/√H); knows the steps."""
+    """Changes new parameters, which are PyTorch's uniform(-1/√H, 1/√H).
+
+    Arguments: spec, named parameters, random generator, number of steps.
+    """
     mark: str
     style: str
     colour: str
@@ -54,15 +63,16 @@ class Network:
 def _as_pytorch(
     spec: ModelSpec, named: params.Views, random: np.random.Generator, steps: int
 ) -> None:
-    """Leave them: a spectral radius of about 1/√3, so that tanh's slope is not even needed."""
+    """Keep them: their spectral radius of about 1/√3 makes gradients vanish even without tanh."""
 
 
 def _above_he(
     spec: ModelSpec, named: params.Views, random: np.random.Generator, steps: int
 ) -> None:
-    """Normal with a variance of 2/H times RELU_GAIN².
+    """Draw W from a normal distribution with variance RELU_GAIN² · 2/H.
 
-    Half of all ReLUs are shut, which He et al. (2015) make up for with the 2.
+    Source:
+        He et al. (2015); their factor 2 compensates for the half of all ReLUs that are off.
     """
     deviation = RELU_GAIN * (2 / spec.hidden_size) ** 0.5
     W = named["rnn.weight_hh_l0"]
@@ -70,7 +80,12 @@ def _above_he(
 
 
 def _chrono(spec: ModelSpec, named: params.Views, random: np.random.Generator, steps: int) -> None:
-    """Tallec and Ollivier (2018): forget gates that stay open for 1 to `steps` steps."""
+    """Set forget gates that stay open for 1 to `steps` steps.
+
+    Source:
+        Tallec and Ollivier (2018), "Can recurrent neural networks warp time?" (chrono
+        initialisation).
+    """
     H = spec.hidden_size
     forget = np.log(random.uniform(1, max(2, steps - 1), H))
     named["rnn.bias_hh_l0"][:] = 0
@@ -92,35 +107,34 @@ NETWORKS = (
     type=click.IntRange(2, STEPS_MAX),
     default=64,
     show_default=True,
-    help="Steps that the gradient goes back.",
+    help="Number of steps the gradient is propagated back.",
 )
 @click.option(
     "--hidden-size",
     type=click.IntRange(HIDDEN_SIZE_MIN, HIDDEN_SIZE_MAX),
     default=64,
     show_default=True,
-    help="Units of each network.",
+    help="Hidden units of each network.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Of weights, noise and the direction that is pushed back.",
+    help="Seed of the weights, the noise and the direction of the propagated vector.",
 )
 @click.option(
     "--input",
     "path",
     metavar="FILE.csv",
-    help="Read the first steps of this series, standardised, in place of noise; - is standard "
-    "input.",
+    help="Use the first steps of this series, standardised, instead of noise; - is standard input.",
 )
 @click.option(
     "--output",
     "picture",
     metavar="FILE.png|FILE.svg",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the picture to a file too. Needs matplotlib: pip install matplotlib.",
+    help="Also write the picture to a file. Needs matplotlib: pip install 'bptt[plots]'.",
 )
 @json_option("one document with the curves")
 def gradients(
@@ -128,13 +142,13 @@ def gradients(
 ) -> None:
     """Show how gradients vanish in a tanh RNN, explode in a ReLU RNN, and last in an LSTM.
 
-    Three networks, not yet trained, read the same steps. A unit vector is pushed back from the last
-    of them; the picture shows what is left of its norm at every lag. Memory horizon: the largest
-    lag at which more than 1 % is left.
+    Three untrained networks read the same steps. A unit vector is propagated back from the last
+    step; the picture shows how much of its norm remains at every lag. Memory horizon: the largest
+    lag at which more than 1 % remains.
     """
     if picture is not None and picture.suffix.lower() not in SUFFIXES:
         raise click.BadParameter(
-            f"{str(picture)!r} ends in neither of {', '.join(SUFFIXES)}", param_hint="--output"
+            f"{str(picture)!r} must end in {' or '.join(SUFFIXES)}", param_hint="--output"
         )
     inputs = _noise(steps, seed) if path is None else _series(path, steps)
     flows = [_flow(network, inputs, hidden_size, seed) for network in NETWORKS]
@@ -154,33 +168,34 @@ def _noise(steps: int, seed: int) -> Array:
     return np.random.default_rng(seed).normal(size=(steps, 1))
 
 
-class _Enough(Exception):
-    """All the rows that are needed were read."""
+class _EnoughRows(Exception):
+    """Raised to stop reading once all needed rows were read."""
 
 
 def _series(path: str, steps: int) -> Array:
-    """The first steps of all columns of numbers, (T, D), each with mean 0 and deviation 1."""
+    """Return the first steps of all numeric columns, (T, D), with mean 0 and deviation 1."""
     found: list[Batch] = []
 
     def take(batch: Batch) -> None:
         if len(batch.values):
             found.append(batch)
         if sum(len(each.values) for each in found) >= steps:
-            raise _Enough
+            raise _EnoughRows
 
-    with CsvTable(path) as table:
-        sample = table.sample()
-        if not sample.numeric:
-            raise InputError(f"{table.name} has no column of numbers")
-        choice = Choice(columns=[sample.header.index(name) for name in sample.numeric])
+    with DataTable(path) as table:
+        understood = table.understand()
+        names = understood.header
+        if not understood.numeric:
+            raise InputError(f"{table.name} has no numeric column")
+        choice = Choice(columns=[names.index(name) for name in understood.numeric])
         try:
             table.read(choice, steps, take)
-        except _Enough:
+        except _EnoughRows:
             pass
         else:
             rows = sum(len(each.values) for each in found)
             raise InputError(
-                f"{table.name} has {rows} rows without missing values, but --steps is {steps}"
+                f"{table.name} has only {rows} rows without missing values, but --steps is {steps}"
             )
     values = np.concatenate([each.values for each in found])[:steps].astype(np.float64)
     spread = values.std(axis=0)
@@ -225,7 +240,7 @@ def _document(
 
 
 def _horizon(flow: GradientFlow) -> str:
-    """In steps; a curve that is cut off before it falls says so."""
+    """Format the memory horizon; `or more` if the curve ends before it falls."""
     more = " or more" if flow.memory_horizon == flow.steps else ""
     return f"{flow.memory_horizon}{more}"
 
@@ -235,7 +250,7 @@ def _table(flows: list[GradientFlow]) -> Table:
     table.add_column("")
     table.add_column("network", no_wrap=True)
     table.add_column("initialised", no_wrap=True)
-    for title in ("spectral radius", "memory horizon", f"left at lag {flows[0].steps}"):
+    for title in ("spectral radius", "memory horizon", f"remaining at lag {flows[0].steps}"):
         table.add_column(title, justify="right")
     for network, flow in zip(NETWORKS, flows, strict=True):
         table.add_row(
@@ -246,28 +261,28 @@ def _table(flows: list[GradientFlow]) -> Table:
             _horizon(flow),
             number(float(flow.ratios[-1])),
         )
-    table.caption = "spectral radius: of W; for the LSTM, of its candidate's block of W"
+    table.caption = "spectral radius: of W; for the LSTM, of the candidate's block of W"
     table.caption_justify = "left"
     return table
 
 
 def _drawn(flow: GradientFlow) -> list[float]:
-    """Powers of ten of the curve, kept within the picture."""
+    """Return the curve as powers of ten, limited to the picture's range."""
     with np.errstate(divide="ignore"):
         powers = np.log10(flow.ratios)
     return list(np.clip(powers, -DRAWN_MAX, DRAWN_MAX).tolist())
 
 
 def _chart(flows: list[GradientFlow]) -> Text:
-    """The curves, drawn in characters."""
-    import plotext  # only pictures need it
+    """Draw the curves in characters."""
+    import plotext  # imported only where it draws
 
     steps = flows[0].steps
     figure = plotext.figure
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(CHART_WIDTH, CHART_HEIGHT)
-    figure.title("norm of a gradient that is pushed back, over what it was at lag 0")
+    figure.title("norm of the back-propagated gradient, relative to lag 0")
     lags = list(range(steps + 1))
     floor = [np.log10(HORIZON_SHARE)] * len(lags)
     figure.draw(_line(figure, lags, floor, "-"))
@@ -293,23 +308,23 @@ def _line(figure: Any, lags: list[int], powers: list[float], mark: str) -> Any:
 
 def _coloured(row: str) -> Text:
     text = Text(row)
-    if row.endswith("│"):  # inside the frame; a title has letters that are no marks
+    if row.endswith("│"):  # inside the frame only: titles contain the same letters
         for network in NETWORKS:
             text.highlight_regex(f"[{network.mark}]+", network.style)
     return text
 
 
 def _write(picture: Path, flows: list[GradientFlow]) -> None:
-    """The picture as a file.
+    """Write the picture to a file.
 
     Raises:
         click.ClickException: matplotlib is not installed, or the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure  # an extra; heavy
+        from matplotlib.figure import Figure  # an optional dependency
     except ImportError:
         raise click.ClickException(
-            "--output needs matplotlib, which is not installed: pip install matplotlib"
+            "--output needs matplotlib, which is not installed; type: pip install 'bptt[plots]'"
         ) from None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -323,11 +338,11 @@ def _write(picture: Path, flows: list[GradientFlow]) -> None:
     axes.set_yscale("log")
     axes.set_xlim(0, flows[0].steps)
     axes.set_xlabel("lag, in steps")
-    axes.set_ylabel("norm of the gradient over that at lag 0")
+    axes.set_ylabel("norm of the gradient, relative to lag 0")
     axes.set_title("Gradients vanish, explode, and last")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize="small")
     try:
         figure.savefig(picture, dpi=150)
     except OSError as error:
-        raise click.ClickException(f"{picture} cannot be written: {error.strerror}") from None
+        raise click.ClickException(f"cannot write {picture}: {error.strerror}") from None

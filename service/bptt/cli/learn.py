@@ -1,4 +1,4 @@
-"""`bptt learn`."""
+"""`bptt learn`: streams a CSV or a text to a model. See `learn_run` for the run itself."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
-from bptt.cli.choose import Wish
-from bptt.cli.console import (
-    address_option,
-    json_option,
-    say_error,
-)
-from bptt.cli.job import INTERRUPTED, Job
+from bptt.cli import INTERRUPTED
+from bptt.cli.console import address_option, json_option, say_error
+from bptt.cli.data.columns import split_names
+from bptt.cli.data.options import ReadOptions
+from bptt.cli.learn_run import LearnRun
+from bptt.cli.plan import LearnOptions
+from bptt.cli.read_options import read_options, READING
 from bptt.client import ModelSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _HINTS = get_type_hints(ModelSpec)
 
 _LABEL_DELAY = (
-    "Regression, classification: the target in a row is that of the row so many rows before it. "
+    "Regression, classification: a row's target belongs to the row this many rows earlier. "
     "[default: 0]"
 )
 _ON_DIVERGENCE = (
-    "... after which it learns nothing more, or goes back to its last good checkpoint. "
+    "What a diverged model does: stop learning, or roll back to its last good checkpoint. "
     "[default: stop]"
+)
+_DIVERGENCE_PATIENCE = (
+    "Consecutive updates with a non-finite loss or gradient after which the model counts as "
+    "diverged. [default: 10]"
 )
 
 EXAMPLE = """\b
@@ -42,44 +46,66 @@ Examples:
 
 
 def _names(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
-    """A list with commas, `a,b`."""
-    names = [name.strip() for name in text.split(",")] if text else []
+    """Parse names separated by commas, `a,b`; quotes hold a name with commas together."""
+    names = split_names(text) if text else []
+    if not all(names):
+        raise click.BadParameter(f"{text!r} has an empty name; separate names with single commas")
+    return names
+
+
+def _classes(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
+    """Parse names of classes, which must differ."""
+    names = _names(context, option, text)
     for name in names:
-        if not name:
-            raise click.BadParameter("a name between two commas is empty")
         if names.count(name) > 1:
-            raise click.BadParameter(f"{name!r} is named twice")
+            raise click.BadParameter(f"{name!r} appears twice")
     return names
 
 
 def _spec_options(command: Command) -> Command:
-    """Options of a model that is made; their names are those of the API."""
+    """Add the options for the spec of a new model; each has the name of its field."""
     options: list[tuple[str, Any, str]] = [
-        ("task", None, "What is learned. [default: forecast]"),
-        ("horizon", int, "Forecast: steps ahead. [default: 1]"),
-        ("vocabulary_size", int, "Next token: ids are 0 to this minus 1; --text has 256."),
+        ("task", None, "What the model learns to predict. [default: forecast]"),
+        ("horizon", int, "Forecast: number of steps ahead. [default: 1]"),
+        (
+            "vocabulary_size",
+            int,
+            "Next token: number of token ids, which start at 0; --text sets 256.",
+        ),
         ("cell", None, "The recurrent cell. [default: rnn_tanh]"),
         ("hidden_size", int, "Hidden units. [default: 64]"),
         ("layers", int, "Stacked layers. [default: 1]"),
-        ("k1", int, "New steps between two updates. [default: 4]"),
-        ("k2", int, "Steps over which the gradient reaches back. [default: 32]"),
-        ("loss", None, "[default: huber for forecasts, squared_error for regression]"),
-        ("optimizer", None, "[default: adam]"),
+        ("k1", int, "Steps between two updates. [default: 4]"),
+        ("k2", int, "Length of the window in steps, at least k1. [default: 32]"),
+        (
+            "loss",
+            None,
+            "Loss function. [default: huber for forecasts, squared_error for regression]",
+        ),
+        ("optimizer", None, "Optimizer. [default: adam]"),
         (
             "learning_rate",
             float,
-            "[default: 0.001; a forecast's then falls to 0.0002]",
+            "Step size. [default: 0.001; for a forecast it decays to 0.0002]",
         ),
-        ("weight_decay", float, "[default: 0; 0.01 for adamw]"),
-        ("warmup_updates", int, "Updates over which the learning rate grows. [default: 0]"),
-        ("decay_updates", int, "Updates over which it then falls. [default: 0: never]"),
-        ("final_learning_rate", float, "Where its fall ends. [default: 0]"),
-        ("clip", None, "How the gradient is clipped. [default: norm]"),
-        ("clip_threshold", float, "The bound of the clip. [default: 1]"),
+        ("weight_decay", float, "Weight decay. [default: 0; 0.01 for adamw]"),
+        (
+            "warmup_updates",
+            int,
+            "Updates over which the learning rate rises to its full value. [default: 0]",
+        ),
+        ("decay_updates", int, "Updates over which it then decays; 0: never. [default: 0]"),
+        ("final_learning_rate", float, "Learning rate after the decay. [default: 0]"),
+        (
+            "clip",
+            None,
+            "Gradient clipping: by global norm, by value, by layer, or none. [default: norm]",
+        ),
+        ("clip_threshold", float, "Largest norm, or largest value. [default: 1]"),
         ("label_delay", int, _LABEL_DELAY),
-        ("divergence_patience", int, "Updates in a row that are not finite ... [default: 10]"),
+        ("divergence_patience", int, _DIVERGENCE_PATIENCE),
         ("on_divergence", None, _ON_DIVERGENCE),
-        ("seed", int, "Where the first parameters come from. [default: 0]"),
+        ("seed", int, "Seed of the initial parameters. [default: 0]"),
     ]
     for name, kind, text in reversed(options):
         kind = kind or click.Choice(get_args(_HINTS[name]))
@@ -90,13 +116,13 @@ def _spec_options(command: Command) -> Command:
 
 @click.command(epilog=EXAMPLE)
 @click.argument("file")
-@click.option("--model", required=True, metavar="NAME", help="The model; made if it is not there.")
-@click.option("--stream", metavar="ID", help="The stream. [default: the file's name]")
+@click.option("--model", metavar="NAME", help="The model; created if it does not exist.")
+@click.option("--stream", metavar="ID", help="The stream. [default: the file's name without .csv]")
 @click.option(
     "--columns",
     callback=_names,
     metavar="A,B",
-    help="Columns to learn from. [default: all that are numbers]",
+    help="Columns to learn from. [default: all numeric columns]",
 )
 @click.option(
     "--targets",
@@ -105,92 +131,135 @@ def _spec_options(command: Command) -> Command:
     callback=_names,
     metavar="A,B",
     help="Forecast: the columns to forecast. [default: all] Regression: the columns to predict "
-    "from the others. Classification: the column of the classes' names.",
+    "from the others. Classification: the column of class names.",
 )
 @click.option(
     "--classes",
-    callback=_names,
+    callback=_classes,
     metavar="A,B",
-    help="Classification: the classes. [default: those in the file]",
+    help="Classification: the class names. [default: those in the file]",
 )
 @click.option(
     "--missing",
-    type=click.Choice(["take", "leave-out"]),
-    default="take",
-    show_default=True,
-    help="Of a model that is made: take missing values as such, or leave their rows out.",
+    multiple=True,
+    metavar="take|leave-out|MARKERS",
+    help="`take` (default) or `leave-out`: learn rows with missing values, or leave them out. "
+    "Anything else: markers of missing values beside the usual words, such as -9999,OVL.",
 )
-@click.option("--time", metavar="COLUMN", help="The rows' times. [default: the first there is]")
 @click.option(
     "--gap",
     "gap_seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="A row that comes so long after the one before it begins a new sequence.",
+    help="A row at least this long after the previous one begins a new sequence.",
 )
+@click.option(
+    "--stream-column",
+    metavar="COLUMN",
+    help="Rows are of several series: learn each as a stream, named by its cell in this column.",
+)
+@read_options
 @click.option(
     "--other-names",
     is_flag=True,
-    help="Learn columns of other names than those that the model was made for.",
+    help="Allow columns whose names differ from those the model was made for.",
 )
-@click.option("--text", is_flag=True, help="FILE is a text: learn to predict its next byte.")
+@click.option("--text", is_flag=True, help="Treat FILE as text and learn to predict its next byte.")
 @click.option(
     "--reconnect",
     "reconnect_seconds",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="How long to wait for a server that went away, and then go on. [default: 0]",
+    help="How long to wait for a server that went away before giving up. [default: 0]",
 )
 @click.option(
     "--append",
     is_flag=True,
-    help="The rows come after those that the stream has. [default for standard input; a file goes "
-    "on where the stream ended]",
+    help="Append all rows to the stream. [default for standard input; otherwise the rows that the "
+    "stream already has are skipped]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what is understood of the file, and stop; no server is needed.",
 )
 @_spec_options
 @address_option
-@json_option("lines of progress and, as the last line, the summary")
+@json_option("progress lines, then the summary as the last line")
 def learn(
     file: str,
-    model: str,
+    model: str | None,
     stream: str | None,
     append: bool,
     text: bool,
+    dry_run: bool,
     reconnect_seconds: float,
     address: str,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Stream a CSV or a text to a model, which predicts each row or byte before it learns it.
+    """Stream a CSV or a text to a model.
 
-    A CSV needs a header; `-` is standard input, learned line by line as it comes; gzip is read as
-    it is.
+    The model predicts each row or byte before it learns it. How a table is written (delimiter,
+    decimal mark, encoding, titles, times) is told from the file and printed; where it cannot be
+    told, the command stops and names the option that says it. `-` reads standard input and learns
+    each line as it arrives. gzip, zip, xz, bzip2 and Zstandard are unpacked.
     """
-    for_rows = {name: options.pop(name) for name in _FOR_ROWS}
+    column_options = {name: options.pop(name) for name in _COLUMN_OPTIONS}
+    reading = {name: options.pop(name) for name in READING}
     if text:
-        for name, value in for_rows.items():
-            if value and value != "take":
+        for name, value in (column_options | reading).items():
+            if value:
                 flag = "--gap" if name == "gap_seconds" else "--" + name.replace("_", "-")
-                raise click.UsageError(f"{flag} is for columns, and --text has none")
+                raise click.UsageError(
+                    f"{flag} applies to columns, but --text reads a text without columns"
+                )
+    if model is None:
+        if not dry_run:
+            raise click.UsageError("Missing option '--model'.")
+        model = ""
+    if column_options["stream_column"] is not None and stream is not None:
+        raise click.UsageError("--stream and --stream-column both name streams; leave one out")
+    mode, markers = _missing(column_options.pop("missing"))
+    read = ReadOptions(missing=markers, **reading)
     settings = {name: value for name, value in options.items() if value is not None}
-    wish = Wish(file=file, model_id=model, settings=settings, **for_rows)
-    stream = stream if stream is not None else _stream_of(file)
+    learn_options = LearnOptions(
+        file=file, model_id=model, settings=settings, missing=mode, reading=read, **column_options
+    )
+    stream = stream if stream is not None else _default_stream(file)
     append = append or file == "-"
-    job = Job(wish, stream, text, append, reconnect_seconds, address, as_json)
+    run = LearnRun(
+        learn_options, stream, text, append, reconnect_seconds, address, as_json, dry_run
+    )
     try:
-        interrupted = asyncio.run(job.run())
+        interrupted = asyncio.run(run.run())
     except asyncio.CancelledError:
-        say_error("left at once; some of what was sent may not be learned")
+        say_error("quit at once; some rows that were sent may not be learned")
         interrupted = True
     if interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-_FOR_ROWS = ("columns", "targets", "classes", "missing", "time", "gap_seconds", "other_names")
+_COLUMN_OPTIONS = (
+    *("columns", "targets", "classes", "missing", "gap_seconds", "other_names", "stream_column"),
+)
+_PACKED_SUFFIXES = (".gz", ".zip", ".xz", ".bz2", ".zst")
 
 
-def _stream_of(file: str) -> str:
+def _missing(values: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What `--missing` says: what happens to missing values, and what marks them."""
+    modes = [value for value in values if value in ("take", "leave-out")]
+    markers = [part for value in values if value not in modes for part in split_names(value)]
+    if len(set(modes)) > 1:
+        raise click.UsageError("--missing is both take and leave-out; give one of them")
+    return (modes[0] if modes else "take"), tuple(markers)
+
+
+def _default_stream(file: str) -> str:
     if file == "-":
         return "stdin"
-    return PurePath(file).name.removesuffix(".gz").removesuffix(".csv")
+    name = PurePath(file).name
+    for suffix in _PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.removesuffix(".csv")

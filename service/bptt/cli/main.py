@@ -1,34 +1,88 @@
 """The group of commands, and the one place where an error becomes a line and an exit status.
 
-Exit status: 0 done, 1 an error, 2 a wrong option, 130 ended by Ctrl-C.
+A command's module is imported when the command is used, so that a client command loads nothing of
+the server. Exit status: 0 done, 1 an error, 2 a wrong option, 130 ended by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+import importlib.util
 import io
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import click
 
-from bptt.cli.backup import backup
+from bptt.cli import INTERRUPTED
 from bptt.cli.console import say_error
-from bptt.cli.csvfile import InputError
-from bptt.cli.demo import demo
-from bptt.cli.gradients import gradients
-from bptt.cli.job import INTERRUPTED
-from bptt.cli.learn import learn
-from bptt.cli.models import models
-from bptt.cli.predict import predict
-from bptt.cli.repair import repair
-from bptt.cli.replay import replay
-from bptt.cli.serve import serve
-from bptt.cli.verify import verify
+from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
+
+CLIENT_COMMANDS = ("gradients", "learn", "models", "predict")
+"""Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`."""
+SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify")
+"""Commands that need `bptt[server]`."""
+SERVER_PACKAGES = (
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "numba",
+    "prometheus_client",
+    "safetensors",
+    "scipy",
+    "threadpoolctl",
+)
+"""Import names of what the extra `server` installs."""
+
+
+class Commands(click.Group):
+    """A group that imports a command's module when the command is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, sorted."""
+        return sorted(CLIENT_COMMANDS + SERVER_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None if there is none."""
+        if cmd_name not in CLIENT_COMMANDS + SERVER_COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"bptt.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        if cmd_name in CLIENT_COMMANDS:
+            return command
+        assert command.callback is not None
+        checked = copy.copy(command)
+        checked.callback = _needs_server(cmd_name, command.callback)
+        return checked
+
+
+def _needs_server(name: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+    """`callback`, preceded by a check that the server's packages are installed.
+
+    `--help` and wrong options are answered before, and so without those packages.
+    """
+
+    @functools.wraps(callback)
+    def checked(*args: Any, **options: Any) -> Any:
+        missing = [each for each in SERVER_PACKAGES if importlib.util.find_spec(each) is None]
+        if missing:
+            raise click.ClickException(
+                f"`bptt {name}` needs the server, which is not installed "
+                f"(no {', '.join(missing)}); type: pip install 'bptt[server]'"
+            )
+        return callback(*args, **options)
+
+    return checked
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Begin with `bptt demo`. Every command has a --help of its own, with an example.",
 )
@@ -37,26 +91,16 @@ def bptt() -> None:
     """Learn from sequences while they stream in, and predict each step before it is learned."""
 
 
-for command in (
-    serve,
-    learn,
-    predict,
-    models,
-    demo,
-    gradients,
-    verify,
-    replay,
-    repair,
-    backup,
-):
-    bptt.add_command(command)
-
-
 def run() -> int:
-    """The exit status; what is known to go wrong gives a line, never a traceback."""
+    """Run the command line; an expected error prints one line, never a traceback.
+
+    Returns:
+        The exit status.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no ° shows a question mark
+            # A character that the terminal's encoding lacks, such as °, prints as a question mark.
+            stream.reconfigure(errors="replace")
     try:
         return bptt.main(prog_name="bptt", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -76,6 +120,6 @@ def run() -> int:
         say_error("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; what is still buffered must not fail again at exit.
+        # The reader of our output has gone. Buffered output must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,4 +1,4 @@
-"""`bptt models`, and what it does to one of them."""
+"""`bptt models`: lists models, changes their settings, saves and restores checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints, TypeVar
 import click
 from rich.table import Table
 
-from bptt.cli.console import address_option, json_option, number, output, print_json
+from bptt.cli.console import address_option, json_option, number, output, percent, print_json
 from bptt.client import Checkpoint, Client, Model, ModelSpec
 
 EXAMPLE = """\b
@@ -34,24 +34,24 @@ _NAME = click.argument("name")
 @json_option("one document, a list of models with all their settings")
 @click.pass_context
 def models(context: click.Context, address: str, as_json: bool) -> None:
-    """Show the models of a server, or steer one of them."""
+    """List the models of a server, or change one of them."""
     if context.invoked_subcommand is not None:
         return
-    found = _ask(address, lambda client: client.list_models())
+    found = _request(address, lambda client: client.list_models())
     if as_json:
         print_json([dataclasses.asdict(model) for model in found])
     elif not found:
-        click.echo(f"no models yet at {address}; `bptt learn` makes one")
+        click.echo(f"no models at {address}; `bptt learn FILE --model NAME` creates one")
     else:
         output().print(_table(found))
 
 
-def _ask(address: str, question: Callable[[Client], Awaitable[Answer]]) -> Answer:
-    async def ask() -> Answer:
+def _request(address: str, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
+    async def run() -> Answer:
         async with Client.connect(address) as client:
-            return await question(client)
+            return await request(client)
 
-    return asyncio.run(ask())
+    return asyncio.run(run())
 
 
 def _table(found: list[Model]) -> Table:
@@ -61,17 +61,17 @@ def _table(found: list[Model]) -> Table:
         table.add_column(title, no_wrap=True)
     titles = ["streams", "steps", "clipped", "error", "loss", "gradient"]
     classes = any(not math.isnan(model.accuracy) for model in found)
-    if classes:  # which most servers have none of, and a table has no room to waste
-        titles[4:4] = ["right", "bits"]
+    if classes:  # most servers have no such model, and width is scarce
+        titles[4:4] = ["accuracy", "bits"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
-        if "task" not in spec:  # it is being recovered, and no more is known of it yet
+        if "task" not in spec:  # still recovering: nothing else is known yet
             table.add_row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
             continue
         clipped = model.clipped_updates / model.updates if model.updates else math.nan
-        right = "–" if math.isnan(model.accuracy) else f"{model.accuracy:.1%}"
+        accuracy = percent(model.accuracy)
         table.add_row(
             model.model_id,
             f"{spec['task']} {model.horizon}" if spec["task"] == "forecast" else spec["task"],
@@ -81,41 +81,53 @@ def _table(found: list[Model]) -> Table:
             f"{model.steps:,}",
             "–" if math.isnan(clipped) else f"{clipped:.0%}",
             _ratio(model.skill_ratio),
-            *((right, number(model.cross_entropy_bits)) if classes else ()),
+            *((accuracy, number(model.cross_entropy_bits)) if classes else ()),
             number(model.loss),
             number(model.gradient_norm),
         )
-    table.caption = "error: over that of the naive forecast, recent steps; below 1 is better"
+    table.caption = "error: of recent steps, relative to the naive forecast; below 1 is better"
     if classes:
-        table.caption += "\nright, bits: recent classes and tokens; share right, and cross-entropy"
+        table.caption += "\naccuracy, bits: of recent classes and tokens; bits: cross-entropy"
     table.caption_justify = "left"
     return table
 
 
 def _width(model: Model) -> int:
-    """Of what goes into the network."""
+    """Return the number of inputs, or of token ids."""
     return model.spec.get("vocabulary_size") or model.spec["input_size"]
 
 
 def _ratio(value: float) -> str:
-    """Three decimals, so that models compare; an exponent where that would widen the table."""
+    """Format a ratio with three decimals; a value of 1,000 or more like any other figure."""
     return f"{value:.3f}" if value < 1000 else number(value)
 
 
 @models.command()
 @_NAME
 @click.option("--learning-rate", type=float, help="Step size of the optimizer.")
-@click.option("--clip", type=click.Choice(get_args(_HINTS["clip"])), help="How to clip.")
-@click.option("--clip-threshold", type=float, help="The bound of the clip.")
-@click.option("--pause", "paused", flag_value=True, default=None, help="Learn nothing from now on.")
-@click.option("--resume", "paused", flag_value=False, help="Learn again, after a divergence too.")
+@click.option(
+    "--clip",
+    type=click.Choice(get_args(_HINTS["clip"])),
+    help="Gradient clipping: by global norm, by value, by layer, or none.",
+)
+@click.option("--clip-threshold", type=float, help="Largest norm, or largest value.")
+@click.option(
+    "--pause",
+    "paused",
+    flag_value=True,
+    default=None,
+    help="Stop learning; reading and predicting continue.",
+)
+@click.option("--resume", "paused", flag_value=False, help="Learn again, also after a divergence.")
 @address_option
-@json_option("one document, the model as it is then")
+@json_option("one document, the model after the change")
 def update(name: str, address: str, as_json: bool, **changes: Any) -> None:
-    """Change how a model learns from now on, between two updates."""
+    """Change how a model learns. The change takes effect between two updates."""
     if all(value is None for value in changes.values()):
-        raise click.UsageError("nothing to change: give at least one option")
-    model = _ask(address, lambda client: client.update_model(name, **changes))
+        raise click.UsageError(
+            "nothing to change: add at least one option, as in --learning-rate 0.0005"
+        )
+    model = _request(address, lambda client: client.update_model(name, **changes))
     if as_json:
         print_json(dataclasses.asdict(model))
         return
@@ -130,8 +142,8 @@ def update(name: str, address: str, as_json: bool, **changes: Any) -> None:
 @address_option
 @json_option("one document, a list of checkpoints")
 def checkpoints(name: str, address: str, as_json: bool) -> None:
-    """Show the checkpoints of a model, oldest first."""
-    found = _ask(address, lambda client: client.list_checkpoints(name))
+    """List the checkpoints of a model, oldest first."""
+    found = _request(address, lambda client: client.list_checkpoints(name))
     if as_json:
         print_json([dataclasses.asdict(each) for each in found])
     elif not found:
@@ -163,23 +175,29 @@ def _checkpoint_table(found: list[Checkpoint]) -> Table:
 @address_option
 @json_option("one document, the checkpoint")
 def save(name: str, address: str, as_json: bool) -> None:
-    """Write a checkpoint of a model now."""
-    saved = _ask(address, lambda client: client.save_checkpoint(name))
+    """Save a checkpoint of a model now."""
+    saved = _request(address, lambda client: client.save_checkpoint(name))
     if as_json:
         print_json(dataclasses.asdict(saved))
     else:
-        click.echo(f"model {name} saved after {saved.steps:,} steps: checkpoint {saved.lsn}")
+        click.echo(f"model {name}: saved checkpoint {saved.lsn} after {saved.steps:,} steps")
 
 
 @models.command()
 @_NAME
 @click.argument("lsn", type=click.IntRange(min=0))
 @address_option
-@json_option("one document, the model as it is then")
+@json_option("one document, the model after the change")
 def restore(name: str, lsn: int, address: str, as_json: bool) -> None:
-    """Take a model back to a checkpoint, which TICKS names, and its streams with it."""
-    model = _ask(address, lambda client: client.restore_checkpoint(name, lsn))
+    """Restore a model and its streams from a checkpoint.
+
+    LSN is the checkpoint's number, as shown by `bptt models checkpoints NAME`.
+    """
+    model = _request(address, lambda client: client.restore_checkpoint(name, lsn))
     if as_json:
         print_json(dataclasses.asdict(model))
     else:
-        click.echo(f"model {name} is back at {model.steps:,} steps, {model.updates:,} updates")
+        click.echo(
+            f"model {name}: restored checkpoint {lsn}, at {model.steps:,} steps and "
+            f"{model.updates:,} updates"
+        )

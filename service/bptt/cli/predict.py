@@ -1,4 +1,4 @@
-"""`bptt predict`."""
+"""`bptt predict`: prints what a model predicts next on a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from bptt.cli.console import address_option, json_option, number, output, print_json
-from bptt.cli.textfile import VOCABULARY
+from bptt.cli.data.textfile import VOCABULARY
 from bptt.client import Client, Model, Prediction
 
 EXAMPLE = """\b
@@ -30,16 +30,20 @@ Examples:
     "inputs",
     multiple=True,
     metavar="A,B,…",
-    help="A step to read first, without learning it; repeat it for more. Regression and "
-    "classification need one. `nan` is a missing value.",
+    help="A step to read before predicting; it is not learned. Repeat the option for several "
+    "steps. Regression and classification need at least one. `nan` is a missing value.",
 )
-@click.option("--text", metavar="TEXT", help="Next token: a text to read first, the same way.")
+@click.option(
+    "--text",
+    metavar="TEXT",
+    help="Next token: a text to read before predicting; it is not learned.",
+)
 @address_option
 @json_option("one document")
 def predict(
     model: str, stream: str, inputs: tuple[str, ...], text: str | None, address: str, as_json: bool
 ) -> None:
-    """Predict what comes next on a stream. Changes nothing."""
+    """Predict what comes next on a stream. Neither the model nor the stream changes."""
     steps = [_step(each) for each in inputs]
     found, prediction = asyncio.run(_ask(address, model, stream, steps, text))
     names = target_names(found)
@@ -70,7 +74,7 @@ def _step(text: str) -> list[float]:
         return [float(value) for value in text.split(",")]
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is not numbers with commas between them", param_hint="--input"
+            f"{text!r} must be numbers separated by commas, as in 4.9,0.2", param_hint="--input"
         ) from None
 
 
@@ -80,12 +84,14 @@ async def _ask(
     async with Client.connect(address) as client:
         found = await client.get_model(model)
         if text is not None and found.spec.get("vocabulary_size") != VOCABULARY:
-            raise click.BadParameter(f"model {model} was not made for text", param_hint="--text")
+            raise click.BadParameter(
+                f"model {model} does not predict text; use --input", param_hint="--text"
+            )
         width = found.spec["input_size"]
         for step in steps:
             if len(step) != width:
                 raise click.BadParameter(
-                    f"{len(step)} values, but {width} are a step of model {model}",
+                    f"got {len(step)} values, but a step of model {model} has {width}",
                     param_hint="--input",
                 )
         if found.task == "next_token":
@@ -95,11 +101,11 @@ async def _ask(
 
 
 def target_names(model: Model) -> list[str]:
-    """What a prediction's values are called."""
+    """Return the names of a prediction's values: columns, targets or classes."""
     spec = model.spec
     if spec["task"] != "forecast":
-        what = "class" if spec["task"] == "classification" else "target"
-        return list(spec["target_names"]) or [f"{what} {place}" for place in range(model.targets)]
+        noun = "class" if spec["task"] == "classification" else "target"
+        return list(spec["target_names"]) or [f"{noun} {place}" for place in range(model.targets)]
     columns = spec["target_columns"] or range(spec["input_size"])
     names = spec["input_names"]
     return [names[column] if names else f"input {column}" for column in columns]
@@ -115,20 +121,20 @@ def _table(model: Model, prediction: Prediction, names: list[str]) -> Table:
     first = prediction.next_step
     notes = []
     if is_forecast:
-        # Only the last row looks ahead of all that was read.
+        # Only the last row forecasts steps after everything that was read.
         for ahead, values in enumerate(prediction.values[-1]):
             band = _bands(prediction, ahead, values)
             texts = (number(float(value)) + b for value, b in zip(values, band, strict=True))
             table.add_row(f"{first + ahead:,}", *texts)
         if rows > 1:
-            notes.append(f"after {rows} more steps read")
+            notes.append(f"forecast after reading {rows} more steps")
     else:
         for row, values in enumerate(prediction.values[:, 0, :]):
             band = _bands(prediction, 0, values)
             texts = (number(float(value)) + b for value, b in zip(values, band, strict=True))
             table.add_row(f"{first - rows + row:,}", *texts)
     if len(prediction.error_low):
-        notes.append("in brackets: nine of ten recent targets were in such a band")
+        notes.append("in brackets: the band that held 90 % of recent targets")
     table.caption = "; ".join(notes) or None
     return table
 
@@ -143,7 +149,7 @@ def _bands(prediction: Prediction, ahead: int, values: Any) -> list[str]:
 
 
 def _token_table(model: Model, prediction: Prediction) -> Table:
-    """The likeliest tokens after all that was read."""
+    """Show the likeliest tokens after everything that was read."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     is_text = model.spec.get("vocabulary_size") == VOCABULARY
     table.add_column("next byte" if is_text else "next token", justify="right")

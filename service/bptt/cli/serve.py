@@ -1,4 +1,4 @@
-"""`bptt serve`."""
+"""`bptt serve`: runs the server in the foreground."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ Example:
     default=DEFAULT_ADDRESS,
     show_default=True,
     metavar="HOST:PORT",
-    help="Where gRPC listens; port 0 takes a free one. There is no authentication: stay on "
-    "loopback unless something in front of the server does that.",
+    help="Address of gRPC; port 0 picks a free port. The server does not authenticate clients: "
+    "use a loopback address unless a proxy in front of the server authenticates them.",
 )
 @click.option(
     "--metrics-address",
     default="127.0.0.1:9464",
     show_default=True,
     metavar="HOST:PORT",
-    help="Where Prometheus finds /metrics; port 0 takes a free one.",
+    help="Address of /metrics for Prometheus; port 0 picks a free port.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder in which models are kept. Left out: nothing is kept when the server stops.",
+    help="Folder that holds the models. Without it, all models are lost when the server stops.",
 )
 @click.option(
     "--durability",
     type=click.Choice(["full", "process", "none"]),
     default="full",
     show_default=True,
-    help="What an acknowledged step outlives: the machine's end, the process's, or a clean stop.",
+    help="What an acknowledged step survives. full: a power cut; process: kill -9 of the server; "
+    "none: a clean stop only.",
 )
 @click.option(
     "--kept-checkpoints",
@@ -54,7 +55,7 @@ Example:
     default=3,
     show_default=True,
     metavar="COUNT",
-    help="Newest checkpoints kept of each model; the best is kept beside them.",
+    help="Number of newest checkpoints to keep of each model; the best one is kept as well.",
 )
 @click.option(
     "--history-megabytes",
@@ -62,7 +63,7 @@ Example:
     default=64,
     show_default=True,
     metavar="MB",
-    help="Journal of each model kept beyond what recovery needs, for `bptt replay`.",
+    help="Size of journal to keep of each model beyond what recovery needs, for `bptt replay`.",
 )
 @click.option(
     "--model-megabytes",
@@ -70,7 +71,8 @@ Example:
     default=4096,
     show_default=True,
     metavar="MB",
-    help="Checkpoints and journal of one model: beyond it the oldest go, and never the newest.",
+    help="Size of checkpoints and journal of one model; beyond it the oldest are removed, but "
+    "never the newest.",
 )
 @click.option(
     "--models-in-memory",
@@ -78,7 +80,7 @@ Example:
     default=128,
     show_default=True,
     metavar="COUNT",
-    help="Models kept in memory; others come back from the data folder when they are asked for.",
+    help="Number of models in memory; others are loaded from the data folder on request.",
 )
 @click.option("--until-input-ends", is_flag=True, hidden=True)
 @json_option("one document with the addresses once the server is ready")
@@ -95,9 +97,9 @@ def serve(
     as_json: bool,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM."""
-    # One thread, as kernels want it: else each of their calls sets it, and sets it back.
+    # The kernels need one BLAS thread. Unless it is set here, each call sets and restores it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from bptt.app import configure_logging  # the server's libraries take a second to import
+    from bptt.app import configure_logging  # imported late: the server's libraries take a second
     from bptt.app import serve as run
     from bptt.config import Kept, ServerConfig
 
@@ -127,25 +129,30 @@ def serve(
             )
 
     async def until_stopped() -> None:
-        stop = _end_of_input() if until_input_ends else None  # None: a signal stops it
+        stop = _stop_at_end_of_input() if until_input_ends else None  # None: signals stop it
         await run(config, on_ready=on_ready, stop=stop)
 
     asyncio.run(until_stopped())
 
 
-def _end_of_input() -> asyncio.Event:
-    """Set when standard input ends or a signal comes: a parent's end is its server's, however."""
+def _stop_at_end_of_input() -> asyncio.Event:
+    """Return an event that is set when standard input ends or a signal arrives.
+
+    Standard input ends when the parent process ends, however it ends, so that no server outlives
+    the process that started it.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     def wait() -> None:
-        source = io.FileIO(0, closefd=False)  # unbuffered: holds no lock when the program exits
+        source = io.FileIO(0, closefd=False)  # unbuffered: holds no lock at exit
         while source.read(1024):
             pass
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            loop.add_signal_handler(number, stop.set)
     threading.Thread(target=wait, name="input", daemon=True).start()
     return stop

@@ -10,12 +10,12 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike
 
+from bptt import v1 as pb
 from bptt.client import convert
 from bptt.client.errors import from_rpc_error, ServerUnreachable
 from bptt.client.session import LearnSession, RECONNECT_SECONDS
 from bptt.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc
+from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 
 CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
 CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
@@ -78,8 +78,8 @@ class Client:
         except BaseException:
             await self._channel.close()
             raise
-        self._learner = bptt_pb2_grpc.LearnerServiceStub(self._channel)
-        self._models = bptt_pb2_grpc.ModelServiceStub(self._channel)
+        self._learner = learner_pb2_grpc.LearnerServiceStub(self._channel)
+        self._models = models_pb2_grpc.ModelServiceStub(self._channel)
         return self
 
     async def __aexit__(

@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
+from bptt import v1 as pb
 from bptt.client.errors import code_name
 from bptt.client.types import (
     Checkpoint,
@@ -24,7 +25,6 @@ from bptt.client.types import (
     UpdateReport,
 )
 from bptt.errors import from_status, InvalidRequest, Violation
-from bptt.v1 import bptt_pb2 as pb
 
 _ENUMS: dict[str, tuple[Any, str]] = {
     "task": (pb.Task, "TASK_"),

@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bptt import v1 as pb
 from bptt.client.types import Answer
-from bptt.v1 import bptt_pb2 as pb
 
 MOVES_MAX = 8  # of one chunk: more often only if somebody else deletes its stream again and again
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike
 
+from bptt import v1 as pb
 from bptt.client import convert
 from bptt.client.backoff import Backoff
 from bptt.client.errors import (
@@ -28,7 +29,6 @@ from bptt.client.errors import (
 from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer, Sent
 from bptt.client.types import Answer, Learned, Model, Refused
 from bptt.errors import NotFound, OutOfOrder, ServerStopping, ServiceError
-from bptt.v1 import bptt_pb2 as pb
 
 UNANSWERED_MAX = 256  # chunks on their way: keeps a fast server busy, and a stop short
 UNREAD_MAX = 4096  # answers nobody has read yet; 10 MB at 64 steps of 8 outputs

@@ -21,7 +21,7 @@ class ModelSpec(TypedDict, total=False):
     Required are input_size or, for next_token, vocabulary_size; and output_size for regression and
     classification.
 
-    Meaning, bound and default of each field: `ModelSpec` in protos/bptt/v1/bptt.proto.
+    Meaning, bound and default of each field: `ModelSpec` in protos/bptt/v1/types.proto.
     """
 
     task: Literal["forecast", "regression", "classification", "next_token"]
@@ -58,7 +58,7 @@ class ModelSpec(TypedDict, total=False):
 
 
 ModelStatus = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
-"""What a model does with chunks; see `ModelStatus` in protos/bptt/v1/bptt.proto."""
+"""What a model does with chunks; see `ModelState` in protos/bptt/v1/types.proto."""
 
 
 @dataclass(frozen=True, slots=True)

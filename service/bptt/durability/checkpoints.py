@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from bptt.durability.files import Piece, storage
@@ -112,6 +110,8 @@ def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
         DataDamaged: it is missing, or not what was written; it names the file.
         StorageFailed: it cannot be read.
     """
+    import safetensors.numpy  # of the server's extra; `bptt backup --help` works without it
+
     path = path_of(folder, lsn)
     with storage("read", path):
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,6 +16,14 @@ from pathlib import Path
 
 _LIBRARIES = ("numpy", "scipy", "numba", "llvmlite")  # SciPy brings the BLAS that kernels call
 _FLAGS = ("flags", "features")  # of Linux on x86, and on ARM
+# Environment variables that make Numba, OpenBLAS or NumPy choose code for another processor.
+_SETTINGS = (
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+)
 
 
 def fingerprint() -> dict[str, str]:
@@ -27,10 +36,14 @@ def differences(before: Mapping[str, str]) -> list[str]:
     now = _fingerprint()
     names = sorted(before.keys() | now.keys())
     return [
-        f"{name} was {before.get(name, 'not known')} and is {now.get(name, 'not known')}"
+        f"{name} was {_of(name, before)} and is {_of(name, now)}"
         for name in names
         if before.get(name) != now.get(name)
     ]
+
+
+def _of(name: str, found: Mapping[str, str]) -> str:
+    return found.get(name, "not set" if name in _SETTINGS else "not known")
 
 
 @functools.cache
@@ -42,7 +55,8 @@ def _fingerprint() -> Mapping[str, str]:
         except metadata.PackageNotFoundError:
             found[library] = "not installed"
     processor, flags = _processor()
-    return found | {"processor": processor, "processor_flags": flags}
+    settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+    return found | settings | {"processor": processor, "processor_flags": flags}
 
 
 def _processor() -> tuple[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 
+from bptt import v1 as pb
 from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import (
     check_stream_id,
@@ -27,7 +28,6 @@ from bptt.domain import (
 )
 from bptt.errors import from_core, InvalidRequest
 from bptt.rpc.convert_models import condition_to_proto
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import ChunkResult, ModelSpec, Snapshot, UpdateReport
 from bptt_core.errors import LabelTooEarly, LabelTooLate
 

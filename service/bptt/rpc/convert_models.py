@@ -6,11 +6,11 @@ import dataclasses
 import math
 from typing import Any, cast, get_args
 
+from bptt import v1 as pb
 from bptt.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from bptt.domain import ModelDefinition, ModelState, ModelStatus
 from bptt.durability import CheckpointInfo
 from bptt.errors import from_core, InvalidRequest
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import ModelSpec
 from bptt_core.errors import InvalidArgument
 from bptt_core.specs import INPUT_SIZE_MAX

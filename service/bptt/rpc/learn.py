@@ -20,13 +20,13 @@ from typing import Any
 
 import grpc.aio
 
+from bptt import v1 as pb
 from bptt.config import Limits, STREAM_ID_BYTES_MAX
 from bptt.domain import Answer, Refused
 from bptt.engine.responses import DURABLE_ADVANCED, PendingResponse, ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, QueueFull, ServerStopping, ServiceError
 from bptt.rpc import convert, convert_models
-from bptt.v1 import bptt_pb2 as pb
 from bptt_core import ChunkResult
 
 Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]

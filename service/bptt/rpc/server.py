@@ -18,8 +18,7 @@ from bptt.domain import CallSink
 from bptt.errors import AddressInUse, CannotListen
 from bptt.rpc.interceptors import CallInterceptor
 from bptt.rpc.servicers import LearnerService, ModelService
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2, learner_pb2_grpc, models_pb2, models_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,11 @@ OPTIONS = [
 
 MODEL_HEALTH = "bptt.v1.models/"  # and the model's name: known while it is recovered, and after
 
-_SERVICES = tuple(each.full_name for each in pb.DESCRIPTOR.services_by_name.values())
+_SERVICES = tuple(
+    each.full_name
+    for file in (learner_pb2, models_pb2)
+    for each in file.DESCRIPTOR.services_by_name.values()
+)
 
 _CLOSE_SECONDS = 1.0  # for answers under way when the last of the work is done
 
@@ -54,8 +57,8 @@ class RpcServer:
         self.address = ""
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=[CallInterceptor(sink)], options=OPTIONS)
-        pb_grpc.add_LearnerServiceServicer_to_server(learner, self._server)
-        pb_grpc.add_ModelServiceServicer_to_server(models, self._server)
+        learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, self._server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

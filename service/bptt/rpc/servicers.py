@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
+from bptt import v1 as pb
 from bptt.config import Limits, PAGE_BYTES_MAX
 from bptt.domain import check_model_id, check_stream_id
 from bptt.engine.fair_queue import StreamCommand
@@ -18,8 +19,7 @@ from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
 from bptt.rpc import convert, convert_models
 from bptt.rpc.learn import Context, LearnCall
-from bptt.v1 import bptt_pb2 as pb
-from bptt.v1 import bptt_pb2_grpc as pb_grpc
+from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from bptt_core.errors import BpttError
 
 INLINE_PREDICT_STEPS = 16
@@ -31,7 +31,7 @@ INLINE_PREDICT_PARAMETERS = 500_000
 _AnyContext = grpc.aio.ServicerContext[Any, Any]
 
 
-class LearnerService(pb_grpc.LearnerServiceServicer):
+class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     """Learns from streams and answers predictions.
 
     Args:
@@ -150,7 +150,7 @@ class LearnerService(pb_grpc.LearnerServiceServicer):
         return await self._registry.find(check_model_id(model_id))
 
 
-class ModelService(pb_grpc.ModelServiceServicer):
+class ModelService(models_pb2_grpc.ModelServiceServicer):
     """Creates, shows and deletes models."""
 
     def __init__(self, registry: Registry) -> None:

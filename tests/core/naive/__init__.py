@@ -22,6 +22,8 @@ from tests.core.naive.cells import (
     lstm_forward,
     rnn_backward,
     rnn_forward,
+    Twin,
+    TWINS,
 )
 from tests.core.naive.learner import Learner
 from tests.core.naive.learning import (
@@ -38,12 +40,14 @@ from tests.core.naive.scaling import deviation, fade, Scaler, Statistics
 from tests.core.naive.scoring import anomaly_scores, Figures, quantile, sizes
 
 __all__ = [
+    "TWINS",
     "Figures",
     "Learner",
     "Matrix",
     "Network",
     "Scaler",
     "Statistics",
+    "Twin",
     "Vector",
     "add",
     "affine",

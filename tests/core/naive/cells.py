@@ -6,6 +6,11 @@ with what was before the first step. `dh` is ∂L_t/∂h_t, what each step's own
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 from tests.core.naive.algebra import Matrix, sigmoid, tanh, Vector, zeros
 
 
@@ -137,3 +142,68 @@ def gru_backward(
         dw[t] = dar + daz + [dan[k] * r[k] for k in range(H)]
         later = [from_next(W, dw[t], j) + z[j] * total[t][j] for j in range(H)]
     return du, dw, total
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A cell's twin behind one interface."""
+
+    blocks: int
+    """Of H rows in U, W and the biases."""
+    parts: int
+    """Vectors in the carried state."""
+    separate_hidden_bias: bool
+    """u does not hold b'."""
+    forward: Callable[[Matrix, Matrix, Vector, list[Vector]], tuple[list[Matrix], Any]]
+    """(W, u, b', state) → each part over time, and what `backward` needs."""
+    backward: Callable[[Matrix, list[Matrix], Any, Matrix], tuple[Matrix, Matrix, Matrix]]
+    """(W, parts, what `forward` kept, dh) → gradients at U x_t + b and W h_{t-1} + b', ∂L/∂h_t."""
+
+
+def _rnn_forward(
+    relu: bool, W: Matrix, u: Matrix, b_hidden: Vector, state: list[Vector]
+) -> tuple[list[Matrix], Any]:
+    return [rnn_forward(W, u, state[0], relu)], None
+
+
+def _rnn_backward(
+    relu: bool, W: Matrix, parts: list[Matrix], kept: Any, dh: Matrix
+) -> tuple[Matrix, Matrix, Matrix]:
+    da, total = rnn_backward(W, parts[0], dh, relu)
+    return da, da, total
+
+
+def _lstm_forward(
+    W: Matrix, u: Matrix, b_hidden: Vector, state: list[Vector]
+) -> tuple[list[Matrix], Any]:
+    h, c, gates = lstm_forward(W, u, *state)
+    return [h, c], gates
+
+
+def _lstm_backward(
+    W: Matrix, parts: list[Matrix], kept: Any, dh: Matrix
+) -> tuple[Matrix, Matrix, Matrix]:
+    da, total = lstm_backward(W, parts[1], kept, dh)
+    return da, da, total
+
+
+def _gru_forward(
+    W: Matrix, u: Matrix, b_hidden: Vector, state: list[Vector]
+) -> tuple[list[Matrix], Any]:
+    h, gates = gru_forward(W, u, b_hidden, state[0])
+    return [h], gates
+
+
+def _gru_backward(
+    W: Matrix, parts: list[Matrix], kept: Any, dh: Matrix
+) -> tuple[Matrix, Matrix, Matrix]:
+    return gru_backward(W, parts[0], kept, dh)
+
+
+TWINS = {
+    "rnn_tanh": Twin(1, 1, False, partial(_rnn_forward, False), partial(_rnn_backward, False)),
+    "rnn_relu": Twin(1, 1, False, partial(_rnn_forward, True), partial(_rnn_backward, True)),
+    "lstm": Twin(4, 2, False, _lstm_forward, _lstm_backward),
+    "gru": Twin(3, 1, True, _gru_forward, _gru_backward),
+}
+"""By the cell's name; a test that registers a cell adds its twin."""

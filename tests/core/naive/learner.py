@@ -16,6 +16,7 @@ from typing import Any
 from bptt_core import Chunk, ModelSpec
 from tests.core.naive import learning
 from tests.core.naive.algebra import add, affine, Matrix, sigmoid, Vector, zeros
+from tests.core.naive.cells import TWINS
 from tests.core.naive.network import Named, Network, State, Tape
 from tests.core.naive.scaling import Scaler, Step
 from tests.core.naive.scoring import anomaly_scores, Figures
@@ -84,7 +85,7 @@ class Learner:
         self.figures = Figures(1 if spec.loss == "cross_entropy" else spec.outputs, ring)
 
     def zero_state(self) -> State:
-        parts = 2 if self.spec.cell == "lstm" else 1
+        parts = TWINS[self.spec.cell].parts
         return [
             [zeros(self.spec.hidden_size) for _ in range(parts)] for _ in range(self.spec.layers)
         ]
@@ -278,8 +279,7 @@ class Learner:
         clipped = [g for part in learning.clip(spec.clip, flat, spec.clip_threshold) for g in part]
         θ = [value for name in names for value in _flat(self.network.named[name])]
         if self.moments is None:
-            kept = {"sgd": 0, "adam": 2, "adamw": 2}.get(spec.optimizer, 1)
-            self.moments = [zeros(len(θ)) for _ in range(kept)]
+            self.moments = [zeros(len(θ)) for _ in range(learning.MOMENTS[spec.optimizer])]
         assert spec.learning_rate is not None
         assert spec.final_learning_rate is not None
         assert spec.decay_updates is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from tests.core.naive.algebra import Matrix, sigmoid, Vector, zeros
 
@@ -97,35 +98,58 @@ def optimizer_step(
     after = []
     for i in range(len(θ)):
         old, slope = θ[i], g[i]
-        if name == "adamw":
+        if name in DECOUPLED:
             old -= learning_rate * weight_decay * old
         else:
             slope += weight_decay * old
         own = [each[i] for each in moments]
-        after.append(old - learning_rate * _direction(name, slope, own, update))
+        after.append(old - learning_rate * DIRECTIONS[name](slope, own, update))
         for each, value in zip(moments, own, strict=True):
             each[i] = value
     return after, moments
 
 
-def _direction(name: str, g: float, own: Vector, update: int) -> float:
-    """What the learning rate is multiplied with; `own` is overwritten."""
-    if name == "sgd":
-        return g
-    if name == "momentum":
-        own[0] = 0.9 * own[0] + g
-        return own[0]
-    if name == "rmsprop":
-        own[0] = 0.99 * own[0] + 0.01 * g * g
-        return g / (math.sqrt(own[0]) + 1e-8)
-    if name == "adagrad":
-        own[0] += g * g
-        return g / (math.sqrt(own[0]) + 1e-10)
+def _sgd(g: float, own: Vector, update: int) -> float:
+    return g
+
+
+def _momentum(g: float, own: Vector, update: int) -> float:
+    own[0] = 0.9 * own[0] + g
+    return own[0]
+
+
+def _rmsprop(g: float, own: Vector, update: int) -> float:
+    own[0] = 0.99 * own[0] + 0.01 * g * g
+    return g / (math.sqrt(own[0]) + 1e-8)
+
+
+def _adagrad(g: float, own: Vector, update: int) -> float:
+    own[0] += g * g
+    return g / (math.sqrt(own[0]) + 1e-10)
+
+
+def _adam(g: float, own: Vector, update: int) -> float:
     own[0] = 0.9 * own[0] + 0.1 * g
     own[1] = 0.999 * own[1] + 0.001 * g * g
     m = own[0] / (1 - 0.9**update)
     v = own[1] / (1 - 0.999**update)
     return m / (math.sqrt(v) + 1e-8)
+
+
+DIRECTIONS: dict[str, Callable[[float, Vector, int], float]] = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+    "adam": _adam,
+    "adamw": _adam,
+}
+"""(g, moments of one parameter, update) → the factor of the learning rate; the moments are
+overwritten. By the optimizer's name; a test that registers an optimizer adds its own."""
+MOMENTS = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adagrad": 1, "adam": 2, "adamw": 2}
+"""Numbers that an optimizer keeps of each parameter."""
+DECOUPLED = {"adamw"}
+"""Optimizers whose weight decay is not added to the gradient."""
 
 
 def learning_rate_at(

@@ -24,7 +24,8 @@ class Tape:
     """Each layer's inputs."""
     parts: list[list[Matrix]] = field(default_factory=list)
     """Each layer's h_0 … h_T, and c_0 … c_T."""
-    gates: list[Any] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
+    """What each layer's cell keeps for its backward pass."""
     outputs: Matrix = field(default_factory=list)
 
     def state_after(self, step: int) -> State:
@@ -33,7 +34,7 @@ class Tape:
 
 def layer_sizes(spec: ModelSpec) -> list[int]:
     """Parameters of each layer, counted matrix by matrix."""
-    rows = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}[spec.cell] * spec.hidden_size
+    rows = cells.TWINS[spec.cell].blocks * spec.hidden_size
     sizes = []
     inputs = spec.vocabulary_size or spec.features
     for _ in range(spec.layers):
@@ -65,27 +66,17 @@ class Network:
 
     def forward(self, x: Matrix, state: State) -> Tape:
         """Unfold over x (T rows) from the state before the first step."""
-        tape = Tape()
+        tape, cell = Tape(), cells.TWINS[self.spec.cell]
         x = self.one_hot(x)
         for index in range(self.spec.layers):
             U, W, b, b_hidden = self.layer(index)
             tape.x.append(x)
-            if self.spec.cell == "gru":
-                u = [affine(U, row, b) for row in x]
-                h, gates = cells.gru_forward(W, u, b_hidden, state[index][0])
-                tape.parts.append([h])
-                tape.gates.append(gates)
-            elif self.spec.cell == "lstm":
-                u = [affine(U, row, add(b, b_hidden)) for row in x]
-                h, c, lstm_gates = cells.lstm_forward(W, u, *state[index])
-                tape.parts.append([h, c])
-                tape.gates.append(lstm_gates)
-            else:
-                u = [affine(U, row, add(b, b_hidden)) for row in x]
-                h = cells.rnn_forward(W, u, state[index][0], self.spec.cell == "rnn_relu")
-                tape.parts.append([h])
-                tape.gates.append(None)
-            x = h[1:]
+            bias = b if cell.separate_hidden_bias else add(b, b_hidden)
+            u = [affine(U, row, bias) for row in x]
+            parts, kept = cell.forward(W, u, b_hidden, state[index])
+            tape.parts.append(parts)
+            tape.kept.append(kept)
+            x = parts[0][1:]
         tape.outputs = [
             affine(self.named["head.weight"], row, self.named["head.bias"]) for row in x
         ]
@@ -94,23 +85,17 @@ class Network:
     def backward(self, tape: Tape, slopes: Matrix) -> Named:
         """Gradient of every parameter from ∂L/∂output of every step."""
         gradient: Named = {}
+        cell = cells.TWINS[self.spec.cell]
         V = self.named["head.weight"]
         gradient["head.weight"] = outer_sum(slopes, tape.parts[-1][0][1:])
         gradient["head.bias"] = _sum(slopes)
         dh = [transpose_times(V, slope) for slope in slopes]
         for index in reversed(range(self.spec.layers)):
             U, W, _, _ = self.layer(index)
-            h = tape.parts[index][0]
-            if self.spec.cell == "gru":
-                du, dw, _ = cells.gru_backward(W, h, tape.gates[index], dh)
-            elif self.spec.cell == "lstm":
-                du, _ = cells.lstm_backward(W, tape.parts[index][1], tape.gates[index], dh)
-                dw = du
-            else:
-                du, _ = cells.rnn_backward(W, h, dh, self.spec.cell == "rnn_relu")
-                dw = du
+            parts = tape.parts[index]
+            du, dw, _ = cell.backward(W, parts, tape.kept[index], dh)
             gradient[f"rnn.weight_ih_l{index}"] = outer_sum(du, tape.x[index])
-            gradient[f"rnn.weight_hh_l{index}"] = outer_sum(dw, h[:-1])
+            gradient[f"rnn.weight_hh_l{index}"] = outer_sum(dw, parts[0][:-1])
             gradient[f"rnn.bias_ih_l{index}"] = _sum(du)
             gradient[f"rnn.bias_hh_l{index}"] = _sum(dw)
             dh = [transpose_times(U, slope) for slope in du]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bptt.cli.data.cells import FLAGS, is_time, MISSING
 from bptt.cli.data.numbers import Cell, marks_of, NumberFormat
-from bptt.cli.data.problem import InputError, some
+from bptt.cli.data.problem import InputError, join_names
 
 Kind = Literal["number", "flag", "time", "text", "id", "counter", "empty", "untitled"]
 COUNTED_ROWS_MIN = 10  # rows of steps of one, before a column is taken to number the rows
@@ -216,7 +216,7 @@ def match_names(option: str, parts: Sequence[str], names: Sequence[str]) -> list
             near = difflib.get_close_matches(parts[place], names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"{option}: there is no column {parts[place]!r}; there are: {some(names)}{hint}"
+                f"{option}: no column {parts[place]!r}; the columns are: {join_names(names)}{hint}"
             )
         if name in found:
             raise InputError(f"{option}: {name!r} is named twice")

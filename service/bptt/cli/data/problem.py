@@ -12,8 +12,8 @@ class InputError(Exception):
     """The input cannot be read. The message names the place and the option that helps."""
 
 
-def some(names: Sequence[str]) -> str:
-    """Names with commas between them; of very many only the first."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names with commas; a long list is cut after NAMES_MAX names."""
     if len(names) <= NAMES_MAX:
         return ", ".join(names)
     return f"{', '.join(names[:NAMES_MAX])}, … and {len(names) - NAMES_MAX:,} more"

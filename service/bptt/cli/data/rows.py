@@ -11,8 +11,9 @@ import numpy as np
 
 from bptt.cli.data.columns import converters
 from bptt.cli.data.numbers import FLOAT32_MAX, marks_of
-from bptt.cli.data.problem import InputError, shown, some
-from bptt.cli.data.understood import Batch, Choice, Understood
+from bptt.cli.data.problem import InputError, join_names, shown
+from bptt.cli.data.source import Batch
+from bptt.cli.data.understood import Choice, Understood
 
 
 class RowReader:
@@ -72,7 +73,7 @@ class RowReader:
         value = self._choice.classes.get(text)
         if value is None:
             where = self._where(line, column)
-            there = some(list(self._choice.classes))
+            there = join_names(list(self._choice.classes))
             raise InputError(f"{where} is {text!r}, but the classes are {there}")
         return float(value)
 

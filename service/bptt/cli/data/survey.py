@@ -12,10 +12,11 @@ import numpy as np
 from bptt.cli.data.columns import Sentinels
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.order import problem_of, RowOrder, seconds_text, series_column
-from bptt.cli.data.problem import InputError, shown, some
+from bptt.cli.data.problem import InputError, join_names, shown
 from bptt.cli.data.records import NAMES
-from bptt.cli.data.table import Table
-from bptt.cli.data.understood import Batch, Choice, Understood
+from bptt.cli.data.source import Batch
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice, Understood
 
 SURVEY_ROWS = 1024  # in a batch
 LINE_ENDS = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
@@ -39,6 +40,14 @@ class Survey:
     order: RowOrder | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def lacking(self) -> dict[str, int]:
+        """How many values are missing, by column."""
+        counts: Counter[str] = Counter()
+        for (name, _), count in self.missing.items():
+            counts[name] += count
+        return dict(counts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -48,6 +57,8 @@ class Wanted:
     """Those of numbers."""
     label: str | None = None
     """The column of classes."""
+    classes: frozenset[str] | None = None
+    """The classes there may be; None: any."""
     gap_seconds: float | None = None
     stream_column: str | None = None
 
@@ -64,7 +75,7 @@ def survey(path: str, options: ReadOptions, wanted: Wanted) -> Survey:
         InputError: a value cannot be read, times do not run forwards, or numbers such as -9999
             seem to stand for missing values. Names the place and the option that helps.
     """
-    with Table(path, options) as table:
+    with DataTable(path, options) as table:
         understood = table.understand()
         names = understood.header
         columns = [names.index(name) for name in wanted.columns]
@@ -79,7 +90,7 @@ def survey(path: str, options: ReadOptions, wanted: Wanted) -> Survey:
 
         def count(batch: Batch) -> None:
             if len(batch.values):
-                sentinels.add(batch.values, lines[-len(batch.values) :])
+                sentinels.add(batch.values.astype(np.float64), lines[-len(batch.values) :])
             lines.clear()
 
         needs_time = wanted.gap_seconds is not None or options.sort
@@ -134,10 +145,8 @@ class _Watch:
         found.rows += 1
         found.first_line = found.first_line or line
         found.last_line = line
-        if self._label is not None and not self._understood.markers.is_missing_class(
-            cells[self._label]
-        ):
-            found.classes.add(cells[self._label])
+        if self._label is not None:
+            self._class(line, cells[self._label])
         for column in self._empty:
             if not self._understood.markers.is_missing(cells[column]):
                 name = self._understood.columns[column].name
@@ -157,6 +166,19 @@ class _Watch:
         self._orders[key].add(line, now, cells)
         if len(self._early) < self._early_max:
             self._early.append(((line, cells), now))
+
+    def _class(self, line: int, text: str) -> None:
+        classes = self._wanted.classes
+        if self._understood.markers.is_missing_class(text):
+            return
+        if classes is not None and text not in classes:
+            known = join_names(sorted(classes))
+            raise InputError(
+                f"line {line}, column {self._wanted.label!r} of {self._understood.name} is "
+                f"{text!r}, but the classes are {known}; --missing {shown(text)} takes it as a "
+                "missing class, a new --model with --classes has room for it"
+            )
+        self._found.classes.add(text)
 
     def finish(self, options: ReadOptions) -> None:
         """Judge the order of all rows.
@@ -241,13 +263,16 @@ def _sentinel_problem(
 # ---------------------------------------------------------------------- the summary
 
 
-def summary(understood: Understood, found: Survey | None, wanted: Wanted) -> Iterator[str]:
+def summary(
+    understood: Understood, found: Survey, wanted: Wanted, *, is_live: bool = False
+) -> Iterator[str]:
     """What was understood, in a few lines for people.
 
     Args:
         understood: of the first rows.
-        found: in all rows; None: the input is live.
+        found: in all rows, or in the first ones of a live input.
         wanted: what is learned.
+        is_live: more rows may come.
     """
     dialect, numbers = understood.dialect, understood.numbers
     parts = [understood.packing] if understood.packing else []
@@ -264,20 +289,19 @@ def summary(understood: Understood, found: Survey | None, wanted: Wanted) -> Ite
         yield f"left out: {text}"
     yield _time_line(understood, found)
     what = [*wanted.columns, *([wanted.label] if wanted.label else [])]
-    yield f"learned: {some(list(map(repr, what)))}"
+    yield f"learned: {join_names(list(map(repr, what)))}"
     for name, reason in understood.left_out.items():
         if name not in what:
             yield f"column {name!r} is left out: {reason}"
-    if found is None:
-        return
     yield from _missing_lines(found)
-    yield f"rows: {found.rows:,} (lines {found.first_line:,} to {found.last_line:,})"
+    if not is_live:
+        yield f"rows: {found.rows:,} (lines {found.first_line:,} to {found.last_line:,})"
     yield from skipped_lines(found.skipped)
     for note in (*understood.notes, *found.notes):
         yield f"note: {note}"
 
 
-def _time_line(understood: Understood, found: Survey | None) -> str:
+def _time_line(understood: Understood, found: Survey) -> str:
     time = understood.time
     if time is None:
         return "time: none, rows are taken in the file's order"
@@ -287,7 +311,7 @@ def _time_line(understood: Understood, found: Survey | None) -> str:
         text += f", {time.why}"
     if time.zone is not None:
         text += f", in {time.zone}"
-    if found is not None and found.order is not None and found.order.steps.count:
+    if found.order is not None and found.order.steps.count:
         steps = found.order.steps
         low, median, high = (steps.quantile(share) for share in (0.1, 0.5, 0.9))
         text += f", step {seconds_text(median)}"
@@ -306,7 +330,7 @@ def _missing_lines(found: Survey) -> Iterator[str]:
             f"{shown(text) if text else 'empty'} ({count:,})"
             for text, count in texts.most_common(_MARKERS_SHOWN)
         ]
-        yield f"column {name!r} lacks {sum(texts.values()):,} values: {some(shares)}"
+        yield f"missing in column {name!r}: {join_names(shares)}"
 
 
 def skipped_lines(skipped: Counter[str]) -> Iterator[str]:

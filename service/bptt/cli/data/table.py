@@ -6,14 +6,10 @@ later row that contradicts them is an error that names its line.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
 
 from bptt.cli.data import times as times_of
 from bptt.cli.data.clock import Clock
@@ -32,11 +28,12 @@ from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError, shown
 from bptt.cli.data.records import NAMES, Record, Records
 from bptt.cli.data.rows import BatchBuilder, RowReader
+from bptt.cli.data.source import Batch, Source
 from bptt.cli.data.timeformat import Written
 from bptt.cli.data.times import TimeColumn, TimeOptions
 from bptt.cli.data.titles import unique
-from bptt.cli.data.understood import Batch, Choice, Understood
-from bptt.cli.data.unpack import Source
+from bptt.cli.data.understood import Choice, Understood
+from bptt.cli.data.unpack import Unpacked
 
 HEAD_BYTES = 1 << 20  # read before anything is decided
 SAMPLE_ROWS_MAX = 10_000  # of them looked at
@@ -49,7 +46,7 @@ Look = Callable[[int, list[str], float | None], None]
 """Is shown the line, the cells and the time of each row."""
 
 
-class Table:
+class DataTable(Source):
     """One table of text: a file, packed or not, or standard input."""
 
     def __init__(self, path: str, options: ReadOptions | None = None) -> None:
@@ -58,30 +55,17 @@ class Table:
         Raises:
             InputError: it is not there or cannot be opened.
         """
-        self.name = "standard input" if path == "-" else path
+        super().__init__(path)
         self.path = path
         self.options = options or ReadOptions()
         self.missing: Counter[tuple[str, str]] = Counter()
         """Values that were missing in rows read so far, by column and what stood for them."""
         self.skipped: Counter[str] = Counter()
         """Lines left out of what was read so far, by reason."""
-        self._raw = _opened(path)
-        status = os.fstat(self._raw.fileno())
-        self.is_live = not stat.S_ISREG(status.st_mode)
-        """More may come later: what is there is handed on before the wait for it."""
-        self.size = None if self.is_live else status.st_size
         self._on_wait: Callable[[], None] = lambda: None
         self._head: list[bytes] = []
-        self._source: Source | None = None
+        self._source: Unpacked | None = None
         self._understood: Understood | None = None
-
-    def __enter__(self) -> Self:
-        """The table itself; leaving the block closes its file."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close the file; standard input stays open."""
-        self._raw.close()
 
     # ------------------------------------------------------------------ what it is
 
@@ -91,7 +75,7 @@ class Table:
         Raises:
             InputError: it cannot be told; names the place and the option that helps.
         """
-        self._source = source = Source(self._raw, self.name, is_live=self.is_live)
+        self._source = source = Unpacked(self._raw, self.name, is_live=self.is_live)
         size = 0
         while True:
             piece = source.read()
@@ -181,8 +165,8 @@ class Table:
     def _look_further(self, time: TimeColumn, dialect: Dialect, encoding: Encoding) -> None:
         """Read on until a row tells the order of day and month."""
         assert isinstance(time.format, Written)
-        with Table(self.path, self.options) as again:
-            source = Source(again._raw, self.name, is_live=False)
+        with DataTable(self.path, self.options) as again:
+            source = Unpacked(again._raw, self.name, is_live=False)
             lines = Lines(iter(source.read, b""), encoding, self.name)
             width = dialect.width
             texts = (
@@ -217,7 +201,7 @@ class Table:
         """
         understood = self._understood
         assert understood is not None, "understand() comes first"
-        builder = BatchBuilder(emit, lambda: self._raw.tell() if self.size is not None else 0)
+        builder = BatchBuilder(emit, self.position)
         if choice.sort:
             self._read_sorted(understood, choice, rows_max, builder, look)
             return
@@ -358,20 +342,6 @@ class Table:
             f"{header} has {width} (delimiter {NAMES.get(understood.dialect.delimiter, 'given')}); "
             "--comment names what lines begin with that are no data, --delimiter another delimiter"
         )
-
-
-def _opened(path: str) -> io.FileIO:
-    """The file, unbuffered.
-
-    A thread that waits for standard input must hold no lock that the interpreter wants when it
-    exits.
-    """
-    try:
-        return io.FileIO(0, closefd=False) if path == "-" else io.FileIO(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"there is no file {path}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _records(

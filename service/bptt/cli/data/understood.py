@@ -6,9 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bptt.cli.data.columns import Column, Markers, match_names
 from bptt.cli.data.decode import Encoding
 from bptt.cli.data.dialect import Dialect
@@ -83,20 +80,3 @@ class Choice:
     """A column, by index, and the cell that rows must have in it."""
     sort: bool = False
     """Rows in the order of their times; those that repeat another are left out."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Consecutive rows of one sequence."""
-
-    values: NDArray[np.float64]
-    """(T, columns) of the chosen columns; NaN where a value is missing."""
-    first_line: int
-    last_line: int
-    """Lines of the input where the first and the last row end, from 1."""
-    missing: int
-    """Rows left out since the batch before, for a missing value."""
-    position: int
-    """Bytes of the input that were read so far."""
-    begins: bool = False
-    """The first row comes after a gap in time: another sequence ends before it."""

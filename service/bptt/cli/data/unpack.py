@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, cast, IO
 
-from bptt.cli.data.problem import InputError, some
+from bptt.cli.data.problem import InputError, join_names
 
 READ_BYTES = 1 << 16  # what a pipe holds
 _MAGIC_BYTES_MAX = 8
@@ -50,7 +50,7 @@ _FOREIGN = {
 _TAR_MAGIC = slice(257, 262)
 
 
-class Source:
+class Unpacked:
     """The unpacked bytes of a file or of standard input, piece by piece."""
 
     def __init__(self, raw: io.FileIO, name: str, *, is_live: bool) -> None:
@@ -183,7 +183,7 @@ def _zip_member(raw: IO[bytes], name: str) -> IO[bytes]:
             "save the sheet as CSV"
         )
     if len(members) != 1:
-        held = some(names) or "none"
+        held = join_names(names) or "none"
         raise InputError(
             f"{name} holds {len(members)} files, but must hold one: {held}; "
             "`unzip -p FILE MEMBER | bptt learn -` reads one of them"

@@ -1,4 +1,4 @@
-"""What a run of `learn` or `demo` has to say: gathered as answers come, shown as it goes."""
+"""Collects the statistics of a run of `learn` or `demo` and summarises them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bptt.cli.console import number, print_json
-from bptt.cli.score import (
+from bptt.cli.console import number
+from bptt.cli.prequential import (
     Anomalies,
-    ClassScore,
+    ClassificationEvaluator,
+    DelayedLabelEvaluator,
     Errors,
-    ForecastScore,
-    LateScore,
+    Evaluator,
+    ForecastEvaluator,
     Predictions,
-    RegressionScore,
-    Score,
-    TokenScore,
+    RegressionEvaluator,
+    TokenEvaluator,
 )
 from bptt.client import Learned, Model
 
 NORMS_MAX = 100_000  # gradient norms kept for the median: the last 400,000 steps with k1 = 4
-JSON_SECONDS = 1.0  # between two lines of progress
 
 Band = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""What to add to a prediction for the low and the high end, (horizon, targets) each."""
+"""Low and high offsets to add to a prediction, (horizon, targets) each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in figures."""
+    """The figures of a run."""
 
     steps: int
     seconds: float
@@ -49,28 +46,28 @@ class Summary:
     whole: Errors
     second_half: Errors
     farthest: tuple[Errors, Errors] | None
-    """The same two at the end of a forecast's horizon, if that is more than one step ahead."""
+    """Forecast of more than one step: the same two at the end of the horizon."""
     accuracy: float | None
-    """Classification: share of known classes that were the likeliest."""
+    """Classification: share of known classes that were predicted as the likeliest."""
     band: Band | None = None
-    """Forecast and regression: the error band, as last told."""
+    """Forecast and regression: the error band of the last answer that had one."""
     anomalies: Anomalies | None = None
-    """Forecast: the steps that were least expected."""
+    """Forecast: the steps with very low anomaly scores."""
     model_state: str = "unspecified"
-    """As the last answer told."""
+    """The model's state in the last answer."""
 
     @property
     def steps_per_second(self) -> float:
-        """Learned and acknowledged."""
+        """Steps answered in a second."""
         return self.steps / self.seconds if self.seconds else float("nan")
 
     @property
     def clipped_share(self) -> float:
-        """Of the updates; NaN before the first."""
+        """Share of updates whose gradient was clipped; NaN before the first update."""
         return self.clipped_updates / self.updates if self.updates else float("nan")
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for machines."""
+        """Return the figures as a JSON object."""
         facts: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -102,16 +99,17 @@ class Summary:
         return facts | {"model_state": self.model_state}
 
 
-def scores(model: Model) -> list[Score]:
-    """What tells how well a model does: of a forecast one step ahead and at its horizon."""
+def make_evaluators(model: Model) -> list[Evaluator]:
+    """Return the evaluators of a model: for a forecast, one step ahead and at its horizon."""
     if model.task == "next_token":
-        return [TokenScore(model.targets)]
+        return [TokenEvaluator(model.targets)]
     if model.task == "forecast":
         columns = list(model.spec["target_columns"]) or list(range(model.spec["input_size"]))
-        return [ForecastScore(columns, ahead) for ahead in sorted({1, model.horizon})]
-    score = (RegressionScore if model.task == "regression" else ClassScore)(model.targets)
+        return [ForecastEvaluator(columns, ahead) for ahead in sorted({1, model.horizon})]
+    is_regression = model.task == "regression"
+    evaluator = (RegressionEvaluator if is_regression else ClassificationEvaluator)(model.targets)
     delay = model.spec.get("label_delay", 0)
-    return [LateScore(score, delay) if delay else score]
+    return [DelayedLabelEvaluator(evaluator, delay) if delay else evaluator]
 
 
 def _errors_to_json(errors: Errors) -> dict[str, Any]:
@@ -123,24 +121,28 @@ def _errors_to_json(errors: Errors) -> dict[str, Any]:
     }
 
 
-class Report:
-    """Gathers answers; `summary` at any time."""
+class RunStatistics:
+    """Collects the figures of a run; `summary` may be called at any time."""
 
     def __init__(self, model: Model) -> None:
-        """Nothing was learned yet; the clock starts."""
-        self._scores = scores(model)
+        """Start the clock.
+
+        Args:
+            model: the model that learns.
+        """
+        self._evaluators = make_evaluators(model)
         self._band: Band | None = None
         self._anomalies = Anomalies() if model.task == "forecast" else None
         self._model_state = "unspecified"
-        self.naive = self._scores[0].naive
+        self.naive = self._evaluators[0].naive
         self.steps = 0
         self._updates = self._clipped = self._skipped = 0
         self._loss = self._norm = float("nan")
         self._norms: deque[float] = deque(maxlen=NORMS_MAX)
         self._started = time.perf_counter()
 
-    def add(self, answer: Learned) -> None:
-        """Count what one answer reports."""
+    def add_answer(self, answer: Learned) -> None:
+        """Add what one answer reports: steps, updates, error band and anomaly scores."""
         self.steps += answer.next_step - answer.first_step
         self._model_state = answer.model_state
         if self._anomalies is not None:
@@ -155,33 +157,41 @@ class Report:
             self._norm = update.gradient_norm
             self._norms.append(update.gradient_norm)
 
-    def learned(
+    def add_predictions(
         self,
-        inputs: NDArray[np.float32],
-        targets: NDArray[np.float32],
+        inputs: NDArray[np.floating[Any]],
+        targets: NDArray[np.floating[Any]],
         predictions: Predictions,
         *,
         begins: bool = False,
     ) -> None:
-        """Score steps that were learned; see `Score`. `begins`: a new sequence does with them."""
-        if begins:
-            self.begin()
-        for score in self._scores:
-            score.learned(inputs, targets, predictions)
+        """Evaluate learned steps.
 
-    def begin(self) -> None:
-        """Steps that come do not follow those before: predictions that wait are not scored."""
-        for score in self._scores:
-            score.begin()
+        Args:
+            inputs: (T, inputs).
+            targets: (T, targets).
+            predictions: made before each step was learned; see the task's evaluator.
+            begins: the first of these steps begins a new sequence.
+        """
+        if begins:
+            self.begin_sequence()
+        for evaluator in self._evaluators:
+            evaluator.update(inputs, targets, predictions)
+
+    def begin_sequence(self) -> None:
+        """Discard pending predictions: the next steps do not continue the earlier ones."""
+        for evaluator in self._evaluators:
+            evaluator.begin_sequence()
 
     def _accuracy(self) -> float | None:
-        score = self._scores[0]
-        inner = score.score if isinstance(score, LateScore) else score
-        return inner.accuracy if isinstance(inner, ClassScore) else None
+        evaluator = self._evaluators[0]
+        if isinstance(evaluator, DelayedLabelEvaluator):
+            evaluator = evaluator.evaluator
+        return evaluator.accuracy if isinstance(evaluator, ClassificationEvaluator) else None
 
     def summary(self) -> Summary:
-        """The run so far."""
-        first, last = self._scores[0].blocks, self._scores[-1].blocks
+        """Return the figures of the run so far."""
+        first, last = self._evaluators[0].sums, self._evaluators[-1].sums
         return Summary(
             steps=self.steps,
             seconds=time.perf_counter() - self._started,
@@ -201,74 +211,9 @@ class Report:
         )
 
     def line(self) -> str:
-        """The run so far, in a few words."""
-        errors = self._scores[0].blocks.errors()
+        """Return the run so far as one short line."""
+        errors = self._evaluators[0].sums.errors()
         return (
             f"{self.steps:,} steps · error ×{number(errors.ratio)} "
             f"· loss {number(self._loss)} · gradient {number(self._norm)}"
         )
-
-
-class Display:
-    """Shows a report as it grows: a bar in a terminal, lines of JSON, or nothing."""
-
-    def __init__(self, console: Console, *, total: int | None, as_json: bool) -> None:
-        """Show nothing yet.
-
-        Args:
-            console: where the bar goes; one that is no terminal gets none.
-            total: what `update` counts up to; None if nobody knows.
-            as_json: write lines of JSON on standard output instead.
-        """
-        self._as_json = as_json
-        self._said = time.perf_counter()
-        self._last: tuple[Report, int] | None = None
-        bar = (
-            BarColumn(bar_width=12, complete_style="cyan", finished_style="green")
-            if total
-            else SpinnerColumn("line")
-        )
-        self._progress = Progress(
-            bar,
-            TextColumn("{task.fields[line]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal or as_json,
-        )
-        self._task = self._progress.add_task("learning", total=total, line="")
-
-    def __enter__(self) -> Display:
-        """Begin."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leave the bar as it stands at the end."""
-        if self._last is not None:
-            report, done = self._last
-            self._progress.update(self._task, completed=done, line=report.line())
-        self._progress.stop()
-
-    def update(self, report: Report, done: int) -> None:
-        """Show the report; `done` of the total."""
-        self._last = report, done
-        now = time.perf_counter()
-        interval = JSON_SECONDS if self._as_json else 0.1
-        if now - self._said < interval:
-            return
-        self._said = now
-        if self._as_json:
-            print_json({"event": "progress", **_progress_to_json(report.summary())})
-        else:
-            self._progress.update(self._task, completed=done, line=report.line())
-
-
-def _progress_to_json(summary: Summary) -> dict[str, Any]:
-    return {
-        "steps": summary.steps,
-        "updates": summary.updates,
-        "loss": summary.loss,
-        "gradient_norm": summary.gradient_norm,
-        "error": summary.whole.error,
-        "error_ratio": summary.whole.ratio,
-    }

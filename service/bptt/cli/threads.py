@@ -1,6 +1,6 @@
-"""Blocking reads in a thread, for asyncio.
+"""Runs blocking reads in daemon threads beside the event loop.
 
-The threads are daemons: one that waits for standard input must not keep the program from ending.
+Daemon threads, because a thread blocked on standard input must not keep the process from exiting.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-AHEAD_MAX = 64  # items read and not yet taken; with 64 rows each, milliseconds of work
+READ_AHEAD_MAX = 64  # items read but not yet consumed; with 64 rows each, milliseconds of work
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def in_thread(function: Callable[[], Result]) -> Result:
-    """The result of a blocking function, or what it raised. Can be cancelled at once."""
+async def run_in_thread(function: Callable[[], Result]) -> Result:
+    """Run a blocking function in a daemon thread; return its result or raise its exception.
+
+    Cancelling takes effect at once: the thread is abandoned, and its result is discarded.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
     def run() -> None:
         try:
             result = function()
-        except Exception as error:  # noqa: BLE001 - it is raised again, where it is awaited
+        except Exception as error:  # noqa: BLE001 - raised again by the awaiting task
             _call(loop, _set, future, None, error)
         else:
             _call(loop, _set, future, result, None)
@@ -33,21 +36,25 @@ async def in_thread(function: Callable[[], Result]) -> Result:
     return await future
 
 
-async def emitted(function: Callable[[Callable[[Item], None]], None]) -> AsyncIterator[Item]:
-    """What a blocking function hands to its argument, and then what it raised.
+async def iterate_in_thread(
+    function: Callable[[Callable[[Item], None]], None],
+) -> AsyncIterator[Item]:
+    """Run a blocking function that calls back for each item; yield the items as they come.
 
-    The function waits while `AHEAD_MAX` items have not been taken.
+    The function blocks in its callback while READ_AHEAD_MAX items have not been consumed. Its
+    exception is raised after its last item.
     """
     queue: asyncio.Queue[Item | None] = asyncio.Queue()
-    room = threading.Semaphore(AHEAD_MAX)
+    room = threading.Semaphore(READ_AHEAD_MAX)
     loop = asyncio.get_running_loop()
 
     def emit(item: Item) -> None:
         room.acquire()
         _call(loop, queue.put_nowait, item)
 
-    done = asyncio.ensure_future(in_thread(lambda: function(emit)))
-    done.add_done_callback(lambda _: queue.put_nowait(None))  # after all items, which came earlier
+    done = asyncio.ensure_future(run_in_thread(lambda: function(emit)))
+    # The callback runs after every item's own callback, which was scheduled earlier.
+    done.add_done_callback(lambda _: queue.put_nowait(None))
     try:
         while (item := await queue.get()) is not None:
             room.release()
@@ -67,7 +74,7 @@ def _set(future: asyncio.Future[Result], result: Result | None, error: Exception
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    """Run in the loop; nothing if the program is about to end and the loop is closed."""
+    """Schedule a call in the loop; do nothing if the loop was closed because the process exits."""
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""A server in a process of its own, which never outlives this one."""
+"""Runs a server in a child process that never outlives this one."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ READY_SECONDS = 60.0  # importing the server's libraries for the first time on a
 STOP_SECONDS = 10.0  # a clean stop takes well under a second here
 
 
-class ChildFailed(Exception):
-    """The server did not start, or ended by itself; the message holds its last words."""
+class ServerProcessFailed(Exception):
+    """The server did not start, or ended by itself; the message quotes its last log line."""
 
 
-class ServerChild:
+class ServerProcess:
     """`bptt serve` on free loopback ports with a temporary data folder, as an `async with` block.
 
-    The child stops when its standard input ends, so that even a `kill -9` of this process leaves no
+    The server stops when its standard input ends, so even a `kill -9` of this process leaves no
     server behind.
     """
 
     address: str
-    """Where gRPC listens."""
+    """host:port of gRPC."""
     metrics_address: str
-    """Where Prometheus finds /metrics."""
+    """host:port of /metrics."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Prepare the process; `async with` starts it."""
         self._stack = contextlib.ExitStack()
         self._process: Any = None
         self._log: Any = None
 
     async def __aenter__(self) -> Self:
-        """Start it and wait until it is ready.
+        """Start the server and wait until it is ready.
 
         Raises:
-            ChildFailed: it is not.
+            ServerProcessFailed: it did not become ready.
         """
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bptt-demo-")))
         self._log = self._stack.enter_context((folder / "server.log").open("w+b"))
@@ -57,9 +57,9 @@ class ServerChild:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=self._log,
-                start_new_session=True,  # a Ctrl-C is ours; we stop the child when we are through
+                start_new_session=True,  # Ctrl-C reaches this process only, which stops the server
             )
-            await self._ready()
+            await self._wait_until_ready()
         except BaseException:
             await self._stop()
             raise
@@ -71,24 +71,24 @@ class ServerChild:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop it, and remove its folder."""
+        """Stop the server and remove its folder."""
         await self._stop()
 
-    async def ended(self) -> None:
-        """Wait until it ends by itself.
+    async def wait_for_exit(self) -> None:
+        """Wait until the server ends by itself.
 
         Raises:
-            ChildFailed: always, once it has.
+            ServerProcessFailed: always, once it has ended.
         """
         await self._process.wait()
         raise self._failure("ended")
 
-    async def _ready(self) -> None:
+    async def _wait_until_ready(self) -> None:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise self._failure("was not ready in time") from None
+            raise self._failure(f"was not ready within {READY_SECONDS:.0f} s") from None
         if not line:
             await self._process.wait()
             raise self._failure("did not start")
@@ -96,10 +96,10 @@ class ServerChild:
         self.address = facts["address"]
         self.metrics_address = facts["metrics_address"]
 
-    def _failure(self, what: str) -> ChildFailed:
+    def _failure(self, event: str) -> ServerProcessFailed:
         self._log.seek(0)
-        words = self._log.read().decode(errors="replace").strip().splitlines()
-        return ChildFailed(f"the server {what}" + (f": {words[-1]}" if words else ""))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return ServerProcessFailed(f"the server {event}" + (f": {lines[-1]}" if lines else ""))
 
     async def _stop(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Feeds batches of rows to a session, and scores the answers as they come."""
+"""The streaming loop: sends batches of rows through a session and evaluates the answers."""
 
 from __future__ import annotations
 
@@ -11,62 +11,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.cli.csvfile import Batch, InputError
-from bptt.cli.report import Report
+from bptt.cli.data.problem import InputError
+from bptt.cli.data.source import Batch
+from bptt.cli.run_statistics import RunStatistics
 from bptt.client import Learned, LearnSession, Refused
 from bptt.errors import ServerStopping, ServiceError
 
 
 @dataclass(slots=True)
-class Feed:
-    """One stream's rows on their way to a model."""
+class StreamingLoop:
+    """Sends one stream's rows to a model and reads the answers."""
 
     session: LearnSession
     stream_id: str
     inputs: int
-    """The first so many columns of a batch are inputs, the others targets."""
+    """Number of input columns; the columns after them are targets."""
     next_step: int
-    """The stream's next step, as last acknowledged."""
+    """The stream's next step in the last answer."""
     append: bool
-    """The rows come at the stream's end; else they begin at step 0, and what the stream has is
-    skipped."""
-    report: Report
+    """True: the rows follow the stream's last step. False: the first row is step 0, and the steps
+    that the stream already has are skipped."""
+    statistics: RunStatistics
     delay: int = 0
-    """The targets of a row are those of the row so many rows before it."""
+    """A row's target belongs to the row this many rows earlier."""
     look_ahead: bool = False
-    """Send a batch once the next is there, which tells whether its sequence has ended."""
+    """Hold each batch until the next one shows whether its sequence has ended."""
     reset: Callable[[], Awaitable[Any]] | None = None
-    """Ends a sequence that was sent by an earlier run."""
+    """Ends a sequence that an earlier run sent."""
     on_progress: Callable[[int], None] = lambda position: None
-    """Told after each answer how many bytes of the input are behind it."""
+    """Called after each answer with the bytes of the input that are done."""
     missing: int = 0
-    """Rows that were left out."""
+    """Rows left out because a value is missing."""
     skipped: int = 0
-    """Rows that the stream already had."""
+    """Rows skipped because the stream already has them."""
     position: int = 0
-    """The step that the next row will be."""
+    """Step number of the next row."""
     sequence_start: int = 0
-    """The step that the present sequence began with, as far as is known."""
+    """First step of the current sequence, as far as this run knows."""
     skip: int = 0
-    """Rows that are still to be skipped."""
+    """Rows still to skip."""
 
     def __post_init__(self) -> None:
-        """Begin where the stream stands."""
+        """Start at the stream's next step."""
         self.position = self.next_step
         self.skip = 0 if self.append else self.next_step
 
     async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
-        """Send all rows, or those before `stop` is set, and wait until they are learned.
+        """Send the rows until they end or `stop` is set, then wait until they are learned.
+
+        Args:
+            batches: the rows.
+            stop: set by the caller to end early; also set here once no more rows can be learned.
 
         Raises:
-            InputError: the input is bad; the rows before are learned.
+            InputError: the input is invalid; the rows before it were learned.
             ServiceError: a chunk was refused, or the server is gone.
         """
         pending: deque[Batch] = deque()
-        reader = asyncio.ensure_future(self._read(pending))
+        reader = asyncio.ensure_future(self._read_answers(pending))
         reader.add_done_callback(lambda _: stop.set())  # nothing more can be learned
         try:
-            # The sender is never cancelled: a write that is cut short would end the whole call.
+            # The sender is never cancelled: an interrupted write would end the whole call.
             problem = None
             try:
                 await self._send(batches, pending, stop)
@@ -79,7 +84,7 @@ class Feed:
                 raise problem
         except ServiceError:
             if reader.done() and not reader.cancelled():
-                reader.result()  # says more than the send that failed because of it
+                reader.result()  # the reader's error is the cause of the failed send
             raise
         finally:
             reader.cancel()
@@ -97,20 +102,20 @@ class Feed:
                 if held is not None:
                     await self._send_batch(held, pending, ends=new.begins)
                 elif new.begins and self.position and not pending:
-                    await self._end_earlier(new, pending)
+                    await self._end_earlier_sequence(new, pending)
                 held = new
                 if not self.look_ahead:
                     await self._send_batch(held, pending, ends=False)
                     held = None
         finally:
-            if held is not None:  # what was read before an error or a stop is learned
+            if held is not None:  # rows read before an error or a stop are learned
                 await self._send_batch(held, pending, ends=False)
 
-    async def _end_earlier(self, batch: Batch, pending: deque[Batch]) -> None:
-        """End the sequence of an earlier run, which `batch` does not go on with.
+    async def _end_earlier_sequence(self, batch: Batch, pending: deque[Batch]) -> None:
+        """End the sequence of an earlier run, which `batch` does not continue.
 
-        Only a model with a label_delay takes an end by itself; of others the window that was not
-        finished is forgotten, not learned.
+        Only a model with a label_delay accepts an end without steps. Other streams are reset, so
+        their unfinished window is discarded and not learned.
         """
         if self.delay:
             none = Batch(batch.values[:0], batch.first_line, batch.first_line, 0, batch.position)
@@ -119,7 +124,7 @@ class Feed:
             await self.reset()
 
     def _new_rows(self, batch: Batch) -> Batch | None:
-        """What of a batch the stream does not have yet."""
+        """Return the rows that the stream does not have yet; None if it has them all."""
         self.missing += batch.missing
         if batch.begins and self.skip:
             self.sequence_start = self.skipped
@@ -138,7 +143,8 @@ class Feed:
         inputs, targets = self._split(batch.values) if len(batch.values) else (None, None)
         first_target = None
         if self.delay and targets is not None:
-            early = max(0, self.sequence_start + self.delay - self.position)  # of another sequence
+            # The first targets of a sequence belong to steps of the sequence before it.
+            early = max(0, self.sequence_start + self.delay - self.position)
             targets = targets[early:] if early < len(targets) else None
             first_target = None if targets is None else self.position + early - self.delay
         pending.append(batch)
@@ -152,8 +158,8 @@ class Feed:
         )
         self.position += len(batch.values)
 
-    def _split(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Inputs and targets of rows, in the form that the task takes."""
+    def _split(self, values: NDArray[np.floating[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Split rows into inputs and targets, in the form that the task expects."""
         task = self.session.model.task
         inputs, targets = values[:, : self.inputs], values[:, self.inputs :]
         if task == "next_token":
@@ -162,7 +168,7 @@ class Feed:
             return inputs, targets[:, 0].astype(np.int64)
         return inputs, targets if targets.shape[1] else None
 
-    async def _read(self, pending: deque[Batch]) -> None:
+    async def _read_answers(self, pending: deque[Batch]) -> None:
         async for answer in self.session:
             batch = pending.popleft()
             if isinstance(answer, Refused):
@@ -171,25 +177,25 @@ class Feed:
                 lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
                 answer.error.args = (f"{lines}: {answer.error}",)
                 raise answer.error
-            self._score(answer, batch)
+            self._evaluate(answer, batch)
             self.on_progress(batch.position)
 
-    def _score(self, answer: Learned, batch: Batch) -> None:
-        self.report.add(answer)
+    def _evaluate(self, answer: Learned, batch: Batch) -> None:
+        self.statistics.add_answer(answer)
         self.next_step = answer.next_step
         tokens = self.session.model.task == "next_token"
         predictions = answer.top_tokens if tokens else answer.predictions
-        if predictions is None or not len(predictions):  # lost with a connection
-            self.report.begin()
+        if predictions is None or not len(predictions):  # lost with a broken connection
+            self.statistics.begin_sequence()
             return
         values = batch.values[len(batch.values) - len(predictions) :]
-        self.report.learned(
+        self.statistics.add_predictions(
             values[:, : self.inputs], values[:, self.inputs :], predictions, begins=batch.begins
         )
 
 
 async def _until(batches: AsyncIterator[Batch], stop: asyncio.Event) -> AsyncIterator[Batch]:
-    """The batches that come before `stop` is set."""
+    """Yield the batches that arrive before `stop` is set."""
     stopper = asyncio.ensure_future(stop.wait())
     try:
         while not stop.is_set():

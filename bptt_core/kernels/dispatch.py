@@ -1,0 +1,202 @@
+"""Selects the kernels of a model's cell and optimizer when their callers are compiled.
+
+Every kernel that reaches a cell or an optimizer takes a *tag*. Its class is the choice: Numba
+compiles the caller once for each class, with the calls of that cell and that optimizer in it, so a
+program that uses an RNN never compiles an LSTM. Kernels that differ in a number only, such as tanh
+and ReLU, share one class and read the number from the tag.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from bptt_core.cells import CELLS
+from bptt_core.optimizers import OPTIMIZERS
+from bptt_core.specs import ModelSpec
+
+Array = NDArray[Any]
+Tag = Any
+"""An instance of a class that `tag` made: `cell` and `rule` are the numbers that kernels read."""
+
+
+class CellKernels(NamedTuple):
+    """A cell's compiled passes: plain functions, which Numba compiles into their callers."""
+
+    forward: Callable[..., None]
+    """Takes the arguments of `cell_forward`."""
+    backward: Callable[..., None]
+    """Takes the arguments of `cell_backward`."""
+    number: int = 0
+    """Tells cells that share both functions apart: `tag.cell`."""
+
+
+class OptimizerKernel(NamedTuple):
+    """An optimizer's compiled rule: a plain function, which Numba compiles into its caller."""
+
+    step: Callable[..., None]
+    """Takes the arguments of `rule_step`."""
+    number: int = 0
+    """Tells rules that share the function apart: `tag.rule`."""
+
+
+class Chosen(NamedTuple):
+    """The kernels that a tag's class stands for."""
+
+    cell: CellKernels
+    optimizer: OptimizerKernel
+
+
+_CHOSEN: dict[type, Chosen] = {}
+
+
+def tag(spec: ModelSpec) -> Tag:
+    """The tag of a spec's cell and optimizer."""
+    chosen = Chosen(CELLS[spec.cell].kernels(), OPTIMIZERS[spec.optimizer].kernel())
+    name = f"Tag_{_identity(chosen.cell.forward)}_{_identity(chosen.optimizer.step)}"
+    kind = getattr(sys.modules[__name__], name)
+    _CHOSEN.setdefault(kind, chosen)
+    return kind(chosen.cell.number, chosen.optimizer.number)
+
+
+@functools.cache
+def _identity(function: Callable[..., None]) -> str:
+    """A function's module, and a digest of its source file.
+
+    Compiled code on the disk is found by the tag's class. A file outside of `bptt_core` is no part
+    of the cache folder's digest (`jit.cache_folder`), so its digest is part of the class's name.
+    """
+    lines, _ = inspect.findsource(function)
+    source = function.__qualname__ + "".join(lines)
+    module = function.__module__.rpartition(".")[2]
+    return f"{module}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def __getattr__(name: str) -> Any:
+    """Make a tag's class on first use.
+
+    Numba's index of compiled code names the classes of all cells that were ever compiled, also of
+    those that this process does not know.
+    """
+    if not name.startswith("Tag_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()[name] = namedtuple(name, ["cell", "rule"], module=__name__)
+    return made
+
+
+def cell_forward(
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+) -> None:
+    """Unfold a cell over a window.
+
+    Args:
+        tag: selects the cell.
+        W: (G·H, H).
+        b_hidden: (G·H,).
+        states: (parts, T + 1, B, H); row 0 is given, the others are filled.
+        tape: (T, B, G·H) U x_t + b on entry (with b_hidden, unless the cell keeps it apart); what
+            the backward pass needs on return, usually the gates.
+        extra: (T + 3, B, H): T rows to keep for the backward pass, and 3H numbers of scratch for
+            each stream.
+        scratch: (B, G·H).
+    """
+    _CHOSEN[type(tag)].cell.forward(tag, W, b_hidden, states, tape, extra, scratch)
+
+
+def cell_backward(
+    tag: Tag,
+    W: Array,
+    states: Array,
+    tape: Array,
+    extra: Array,
+    dh: Array,
+    da: Array,
+    dw: Array,
+    scratch: Array,
+) -> None:
+    """Go back through a window.
+
+    Args:
+        tag: selects the cell.
+        W: (G·H, H).
+        states: (parts, T + 1, B, H) of the forward pass.
+        tape: (T, B, G·H) of the forward pass.
+        extra: (T + 3, B, H) of the forward pass; the last 3 rows may be overwritten.
+        dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
+        da: (T, B, G·H) filled with the gradient at U x_t + b.
+        dw: (T, B, G·H) filled with the gradient at W h_{t-1} + b'; the same array as `da`, unless
+            the cell keeps b_hidden apart.
+        scratch: (B, H).
+    """
+    _CHOSEN[type(tag)].cell.backward(tag, W, states, tape, extra, dh, da, dw, scratch)
+
+
+def rule_step(
+    tag: Tag,
+    parameters: Array,
+    gradient: Array,
+    factor: float,
+    moments: Array,
+    update: int,
+    learning_rate: float,
+) -> None:
+    """Apply an optimizer's rule in place, after weight decay.
+
+    Args:
+        tag: selects the optimizer.
+        parameters: (P,); overwritten.
+        gradient: (P,), to be multiplied by `factor`.
+        factor: what is left to do of the clip.
+        moments: (moments, P); overwritten.
+        update: number of this update, from 1.
+        learning_rate: > 0.
+    """
+    _CHOSEN[type(tag)].optimizer.step(
+        tag, parameters, gradient, factor, moments, update, learning_rate
+    )
+
+
+# In compiled callers these take the place of the three functions above.
+
+
+@overload(cell_forward, strict=False)
+def _cell_forward(
+    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, scratch: Any
+) -> Callable[..., None]:
+    return _CHOSEN[tag.instance_class].cell.forward
+
+
+@overload(cell_backward, strict=False)
+def _cell_backward(
+    tag: Any,
+    W: Any,
+    states: Any,
+    tape: Any,
+    extra: Any,
+    dh: Any,
+    da: Any,
+    dw: Any,
+    scratch: Any,
+) -> Callable[..., None]:
+    return _CHOSEN[tag.instance_class].cell.backward
+
+
+@overload(rule_step, strict=False)
+def _rule_step(
+    tag: Any,
+    parameters: Any,
+    gradient: Any,
+    factor: Any,
+    moments: Any,
+    update: Any,
+    learning_rate: Any,
+) -> Callable[..., None]:
+    return _CHOSEN[tag.instance_class].optimizer.step
