@@ -108,9 +108,8 @@ class LearnRun:
             self._print_scan(model, understood, plan, found)
         choice = planning.select_columns(self.options, plan, understood, model)
         if plan.stream_column is not None:
-            return await self._learn_series(
-                client, model, understood, plan.stream_column, choice, found
-            )
+            place = understood.header.index(plan.stream_column)
+            return await self._learn_series(client, model, place, choice, found.series)
         return await self._learn(client, model, table, partial(table.read, choice))
 
     async def _dry_run(self, table: DataTable) -> None:

@@ -18,7 +18,7 @@ from bptt.cli.data.times import TimeColumn
 STEPS_KEPT_MAX = 65_536  # then every second one is let go of
 JUMP = 10  # times the usual step: what is told to be a gap
 CLOCK_SET_SECONDS = 7200.0  # a step back that a clock which is set, or daylight saving, explains
-DISORDER_SHARE = 0.01  # of steps that may run back or rows that may repeat before it is an error
+DISORDER_SHARE = 0.1  # of steps that may run back, or rows that may repeat, with a note only
 SERIES_MAX = 1000
 _EARLY_STEPS = 512  # from which the usual step is taken
 _HOUR = 3600.0
@@ -165,16 +165,20 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
         )
     elif order.backwards:
         far = -order.farthest_back
-        if far > CLOCK_SET_SECONDS or order.backwards > max(1, DISORDER_SHARE * steps):
+        if order.backwards > DISORDER_SHARE * steps:
             return (
                 f"line {order.backwards_line}: times of column {time} run backwards, "
                 f"{order.backwards:,} times in all, by up to {seconds_text(far)}; --sort learns "
                 "the rows in the order of their times, --no-time in the order of the file"
             ), []
+        cause = (
+            ": a clock that was set, or daylight saving; --time-zone names the zone"
+            if far <= CLOCK_SET_SECONDS
+            else "; rows are learned in the file's order"
+        )
         notes.append(
-            f"times of column {time} run backwards at line {order.backwards_line}, by "
-            f"{seconds_text(far)} ({order.backwards:,} in all): a clock that was set, or daylight "
-            "saving; --time-zone names the zone, --sort sorts the rows"
+            f"times of column {time} run backwards at line {order.backwards_line}, by up to "
+            f"{seconds_text(far)} ({order.backwards:,} times in all){cause}, --sort sorts the rows"
         )
     elif order.hours and order.time.zone is None:
         notes.append(
