@@ -99,11 +99,15 @@ class LearnRun:
     async def _learn_table(self, client: Client, table: DataTable) -> bool:
         model = await self._get_model(client)
         understood, plan, wanted, found = await self._look(table, model)
+        is_new = model is None
         if model is None:
-            model = await self._create_model(client, plan)
+            spec = planning.build_spec(self.options, plan)
+            model = await create_model(client, self.options.model_id, spec, self.console)
         else:
             planning.check_model(self.options, plan, model, self._print)
         self._tell(understood, found, wanted, is_live=table.is_live)
+        if is_new:
+            self._print_purpose(model, plan)
         if not table.is_live:
             self._print_scan(model, understood, plan, found)
         choice = planning.select_columns(self.options, plan, understood, model)
@@ -177,15 +181,12 @@ class LearnRun:
             planning.check_settings(self.options.model_id, dict(model.spec), wanted, [])
         return await self._learn(client, model, text, text.read)
 
-    async def _create_model(self, client: Client, plan: planning.Plan) -> Model:
-        spec = planning.build_spec(self.options, plan)
-        model = await create_model(client, self.options.model_id, spec, self.console)
+    def _print_purpose(self, model: Model, plan: planning.Plan) -> None:
         inputs = join_names(plan.inputs)
         if plan.targets:
             self._print_created(model, f"predicts {join_names(plan.targets)} from {inputs}")
         else:
             self._print_created(model, f"forecasts {join_names(plan.forecast or plan.inputs)}")
-        return model
 
     def _print_created(self, model: Model, purpose: str) -> None:
         cell = model.spec["cell"]

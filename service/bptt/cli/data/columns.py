@@ -219,7 +219,7 @@ def match_names(option: str, parts: Sequence[str], names: Sequence[str]) -> list
                 f"{option}: no column {parts[place]!r}; the columns are: {join_names(names)}{hint}"
             )
         if name in found:
-            raise InputError(f"{option}: {name!r} is named twice")
+            raise InputError(f"{option}: {name!r} appears twice")
         found.append(name)
         place = end
     return found

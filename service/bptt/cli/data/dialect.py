@@ -95,7 +95,7 @@ def decide(lines: Sequence[str], layout: Layout, name: str) -> Dialect:
         if line.strip():
             break
     if not any(line.strip() for line in kept):
-        raise InputError(f"{name} is empty, but must hold titles and rows")
+        raise InputError(f"{name} is empty; its first line must be a header of column names")
     comment = layout.comment if layout.comment is not None else _comment(kept)
     tried = [delimiter] if delimiter is not None else [*DELIMITERS, WIDE_SPACES, SPACES, NONE]
     quote = _quote(kept)
@@ -284,8 +284,8 @@ def _find_narrow_titles(
     line, cells = rows[start]
     found.data_line = rows[start - 1][0] + 1 if start else found.data_line
     found.problem = (
-        f"line {line} of {name} holds values ({shown(', '.join(cells))}), but must hold the "
-        "columns' titles; --no-header names the columns 'column 1', 'column 2' and so on"
+        f"{name} has no header: line {line} holds values ({shown(', '.join(cells))}), but must be "
+        "a header of column names; --no-header calls the columns 'column 1', 'column 2' and so on"
     )
     if start == 0:
         return

@@ -283,7 +283,7 @@ def summary(
     parts.append(f"decimal mark {numbers.decimal!r}")
     if numbers.thousands:
         parts.append(f"{numbers.thousands!r} between thousands")
-    where = f"titles in line {dialect.title_line}" if dialect.title_line else "no titles"
+    where = f"header in line {dialect.title_line}" if dialect.title_line else "no header"
     yield f"{understood.name}: {', '.join(parts)}; {where}"
     for text in dialect.left_out:
         yield f"left out: {text}"

@@ -110,7 +110,7 @@ class DataTable(Source):
             return None
         if not understood.sample:
             line = understood.dialect.title_line
-            raise InputError(f"{self.name} has titles in line {line}, but no rows after it")
+            raise InputError(f"{self.name} has a header in line {line}, but no rows after it")
         return understood
 
     def _explain(
@@ -315,7 +315,7 @@ class DataTable(Source):
             if len(row) != width:
                 row = self._fitted(line, row, width)
             if row[0] == titles[0] and row == titles and dialect.title_line is not None:
-                self.skipped["repeats the titles"] += 1
+                self.skipped["repeats the header"] += 1
             elif has_time and not any(row):
                 self.skipped["holds no value"] += 1
             else:
