@@ -1,9 +1,10 @@
-# The service in an image: `docker compose up` builds it and starts Prometheus beside it.
+# The server as an image. `docker compose up` builds it and starts Prometheus beside it.
 FROM python:3.13-slim AS build
 WORKDIR /source
 RUN python -m venv /opt/bptt
 COPY constraints.txt ./
-# Dependencies have a layer of their own, so that a change of the code does not install them again.
+# Dependencies, those of the extra `server` included, are a layer of their own: a change of the code does not install
+# them again.
 COPY pyproject.toml README.md LICENSE ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" > requirements.txt \
     && /opt/bptt/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
@@ -15,10 +16,11 @@ FROM python:3.13-slim
 RUN useradd --system --create-home bptt && install -d -o bptt -g bptt /data /var/cache/bptt
 COPY --from=build /opt/bptt /opt/bptt
 COPY deploy/healthcheck.py /opt/bptt/healthcheck.py
-# Compiled kernels depend on the processor, so they are kept where the service itself can write.
+# Compiled kernels depend on the processor, so their cache is a folder that the server can write.
 ENV PATH=/opt/bptt/bin:$PATH NUMBA_CACHE_DIR=/var/cache/bptt PYTHONUNBUFFERED=1
 USER bptt
-# Compiled once here, or the first model would wait for it; a processor of another type compiles anew.
+# Compile the kernels of the default model now, so that the first model does not wait. On another type of processor they
+# are compiled again.
 RUN python -c "from bptt_core import Learner, ModelSpec; Learner(ModelSpec(input_size=1)).warm_up()"
 VOLUME /data
 EXPOSE 50051 9464

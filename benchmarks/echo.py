@@ -54,7 +54,7 @@ class Echo:
                 )
                 step += len(chunk.inputs) // self._input_size
                 answer.next_step = answer.durable_step = step
-                answer.model_state = pb.MODEL_STATE_LEARNING
+                answer.model_state = pb.MODEL_STATE_RUNNING
                 if self._bands:
                     answer.error_low.extend(chunk.inputs[: self._input_size])
                     answer.error_high.extend(chunk.inputs[: self._input_size])

@@ -1,7 +1,7 @@
 """Recurrent networks that learn from streams by truncated back-propagation through time.
 
-Numerics and nothing else. No clock, file, thread, log or network: a learner is a function of what
-it was fed.
+Numerics only: no clock, file, thread, log or network connection. A learner's state depends on its
+spec and on the steps it was fed, and on nothing else.
 """
 
 from bptt_core import errors

@@ -1,7 +1,7 @@
-"""The one interface behind which the arithmetic is done, and its two implementations.
+"""The interface of a backend, which does the arithmetic of a model, and its implementations.
 
-`reference` is NumPy, a line an equation; `compiled` is Numba, what runs. Both change the same
-arrays in the same order.
+`reference` is NumPy, one line for each equation. `compiled` is Numba, and the default. Both change
+the same arrays in the same order.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BackendName = Literal["compiled", "reference"]
 
 
 class Backend(Protocol):
-    """Arithmetic of one spec. Not thread-safe, but for `forward`."""
+    """Arithmetic of one spec. Only `forward` is thread-safe."""
 
     def run(
         self, model: Model, streams: Streams, steps: Steps, predictions: Array | None
     ) -> Advanced:
-        """As `transition.run`; what it returns is good until the next call."""
+        """As `transition.run`; the result is valid until the next call."""
         ...
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
@@ -36,12 +36,12 @@ class Backend(Protocol):
         ...
 
     def forget(self) -> None:
-        """Let go of the arrays of the last call."""
+        """Drop all references to the arrays of the last call."""
         ...
 
 
 class Reference:
-    """The equations as they are written."""
+    """The equations in NumPy."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -50,7 +50,7 @@ class Reference:
         self, model: Model, streams: Streams, steps: Steps, predictions: Array | None
     ) -> Advanced:
         """As `transition.run`."""
-        with np.errstate(all="ignore"):  # what is not finite is looked for, and skipped
+        with np.errstate(all="ignore"):  # non-finite values are detected, and skipped
             return transition.run(self._spec, model, streams, steps, predictions)
 
     def forward(self, parameters: Array, features: Array, state: Array) -> Array:
@@ -61,7 +61,7 @@ class Reference:
         return tape.output[:, 0]
 
     def forget(self) -> None:
-        """As `Backend.forget`: it holds none."""
+        """As `Backend.forget`; this backend holds no references."""
 
 
 def make(spec: ModelSpec, name: BackendName) -> Backend:

@@ -1,4 +1,4 @@
-"""What comes from outside is checked here, whole, before anything is changed."""
+"""Checks of all arguments from outside, made before anything is changed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bptt_core.errors import (
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
-from bptt_core.state import model_shapes, stream_shapes
+from bptt_core.state import INCARNATION, model_shapes, stream_shapes
 from bptt_core.ticks import Chunk
 
 Array = NDArray[Any]
 
 
 class Checked(NamedTuple):
-    """A chunk that is good."""
+    """The arrays of a valid chunk."""
 
     x: Array
     """(T, D) float64."""
     y: Array | None
-    """(T, target_width) float64, of the same steps; None for a forecast and for tokens."""
+    """(T, target_width) float64, targets of the same steps; None for a forecast and for tokens."""
     earlier: Array | None = None
     """(n, target_width) float64 late labels of the n steps from `first_earlier` on."""
     first_earlier: int = 0
@@ -40,7 +40,13 @@ class Checked(NamedTuple):
 def tick(
     spec: ModelSpec, chunks: Sequence[Chunk], position: Callable[[str], tuple[int, int]]
 ) -> list[Checked]:
-    """The chunks, checked; `position` tells a stream's next step and steps in its sequence."""
+    """Check a tick's chunks.
+
+    Args:
+        spec: the model's.
+        chunks: the tick.
+        position: returns a stream's next step and the number of steps in its sequence.
+    """
     if not chunks:
         raise InvalidArgument("tick", "empty", "at least one chunk")
     if len({chunk.stream_id for chunk in chunks}) != len(chunks):
@@ -71,7 +77,7 @@ def tick(
 def _late(
     spec: ModelSpec, chunk: Chunk, x: Array, labels: Array | None, sequence_step: int
 ) -> Checked:
-    """Late labels, those of the chunk's own steps apart from those of steps before it."""
+    """Split late labels into those of the chunk's own steps and those of earlier steps."""
     T = len(x)
     own = np.full((T, spec.target_width), np.nan)
     if labels is None:
@@ -104,7 +110,7 @@ def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array 
 
 
 def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int) -> ModelSpec:
-    """The spec of a saved state whose arrays all fit it."""
+    """Check a saved state's arrays against its spec; return the spec."""
     if metadata.get("format") != version:
         raise InvalidArgument("format", metadata.get("format"), f"{version}")
     spec = ModelSpec.from_dict(metadata["spec"])
@@ -112,9 +118,15 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     if not isinstance(names, list):
         raise InvalidArgument("streams", names, "a list of names")
     count = (len(names),)
+    last = metadata.get("last_incarnation", len(names))  # older states have none
+    if isinstance(last, bool) or not isinstance(last, int) or last < len(names):
+        bound = f"a whole number, at least the number of streams, which is {len(names)}"
+        raise InvalidArgument("last_incarnation", last, bound)
     expected = {f"model.{name}": shape for name, shape in model_shapes(spec).items()}
     for name, (row, dtype) in stream_shapes(spec).items():
         expected[f"streams.{name}"] = (count + row, dtype)
+    if f"streams.{INCARNATION}" in arrays:  # older states have none
+        expected[f"streams.{INCARNATION}"] = (count, "int64")
     for name, (shape, dtype) in expected.items():
         if name not in arrays:
             raise InvalidArgument(name, "missing", "an array")

@@ -1,4 +1,4 @@
-"""Gradient clipping; the norm before it is always returned, never thrown away."""
+"""Gradient clipping. Every function returns the norm before clipping."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def clip_by_layer_norm(gradient: Array, ends: list[int], max_norm: float) -> flo
 
     Args:
         gradient: (P,) float32 or float64; overwritten.
-        ends: where each part ends; the last end is P.
+        ends: the end index of each part; the last one is P.
         max_norm: the bound of each part, > 0, in the gradient's own unit.
 
     Returns:

@@ -1,14 +1,14 @@
-"""Everything that `bptt_core` raises on purpose.
+"""The exceptions that `bptt_core` raises.
 
 BpttError
 ├── InvalidArgument     an argument's value is out of its bounds; nothing was changed
 │   ├── UnknownField    a spec has no field of that name
 │   ├── ShapeError      an array's shape does not match
-│   ├── DtypeError      an array's element type is not one that is read
-│   ├── LayoutError     an array does not lie in memory as it must
-│   ├── NonFiniteError  NaN or infinity where a number must be
-│   ├── LabelTooLate    a target's step is too old by now, or of an earlier sequence
-│   └── LabelTooEarly   a target's step has not come yet
+│   ├── DtypeError      an array's element type is not supported
+│   ├── LayoutError     an array is strided or read-only
+│   ├── NonFiniteError  an element is NaN or infinite
+│   ├── LabelTooLate    a target's step is too old, or belongs to an earlier sequence
+│   └── LabelTooEarly   a target's step has not been read yet
 ├── OrderError          a chunk does not begin with its stream's next step
 └── UnknownStream       no stream of that name
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class BpttError(Exception):
-    """Root of this library's own errors."""
+    """Base class of this library's errors."""
 
 
 class InvalidArgument(BpttError, ValueError):
@@ -25,8 +25,8 @@ class InvalidArgument(BpttError, ValueError):
 
     Attributes:
         field: name of the argument.
-        value: what it was, as text.
-        bound: what it must be, as text.
+        value: the value that was given, as text.
+        bound: the values that are accepted, as text.
     """
 
     def __init__(self, field: str, value: object, bound: str) -> None:
@@ -49,7 +49,7 @@ class ShapeError(InvalidArgument):
 
 
 class DtypeError(InvalidArgument):
-    """An array's element type is not one that is read."""
+    """An array's element type is not supported."""
 
 
 class LayoutError(InvalidArgument):
@@ -57,7 +57,7 @@ class LayoutError(InvalidArgument):
 
 
 class NonFiniteError(InvalidArgument):
-    """A number is NaN or infinite where it must not be."""
+    """A number is NaN or infinite where only finite numbers are accepted."""
 
 
 class LabelTooLate(InvalidArgument):
@@ -65,7 +65,7 @@ class LabelTooLate(InvalidArgument):
 
 
 class LabelTooEarly(InvalidArgument):
-    """A target belongs to a step that the stream has not seen."""
+    """A target belongs to a step that the stream has not read yet."""
 
 
 class OrderError(BpttError):

@@ -1,13 +1,13 @@
 """How far a gradient reaches back: a unit vector pushed through the recurrent Jacobians.
 
-With s_t the whole carried state after step t (all layers; h, and c of an LSTM), the gradient of
-anything said about the last step T arrives k steps earlier as
+With s_t the whole carried state after step t (all layers; h, and c of an LSTM), the gradient v of a
+loss at the last step T becomes, k steps earlier,
 
     (∂s_T/∂s_{T-k})ᵀ v  =  (∂s_{T-k+1}/∂s_{T-k})ᵀ ⋯ (∂s_T/∂s_{T-1})ᵀ v
 
-The unit vector v stands in the top layer's h_T, where a loss speaks. Its norm k steps back, the
-*ratio at lag k*, says what share of a gradient a dependency over k steps has to learn from: where
-the ratio vanishes nothing is learned, where it explodes everything else drowns.
+The unit vector v is a gradient at the top layer's h_T, which the head reads. Its norm k steps back,
+the *ratio at lag k*, is the share of the gradient from which a dependency over k steps is learned:
+nothing is learned where the ratio vanishes; where it explodes it drowns all other gradients.
 
 Sources: Bengio, Simard and Frasconi (1994), "Learning long-term dependencies with gradient descent
     is difficult"; Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent
@@ -32,7 +32,7 @@ from bptt_core.specs import ModelSpec, SEED_MAX
 
 Array = NDArray[Any]
 
-HORIZON_SHARE = 0.01  # of the norm; where less is left, a dependency is as good as forgotten
+HORIZON_SHARE = 0.01  # of the norm; a dependency with less is not learned
 
 EXACT_SIZE_MAX = 128  # of a matrix, for all its eigenvalues: 10 ms; 256 take 50, 512 a second
 KRYLOV_SIZE = 64  # Arnoldi steps above that: within 2 % on random matrices, 0.3 s at 2,048
@@ -40,16 +40,16 @@ KRYLOV_SIZE = 64  # Arnoldi steps above that: within 2 % on random matrices, 0.3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GradientFlow:
-    """The curve of one window, and what it comes to."""
+    """The curve of one window, and figures computed from it."""
 
     ratios: Array
-    """(T + 1,) float64: the norm at every lag 0 … T over that at lag 0, which is 1. Too small or
-    too large for a double, it is 0 or infinite."""
+    """(T + 1,) float64: the norm at every lag 0 … T relative to lag 0; 0 or infinite where it is
+    out of a double's range."""
     direction: Array
-    """(H,) float64: the unit vector v that was pushed back from the top layer's h_T."""
+    """(H,) float64: the unit vector v at the top layer's h_T."""
     spectral_radius: float
-    """Largest absolute eigenvalue of W, of a gated cell's candidate block; of all layers the
-    largest. See `spectral_radii` for every block."""
+    """Largest absolute eigenvalue of W, or of a gated cell's candidate block; the maximum over
+    layers. `spectral_radii` gives every block."""
 
     @property
     def steps(self) -> int:
@@ -64,7 +64,7 @@ class GradientFlow:
 
     @property
     def memory_horizon(self) -> int:
-        """Largest lag at which more than 1 % of the norm is left; T means T or more."""
+        """Largest lag with more than 1 % of the norm; T means T or more."""
         return int(np.flatnonzero(self.ratios > HORIZON_SHARE)[-1])
 
 
@@ -77,7 +77,7 @@ def gradient_flow(
 ) -> GradientFlow:
     """Push a unit vector back through a window of a network.
 
-    Computed in float64, whatever the network is kept in: what vanishes in float32 is still seen.
+    Computed in float64 for any dtype of the network, so that small ratios do not underflow.
 
     Args:
         spec: the network.
@@ -85,10 +85,10 @@ def gradient_flow(
         inputs: (T, F) features as the network reads them, T >= 1; token ids (T, 1).
             `Learner.window` gives a stream's.
         state: (L, parts, H) before the first step; None is zero.
-        seed: of the vector's direction.
+        seed: seed of the vector's direction.
 
     Raises:
-        InvalidArgument: an argument does not fit the spec; its subclasses say how.
+        InvalidArgument: an argument does not match the spec; the subclass says how.
         NonFiniteError: an input or parameter is not finite, or the states grew until they were not.
 
     >>> import numpy as np
@@ -110,7 +110,7 @@ def gradient_flow(
     start = np.zeros(shape) if state is None else _checked("state", state, shape)
     if not 0 <= seed <= SEED_MAX:
         raise InvalidArgument("seed", seed, f"a whole number from 0 to {SEED_MAX}")
-    with np.errstate(all="ignore"):  # what is not finite is looked for
+    with np.errstate(all="ignore"):  # non-finite states are detected below
         tape = network.forward(spec, named, x[:, np.newaxis], start[:, :, np.newaxis])
     if not all(np.isfinite(part).all() for layer in tape.layers for part in layer.states):
         raise NonFiniteError("state", "not finite within the window", "finite after every step")
@@ -129,8 +129,8 @@ def _push_back(
 ) -> Array:
     """Ratios (T + 1,) of a vector pushed back from the top layer's h_T.
 
-    The vector is brought back to length 1 after every step, and the logarithms of its lengths are
-    added up: no product of Jacobians is too small or too large on its way.
+    The vector is normalised after every step, and the logarithms of its lengths are added up, so
+    that no product of Jacobians overflows or underflows.
     """
     cell = CELLS[spec.cell]
     weights = [params.layer(named, index) for index in range(spec.layers)]
@@ -148,7 +148,7 @@ def _push_back(
             later[index] = before
             from_above = dL_da @ weights[index].U
         norm = float(np.linalg.norm(later))
-        if norm == 0:  # every ReLU on the way is shut
+        if norm == 0:  # every ReLU on the way is inactive
             log_norms[lag:] = -np.inf
             break
         log_norms[lag] = log_norms[lag - 1] + np.log(norm)
@@ -163,7 +163,7 @@ def spectral_radii(
     """Spectral radius of each block of W, for every layer: `h`, or the letters of the gates.
 
     Raises:
-        InvalidArgument: the parameters do not fit the spec.
+        InvalidArgument: the parameters do not match the spec.
     """
     named, gates = _loaded(spec, parameters), CELLS[spec.cell].gates
     return tuple(
@@ -187,8 +187,8 @@ def _block(spec: ModelSpec, named: params.Views, index: int, block: str) -> Arra
 def spectral_radius(matrix: Array) -> float:
     """Largest absolute eigenvalue of a square matrix (H, H).
 
-    Exact up to EXACT_SIZE_MAX. Above it, that of the matrix seen in a Krylov space of KRYLOV_SIZE
-    dimensions, mostly a little too small: all eigenvalues cost H³, which is minutes at 4,096.
+    Exact up to EXACT_SIZE_MAX. Above it, an estimate in a Krylov space of KRYLOV_SIZE dimensions,
+    usually slightly too small: all eigenvalues cost H³, which is minutes at 4,096.
 
     Raises:
         ShapeError: it is not square.

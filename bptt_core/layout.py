@@ -1,9 +1,9 @@
-"""How an array must lie in memory to be taken: as the kernels read it, without a copy.
+"""Checks that an array has the memory layout that the kernels read without a copy.
 
-What is computed on is C-contiguous, in the machine's byte order and writeable. Numba compiles a
-kernel once more for every other layout it meets, which takes half a minute in the middle of a
-stream, and a copy made in silence costs on every call. So what lies otherwise is refused, and the
-error says which call gives an array that is taken.
+Arrays must be C-contiguous, in the machine's byte order and writeable. Numba would compile a kernel
+again for any other layout, which takes half a minute in the middle of a stream, and a silent copy
+would cost time on every call. Other layouts are refused; the error names the NumPy call that
+converts them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Array = NDArray[Any]
 
 
 def check_floats(field: str, array: Array) -> None:
-    """Refuse what is not float32 or float64.
+    """Refuse any dtype other than float32 and float64.
 
     Raises:
-        DtypeError: it is something else, or in another byte order.
+        DtypeError: another dtype, or a foreign byte order.
     """
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise DtypeError(field, f"of dtype {array.dtype}", "float32 or float64")
@@ -32,7 +32,7 @@ def check_byte_order(field: str, array: Array) -> None:
     """Refuse a foreign byte order.
 
     Raises:
-        DtypeError: the bytes of an element stand the other way round.
+        DtypeError: the array is not in the machine's byte order.
     """
     if not array.dtype.isnative:
         native = array.dtype.newbyteorder("=")
@@ -41,7 +41,7 @@ def check_byte_order(field: str, array: Array) -> None:
 
 
 def check_layout(field: str, array: Array) -> None:
-    """Refuse what is strided or read-only.
+    """Refuse a strided or read-only array.
 
     Raises:
         LayoutError: it is not C-contiguous, or not writeable.

@@ -25,6 +25,7 @@ from bptt_core.state import (
     CLIPPED_GRADIENT_NORM,
     ERRORS,
     GRADIENT_NORM,
+    INCARNATION,
     LOSS,
     new_model,
     NEXT_STEP,
@@ -46,7 +47,7 @@ STATE_FORMAT = 2  # of what `Learner.state` gives
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeedResult:
-    """What became of steps fed side by side."""
+    """Results of steps fed side by side."""
 
     updates: tuple[UpdateReport, ...]
     predictions: Array | None
@@ -68,9 +69,9 @@ class Learner:
     def __init__(self, spec: ModelSpec, *, backend: BackendName = "compiled") -> None:
         self.spec = spec
         self.settings = Settings(None, spec.clip, spec.clip_threshold, paused=False)
-        """How it learns now; see `configure`."""
-        self._steered = spec  # the spec with the settings in place of its own
-        # Parameters change with an update and not between two: what is worked out of them is kept.
+        """The settings in force; see `configure`."""
+        self._steered = spec  # the spec with the settings applied
+        # Parameters change only with an update: values computed from them are kept until then.
         self._norm: tuple[int, float] | None = None
         self._published: tuple[int, Array] | None = None
         self._backend_name = backend
@@ -81,18 +82,17 @@ class Learner:
     # ------------------------------------------------------------------ learning
 
     def apply(self, tick: Sequence[Chunk], *, predictions: bool = True) -> TickResult:
-        """The one transition: learn a tick.
+        """Learn a tick. This is the only transition of the state.
 
         Args:
-            tick: at most one chunk a stream; the order counts.
-            predictions: False saves a third of the work, and leaves the figures of merit as they
-                are.
+            tick: at most one chunk a stream; the order matters.
+            predictions: False saves a third of the work, and does not update the figures of merit.
 
         Raises:
-            InvalidArgument: a chunk's shape, type or value; its subclasses say which.
+            InvalidArgument: a chunk's shape, type or value is wrong; the subclass says which.
             LabelTooLate, LabelTooEarly: a target's step cannot be learned any more, or not yet.
             OrderError: a chunk does not begin with its stream's next step.
-        Nothing is changed where an error is raised.
+        If an error is raised, nothing was changed.
         """
         checked = checks.tick(self.spec, tick, self._position)
         rows = [self._table.open(chunk.stream_id) for chunk in tick]
@@ -101,7 +101,9 @@ class Learner:
                 self._table.hold_labels(row, good.first_earlier, good.earlier)
         steps = marshalling.steps_of_tick(rows, tick, checked)
         first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
-        return marshalling.results(tick, steps, first, self._run(steps, predictions))
+        incarnations = self._table.incarnations[rows].tolist()
+        done = self._run(steps, predictions)
+        return marshalling.results(tick, steps, first, incarnations, done)
 
     def feed(
         self,
@@ -115,13 +117,12 @@ class Learner:
 
         Args:
             x: (T, B, D) inputs; (T, B) token ids.
-            target: (T, B, O), or (T, B) class ids, of these very steps; None for a forecast.
-            predictions: False saves a third of the work, and leaves the figures of merit as they
-                are.
+            target: (T, B, O), or (T, B) class ids, of the same steps; None for a forecast.
+            predictions: False saves a third of the work, and does not update the figures of merit.
             end_of_sequence: learn the unfinished windows, then reset the states.
 
         Raises:
-            InvalidArgument: shape, type or value; nothing was changed.
+            InvalidArgument: a wrong shape, type or value; nothing was changed.
         """
         x, target = checks.feed(self.spec, x, target)
         T, B = x.shape[:2]
@@ -135,7 +136,7 @@ class Learner:
         return FeedResult(done.updates, made)
 
     def _run(self, steps: Steps, predictions: bool) -> Done:
-        """The same way for `apply` and `feed`."""
+        """Run packed steps; for `apply` and `feed`."""
         made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
         steps = steps._replace(paused=self.settings.paused)
         done = self._backend.run(self._model, self._table.arrays, steps, made)
@@ -153,15 +154,15 @@ class Learner:
         clip_threshold: float | None = None,
         paused: bool | None = None,
     ) -> None:
-        """Change how the model learns from its next update on. Part of what it remembers.
+        """Change how the model learns from its next update on. The settings are part of its state.
 
         Args:
-            learning_rate: > 0; takes the place of the spec's, and of its schedule.
+            learning_rate: > 0; replaces the spec's learning rate and schedule.
             clip: how the gradient is clipped.
             clip_threshold: the bound of the clip, > 0.
-            paused: learn nothing until it is False again. Targets that are due meanwhile, and those
-                that wait for their update, are never learned. False also lets a model learn again
-                that has diverged.
+            paused: True: learn nothing until it is False again. Targets that become due meanwhile,
+                and those that wait for their update, are never learned. False also lets a diverged
+                model learn again.
 
         Raises:
             InvalidArgument: a value is out of its bounds; nothing was changed.
@@ -188,19 +189,18 @@ class Learner:
     def roll_back(
         self, arrays: Mapping[str, Array], metadata: Mapping[str, Any], *, learning_rate: float
     ) -> None:
-        """Go back to what an earlier `state` had learned; the streams go on from where they are.
+        """Restore what an earlier `state` had learned; the streams keep their position.
 
-        Parameters, optimizer, scalers and figures of merit are those of the earlier state.
-        Streams keep their next step and begin a new sequence there; counters and settings stay,
-        but for the learning rate.
+        Restores parameters, optimizer, scalers and figures of merit. Streams keep their next step
+        and begin a new sequence there. Counters, and settings other than the learning rate, stay.
 
         Args:
             arrays: of the earlier state.
             metadata: of the earlier state.
-            learning_rate: > 0, from now on, as `configure` takes it.
+            learning_rate: > 0, as for `configure`.
 
         Raises:
-            InvalidArgument: the state is of another spec, or is not whole; nothing was changed.
+            InvalidArgument: the state has another spec, or is incomplete; nothing was changed.
         """
         spec = checks.state(arrays, metadata, STATE_FORMAT)
         if spec != self.spec:
@@ -219,30 +219,50 @@ class Learner:
     # ------------------------------------------------------------------ streams
 
     def stream_ids(self) -> list[str]:
-        """All streams, sorted."""
+        """Names of all streams, sorted."""
         return sorted(self._table.rows)
 
     def next_step(self, stream_id: str) -> int:
-        """The number the stream's next step will have.
+        """The number of the stream's next step.
+
+        Raises:
+            UnknownStream: no stream has that name.
+        """
+        return int(self._table.arrays.counters[self._row(stream_id), NEXT_STEP])
+
+    def incarnation(self, stream_id: str) -> int:
+        """Number of the stream's opening in the life of the model, from 1.
+
+        A stream that was deleted and opened again has another number than before, and no two
+        streams have the same.
 
         Raises:
             UnknownStream: there is none of that name.
         """
-        return int(self._table.arrays.counters[self._row(stream_id), NEXT_STEP])
+        return int(self._table.incarnations[self._row(stream_id)])
+
+    @property
+    def last_incarnation(self) -> int:
+        """The highest number that `incarnation` ever gave; 0 before the first stream."""
+        return self._table.opened
+
+    def number_streams_above(self, incarnation: int) -> None:
+        """Give streams that are opened from now on numbers above this one."""
+        self._table.opened = max(self._table.opened, incarnation)
 
     def reset_stream(self, stream_id: str) -> None:
-        """Forget a stream's state and unfinished window; its steps go on counting.
+        """Clear a stream's state and unfinished window; its step numbers continue.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         self._table.reset(self._row(stream_id))
 
     def delete_stream(self, stream_id: str) -> None:
-        """Forget a stream. What the model learned from it stays.
+        """Delete a stream. What the model learned from it stays.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         self._row(stream_id)
         self._table.delete(stream_id)
@@ -253,7 +273,7 @@ class Learner:
         return self._table.rows[stream_id]
 
     def _position(self, stream_id: str) -> tuple[int, int]:
-        """The stream's next step, and the steps of its sequence so far."""
+        """The stream's next step, and the number of steps in its sequence."""
         row = self._table.rows.get(stream_id)
         if row is None:
             return 0, 0
@@ -269,7 +289,7 @@ class Learner:
 
     @property
     def figures(self) -> Figures:
-        """How the model is doing."""
+        """Figures of the model."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
         if self._norm is None or self._norm[0] != counters[UPDATES]:
             self._norm = (
@@ -296,7 +316,7 @@ class Learner:
         )
 
     def snapshot(self) -> Snapshot:
-        """An immutable copy of what predictions need."""
+        """An immutable copy of the parts that predictions need."""
         update = int(self._model.counters[UPDATES])
         if self._published is None or self._published[0] != update:
             self._published = update, _frozen(self._model.parameters.copy())
@@ -309,12 +329,12 @@ class Learner:
         return Snapshot(self.spec, self._backend, model, update)
 
     def error_band(self) -> tuple[Array, Array]:
-        """How far recent truths were from their predictions, which is a prediction's error band.
+        """The error band of predictions, from recent prequential errors.
 
         Returns:
-            low, high: (O,) each, in the user's units: the 0.05 and 0.95 quantiles of recent
-            prequential errors, truth - prediction, of each output; NaN for one with too few. Both
-            empty before there are any, and for classes and tokens.
+            low, high: (O,) each, in the user's units: the 0.05 and 0.95 quantiles of each output's
+            recent errors, truth - prediction; NaN for an output with too few. Both are empty before
+            the first band, and for classes and tokens.
         """
         return scoring.error_band(self._model)
 
@@ -322,7 +342,7 @@ class Learner:
         """An immutable copy of one stream's live state.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         row, arrays = self._row(stream_id), self._table.arrays
         next_step, sequence_step = arrays.counters[row, :2].tolist()
@@ -331,22 +351,26 @@ class Learner:
         else:
             last = np.zeros(self.spec.input_size)
         return StreamView(
-            next_step, sequence_step, _frozen(arrays.live_state[row].copy()), _frozen(last)
+            next_step,
+            sequence_step,
+            _frozen(arrays.live_state[row].copy()),
+            _frozen(last),
+            int(self._table.incarnations[row]),
         )
 
     def carried_state(self, stream_id: str) -> Array:
-        """A copy of the state after the last step, (L, parts, H); part 0 is h, 1 an LSTM's c.
+        """A copy of the state after the last step, (L, parts, H); the parts are the cell's.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         return self.stream_view(stream_id).state.copy()
 
     def window(self, stream_id: str) -> tuple[Array, Array]:
-        """What a stream holds: features (T, F) since its window's start, and the state before them.
+        """A stream's features (T, F) since its window's start, and the state before them.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         row, arrays = self._row(stream_id), self._table.arrays
         rows = int(arrays.counters[row, ROWS])
@@ -355,14 +379,14 @@ class Learner:
     def parameters(self) -> dict[str, Array]:
         """Copies of all parameters under PyTorch's names."""
         copy = self._model.parameters.copy()
-        views = params.views(self.spec, copy)  # U of a token model is held the other way round
+        views = params.views(self.spec, copy)  # U of a token model is stored transposed
         return {name: np.ascontiguousarray(view) for name, view in views.items()}
 
     def load_parameters(self, source: Mapping[str, Array]) -> None:
-        """Replace all parameters, given under PyTorch's names.
+        """Replace all parameters; their names are PyTorch's.
 
         Raises:
-            InvalidArgument: a name or an array does not fit; nothing was changed.
+            InvalidArgument: a name or an array does not match; nothing was changed.
         """
         params.load(self.spec, self._model.parameters, source)
         self._norm = self._published = None
@@ -370,7 +394,7 @@ class Learner:
     # ------------------------------------------------------------------ keeping
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Everything the learner remembers, as arrays and as values for JSON."""
+        """The whole state of the learner, as arrays and as values for JSON."""
         names, streams = self._table.compact()
         arrays = {f"model.{name}": array.copy() for name, array in self._model._asdict().items()}
         arrays |= {f"streams.{name}": array for name, array in streams.items()}
@@ -379,6 +403,7 @@ class Learner:
             "spec": self.spec.to_dict(),
             "settings": dataclasses.asdict(self.settings),
             "streams": names,
+            "last_incarnation": self.last_incarnation,
         }
         return arrays, metadata
 
@@ -390,22 +415,25 @@ class Learner:
         *,
         backend: BackendName = "compiled",
     ) -> Self:
-        """The learner whose `state` this is.
+        """Create a learner from the result of `state`.
 
         Raises:
-            InvalidArgument: something is missing, or does not fit the spec.
+            InvalidArgument: an entry is missing, or does not match the spec.
         """
         spec = checks.state(arrays, metadata, STATE_FORMAT)
         learner = cls(spec, backend=backend)
-        learner.configure(**metadata.get("settings", {}))  # older states have none
+        learner.configure(**metadata.get("settings", {}))  # older states lack them
         for name, array in learner._model._asdict().items():
             array[...] = arrays[f"model.{name}"]
         streams = {name: arrays[f"streams.{name}"] for name in learner._table.arrays._fields}
-        learner._table.restore(list(metadata["streams"]), streams)
+        names = list(metadata["streams"])
+        numbers = np.arange(1, len(names) + 1)  # of older states, which have none
+        streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
+        learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
         return learner
 
     def warm_up(self) -> None:
-        """Compile or load all kernels that this spec will use: seconds, the first time."""
+        """Compile or load all kernels that this spec uses; compiling takes half a minute."""
         twin = type(self)(self.spec, backend="reference")
         twin._backend = self._backend
         steps = self.spec.k1 + self.spec.delay

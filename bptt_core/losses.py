@@ -1,7 +1,7 @@
-"""Losses a step, their gradients, and the baseline's loss; the reference.
+"""Losses and their gradients, step by step; the reference.
 
 A loss is summed over outputs. Targets are (T, B, O), for cross-entropy one column of class ids. A
-target that is NaN is missing: it has no loss and no gradient.
+NaN target is missing: it has no loss and no gradient.
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ def gradient(loss: Loss, output: Array, target: Array) -> Array:
 
 
 def target_count(target: Array) -> int:
-    """Steps and streams (T, B) of which at least one target is there: what a mean divides by."""
+    """Number of steps and streams (T, B) with at least one target: the divisor of a mean."""
     return int((~np.isnan(target)).any(axis=-1).sum())

@@ -1,4 +1,4 @@
-"""What a call of the learner brings, laid out as steps, and what became of it, told apart again."""
+"""Packs chunks into arrays for a backend; unpacks its results."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ Array = NDArray[Any]
 
 
 class Done(NamedTuple):
-    """What became of N steps."""
+    """Results of a call with N steps."""
 
     predictions: Array | None
     """(N, O)"""
     updates: tuple[UpdateReport, ...]
     members: list[list[int]]
-    """Pairs of update and lane: which lane took part in which."""
+    """Pairs (update, lane): the lanes that took part in each update."""
     scores: Array | None
     """(N,) anomaly scores of a forecast."""
 
 
 def steps_of_tick(rows: Sequence[int], tick: Sequence[Chunk], checked: Sequence[Checked]) -> Steps:
-    """The steps of a tick's chunks, whose streams stand in these rows."""
+    """Pack a tick's chunks.
+
+    Args:
+        rows: the row of each chunk's stream.
+        tick: the chunks.
+        checked: their checked arrays.
+    """
     lanes = np.empty((len(tick), 4), np.int64)
     start = 0
     for lane, (row, chunk, good) in enumerate(zip(rows, tick, checked, strict=True)):
@@ -39,7 +45,7 @@ def steps_of_tick(rows: Sequence[int], tick: Sequence[Chunk], checked: Sequence[
 
 
 def steps_side_by_side(rows: Sequence[int], x: Array, target: Array | None, ends: bool) -> Steps:
-    """Inputs (T, B, D) and targets (T, B, n) or None, of streams in these rows."""
+    """Pack inputs (T, B, D), and targets (T, B, n) or None, of the streams in these rows."""
     T, B = x.shape[:2]
     lanes = np.empty((B, 4), np.int64)
     for lane, row in enumerate(rows):
@@ -48,28 +54,47 @@ def steps_side_by_side(rows: Sequence[int], x: Array, target: Array | None, ends
 
 
 def results(
-    tick: Sequence[Chunk], steps: Steps, first_steps: Sequence[int], done: Done
+    tick: Sequence[Chunk],
+    steps: Steps,
+    first_steps: Sequence[int],
+    incarnations: Sequence[int],
+    done: Done,
 ) -> TickResult:
-    """What became of each chunk, whose stream's next step was the one told, and of all."""
+    """Unpack the results of each chunk and of the whole tick.
+
+    Args:
+        tick: the chunks.
+        steps: the packed chunks.
+        first_steps: the next step of each chunk's stream before the call.
+        incarnations: the incarnation of each chunk's stream.
+        done: the backend's results.
+    """
     took_part: list[list[UpdateReport]] = [[] for _ in tick]
     for update, lane in done.members:
         took_part[lane].append(done.updates[update])
     found = []
-    for lane, (chunk, first) in enumerate(zip(tick, first_steps, strict=True)):
+    places = zip(tick, first_steps, incarnations, strict=True)
+    for lane, (chunk, first, incarnation) in enumerate(places):
         _, start, length, _ = steps.lanes[lane].tolist()
         mine = slice(start, start + length)
         made = None if done.predictions is None else done.predictions[mine]
         scores = None if done.scores is None else done.scores[mine]
         found.append(
             ChunkResult(
-                chunk.stream_id, first, first + length, made, tuple(took_part[lane]), scores
+                chunk.stream_id,
+                first,
+                first + length,
+                made,
+                tuple(took_part[lane]),
+                scores,
+                incarnation,
             )
         )
     return TickResult(tuple(found), done.updates)
 
 
 def report(row: list[float]) -> UpdateReport:
-    """A row of `windows.Advanced.reports`, in words."""
+    """A row of `windows.Advanced.reports` as an `UpdateReport`."""
     update, steps, streams, loss, baseline, norm, clipped_norm, skipped = row
     return UpdateReport(
         int(update),
@@ -85,11 +110,11 @@ def report(row: list[float]) -> UpdateReport:
 
 
 def _joined(arrays: list[Array]) -> Array:
-    """All rows of some arrays, one after the other."""
+    """The rows of all arrays, in order."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _by_stream(steps: Array) -> Array:
-    """Steps side by side (T, B, n) as (B T, n), stream after stream."""
+    """Reshape (T, B, n) to (B T, n), stream after stream."""
     T, B, n = steps.shape
     return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(B * T, n)

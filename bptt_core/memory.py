@@ -1,7 +1,7 @@
-"""What a model and its streams take in memory, told by the spec before any of it is made.
+"""Memory of a model and its streams, computed from the spec before anything is allocated.
 
-Parameters are the least of it: an update works on the activations of all steps of all its windows,
-and k2 steps of 64 streams with 2,048 units in 5 layers are 34 GiB where k2 is 4,096.
+Activations dominate: an update keeps those of every step of all its windows. 4,096 steps of 64
+streams with 2,048 units in 5 layers take 34 GiB.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bptt_core.state import model_shapes, stream_shapes
 
 
 def bytes_of_model(spec: ModelSpec, tick_streams: int | None = None) -> int:
-    """Bytes of a model that learns with the compiled backend, streams aside.
+    """Bytes of a model that learns with the compiled backend, without its streams.
 
-    Parameters, the optimizer's moments, statistics, the copy of the parameters that predictions are
-    read from, and the buffers of updates, gradient and all. Not counted: what one call brings, and
-    the steps that a prediction is asked to read first.
+    Counted: parameters, the optimizer's moments, statistics, the copy of the parameters that
+    predictions read, and the buffers of an update. Not counted: the steps of the current call, and
+    the steps that a prediction reads first.
 
     Args:
         spec: the model's.
-        tick_streams: most streams of one tick. None: `max_batch_streams`, as many as one update
-            takes.
+        tick_streams: the largest number of streams in one tick. None: `max_batch_streams`, the
+            limit of one update.
     """
     streams = spec.max_batch_streams if tick_streams is None else tick_streams
     size = np.dtype(spec.dtype).itemsize
@@ -35,15 +35,15 @@ def bytes_of_model(spec: ModelSpec, tick_streams: int | None = None) -> int:
 
 
 def bytes_of_stream(spec: ModelSpec) -> int:
-    """Bytes of one stream, idle or not. Room is made for twice as many whenever it is full."""
+    """Bytes of one stream, idle or not. The table of streams doubles its capacity when full."""
     return sum(_bytes(*shape) for shape in stream_shapes(spec).values())
 
 
 def work_lengths(spec: ModelSpec, streams: int) -> dict[str, int]:
-    """Numbers in each buffer of `kernels.sizes.Work` for ticks of so many streams.
+    """Length of each buffer of `kernels.sizes.Work` for ticks of up to `streams` streams.
 
     An update unfolds the windows of one batch, and the steps after them. Steps that are only read
-    are read on all streams together, up to the next update of any.
+    are read for all streams together, up to the next update of any stream.
     """
     batch = window_lengths(spec, max(spec.k2, spec.delay), min(streams, spec.max_batch_streams))
     wide = window_lengths(spec, spec.k1 + spec.delay, streams)
@@ -53,9 +53,9 @@ def work_lengths(spec: ModelSpec, streams: int) -> dict[str, int]:
 def window_lengths(
     spec: ModelSpec, steps: int, streams: int, *, backward: bool = True
 ) -> dict[str, int]:
-    """Numbers in each buffer of `kernels.sizes.Work` for windows of so many steps and streams.
+    """Length of each buffer of `kernels.sizes.Work` for windows of these steps and streams.
 
-    Without `backward` there is room for the outputs only.
+    Without `backward` the buffers hold a forward pass only.
     """
     rows, H, GH = steps * streams, spec.hidden_size, spec.gates * spec.hidden_size
     back = rows if backward else 0
@@ -70,7 +70,7 @@ def window_lengths(
         "da": back * GH,
         "dw": back * GH if CELLS[spec.cell].separate_hidden_bias else 0,
         "scratch": streams * GH,
-        "gradient": params.count(spec) if backward else GH,  # a layer's bias stands in it, too
+        "gradient": params.count(spec) if backward else GH,  # it also holds a layer's bias
     }
 
 

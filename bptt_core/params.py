@@ -1,4 +1,4 @@
-"""Parameters: one flat vector, seen through named views with PyTorch's names and layout.
+"""Parameters: one flat vector, with views under PyTorch's names and in its layout.
 
 Clip, norm, optimizer, snapshot and checkpoint are each one pass over the one vector. The order is
 PyTorch's own: for each layer `rnn.weight_ih_l`, `rnn.weight_hh_l`, `rnn.bias_ih_l`,
@@ -44,7 +44,7 @@ def count(spec: ModelSpec) -> int:
 
 
 def layer_ends(spec: ModelSpec) -> list[int]:
-    """Where the parameters of each layer, and then of the head, end in the flat vector."""
+    """End index of each layer's parameters, and then of the head's, in the flat vector."""
     sizes: dict[str, int] = {}
     for name, shape in shapes(spec).items():
         part = name.rpartition("_")[2] if name.startswith("rnn.") else "head"
@@ -59,7 +59,7 @@ def views(spec: ModelSpec, vector: Array) -> Views:
     for name, shape in shapes(spec).items():
         stop = start + int(np.prod(shape))
         if spec.vocabulary_size and name == "rnn.weight_ih_l0":
-            # Held token by token, so that what one token looks up lies together.
+            # Stored token by token, so that the numbers of one token are contiguous.
             result[name] = vector[start:stop].reshape(shape[::-1]).T
         else:
             result[name] = vector[start:stop].reshape(shape)
@@ -101,7 +101,7 @@ def load(spec: ModelSpec, vector: Array, source: Mapping[str, Array]) -> None:
 
     Raises:
         InvalidArgument: a name is missing or unknown.
-        ShapeError: an array has another shape than the spec says.
+        ShapeError: an array's shape is not the one of the spec.
         DtypeError: an array is neither float32 nor float64.
         LayoutError: an array is strided or read-only.
         NonFiniteError: an array holds NaN or infinity.

@@ -1,18 +1,18 @@
 """Online scaling, step by step; the reference.
 
-`prepare` turns steps in the user's units into features and targets of the network, `finish` its
-outputs into predictions. Statistics at a step are those of this step and all before it (Welford),
-never of a later one.
+`prepare` converts steps in the user's units to features and targets of the network; `finish`
+converts the network's outputs to predictions. Statistics at a step cover this step and all earlier
+ones (Welford), and no later one.
 
-A forecast means change: the network is fed each variable's standardised level and standardised last
-change, and predicts the change j steps ahead in units of the running standard deviation of such
-changes. A prediction in the user's units is `base + unit * output`.
+A forecast predicts changes: the network reads each variable's standardised level and standardised
+last change, and predicts the change j steps ahead in units of the running standard deviation of
+such changes. A prediction in the user's units is `base + unit * output`.
 
-A value that is missing, NaN, is fed as the variable's mean, with a flag that says so, and in a
-forecast as no change: the next change is measured from the value that was seen last. It enters no
-statistics, and as a target it has no loss.
+A missing value, NaN, is fed as the variable's mean with a flag, and in a forecast as no change; the
+next change is measured from the last value seen. A missing value is left out of the statistics, and
+a missing target has no loss.
 
-Late labels are held until their step is `label_delay` steps old. What is there then is its target.
+Late labels are held until their step is `label_delay` steps old; the label held then is the target.
 
 Source: Welford (1962), "Note on a method for calculating corrected sums of squares and products".
 """
@@ -31,32 +31,32 @@ Array = NDArray[Any]
 
 
 class Prepared(NamedTuple):
-    """T steps as the network sees them.
+    """T steps as the network reads them.
 
-    Targets, their truth and their naive forecasts are of the step `label_delay` before; where a
+    Targets, their truth and their naive forecasts belong to the step `label_delay` earlier. If the
     sequence ends, those of its last `label_delay` steps follow: N = T + label_delay rows, else T.
     """
 
     features: Array
     """(T, F) of the spec's dtype."""
     targets: Array
-    """(N, target_width): those that are complete with this step (for a forecast, of the step
-    `horizon` before); NaN where none."""
+    """(N, target_width): the targets that this step completes (for a forecast, those of the step
+    `horizon` earlier); NaN where there is none."""
     base: Array
-    """(T, O) float64: what a prediction made at this step starts from."""
+    """(T, O) float64: the value that a prediction made at this step is added to."""
     unit: Array
     """(T, O) float64."""
     naive: Array
-    """What the naive forecast makes of the same, float64. Regression: (N, O) the mean of the
-    targets so far. Classes: (N, 1) cross-entropy of their frequencies so far. Forecast: (T,
-    targets), of this step: the values seen last, NaN where there was none."""
+    """The naive forecast, float64. Regression: (N, O) the mean of the targets so far. Classes: (N,
+    1) the cross-entropy of their frequencies so far. Forecast: (T, targets) the last values seen at
+    this step, NaN before there is one."""
     truth: Array
     """(N, target_width) float64: targets in the user's units. Forecast: (T, targets), the step's
     own values."""
 
 
 def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
-    """Take x into counts, means and sums of squared deviations, in place; NaN is left out."""
+    """Add x to counts, means and sums of squared deviations, in place; NaN is left out."""
     known = ~np.isnan(x)
     count[known] += 1
     delta = x[known] - mean[known]
@@ -65,7 +65,7 @@ def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
 
 
 def deviation(count: Array, m2: Array) -> Array:
-    """Standard deviations, and 1 where there is none yet."""
+    """Standard deviations; 1 where all values so far are equal."""
     return np.where(m2 > 0, np.sqrt(m2 / np.maximum(count, 1.0)), 1.0)
 
 
@@ -75,7 +75,7 @@ def forecast_columns(spec: ModelSpec) -> Array:
 
 
 def levels(spec: ModelSpec, model: Model, x: Array) -> Array:
-    """Inputs (…, D) standardised; the mean where they are missing."""
+    """Standardised inputs (…, D); a missing one is the mean."""
     if not spec.scaling:
         return np.where(np.isnan(x), model.input_mean, x)
     standard = (x - model.input_mean) / deviation(model.input_count, model.input_m2)
@@ -96,7 +96,7 @@ def prepare(
     Args:
         spec: the model's.
         model: statistics; changed.
-        streams: `recent` inputs and `labels`; changed. Counters are left to `windows.advance`.
+        streams: `recent` inputs and `labels`; changed. `windows.advance` changes the counters.
         row: the stream's row.
         x: (T, D) inputs in the user's units.
         y: (T, target_width) their own targets, or None for a forecast and for tokens.
@@ -155,9 +155,9 @@ def _prepare_steps(
 
 
 def _frequency(model: Model, wanted: float) -> float:
-    """Cross-entropy of the class frequencies before this one, which is then counted; NaN of none.
+    """Cross-entropy of the class frequencies so far; then count this class. NaN if it is missing.
 
-    Every class counts as seen once more than it was, so that a new one is not impossible.
+    One is added to the count of each class, so that the probability of a new one is not 0.
     """
     if np.isnan(wanted):
         return np.nan
@@ -177,7 +177,7 @@ def _prepare_forecast(
     features = np.empty((T, spec.features), spec.dtype)
     targets = np.full((T, h, n), np.nan, spec.dtype)
     base, unit, naive = np.empty((T, h, n)), np.ones((T, h, n)), np.empty((T, n))
-    recent = streams.recent[row]  # the values that were seen last, and beyond row h as they came
+    recent = streams.recent[row]  # the last values seen, and from row h on the values as received
     came = recent[h:] if spec.missing_inputs else recent
     for t in range(T):
         m = int(streams.counters[row, SEQUENCE_STEP]) + t
@@ -218,13 +218,13 @@ def _prepare_forecast(
 
 
 def finish(spec: ModelSpec, outputs: Array, base: Array, unit: Array) -> Array:
-    """Raw outputs (T, O) in the user's units; probabilities where targets are classes."""
+    """Convert raw outputs (T, O) to the user's units; to probabilities for classes."""
     if spec.loss == "cross_entropy":
         shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True), dtype=np.float64)
         return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
     if spec.loss == "bernoulli":
         return np.asarray(0.5 * (np.tanh(0.5 * outputs.astype(np.float64)) + 1))
-    made = outputs.astype(np.float64)  # and all else in place
+    made = outputs.astype(np.float64)  # a copy; the rest is in place
     made *= unit
     made += base
     return made

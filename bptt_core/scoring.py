@@ -1,11 +1,12 @@
-"""Figures of merit, step by step: how good predictions were once their truth has come; reference.
+"""Figures of merit, updated step by step when a prediction's truth is known; the reference.
 
-All are prequential: of predictions made before their target was learned, against those of a naive
-rival that saw as much. They fade, so that they speak of the last 1,000 targets or so.
+All are prequential: they compare predictions that were made before their target was learned with
+those of a naive forecast from the same data. They are weighted towards the last 1,000 or so
+targets.
 
-- Real targets: absolute error, over that of the last value (forecast) or of the mean so far.
-- Classes and tokens: cross-entropy, over that of the class frequencies so far with add-one
-  smoothing; and the share of targets that were the likeliest class.
+- Real targets: absolute error relative to the last-value forecast, or to the mean so far.
+- Classes and tokens: cross-entropy relative to the class frequencies so far with add-one smoothing;
+  and the share of targets that were the likeliest class.
 - Error band: the 0.05 and 0.95 quantiles of the last errors of each output, with their sign.
 - Anomaly score of a forecast's step: see `_surprise`.
 """
@@ -25,26 +26,27 @@ from bptt_core.state import ERRORS, Model, SEQUENCE_STEP, Streams
 
 Array = NDArray[Any]
 
-FADING = 1e-3  # share that one target has in the figures of merit
-LEAST_PROBABILITY = 1e-300  # what a class that was held impossible counts as: 997 bits
+FADING = 1e-3  # weight of one target in the figures of merit
+LEAST_PROBABILITY = 1e-300  # lower bound of a class's probability in the figures: 997 bits
 BAND = (0.05, 0.95)  # quantiles of the error band: nine of ten errors lie between
-# Errors between two looks at the quantiles: sorting at each would cost more than the prediction.
+# Errors between two computations of the quantiles: one for each error would cost more than the
+# prediction.
 BAND_EVERY = 32
-# Looks each time the ring goes round, if they are fewer: every 32 of 512 errors, they took 1.3 of
-# the 3.1 µs of a step of 8 outputs.
+# At most so many computations for each turn of the ring: one every 32 errors in a ring of 512 took
+# 1.3 of the 3.1 µs of a step with 8 outputs.
 BAND_RINGS = 4
 BAND_ERRORS_MIN = 20  # of an output, before it has a band: one in each tail
-SURPRISES_MIN = 32  # of a stream, before their deviation says anything
-SURPRISES_MAX = 1000  # that a stream's mean and deviation speak of
+SURPRISES_MIN = 32  # errors of a stream before their deviation is used
+SURPRISES_MAX = 1000  # errors over which a stream's mean and deviation are averaged
 
 
 def score_live(
     spec: ModelSpec, model: Model, streams: Streams, row: int, prepared: Prepared
 ) -> None:
-    """Score the first of new tokens: what the live state says comes next, before it is read.
+    """Score the first new token against the prediction of the live state.
 
-    The later ones are scored by their chunk's own predictions. Keeping the last distribution
-    instead would cost every stream as many numbers as there are tokens.
+    The predictions of the chunk itself score the later tokens. Keeping the last distribution
+    instead would cost each stream one number for each token of the vocabulary.
     """
     if spec.task != "next_token" or not streams.counters[row, SEQUENCE_STEP]:
         return
@@ -65,14 +67,14 @@ def score(
     predictions: Array,
     prepared: Prepared,
 ) -> Array | None:
-    """Add the errors of predictions whose truth has come to the figures of merit.
+    """Add the errors of predictions whose truth is now known to the figures of merit.
 
     Args:
         spec: the model's.
         model: its figures; changed.
         streams: `forecasts`, `surprise`; changed.
         row: the stream's row.
-        first: steps in the stream's sequence before these.
+        first: number of steps in the stream's sequence before these.
         predictions: (T, O) in the user's units, made at these steps.
         prepared: the steps.
 
@@ -140,12 +142,12 @@ def _fade(model: Model, outputs: slice, error: Array, naive_error: Array) -> Non
 
 
 def _take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
-    """Take one target into the figures of classes.
+    """Add one target to the figures of classes.
 
     Args:
         model: changed.
-        odds: (O,) probabilities that were given.
-        wanted: the class; NaN where there is none.
+        odds: (O,) predicted probabilities.
+        wanted: the class; NaN if it is missing.
         naive: cross-entropy of the class frequencies.
     """
     if np.isnan(wanted) or not np.isfinite(odds[int(wanted)]):
@@ -174,7 +176,7 @@ def _keep(model: Model, error: Array) -> None:
 
 
 def _quantile(ordered: Array, share: float) -> float:
-    """Between the two neighbours of the place share (n - 1); NaN of fewer than BAND_ERRORS_MIN."""
+    """Interpolate at position share (n - 1); NaN for fewer than BAND_ERRORS_MIN numbers."""
     if ordered.size < BAND_ERRORS_MIN:
         return math.nan
     place = share * (ordered.size - 1)
@@ -183,20 +185,20 @@ def _quantile(ordered: Array, share: float) -> float:
 
 
 def _surprise(held: Array, errors: Array) -> float:
-    """Probability of an error as large as this one or larger, by the stream's recent ones.
+    """Probability of an error at least as large as this one, from the stream's recent errors.
 
-    The cube root of a mean of squares is nearly Gaussian, however many squares it has and however
-    they hang together (Wilson and Hilferty 1931), where the errors themselves are anything but. So
-    its mean and deviation in the stream's past give the probability, as Gaussian tail. This is the
-    likelihood of Ahmad et al. (2017) of the step by itself: their mean over the last few steps
-    finds slow changes, and blurs which step it was.
+    The cube root of a mean of squares is nearly Gaussian for any number of squares, also for
+    correlated ones (Wilson and Hilferty 1931); the errors themselves are not. Its mean and
+    deviation in the stream's past therefore give the probability as a Gaussian tail. Ahmad et al.
+    (2017) use the same tail for a mean over the last few steps, which finds slow changes but does
+    not locate the step.
 
     Args:
-        held: (3,) how many there were, at most SURPRISES_MAX, their mean and variance; changed.
-        errors: (targets,) of the forecast one step ahead, in units of the deviation of changes.
+        held: (3,) number of errors, at most SURPRISES_MAX, their mean and variance; changed.
+        errors: (targets,) errors of the forecast one step ahead, in deviations of changes.
 
     Returns:
-        NaN where there is no error, or too few before it.
+        The probability; NaN without an error, or with too few before it.
 
     Source:
         Wilson and Hilferty (1931), "The distribution of chi-square"; Ahmad, Lavin, Purdy and Agha
@@ -223,13 +225,13 @@ def _surprise(held: Array, errors: Array) -> float:
 
 
 def skill_ratio(model: Model) -> float:
-    """Prequential error over the naive forecast's, mean over outputs; NaN if none yet."""
+    """Prequential error relative to the naive forecast, mean over outputs; NaN before the first."""
     known = model.naive_error > 0
     return float(np.mean(model.error[known] / model.naive_error[known])) if known.any() else np.nan
 
 
 def of_classes(model: Model) -> tuple[float, float]:
-    """Accuracy, and cross-entropy in bits; NaN of other tasks, and before the first target."""
+    """Accuracy, and cross-entropy in bits; NaN for other tasks, and before the first target."""
     hits, targets = model.hits.tolist()
     if not targets:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""What may be changed about how a model learns, while it learns."""
+"""The settings of a model that can change while it learns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bptt_core.specs import Clip, ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model learns now."""
+    """Settings in force."""
 
     learning_rate: float | None
-    """Of every update from now on; None: as the spec says, schedule and all."""
+    """Learning rate of all further updates; None: the spec's learning rate and schedule."""
     clip: Clip
     clip_threshold: float
     paused: bool
-    """Steps are read, predicted and scored, and the scalers follow them; no parameter changes."""
+    """The model reads, predicts and scores steps and updates its scalers, but no parameter."""
 
 
 def steered(spec: ModelSpec, settings: Settings) -> ModelSpec:
-    """A spec with the settings in place of its own.
+    """The spec with the settings applied.
 
     Raises:
         InvalidArgument: a value is out of its bounds.

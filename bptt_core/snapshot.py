@@ -1,4 +1,4 @@
-"""Predictions from immutable copies: they meet no trainer and change nothing."""
+"""Predictions from immutable copies of a model, independent of the training thread."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ class StreamView:
 
     next_step: int
     sequence_step: int
-    """Steps since the sequence began; at 0 there is nothing to forecast from."""
+    """Steps since the sequence began; 0: a forecast has no value to start from."""
     state: Array
     """(L, parts, H), not writeable."""
     last_input: Array
-    """(D,) float64 the newest step of a forecast, in the user's units; where a value is missing,
-    the one that was seen last, and NaN before there was one."""
+    """(D,) float64 the newest step of a forecast, in the user's units. A missing value is the last
+    one seen, NaN before there is one."""
+    incarnation: int = 0
+    """Number of the stream's opening; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """A copy of all that predictions need of a model."""
+    """A copy of the parts of a model that predictions need."""
 
     spec: ModelSpec
     backend: Backend
     model: Model
     """Its arrays are not writeable; moments, errors and class counts are left out."""
     update: int
-    """Updates it has seen."""
+    """Number of updates that the model had made."""
 
     def predict(self, view: StreamView | None, inputs: Array | None = None) -> Array:
-        """Predict from a stream's live state, or from zero, after reading further steps if any.
+        """Predict from a stream's live state, or from a zero state; may read further steps first.
 
         Args:
             view: the stream; None begins at a zero state.
@@ -55,7 +57,7 @@ class Snapshot:
             (T, O) float64 in the user's units, one row a step of `inputs`, or one row without them.
 
         Raises:
-            InvalidArgument: there is nothing to predict from.
+            InvalidArgument: neither `view` nor `inputs` gives a value to predict from.
         """
         spec = self.spec
         if inputs is None or len(inputs) == 0:
@@ -118,7 +120,7 @@ class Snapshot:
 
 
 def _seen(x: Array) -> Array:
-    """Steps (T, D) with the value that was seen last in place of each that is missing."""
+    """Replace each missing value in (T, D) steps by the last one seen."""
     if not np.isnan(x[1:]).any():
         return x
     seen = x.copy()

@@ -1,4 +1,4 @@
-"""What a model is: `ModelSpec`, checked once, when it is made.
+"""`ModelSpec`, the definition of a model, checked when it is created.
 
 Names of choices are lower-case strings, the same in code, command line, checkpoints and metrics.
 """
@@ -56,31 +56,31 @@ LOSSES_OF_TASK: dict[Task, tuple[Loss, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """The network, what it is trained for, and how. Immutable, and valid once it exists.
+    """The network, its task and its training. Immutable, and always valid.
 
     Raises:
         InvalidArgument: a field is out of its bounds; the error names it.
     """
 
     input_size: int = 1
-    """D, values a step, 1 to INPUT_SIZE_MAX; a token is one."""
+    """D, values in a step, 1 to INPUT_SIZE_MAX; 1 for tokens."""
     task: Task = "forecast"
-    """What the targets are."""
+    """The kind of target."""
     output_size: int | None = None
-    """Values a target, or classes. Required for regression and classification; left out for
-    forecasts, whose outputs are horizon times target columns."""
+    """Number of values in a target, or of classes. Required for regression and classification; left
+    out for forecasts, whose outputs are horizon times target columns."""
     horizon: int = 1
-    """Forecast: the number of steps ahead, each with outputs of its own; 1 to HORIZON_MAX."""
+    """Forecast: the number of steps ahead, each with its own outputs; 1 to HORIZON_MAX."""
     target_columns: tuple[int, ...] = ()
     """Forecast: the inputs that are forecast, by index; empty means all."""
     vocabulary_size: int = 0
     """Next token: the number of token ids, 2 to VOCABULARY_MAX; else 0."""
     missing_inputs: bool = False
-    """An input may be missing, NaN: it is fed as its mean, with a flag for each variable that says
-    whether it is there. Not for tokens."""
+    """True: an input may be missing, NaN. It is fed as its mean, and each variable has a flag that
+    is 1 where it is present. Not for tokens."""
     label_delay: int = 0
-    """Regression and classification: steps after its own, 0 to LABEL_DELAY_MAX, until which a
-    step's target may come; windows train as many steps behind."""
+    """Regression and classification: a step's target may arrive up to this many steps after it, 0
+    to LABEL_DELAY_MAX; windows train that many steps behind."""
     missing_targets: bool = False
     """Regression and classification: a target may be missing, NaN or class -1, and has no loss."""
     cell: CellName = "rnn_tanh"
@@ -90,7 +90,7 @@ class ModelSpec:
     layers: int = 1
     """L, stacked layers, 1 to LAYERS_MAX."""
     loss: Loss | None = None
-    """None: what suits the task, `DEFAULT_LOSS`. Always filled in once the spec exists."""
+    """None: the task's `DEFAULT_LOSS`. Always filled in once the spec exists."""
     reduction: Reduction = "mean"
     """Mean over an update's new steps and streams, or the textbook's sum."""
     k1: int = 4
@@ -104,37 +104,37 @@ class ModelSpec:
     the optimizer's `forecast_schedule` for a forecast that gives no schedule either. Always filled
     in once the spec exists, as are the fields of the schedule."""
     warmup_updates: int = 0
-    """The learning rate grows from 0 in a straight line over so many updates."""
+    """Number of updates over which the learning rate grows linearly from 0."""
     decay_updates: int | None = None
-    """After them it falls to `final_learning_rate` along a half cosine, over so many updates.
-    None: 0, it does not fall."""
+    """Number of updates after the warm-up over which it falls to `final_learning_rate` along a half
+    cosine. None: 0, it does not fall."""
     final_learning_rate: float | None = None
-    """Where the decay ends, >= 0 and at most `learning_rate`; without a decay it has no part.
+    """The learning rate after the decay, >= 0 and at most `learning_rate`; unused without a decay.
     None: 0."""
     weight_decay: float | None = None
     """Added to the gradient (AdamW: decoupled), >= 0. None: the optimizer's default, 0.01 for AdamW
     and 0 for all others. Always filled in once the spec exists."""
     clip: Clip = "norm"
-    """How a gradient is clipped before the optimizer sees it."""
+    """How the gradient is clipped before the optimizer's step."""
     clip_threshold: float = 1.0
-    """The bound of the clip, > 0, in the gradient's unit; of each layer and of the head by itself
-    for `layer_norm`."""
+    """The bound of the clip, > 0, in the gradient's unit; for `layer_norm` it applies to each layer
+    and to the head separately."""
     scaling: bool = True
     """Standardise inputs and targets with running statistics of the steps so far."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
     divergence_patience: int = 10
-    """Skipped updates in a row after which the model counts as diverged and stops learning, 1 to
-    DIVERGENCE_PATIENCE_MAX."""
+    """Number of skipped updates in a row after which the model has diverged and stops learning, 1
+    to DIVERGENCE_PATIENCE_MAX."""
     on_divergence: Divergence = "stop"
-    """What is then done by whoever keeps the model: it stays stopped, or `Learner.roll_back`."""
+    """What the server then does: leave the model stopped, or call `Learner.roll_back`."""
     dtype: Dtype = "float32"
-    """Of parameters, states and arithmetic."""
+    """Element type of parameters, states and arithmetic."""
     seed: int = 0
-    """Where the initial parameters come from, 0 to SEED_MAX."""
+    """Seed of the initial parameters, 0 to SEED_MAX."""
 
     def __post_init__(self) -> None:
-        """Check every field and fill in what depends on others."""
+        """Check every field and fill in the defaults that depend on other fields."""
         for field, choices in _CHOICES.items():
             value, allowed = getattr(self, field), tuple(choices)
             if value not in allowed and not (field == "loss" and value is None):
@@ -231,7 +231,7 @@ class ModelSpec:
 
     @property
     def target_count(self) -> int:
-        """Values a target: columns that are forecast, or `output_size`."""
+        """Number of values in a target: the columns that are forecast, or `output_size`."""
         if self.task == "forecast":
             return len(self.target_columns) or self.input_size
         if self.task == "next_token":
@@ -246,21 +246,21 @@ class ModelSpec:
 
     @property
     def features(self) -> int:
-        """Columns of a step as it is held.
+        """F, columns of a step as the network reads it.
 
-        Each variable's level; of a forecast, then each one's change; where inputs may be missing,
-        then a flag for each, 1 where it is there.
+        Each variable's level; for a forecast then each variable's change; with `missing_inputs`
+        then a flag for each variable, 1 where it is present.
         """
         return self.input_size * (1 + (self.task == "forecast") + self.missing_inputs)
 
     @property
     def network_inputs(self) -> int:
-        """Columns of U: features, or token ids, each of which looks its own column up."""
+        """Columns of U: the features, or one column for each token id."""
         return self.vocabulary_size or self.features
 
     @property
     def delay(self) -> int:
-        """Steps between an input and the arrival of the last of its targets."""
+        """Steps between an input and the arrival of its last target."""
         return self.horizon if self.task in ("forecast", "next_token") else self.label_delay
 
     @property
@@ -284,12 +284,12 @@ class ModelSpec:
         return len(CELLS[self.cell].state_parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `ModelSpec.from_dict` gives the same spec back."""
+        """Plain values for JSON; `ModelSpec.from_dict` restores the spec."""
         return dataclasses.asdict(self) | {"target_columns": list(self.target_columns)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The spec of `to_dict`'s values.
+        """The spec from the values of `to_dict`.
 
         Raises:
             InvalidArgument: a value is out of its bounds.

@@ -1,7 +1,7 @@
-"""All that a learner remembers, in arrays: parameters, optimizer, scaler, counters, streams.
+"""The state of a learner, in arrays: parameters, optimizer, scaler, counters, streams.
 
-A stream's buffers are rows of shared arrays, not objects of their own: an idle stream costs a few
-kilobytes, and saving a model is saving its arrays.
+Each stream has one row in shared arrays, not objects of its own: an idle stream costs a few
+kilobytes, and saving a model means saving its arrays.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ERRORS_MOST = 512  # rows in the ring of errors: its 0.05 quantile then rests on
 ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in float32
 ERRORS_SIZE = 65_536  # numbers in the ring, between the two
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
+INCARNATION = "incarnation"  # name of the streams' incarnations in a saved state
 
 NEXT_STEP, SEQUENCE_STEP, ROWS, READY = range(4)
 """Columns of `Streams.counters`.
@@ -32,9 +33,9 @@ whose targets are complete but not learned yet.
 UPDATES, STEPS, CLIPPED, SKIPPED, SKIPPED_IN_A_ROW, APPLIED, ERRORS = range(7)
 """Columns of `Model.counters`.
 
-Updates, and those that were clipped or skipped, and steps are of all the model's life. APPLIED are
-the updates that its parameters and moments have seen: fewer after a roll-back. ERRORS were put into
-`Model.errors`.
+UPDATES, STEPS, CLIPPED and SKIPPED count over the whole life of the model. APPLIED counts the
+updates that the current parameters and moments include; a roll-back reduces it. ERRORS counts the
+errors that were written to `Model.errors`.
 """
 
 LOSS, BASELINE_LOSS, GRADIENT_NORM, CLIPPED_GRADIENT_NORM = range(4)
@@ -42,7 +43,7 @@ LOSS, BASELINE_LOSS, GRADIENT_NORM, CLIPPED_GRADIENT_NORM = range(4)
 
 
 class Streams(NamedTuple):
-    """Struct of arrays, a row a stream. S capacity, R = k2 + delay rows, h horizon."""
+    """Struct of arrays; row s belongs to one stream. S capacity, R = k2 + delay, h horizon."""
 
     counters: Array
     """(S, 4) int64: NEXT_STEP, SEQUENCE_STEP, ROWS, READY."""
@@ -56,12 +57,12 @@ class Streams(NamedTuple):
     live_state: Array
     """(S, L, parts, H) the carried state after the last step."""
     recent: Array
-    """(S, h, D) float64: the last h inputs in the user's units; step m stands in row m mod h. Where
-    they may be missing (S, 2h, D): first with the value seen last in place of each that is missing,
-    NaN before there is one, then as they came."""
+    """(S, h, D) float64: the last h inputs in the user's units; step m is in row m mod h. With
+    `missing_inputs` (S, 2h, D): first with the last value seen in place of each missing value (NaN
+    before there is one), then as received."""
     forecasts: Array
-    """(S, h, O + targets) float64: the last h forecasts in the user's units, and the values they
-    started from. Late labels: (S, label_delay, O), the last predictions."""
+    """(S, h, O + targets) float64: the last h forecasts in the user's units, and the values that
+    they started from. With late labels: (S, label_delay, O), the last predictions."""
     labels: Array
     """(S, label_delay, target_width) float64: labels of the last steps in the user's units; NaN
     where there is none yet."""
@@ -70,7 +71,7 @@ class Streams(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What all streams share. W: D for forecasts, else the width of a target."""
+    """The state that all streams share. W: D for forecasts, else the width of a target."""
 
     parameters: Array
     """(P,)"""
@@ -95,13 +96,14 @@ class Model(NamedTuple):
     target_m2: Array
     """(h, W) float64"""
     class_counts: Array
-    """(classes,) float64: how often each class or token was a target."""
+    """(classes,) float64: number of times that each class or token was a target."""
     error: Array
     """(O,) float64: fading sum of absolute prequential errors; (1,) of cross-entropies."""
     naive_error: Array
-    """The same of the naive forecast."""
+    """The same for the naive forecast."""
     hits: Array
-    """(2,) float64, of classes: fading sum of targets that were the likeliest, and of all."""
+    """(2,) float64, for classes: fading sums of the targets that were the likeliest class, and of
+    all targets."""
     errors: Array
     """(N, O) ring of the last prequential errors with their sign, truth - prediction in the user's
     units; NaN where there is none. Empty for classes."""
@@ -174,44 +176,55 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def new_streams(spec: ModelSpec, capacity: int) -> Streams:
-    """Room for `capacity` streams, all at their beginning."""
+    """Zeroed rows for `capacity` streams."""
     shapes = stream_shapes(spec).items()
     return Streams(**{name: np.zeros((capacity, *row), dtype) for name, (row, dtype) in shapes})
 
 
 class StreamTable:
-    """The streams of a model: names and rows."""
+    """The streams of a model: names, rows and incarnations.
+
+    Attributes:
+        incarnations: (S,) int64: the number of the opening that a row's stream comes from; 0 for a
+            free row. Not part of `arrays`, because no kernel reads it.
+        opened: the last number that was assigned. It never goes down in the life of a model.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.arrays = new_streams(spec, FIRST_CAPACITY)
         self.rows: dict[str, int] = {}
+        self.incarnations: Array = np.zeros(FIRST_CAPACITY, np.int64)
+        self.opened = 0
         self._free: list[int] = [0]
 
     def open(self, stream_id: str) -> int:
-        """The row of a stream, a new one at step 0 if there is none."""
+        """The row of a stream; an unknown stream is opened at step 0."""
         row = self.rows.get(stream_id)
         if row is None:
             if not self._free:
                 self._grow(2 * len(self.arrays.counters))
             row = self.rows[stream_id] = self._free.pop()
+            self.opened += 1
+            self.incarnations[row] = self.opened
         return row
 
     def delete(self, stream_id: str) -> None:
-        """Forget a stream; its row is cleared and free."""
+        """Delete a stream; clear and free its row."""
         row = self.rows.pop(stream_id)
         for array in self.arrays:
             array[row] = 0
+        self.incarnations[row] = 0
         self._free.append(row)
 
     def reset(self, row: int) -> None:
-        """Begin a new sequence: zero state, empty window, no last value. Steps go on counting."""
+        """Begin a new sequence: zero state, empty window, no last value. Step numbers continue."""
         self.arrays.counters[row, SEQUENCE_STEP:] = 0
         self.arrays.start_state[row] = 0
         self.arrays.live_state[row] = 0
 
     def hold_labels(self, row: int, first_step: int, labels: Array) -> None:
-        """Keep late labels (n, target_width) of steps that were read; NaN erases none."""
+        """Store late labels (n, target_width) of steps that were read; a NaN changes nothing."""
         next_step, sequence_step = self.arrays.counters[row, :2].tolist()
         held = self.arrays.labels[row]
         for step, label in enumerate(labels, start=first_step):
@@ -219,17 +232,19 @@ class StreamTable:
             np.copyto(mine, label, where=~np.isnan(label))
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
-        """Names in the order of their rows, and the rows in use: what a checkpoint holds."""
+        """Names in the order of their rows, and the rows in use, as a checkpoint stores them."""
         names = sorted(self.rows, key=self.rows.__getitem__)
         rows = [self.rows[name] for name in names]
-        arrays = self.arrays._asdict()
+        arrays = self.arrays._asdict() | {INCARNATION: self.incarnations}
         return names, {name: array[rows] for name, array in arrays.items()}
 
-    def restore(self, names: list[str], arrays: dict[str, Array]) -> None:
-        """Take over what `compact` gave."""
+    def restore(self, names: list[str], arrays: dict[str, Array], opened: int) -> None:
+        """Restore the streams that `compact` returned, and the last incarnation assigned."""
         self._grow(max(FIRST_CAPACITY, len(names)))
         for name, array in self.arrays._asdict().items():
             array[: len(names)] = arrays[name]
+        self.incarnations[: len(names)] = arrays[INCARNATION]
+        self.opened = opened
         self.rows = {name: row for row, name in enumerate(names)}
         self._free = list(range(len(self.arrays.counters) - 1, len(names) - 1, -1))
 
@@ -241,4 +256,5 @@ class StreamTable:
         for old, new in zip(self.arrays, larger, strict=True):
             new[:used] = old
         self.arrays = larger
+        self.incarnations = np.concatenate([self.incarnations, np.zeros(capacity - used, np.int64)])
         self._free.extend(range(capacity - 1, used - 1, -1))

@@ -1,4 +1,4 @@
-"""What goes into a learner and what comes out."""
+"""Inputs and results of a learner."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Array = NDArray[Any]
 class Chunk:
     """Consecutive steps of one stream.
 
-    Arrays are C-contiguous, in the machine's byte order and writeable (`bptt_core.layout` says
-    why); any others are refused when the chunk is applied.
+    Arrays must be C-contiguous, in the machine's byte order and writeable (`bptt_core.layout`
+    explains why); others are refused when the chunk is applied.
     """
 
     stream_id: str
-    """The stream; opened at step 0 if it is not known."""
+    """The stream; an unknown stream is opened at step 0."""
     first_step: int
     """Number of the first step; must be the stream's next."""
     inputs: Array
@@ -28,14 +28,14 @@ class Chunk:
     targets: Array | None = None
     """Regression: (T, O) floats. Classification: (T,) class ids. Else None. NaN or -1: missing.
 
-    With `label_delay`: of any S >= 1 consecutive steps, or None; NaN or -1 where there is none yet.
-    Of two labels of a step, the one that comes last holds.
+    With `label_delay`: targets of any S >= 1 consecutive steps, or None; NaN or -1 for a step whose
+    target is not known yet. A later label of a step replaces an earlier one.
     """
     end_of_sequence: bool = False
     """Learn the unfinished window after these steps, then reset the state."""
     first_target_step: int | None = None
-    """Step of the first target; None: the first step. With `label_delay` at most so many before the
-    stream's next one."""
+    """Step of the first target; None: `first_step`. With `label_delay`, at most that many steps
+    before the stream's next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +43,16 @@ class UpdateReport:
     """One update: one optimizer step from a window, or from a batch of windows."""
 
     update: int
-    """Counts from 1 in the life of the model."""
+    """Number of the update, from 1, over the life of the model."""
     steps: int
-    """New steps over all its streams."""
+    """New steps, summed over its streams."""
     streams: int
     """Windows in the update."""
     loss: float
-    """Of the new steps, before the update."""
+    """Loss of the new steps, before the update."""
     baseline_loss: float
-    """The same loss of an output of 0: for a forecast, and wherever targets are scaled, that is the
-    naive forecast."""
+    """The same loss for an output of 0, which is the naive forecast for forecasts and for scaled
+    targets."""
     gradient_norm: float
     """L2 norm before clipping."""
     clipped_gradient_norm: float
@@ -65,7 +65,7 @@ class UpdateReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkResult:
-    """What became of one chunk."""
+    """Results of one chunk."""
 
     stream_id: str
     first_step: int
@@ -75,26 +75,28 @@ class ChunkResult:
     """(T, O) in the user's units (class probabilities for classification), each made before its
     target was learned."""
     updates: tuple[UpdateReport, ...]
-    """Those the chunk's stream took part in."""
+    """The updates in which the chunk's stream took part."""
     anomaly_scores: Array | None = None
-    """Forecast, where predictions were made: (T,) float64, the probability of an error as large as
-    that of the forecast for this step or larger, by the stream's recent errors; near 0 is an
-    anomaly. NaN where there was no forecast, or too few before it to tell."""
+    """Forecasts with predictions: (T,) float64, the probability of a forecast error at least as
+    large as this step's, estimated from the stream's recent errors; near 0 is an anomaly. NaN where
+    there was no forecast, or too few before it."""
+    incarnation: int = 0
+    """Number of the stream's opening that the chunk belongs to; see `Learner.incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TickResult:
-    """What became of a tick."""
+    """Results of a tick."""
 
     chunks: tuple[ChunkResult, ...]
     """In the order of the tick."""
     updates: tuple[UpdateReport, ...]
-    """All of them, in order."""
+    """All updates of the tick, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How a model is doing. Floats are NaN before the first update."""
+    """Figures of a model. Floats are NaN before the first update."""
 
     steps: int
     updates: int
@@ -105,17 +107,18 @@ class Figures:
     gradient_norm: float
     clipped_gradient_norm: float
     skill_ratio: float
-    """Prequential error over that of the naive forecast, fading over the last 1,000 or so targets:
-    absolute error over that of the last value (forecast) or the mean (regression), cross-entropy
-    over that of the class frequencies so far."""
+    """Prequential error relative to the naive forecast, weighted towards the last 1,000 or so
+    targets. Forecast: absolute error relative to the last-value forecast; regression: relative to
+    the mean so far; classes: cross-entropy relative to the class frequencies so far."""
     accuracy: float
-    """Prequential, of classes and tokens: share of targets that were the likeliest, fading over the
-    last 1,000 or so. NaN for other tasks, and before the first target."""
+    """Prequential, for classes and tokens: share of targets that were the likeliest class, weighted
+    towards the last 1,000 or so. NaN for other tasks, and before the first target."""
     cross_entropy_bits: float
-    """Of the same targets: mean of -log2 of the probability that they were given."""
+    """For the same targets: mean of -log2 of the probability that was predicted for each."""
     consecutive_skipped: int
-    """Skipped updates in a row, up to the last."""
+    """Number of skipped updates since the last one that was applied."""
     diverged: bool
-    """They are `divergence_patience`: nothing is learned until `configure(paused=False)`."""
+    """`consecutive_skipped` has reached `divergence_patience`: nothing is learned until
+    `configure(paused=False)`."""
     parameter_norm: float
     learning_rate: float

@@ -1,4 +1,4 @@
-"""One call of the learner: scale steps, run them, score what was said of them; the reference."""
+"""One call of the learner: scale steps, run them, score their predictions; the reference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Steps(NamedTuple):
     y: Array | None
     """(N, target_width) float64, of the same steps; None for a forecast and for tokens."""
     paused: bool = False
-    """No target is learned."""
+    """True: no target is learned."""
 
 
 def run(
@@ -41,9 +41,9 @@ def run(
         spec: the model's.
         model: changed.
         streams: changed.
-        steps: what came.
+        steps: the new steps.
         predictions: (N, O) float64, filled with every step's prediction in the user's units, made
-            before the step was learned; None where nobody asks, and then nothing is scored.
+            before the step was learned; None: no predictions, and nothing is scored.
     """
     lanes = [slice(start, start + n) for _, start, n, _ in steps.lanes.tolist()]
     rows = steps.lanes[:, ROW]
@@ -58,7 +58,7 @@ def run(
     begins = streams.counters[rows, SEQUENCE_STEP].tolist()
     if predictions is None:
         advanced = windows.advance(spec, model, streams, side_by_side, None)
-        streams.forecasts[rows] = np.nan  # what was not forecast is not scored
+        streams.forecasts[rows] = np.nan  # without a forecast there is no score
         return advanced
     outputs = np.zeros((len(steps.x), spec.outputs), spec.dtype)
     advanced = windows.advance(spec, model, streams, side_by_side, outputs)

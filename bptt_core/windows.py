@@ -1,4 +1,4 @@
-"""Truncated BPTT(k1, k2) over streams: when windows are full, what an update is; the reference.
+"""Truncated BPTT(k1, k2) over streams: fills windows and applies updates; the reference.
 
 Every k1 new steps with complete targets, a window of the last k2 steps (fewer at the start of a
 sequence) is recomputed with today's parameters from the state stored before its first step. The
@@ -40,38 +40,38 @@ REPORT_COLUMNS = 8
 
 
 class Advanced(NamedTuple):
-    """What `advance` did."""
+    """Results of `advance`."""
 
     reports: Array
     """(updates, REPORT_COLUMNS) float64."""
     members: Array
-    """(n, 2) int64: pairs of report and lane, in order: which lane took part in which update."""
+    """(n, 2) int64: pairs (report, lane), in order: the lanes that took part in each update."""
     scores: Array = np.empty(0)
     """(N,) float64: anomaly scores of all steps of a forecast that are predicted, else empty."""
 
 
 class Lanes(NamedTuple):
-    """Chunks of B streams to be run side by side. N steps in all, stream after stream."""
+    """Chunks of B streams, run side by side. N steps in total, stream after stream."""
 
     rows: Array
-    """(B,) int64 rows of the streams; no row twice."""
+    """(B,) int64 rows of the streams, all different."""
     lengths: Array
     """(B,) int64 steps of each lane."""
     ends: Array
     """(B,) not 0 where the sequence ends with this chunk."""
     starts: Array
-    """(B,) int64: where each lane begins in `features`."""
+    """(B,) int64: first row of each lane in `features`."""
     target_starts: Array
-    """(B,) int64: where each lane begins in `targets`."""
+    """(B,) int64: first row of each lane in `targets`."""
     features: Array
     """(N, F)"""
     targets: Array
-    """(N + B label_delay, target_width): after a lane's steps, those of its last label_delay steps
-    if its sequence ends."""
+    """(N + B label_delay, target_width): the targets of a lane's steps, then those of its last
+    label_delay steps if its sequence ends."""
 
 
 class Log:
-    """Collects reports and who took part."""
+    """Collects reports, and the lanes that took part in each."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[float, ...]] = []
@@ -93,8 +93,8 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (N, O), filled with the raw output of every step before it is learned; None
-            where nobody asks.
+        outputs: (N, O), filled with the raw output of every step before it is learned; None: not
+            wanted.
     """
     log = Log()
     late = spec.delay > 0
@@ -169,10 +169,10 @@ def _update_groups(
 def _finish(
     spec: ModelSpec, model: Model, streams: Streams, lanes: Lanes, done: Array, log: Log
 ) -> None:
-    """Learn what is left of sequences that end, and reset their streams."""
+    """Learn the unfinished windows of sequences that end, and reset their streams."""
     ending = done[lanes.ends[done] != 0]
     rows = lanes.rows[ending]
-    for i in range(spec.label_delay):  # labels of the last steps, as far as they came
+    for i in range(spec.label_delay):  # labels of the last steps, as far as they are known
         complete = streams.counters[rows, SEQUENCE_STEP] + i >= spec.label_delay
         mine = ending[complete]
         labels = lanes.targets[lanes.target_starts[mine] + lanes.lengths[mine] + i]
@@ -204,7 +204,8 @@ def update(
         streams: changed.
         rows: (B,) the streams.
         members: (B,) their lanes, for the log.
-        pending: newest steps held whose targets are still to come; the windows end before them.
+        pending: number of newest steps whose targets are not known yet; the windows end before
+            them.
         log: takes the report.
     """
     held, new = (int(n) for n in streams.counters[rows[0], (ROWS, READY)])
@@ -231,7 +232,7 @@ def update(
 
 
 def _finite(state: Array) -> Array:
-    """A carried state (L, parts, B, H) as (B, L, parts, H); what is not finite begins at zero."""
+    """A carried state (L, parts, B, H) as (B, L, parts, H); non-finite ones become zero."""
     broken = ~np.isfinite(state).all(axis=(0, 1, 3))
     state[:, :, broken] = 0
     return np.moveaxis(state, 2, 0)
@@ -280,7 +281,7 @@ def _learn(
 
 
 def diverged(spec: ModelSpec, model: Model) -> bool:
-    """So many updates in a row were skipped that the model has stopped learning."""
+    """True once `divergence_patience` updates in a row were skipped: the model stops learning."""
     return bool(model.counters[SKIPPED_IN_A_ROW] >= spec.divergence_patience)
 
 
@@ -298,7 +299,7 @@ def learning_rate(spec: ModelSpec, model: Model, update: int) -> float:
 
 
 def _clip(spec: ModelSpec, gradient: Array, norm: float) -> float:
-    """Clip in place as the spec says; the norm after it."""
+    """Clip in place as the spec says; return the norm after clipping."""
     if spec.clip == "none":
         return norm
     if spec.clip == "layer_norm":
@@ -306,8 +307,8 @@ def _clip(spec: ModelSpec, gradient: Array, norm: float) -> float:
         return min(norm, clipping.global_norm(gradient))
     if spec.clip == "norm":
         clipping.clip_by_global_norm(gradient, spec.clip_threshold)
-        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
-        # clipped.
+        # PyTorch's epsilon makes the scale slightly smaller than 1 near the bound: a norm within
+        # the bound does not count as clipped.
         return clipping.global_norm(gradient) if norm > spec.clip_threshold else norm
     clipping.clip_by_value(gradient, spec.clip_threshold)
     return clipping.global_norm(gradient)

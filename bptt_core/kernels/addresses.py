@@ -1,8 +1,8 @@
-"""Arrays by their addresses: what a kernel works on, written down once.
+"""Passes arrays to kernels by address.
 
-Every array among a call's arguments costs a quarter of a microsecond, and a call needs fifty. So
-their addresses and shapes stand in a table that is made once and that kernels take apart; whoever
-calls keeps the arrays themselves alive.
+Each array argument costs a quarter of a microsecond per call, and a call needs fifty arrays. A
+table holds their addresses and shapes instead. It is made once; kernels read the arrays from it.
+The caller keeps the arrays alive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bptt_core.kernels.jit import inlined
 
 Array = NDArray[Any]
 
-SLOT = 5  # an array takes so many numbers in a table: its address, and up to four lengths
+SLOT = 5  # numbers of one array in a table: its address, and up to four lengths
 
 
 def table(arrays: Iterable[Array]) -> Array:
@@ -36,7 +36,7 @@ def table(arrays: Iterable[Array]) -> Array:
 
 
 def array_at(address: int, shape: tuple[int, ...], like: Array) -> Array:
-    """The array of that address, shape and the dtype of `like`; its memory is not held."""
+    """The array at an address, with the dtype of `like`; does not keep the memory alive."""
     there = (ctypes.c_char * (math.prod(shape) * like.itemsize)).from_address(int(address))
     return np.ndarray(shape, like.dtype, memoryview(there))
 
@@ -58,28 +58,28 @@ def _array_at(address: Any, shape: Any, like: Any) -> Callable[..., Any]:
 
 @inlined
 def array_1d(numbers: Array, slot: int, like: Array) -> Array:
-    """The array of a slot of a table, one axis, of the dtype of `like`."""
+    """The one-dimensional array in a slot of a table, with the dtype of `like`."""
     at = SLOT * slot
     return array_at(numbers[at], (numbers[at + 1],), like)
 
 
 @inlined
 def array_2d(numbers: Array, slot: int, like: Array) -> Array:
-    """As `array_1d`, of two axes."""
+    """As `array_1d`, with two axes."""
     at = SLOT * slot
     return array_at(numbers[at], (numbers[at + 1], numbers[at + 2]), like)
 
 
 @inlined
 def array_3d(numbers: Array, slot: int, like: Array) -> Array:
-    """As `array_1d`, of three axes."""
+    """As `array_1d`, with three axes."""
     at = SLOT * slot
     return array_at(numbers[at], (numbers[at + 1], numbers[at + 2], numbers[at + 3]), like)
 
 
 @inlined
 def array_4d(numbers: Array, slot: int, like: Array) -> Array:
-    """As `array_1d`, of four axes."""
+    """As `array_1d`, with four axes."""
     at = SLOT * slot
     shape = (numbers[at + 1], numbers[at + 2], numbers[at + 3], numbers[at + 4])
     return array_at(numbers[at], shape, like)

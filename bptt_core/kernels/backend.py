@@ -1,4 +1,4 @@
-"""The compiled backend: keeps the kernels' buffers, and calls them."""
+"""The compiled backend: owns the kernels' buffers and calls the kernels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bptt_core.windows import Advanced
 
 Array = NDArray[Any]
 
-ROOM_BYTES_KEPT = 1 << 25  # of what a call's steps took; a larger call gives its buffers back
-FORWARD_STEPS = 256  # of a prediction, that are read at once: what each thread keeps buffers for
+ROOM_BYTES_KEPT = 1 << 25  # buffers of one call; larger ones are freed after the call
+FORWARD_STEPS = 256  # steps that a prediction reads at once; each thread keeps their buffers
 
 
 class Compiled:
-    """What runs: Numba, without the GIL. As `Backend`."""
+    """As `Backend`, with Numba and without the GIL."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -37,14 +37,14 @@ class Compiled:
         self._room = kernel_sizes.room(spec, 1, 1, 1)
         self._room_bytes = 0
         self._streams = 0
-        # What the table leads to is kept alive here, and looked at to see whether it still holds.
+        # The arrays that the table points to: kept alive, and compared to see if it is still valid.
         self._model: Model | None = None
         self._arrays: Streams | None = None
         self._table = np.empty(0, np.int64)
         self._no_targets = np.empty((0, spec.target_width))
-        self._nobody_asks = np.empty((0, spec.outputs))
-        # A prediction may run while the trainer does, and in several threads at once: each has
-        # buffers of its own.
+        self._no_predictions = np.empty((0, spec.outputs))
+        # Predictions may run during training and in several threads: each thread has its own
+        # buffers.
         self._predicting = threading.local()
 
     def run(
@@ -58,7 +58,7 @@ class Compiled:
             self._table = table(kept)
             self._model, self._arrays = model, streams
         asked = predictions is not None
-        made = self._nobody_asks if predictions is None else predictions
+        made = self._no_predictions if predictions is None else predictions
         y = self._no_targets if steps.y is None else steps.y
         with one_thread:
             transition.run(
@@ -72,18 +72,18 @@ class Compiled:
         )
         if self._room_bytes > ROOM_BYTES_KEPT:
             self._room, self._room_bytes = kernel_sizes.room(self._spec, 1, 1, 1), 0
-            self._model = None  # the table leads to what is gone
+            self._model = None  # the table points to freed buffers
         return advanced
 
     def _grow(self, streams: int, steps: int) -> bool:
-        """Make room for a call of so many streams and steps, all in all; whether it moved."""
+        """Make room for a call of these totals of streams and steps; True if a buffer moved."""
         spec, room, moved = self._spec, self._room, False
-        # Each lane takes part in at most one update every k1 steps, and one more at its end.
+        # A lane takes part in at most one update every k1 steps, and in one more at its end.
         updates = (steps + streams * spec.label_delay) // spec.k1 + 2 * streams
         before = (len(room.scores), room.lists.shape[1], len(room.reports))
         needed = (steps, streams, updates)
         if any(a > b for a, b in zip(needed, before, strict=True)):
-            self.forget()  # the table leads to what is given back, also if there is no memory
+            self.forget()  # the table points to freed buffers, even if the next line fails
             self._room = kernel_sizes.room(spec, *map(max, needed, before))
             self._room_bytes = sum(array.nbytes for array in self._room)
             moved = True
@@ -102,7 +102,7 @@ class Compiled:
         """As `Backend.forward`."""
         mine = self._predicting
         T, state = len(features), state.copy()
-        if not parameters.flags.writeable:  # a snapshot's: Numba would compile all again for it
+        if not parameters.flags.writeable:  # a snapshot's: Numba would compile again for it
             assert parameters.base is not None
             parameters = parameters.base
         at_once = min(T, FORWARD_STEPS)

@@ -1,9 +1,8 @@
-"""One BLAS thread inside the library, and the host process's own setting outside of it.
+"""Limits BLAS to one thread while kernels run, and restores the host process's setting.
 
-Windows are too small to share among threads, and models learn side by side anyway. Numba's products
-call the OpenBLAS that SciPy brings; its number of threads is one setting for the whole process, so
-it is set to 1 while any kernel runs, and set back when the last one is done. A process that has set
-it to 1 itself pays nothing.
+Windows are too small to divide among threads, and models learn in parallel anyway. Numba's products
+call SciPy's OpenBLAS, whose number of threads is one setting for the whole process. It is set to 1
+while any kernel runs, and restored when the last one is done. If it is 1 already, nothing is set.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from threadpoolctl import ThreadpoolController
 
 
 class OneThread:
-    """Context manager: BLAS has one thread while anyone is inside. For use in several threads."""
+    """Context manager that limits BLAS to one thread. Thread-safe and reentrant."""
 
     def __init__(self) -> None:
         libraries: list[Any] = ThreadpoolController().lib_controllers
         blas = [each for each in libraries if each.user_api == "blas"]
-        # SciPy's own, which is what Numba calls; all of them where it shares one with others.
+        # Numba calls SciPy's own library; use all of them if SciPy shares one with others.
         self._blas = [each for each in blas if "scipy" in each.filepath] or blas
         self._lock = threading.Lock()
         self._inside = 0
         self._before: list[int] = []
 
     def __enter__(self) -> None:
-        """Take one thread, unless somebody has."""
+        """Limit BLAS to one thread, if this is the first entry."""
         with self._lock:
             if not self._inside:
                 self._before = [each.get_num_threads() for each in self._blas]
@@ -44,7 +43,7 @@ class OneThread:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the host its setting back, if nobody else is inside."""
+        """Restore the host's setting, if this is the last exit."""
         with self._lock:
             self._inside -= 1
             if not self._inside:

@@ -1,8 +1,8 @@
-"""How kernels are compiled: without the GIL, kept on disk, and never stale.
+"""Compiles kernels without the GIL, and caches them on disk.
 
-Numba looks only at the file of a function to see whether its compiled form is still good, not at
-the files of what it calls, nor of the constants that it holds. So the cache's folder carries a
-digest of all sources: a change anywhere compiles anew.
+Numba's cache is invalidated only by changes of the function's own file, not of the files of its
+callees or constants. The name of the cache folder therefore contains a digest of all sources: any
+change compiles everything again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from numba.core.compiler import Compiler
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Sums may be reordered and multiplications fused, or nothing would vectorise. NaN and infinity keep
-# their meaning: they are looked for.
+# Allows reordered sums and fused multiplications, which vectorisation needs. NaN and infinity keep
+# their meaning, because kernels test for them.
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or the user's cache."""
+    """The folder of compiled kernels, in NUMBA_CACHE_DIR or in the user's cache."""
     digest = hashlib.sha256(sys.version.encode() + numba.__version__.encode())
     core = Path(__file__).parents[1]
     for source in sorted(core.rglob("*.py")):
@@ -41,14 +41,13 @@ _FOLDER = str(cache_folder())
 
 
 class _Whole(JITCodeLibrary):  # type: ignore[misc]
-    """Machine code that calls nothing but itself.
+    """Machine code with private copies of everything it calls.
 
-    Numba links what a function calls into it, and optimises that copy once more: sums may then be
-    taken in another order than in the callee's own code. Which of the copies a call ends up in is
-    decided when code is loaded, for the name that all share: the first that was there. So a process
-    that compiled would have other last bits than one that found all of it on the disk. Private
-    copies have no name to be found by. (Internal ones have: a call from elsewhere would find them,
-    with arguments that were optimised away.)
+    Numba links callees into a function and optimises these copies again, which may change the order
+    of sums. All copies of a callee share one name, and the loader binds a call to the first copy
+    that was loaded. A process that compiles would then get other last bits than one that loads
+    everything from disk. Private copies have no such name. (Copies with internal linkage do: a call
+    from elsewhere would reach them, with arguments that were optimised away.)
     """
 
     def _optimize_final_module(self) -> None:
@@ -59,9 +58,9 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """Machine code that is optimised where it is called from, with all the rest, and only there.
+    """Machine code that is optimised only as part of the entry that calls it.
 
-    To optimise each kernel on its own as well took a third of the time of compiling.
+    Optimising each kernel by itself as well took a third of the compile time.
     """
 
     def _optimize_final_module(self) -> None:
@@ -87,7 +86,7 @@ def _cached(kind: type[JITCodeLibrary], target: Any) -> Any:  # pragma: no cover
 
 
 def compiled(function: Function, pipeline: type[Compiler] = _PartCompiler) -> Function:
-    """Compile on first use and keep it; Numba's own settings stay as the host process has them."""
+    """Compile on first use and cache on disk; leaves Numba's settings in the process unchanged."""
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _FOLDER
     try:
@@ -96,7 +95,7 @@ def compiled(function: Function, pipeline: type[Compiler] = _PartCompiler) -> Fu
             cache=True,
             error_model="numpy",
             fastmath=FAST_MATH,
-            no_cfunc_wrapper=True,  # nothing outside of Python calls them
+            no_cfunc_wrapper=True,  # nothing but Python and Numba calls them
             pipeline_class=pipeline,
         )(function)
     finally:
@@ -104,15 +103,15 @@ def compiled(function: Function, pipeline: type[Compiler] = _PartCompiler) -> Fu
 
 
 def entry(function: Function) -> Function:
-    """As `compiled`, for what Python calls: the same bits whether it was compiled now or before."""
+    """As `compiled`, for kernels that Python calls: the same bits when compiled or when loaded."""
     return compiled(function, _WholeCompiler)
 
 
 def inlined(function: Function) -> Function:
-    """As `compiled`, but part of each caller.
+    """As `compiled`, but inlined into each caller.
 
-    A call with arrays costs 10 ns an array, mostly for counting references: as long as a small
-    vector's whole work.
+    A call costs 10 ns for each array argument, mostly for reference counts: as much as the whole
+    work on a small vector.
     """
     return numba.njit(  # type: ignore[no-any-return]
         nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always"
@@ -121,11 +120,11 @@ def inlined(function: Function) -> Function:
 
 @compiled
 def whole(n: int) -> int:
-    """The number n, typed as any other: a literal would have its callee compiled once more."""
+    """The number n, not typed as a literal: Numba compiles a callee again for each literal."""
     return np.int64(n)  # type: ignore[return-value]
 
 
 @compiled
 def truth(n: int) -> bool:
-    """Whether n is not 0, typed as any other truth value: see `whole`."""
+    """Whether n is not 0, not typed as a literal; see `whole`."""
     return n != 0

@@ -73,8 +73,7 @@ def losses_and_slopes(sizes: Sizes, output: Array, target: Array) -> tuple[float
     """Sum of the losses, sum of the naive forecast's, and the number of rows with a target.
 
     Args:
-        sizes: which loss, and whether a mean is asked for: then all three and the slopes are scaled
-            to it.
+        sizes: the loss and the reduction; for a mean, sums and slopes are scaled.
         output: (n, O) raw outputs; overwritten with ∂L/∂output.
         target: (n, width); NaN where missing.
     """
@@ -124,19 +123,19 @@ def global_norm(gradient: Array) -> float:
 
 @compiled
 def scale_of_norm(norm: float, max_norm: float) -> float:
-    """What a gradient of that norm is multiplied with so that its norm is at most `max_norm`."""
+    """The factor that reduces a gradient's norm to at most `max_norm`."""
     return min(1.0, max_norm / (norm + NORM_EPSILON))
 
 
 @compiled
 def clip(sizes: Sizes, gradient: Array, norm: float) -> tuple[float, float]:
-    """Clip as the spec says, in place but for a last factor; the norm after it, and that factor."""
+    """Clip in place, except for a last factor; return the norm after clipping, and the factor."""
     if sizes.clip == CLIP_NONE:
         return norm, 1.0
     if sizes.clip == CLIP_NORM:
         factor = scale_of_norm(norm, sizes.clip_threshold)
-        # PyTorch's epsilon scales a hair below 1 near the bound: whoever is inside it counts as not
-        # clipped.
+        # PyTorch's epsilon makes the scale slightly smaller than 1 near the bound: a norm within
+        # the bound does not count as clipped.
         return norm * factor if norm > sizes.clip_threshold else norm, factor
     if sizes.clip == CLIP_LAYER_NORM:
         start = 0

@@ -1,9 +1,8 @@
-"""Products of small vectors and matrices, and elementwise functions, so that they vectorise.
+"""Products of small vectors and matrices, and elementwise functions, written to vectorise.
 
-A product with a batch of rows goes to BLAS. One with a single row does not: the call would cost as
-much as a small product, and a large one takes as long as its matrix takes to come out of a cache,
-whoever computes it. There it helps to read the matrix forth in one step and back in the next:
-what was read last is still near.
+A product with a batch of rows calls BLAS. A product with a single row does not: for a small matrix
+the call costs as much as the product, and for a large one memory bandwidth is the limit either way.
+Alternate steps read the matrix forwards and backwards, because its last part is still in the cache.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ B6 = np.float32(1.19825839466702e-06)
 
 @inlined
 def is_finite(x: float) -> bool:
-    """Neither NaN nor infinite. Where sums may be reordered, `math.isfinite`'s x - x may be 0."""
+    """Neither NaN nor infinite. With reordered sums, `math.isfinite`'s x - x may become 0."""
     return abs(x) <= LARGEST
 
 
 @inlined
 def copy(source: Array, out: Array) -> None:
-    """Copy source to out, both 1-D: a loop compiles in a tenth of a slice assignment's time."""
+    """Copy source to out, both 1-D. A loop compiles ten times as fast as a slice assignment."""
     for i in range(out.size):
         out[i] = source[i]
 
@@ -92,15 +91,15 @@ def sigmoid_in_place(a: Array) -> None:
             a[i] = half * (x * p / q) + half
 
 
-# The products below index the matrix itself: eight views of its rows would cost as much as the work
-# at H = 64, since every view counts a reference.
+# The products below index the matrix itself: eight views of its rows would cost as much as the
+# arithmetic at H = 64, because each view counts a reference.
 
 
 @inlined
 def add_vector_matrix(v: Array, matrix: Array, back: bool, out: Array) -> None:
     """Add v (n,) · matrix (n, m) to out (m,); with `back`, from the matrix's end to its beginning.
 
-    Eight rows at once: `out` is then read and written once for all of them.
+    Takes eight rows at once, so that `out` is read and written once for all of them.
     """
     n, m = matrix.shape
     blocks = n // 8
@@ -161,7 +160,7 @@ def add_rows_times_transpose(
 ) -> None:
     """Add rows (B, m) · matrix (n, m)ᵀ to out (B, n); scratch (B, n).
 
-    How many rows there are below BLAS_ROWS changes no bit of any of them, nor does `back`.
+    Below BLAS_ROWS, neither the number of rows nor `back` changes a bit of any row.
     """
     if rows.shape[0] >= BLAS_ROWS:
         np.dot(rows, matrix.T, scratch)

@@ -59,7 +59,7 @@ def lstm_backward(
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, 4H) filled with ∂L/∂a_t.
         scratch: (B, H).
-        dc: (2, B, H); overwritten: what a later step says of c_t, and tanh(c_t).
+        dc: (2, B, H) scratch: the gradient at c_t from later steps, and tanh(c_t).
     """
     T, B, H4 = da.shape
     H = H4 // 4

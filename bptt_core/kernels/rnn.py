@@ -1,7 +1,7 @@
 """The vanilla cell over a window: the twin of `bptt_core.cells.rnn`.
 
-Products that do not wait for another step (with U, and all weight gradients) are one matrix product
-over the whole window; only those with W run step by step.
+Products that do not depend on another step (with U, and all weight gradients) are one matrix
+product over the whole window; only those with W run step by step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array, scra
     Args:
         relu: g is ReLU; False: tanh.
         W: (H, H).
-        states: (1, T + 1, B, H) of the forward pass; they tell the slope of g.
+        states: (1, T + 1, B, H) of the forward pass; the slope of g follows from them.
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, H) filled with ∂L/∂a_t.
         scratch: (B, H).

@@ -39,7 +39,9 @@ def _generated(head: str, first_line: str, result: type, fields: Sequence[str]) 
     """The function that `head` declares; it returns a `result` of these expressions."""
     lines = [f"def {head}:", f"    {first_line}", "    return result("]
     lines += [f"        {field}," for field in fields]
-    names: dict[str, Any] = {**vars(addresses), "float64": np.float64, "result": result}
+    names: dict[str, Any] = {
+        **vars(addresses), "__name__": __name__, "float64": np.float64, "result": result
+    }  # fmt: skip
     exec(compile("\n".join([*lines, "    )"]), __file__, "exec"), names)  # noqa: S102 - our own text
     return names[head.partition("(")[0]]
 

@@ -78,20 +78,20 @@ def prepare(
     naive: Array,
     truth: Array,
 ) -> None:
-    """Steps of one stream as the network sees them; arrays as in `scaling.Prepared`, filled.
+    """Fill the arrays of `scaling.Prepared` for steps of one stream.
 
     Args:
         sizes: of the spec.
         columns: (targets,) inputs that are forecast.
         model: statistics; changed.
-        streams: what is held of the last steps; changed.
+        streams: the last steps; changed.
         lane: (4,) as in `Steps.lanes`.
         x: (T, D) in the user's units.
         y: (T, width); (0, width) where the task has none.
         features: filled.
         targets: filled.
-        base: filled, but for classes.
-        unit: filled, but for classes.
+        base: filled, except for classes.
+        unit: filled, except for classes.
         naive: filled.
         truth: filled.
     """
@@ -121,7 +121,7 @@ def score_live(
     raw: Array,
     odds: Array,
 ) -> None:
-    """Score a token by what the live state says, before it is read; as `scoring.score_live`.
+    """Score a token against the prediction of the live state; as `scoring.score_live`.
 
     Args:
         sizes: of the spec.
@@ -156,7 +156,7 @@ def score(
     room: Room,
     scores: Array,
 ) -> None:
-    """What predictions (T, O) of one stream were worth; as `scoring.score`, into scores (T,)."""
+    """Score predictions (T, O) of one stream; as `scoring.score`, into scores (T,)."""
     held, column, tail = streams.forecasts[row], room.ring[0], room.ring[1]
     if sizes.task == FORECAST:
         score_forecast(
@@ -188,12 +188,12 @@ def run(
     Args:
         tag: selects the kernels of the spec's cell and optimizer.
         like: any array of the spec's dtype.
-        table: where all else stands.
+        table: addresses of all other arrays.
         lanes: (B, 4) as in `Steps`.
         x: (N, D).
         y: (N, width); (0, width) where the task has none.
-        predictions: (N, O) filled, if it is asked for.
-        asked: predictions are.
+        predictions: (N, O), filled if `asked`.
+        asked: predictions are wanted.
         paused: no target is learned.
     """
     sizes, model, streams = sizes_at(table), model_at(table, like), streams_at(table, like)
@@ -239,7 +239,7 @@ def run(
     advance(tag, sizes, model, streams, side_by_side, longest, outputs, work, room.lists,
             room.reports, room.members, room.done)  # fmt: skip
     for b in range(B):
-        if not asked:  # what was not forecast is not scored
+        if not asked:  # without a forecast there is no score
             held = streams.forecasts[rows[b]]
             fill(held.reshape(held.size), np.nan)
             continue

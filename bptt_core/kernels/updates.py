@@ -1,7 +1,7 @@
 """One update from the windows of a batch of streams: the twin of `bptt_core.windows.update`.
 
-Numba compiles a function once more for every literal it is called with, so counts that are handed
-on begin as `whole(0)`, and truth values are `truth(0)` or `truth(1)`.
+Numba compiles a function again for every literal argument, so counts that are passed on begin as
+`whole(0)`, and truth values are `truth(0)` or `truth(1)`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def load_states(sizes: Sizes, source: Array, rows: Array, T: int, B: int, work: 
 def store_states(
     sizes: Sizes, into: Array, rows: Array, T: int, B: int, step: int, work: Work
 ) -> None:
-    """States after `step` of T steps, into streams' states; what is not finite becomes zero."""
+    """Store the states after `step` of T steps in the streams' rows, non-finite ones as zero."""
     for b in range(B):
         finite = True
         for layer in range(sizes.L):
@@ -91,7 +91,7 @@ def learn(
 ) -> bool:
     """Loss, gradient, clip and optimizer step of an unfolded window.
 
-    False without a target, and of a model that has diverged: nothing is learned then.
+    Returns False, and learns nothing, without a target or after the model has diverged.
     """
     if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
         return False
@@ -145,7 +145,7 @@ def update(
     work: Work,
     report: Array,
 ) -> bool:
-    """One update from windows of B streams, all of one length; False where there is no target."""
+    """One update from windows of B streams, all of one length; False without a target."""
     held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
     T = held - pending
     x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)

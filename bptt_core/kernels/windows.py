@@ -1,4 +1,4 @@
-"""Windows over streams, when they are full: the twin of `bptt_core.windows`, one call a tick."""
+"""Fills windows of streams and updates when they are full: the twin of `bptt_core.windows`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def push_targets(
     t: int,
     full: Array,
 ) -> int:
-    """Hold the late targets that are complete at t; how many lanes are full, listed in `full`."""
+    """Store the late targets that step t completes; return how many lanes `full` lists."""
     ready = whole(0)
     for k in range(n):
         row = rows[k]
@@ -97,7 +97,7 @@ def steps_until_full(sizes: Sizes, counters: Array, rows: Array, n: int) -> int:
     for k in range(n):
         row = rows[k]
         until = sizes.k1 - counters[row, READY]
-        if sizes.delay > 0:  # this step's own late target is held already
+        if sizes.delay > 0:  # this step's own late target is stored already
             until += max(1, sizes.delay - counters[row, SEQUENCE_STEP]) - 1
         steps = min(steps, until)
     return steps
@@ -117,7 +117,7 @@ def push_steps(
     steps: int,
     full: Array,
 ) -> int:
-    """Hold steps from t on, and the targets they bring, but for a late one of step t itself."""
+    """Store steps from t on and their targets, except a late target of step t itself."""
     ready = whole(0)
     late = sizes.delay > 0
     for k in range(n):
@@ -157,9 +157,9 @@ def end_sequences(
     members: Array,
     done: Array,
 ) -> None:
-    """Learn what is left of the first n lanes of `ending`, and reset their streams."""
+    """Learn the unfinished windows of the first n lanes of `ending`, and reset their streams."""
     late, counters = sizes.label_delay, streams.counters
-    for i in range(late):  # labels of the last steps, as far as they came
+    for i in range(late):  # labels of the last steps, as far as they are known
         ready = whole(0)
         for k in range(n):
             lane = ending[k]
@@ -201,7 +201,7 @@ def list_active(
     all_rows: Array, all_starts: Array, lengths: Array, t: int, active: Array, rows: Array,
     starts: Array,
 ) -> int:  # fmt: skip
-    """List the lanes that have a step t, with their rows and starts; how many there are."""
+    """List the lanes that have a step t, with their rows and starts; return their number."""
     n = whole(0)
     for b in range(lengths.size):
         if lengths[b] > t:
@@ -246,12 +246,12 @@ def advance(
         streams: changed.
         lanes: the steps.
         longest: steps of the longest lane.
-        outputs: (N, O), filled; (0, O) where nobody asks.
+        outputs: (N, O), filled; (0, O): not wanted.
         work: of the spec.
         lists: (LISTS, B) int64; the first rows are scratch.
         reports: (n, REPORT_COLUMNS), filled from the first row on.
         members: (m, 2), filled from the first row on.
-        done: (2,) int64 zeros: how many rows of both were filled.
+        done: (2,) int64 zeros; becomes the number of rows filled in both.
     """
     active, rows, starts = lists[ACTIVE], lists[ACTIVE_ROWS], lists[ACTIVE_STARTS]
     full, group, group_rows = lists[FULL], lists[GROUP], lists[GROUP_ROWS]
@@ -268,7 +268,7 @@ def advance(
         )  # fmt: skip
     while t < longest:
         n = list_active(lanes.rows, lanes.starts, lanes.lengths, t, active, rows, starts)
-        if late:  # a late target is there before its step's successor is read
+        if late:  # a late target is known before the next step is read
             ready = push_targets(
                 sizes, streams.counters, streams.targets, lanes, active, rows, n, t, full
             )
@@ -312,7 +312,8 @@ def forward_stream(
 ) -> None:
     """Fill outputs (T, O) of one stream's features (T, F) from a state (L, parts, H).
 
-    The state is then that after the last step. At how many steps at a time changes no bit.
+    Replaces the state by the one after the last step. How the steps are divided among calls changes
+    no bit.
     """
     T = features.shape[0]
     B = whole(1)

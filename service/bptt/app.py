@@ -25,7 +25,8 @@ from bptt.rpc.servicers import LearnerService, ModelService
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Each stops a server cleanly. SIGHUP is what a terminal sends as it closes."""
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE_BYTES = 4 << 20
 INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
@@ -49,12 +50,12 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 def keep_large_arrays_apart() -> None:
-    """Have large arrays given back to the system when they are freed, where that can be asked for.
+    """Return the memory of large arrays to the system when they are freed, where glibc can.
 
-    glibc takes what is larger than a bound from the system by itself, and moves the bound up to
-    32 MB as such pieces are freed. From then on the arrays of growing numbers of streams, and the
-    copies of checkpoints, leave holes: 100,000 streams took 3,893 bytes each in the core, and 3,270
-    with the bound held where it is set here.
+    glibc maps each allocation above a bound by itself, and raises the bound to 32 MB as such
+    allocations are freed. From then on the growing arrays of streams, and the copies of
+    checkpoints, leave holes: 100,000 streams took 3,893 bytes each in the core, and 3,270 with the
+    bound fixed here.
     """
     with contextlib.suppress(AttributeError, OSError):  # another system's library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
@@ -74,8 +75,8 @@ async def serve(
     Args:
         config: how it is set up.
         on_ready: called once requests are answered.
-        stop: set to stop the server. None: SIGTERM and Ctrl-C stop it; a second one ends the
-            process at once.
+        stop: set to stop the server. None: SIGTERM, SIGHUP and Ctrl-C stop it; a second one ends
+            the process at once.
 
     Raises:
         AddressInUse: a port is taken.
@@ -131,9 +132,9 @@ async def _recovered(registry: Registry, rpc: RpcServer, asked: asyncio.Event) -
 
 
 def failpoint() -> Callable[[str], None]:
-    """What a store calls at each of its `POINTS`: for tests, the end of the process at one of them.
+    """A function for a store to call at each of its `POINTS`; tests have it end the process at one.
 
-    BPTT_FAILPOINT=POINT or POINT:N, the N-th time that it is reached.
+    The environment says at which: BPTT_FAILPOINT=POINT or POINT:N, the N-th time it is reached.
     """
     wanted, _, count = os.environ.get("BPTT_FAILPOINT", "").partition(":")
     left = int(count or 1)
@@ -185,24 +186,27 @@ async def _stopping(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and Ctrl-C set. The second of them ends the process."""
+    """An event that SIGTERM, SIGHUP and Ctrl-C set. The second of them ends the process."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # started by nohup, which wants it to go on
+        del before[signal.SIGHUP]
 
-    def ask() -> None:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+    def ask(number: signal.Signals) -> None:
+        log.info("asked to stop by %s", number.name)
+        for each in before:
+            loop.remove_signal_handler(each)
+            signal.signal(each, before[each])
         signal.signal(signal.SIGINT, _leave)
         asked.set()
 
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, ask)
+    for number in before:
+        loop.add_signal_handler(number, ask, number)
     try:
         yield asked
     finally:
-        for number in _SIGNALS:
+        for number in before:
             loop.remove_signal_handler(number)
             signal.signal(number, before[number])
 

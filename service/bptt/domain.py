@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,8 @@ class IncomingChunk:
     end_of_sequence: bool
     first_target_step: int | None = None
     """Step of the first target. None: the first step of the chunk."""
+    incarnation: int = 0
+    """Incarnation of the stream that the chunk belongs to; 0: any, or a new one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,15 +171,39 @@ class Refused:
 
 Answer = ChunkResult | Refused
 
-ModelState = Literal["learning", "paused", "diverged", "read_only", "recovering"]
-"""What a model does with steps: see `ModelState` in protos/bptt/v1/types.proto."""
+
+class ModelState(enum.StrEnum):
+    """What a model does with steps. `engine/lifecycle.py` has the transitions."""
+
+    RECOVERING = "recovering"
+    """It is being brought back from the store."""
+    RUNNING = "running"
+    """It learns."""
+    PAUSED = "paused"
+    """Chunks are read and predicted; nothing is learned, as an operator asked."""
+    DIVERGED = "diverged"
+    """As PAUSED, because too many updates in a row were not finite."""
+    STALLED = "stalled"
+    """The store refuses commits for now; chunks are refused."""
+    RESTORING = "restoring"
+    """It goes back to a checkpoint that an operator chose; chunks are refused."""
+    ROLLING_BACK = "rolling_back"
+    """It goes back to a checkpoint because it diverged; chunks wait."""
+    READ_ONLY = "read_only"
+    """Its journal is damaged: it predicts, and refuses chunks."""
+    FAILED = "failed"
+    """An internal error ended its learning, or it could not be brought back."""
+    DRAINING = "draining"
+    """What was accepted is finished; nothing more is accepted."""
+    STOPPED = "stopped"
+    """Nothing of it runs any more."""
 
 
 def state_of(settings: Settings, figures: Figures) -> ModelState:
-    """What a model does that is in order."""
+    """The state of a model that applies chunks: RUNNING, PAUSED or DIVERGED."""
     if settings.paused:
-        return "paused"
-    return "diverged" if figures.diverged else "learning"
+        return ModelState.PAUSED
+    return ModelState.DIVERGED if figures.diverged else ModelState.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +214,24 @@ class ModelStatus:
     parameters: int
     streams: int
     figures: Figures
-    condition: ModelState
+    state: ModelState
     settings: Settings
+    state_reason: str = ""
+    """Why it is in that state, for people; "" where the state says it all."""
+
+    @property
+    def model_id(self) -> str:
+        """The model's name."""
+        return self.definition.model_id
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadModel:
+    """A model of which nothing but its name is known: its checkpoints have not been read."""
+
+    model_id: str
+    state: ModelState
+    state_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -263,6 +306,12 @@ class ReportSink(Protocol):
 
     def close_model(self, model_id: str) -> None:
         """The model is gone, and so is everything reported of it. It need not have been there."""
+
+    def model_state(self, model_id: str, state: ModelState) -> None:
+        """The model is in this state from now on. It need not be in memory."""
+
+    def model_failed(self, model_id: str, reason: str) -> None:
+        """The model became FAILED; `reason` is one of few words: what it was doing."""
 
 
 class MethodSink(Protocol):

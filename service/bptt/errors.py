@@ -1,46 +1,51 @@
-"""Everything that the service raises on purpose, and the gRPC status each error is answered with.
+"""The service's errors, and the gRPC status code of each.
 
 ServiceError             INTERNAL             root; also any status that has no class of its own
 ├── InvalidRequest       INVALID_ARGUMENT     a field's value is out of its bounds
 ├── NotFound             NOT_FOUND
 │   ├── UnknownModel                          no model of that name
-│   └── UnknownStream                         no stream of that name in its model
+│   ├── UnknownStream                         no stream of that name in its model
+│   └── StreamDeleted                         the stream's incarnation that a chunk names is deleted
 ├── AlreadyExists        ALREADY_EXISTS
 │   └── ModelExists                           a model of that name exists
 ├── OutOfOrder           OUT_OF_RANGE         a chunk begins after its stream's next step
 ├── LimitReached         RESOURCE_EXHAUSTED   one more than the server is configured to hold
 │   └── QueueFull                             a model has had no room for a chunk for too long
-├── Aborted              ABORTED              somebody else is at it
+├── Aborted              ABORTED              conflicts with another operation
 │   └── StreamInUse                           another call learns from the stream
 ├── ModelFailed          FAILED_PRECONDITION  the model stopped learning after an internal error
 │   └── ReadOnly                              it was opened with a damaged journal
-├── Unavailable          UNAVAILABLE          not now; the same request may succeed later
-│   ├── ServerStopping                        the server is about to stop
-│   ├── Recovering                            the model is being brought back
+├── Unavailable          UNAVAILABLE          the same request may succeed later
+│   ├── ServerStopping                        the server is stopping
+│   ├── Recovering                            the model is being read from the store
 │   ├── StorageFailed                         the data folder could not be written
-│   │   └── StorageFull  RESOURCE_EXHAUSTED   for it has no room left; a LimitReached, too
+│   │   └── StorageFull  RESOURCE_EXHAUSTED   the data folder is full; also a LimitReached
 │   ├── StaleWriter                           another server writes to the data folder
 │   └── CannotListen                          an address cannot be listened on
 │       └── AddressInUse                      it is taken
 └── DataDamaged          DATA_LOSS            what is stored cannot be read back
 
-A gap is OUT_OF_RANGE and not INVALID_ARGUMENT: the same chunk is right once the steps before it
-have come. Nothing here knows gRPC; codes are the names of its status codes, so that the client
-raises the very same classes.
+A gap is OUT_OF_RANGE and not INVALID_ARGUMENT: the same chunk is accepted once the steps before it
+have come. This module does not import gRPC; a code is the name of a gRPC status code.
+
+An error crosses the wire as its code, its reason and its violations; its message is for people
+only. Each class has a reason of its own, so the client raises the class that the server raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bptt_core import errors as core
 
+ERROR_DOMAIN = "bptt"  # of every google.rpc.ErrorInfo
 VALUE_CHARACTERS_MAX = 120  # of a value quoted in an error: HTTP/2 trailers hold 8 KB, values 4 MB
 
 
 def shorten(value: object) -> str:
-    """A value as text for people, cut where it is too long for a message."""
+    """Return a value as text, cut to VALUE_CHARACTERS_MAX characters."""
     text = value if isinstance(value, str) else repr(value)
     if len(text) <= VALUE_CHARACTERS_MAX:
         return text
@@ -49,7 +54,7 @@ def shorten(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that was wrong: what it is called, what it was, and what it must be."""
+    """One wrong field: its name, its value, and the values that it may have."""
 
     field: str
     value: str
@@ -57,7 +62,7 @@ class Violation:
 
     @property
     def description(self) -> str:
-        """The violation as a clause that follows the field's name."""
+        """The violation as a clause to put after the name of the field."""
         return f"is {self.value}, but must be {self.bound}"
 
 
@@ -66,10 +71,11 @@ class ServiceError(Exception):
 
     Attributes:
         code: name of the gRPC status code.
-        reason: label of the metric that counts refused chunks.
-        message: what a person reads.
-        violations: the fields that were wrong, if it was a field.
-        retry_seconds: after which it is worth another try; 0: nobody said so.
+        reason: name of the class on the wire, where it is in capitals, and label of the metric that
+            counts refused chunks. An InvalidRequest may have one of several reasons.
+        message: text for people.
+        violations: the wrong fields; empty where no field is to blame.
+        retry_seconds: the time after which to try again; 0: unknown.
     """
 
     code: str = "INTERNAL"
@@ -92,15 +98,25 @@ class InvalidRequest(ServiceError):
     def of(
         cls, field: str, value: object, bound: str, *, reason: str = "invalid"
     ) -> InvalidRequest:
-        """The error of one field; all three of its parts appear in the message."""
+        """Return the error for one field; its name, value and bound appear in the message."""
         violation = Violation(field, shorten(value), bound)
         error = cls(f"{field} {violation.description}", (violation,))
         error.reason = reason
         return error
 
+    @classmethod
+    def unknown_field(cls, field: str, value: object, known: Sequence[str]) -> InvalidRequest:
+        """Return the error for an unknown field; names a similar one, or all known ones."""
+        close = difflib.get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
+        violation = Violation(field, shorten(value), "a known field: " + ", ".join(known))
+        error = cls(f"unknown field {field!r}; {hint}", (violation,))
+        error.reason = "unknown_field"
+        return error
+
 
 class NotFound(ServiceError):
-    """What was named is not there."""
+    """The request names something that does not exist."""
 
     code = "NOT_FOUND"
     reason = "not_found"
@@ -109,9 +125,11 @@ class NotFound(ServiceError):
 class UnknownModel(NotFound):
     """No model of that name."""
 
+    reason = "unknown_model"
+
     @classmethod
     def of(cls, model_id: str) -> UnknownModel:
-        """The error for this name."""
+        """Return the error for this name."""
         bound = "the name of a model that exists"
         violation = Violation("model_id", shorten(repr(model_id)), bound)
         return cls(f"model_id {violation.description}", (violation,))
@@ -120,16 +138,32 @@ class UnknownModel(NotFound):
 class UnknownStream(NotFound):
     """No stream of that name in its model."""
 
+    reason = "unknown_stream"
+
     @classmethod
     def of(cls, stream_id: str) -> UnknownStream:
-        """The error for this name."""
+        """Return the error for this name."""
         bound = "the name of a stream that the model has learned from"
         violation = Violation("stream_id", shorten(repr(stream_id)), bound)
         return cls(f"stream_id {violation.description}", (violation,))
 
 
+class StreamDeleted(NotFound):
+    """The stream's incarnation that a chunk names is deleted; nothing of the chunk was learned."""
+
+    reason = "stream_deleted"
+
+    @classmethod
+    def of(cls, stream_id: str, incarnation: int) -> StreamDeleted:
+        """Return the error for a chunk of this incarnation."""
+        bound = f"the incarnation that stream {shorten(repr(stream_id))} is now, or 0 for any"
+        violation = Violation("incarnation", str(incarnation), bound)
+        text = f"incarnation {incarnation} of stream {shorten(repr(stream_id))} has been deleted"
+        return cls(text, (violation,))
+
+
 class AlreadyExists(ServiceError):
-    """What should be made is there already."""
+    """The request creates something that exists already."""
 
     code = "ALREADY_EXISTS"
     reason = "already_exists"
@@ -138,22 +172,24 @@ class AlreadyExists(ServiceError):
 class ModelExists(AlreadyExists):
     """A model of that name exists."""
 
+    reason = "model_exists"
+
     @classmethod
     def of(cls, model_id: str) -> ModelExists:
-        """The error for this name."""
+        """Return the error for this name."""
         violation = Violation("model_id", shorten(repr(model_id)), "a name that no model has yet")
         return cls(f"model_id {violation.description}", (violation,))
 
 
 class OutOfOrder(ServiceError):
-    """A chunk begins after its stream's next step: what is between them is missing."""
+    """A chunk begins after its stream's next step; the steps between are missing."""
 
     code = "OUT_OF_RANGE"
     reason = "gap"
 
     @classmethod
     def of(cls, first_step: int, expected_step: int) -> OutOfOrder:
-        """The error of a chunk that begins at `first_step` instead of `expected_step`."""
+        """Return the error for a chunk that begins at `first_step` instead of `expected_step`."""
         bound = f"at most {expected_step}, the stream's next step"
         violation = Violation("first_step", str(first_step), bound)
         return cls(f"first_step {violation.description}", (violation,))
@@ -167,75 +203,73 @@ class LimitReached(ServiceError):
 
     @classmethod
     def of(cls, what: str, limit: int) -> LimitReached:
-        """The error of one `what` above `limit`."""
+        """Return the error for one `what` above `limit`."""
         violation = Violation(what, str(limit + 1), f"at most {limit}, the server's limit")
         return cls(f"number of {what} {violation.description}", (violation,))
 
 
 class QueueFull(LimitReached):
-    """A model has had no room for a chunk for longer than a client should wait."""
+    """The queue of a model was full for longer than a client should wait."""
 
     reason = "queue_full"
-    retry_seconds = 1.0  # a queue of a thousand small chunks is worked off in less
+    retry_seconds = 1.0  # a queue of a thousand small chunks is learned in less
 
     @classmethod
     def of_model(cls, model_id: str, seconds: float) -> QueueFull:
-        """The error for a model that had no room for so long."""
-        return cls(
-            f"model {model_id} had no room for another chunk for {seconds:g} s; try again later"
-        )
+        """Return the error for a model whose queue was full for so long."""
+        return cls(f"the queue of model {model_id} was full for {seconds:g} s; try again later")
 
 
 class ModelFailed(ServiceError):
-    """The model stopped learning after an internal error; it still answers predictions."""
+    """The model stopped learning after an internal error; it still predicts."""
 
     code = "FAILED_PRECONDITION"
     reason = "model_failed"
 
 
 class ReadOnly(ModelFailed):
-    """The model's journal is damaged: it predicts, and learns nothing."""
+    """The model's journal is damaged; the model predicts but does not learn."""
 
     reason = "read_only"
 
     @classmethod
     def of(cls, model_id: str, why: str) -> ReadOnly:
-        """The error for a model and what was found in its journal."""
+        """Return the error for a model and what was found in its journal."""
         return cls(
-            f"model {model_id} is read-only, because its journal is damaged ({why}); "
-            "`bptt repair` shows what would be lost, and repairs it"
+            f"model {model_id} is read-only because its journal is damaged ({why}); "
+            "`bptt repair` shows what would be lost and repairs it"
         )
 
 
 class Aborted(ServiceError):
-    """Somebody else is at it."""
+    """Conflicts with another operation."""
 
     code = "ABORTED"
     reason = "aborted"
 
 
 class StreamInUse(Aborted):
-    """Another call that is still open learns from the stream."""
+    """Another open Learn call sends the stream."""
 
     reason = "stream_in_use"
 
     @classmethod
     def of(cls, stream_id: str) -> StreamInUse:
-        """The error for this stream."""
+        """Return the error for this stream."""
         bound = "a stream that no other open Learn call sends"
         violation = Violation("stream_id", shorten(repr(stream_id)), bound)
         return cls(f"stream_id {violation.description}", (violation,))
 
 
 class Unavailable(ServiceError):
-    """Not now; the same request may succeed later."""
+    """The server cannot do this now; the same request may succeed later."""
 
     code = "UNAVAILABLE"
     reason = "unavailable"
 
 
 class ServerStopping(Unavailable):
-    """The server is about to stop and takes nothing new."""
+    """The server is stopping and accepts nothing new."""
 
     reason = "stopping"
 
@@ -248,62 +282,77 @@ class ServerStopping(Unavailable):
 
 
 class Recovering(Unavailable):
-    """The model is being brought back from the store."""
+    """The model is being read from the store."""
 
     reason = "recovering"
 
     @classmethod
     def of(cls, model_id: str) -> Recovering:
-        """The error for this model."""
-        return cls(f"model {model_id} is being brought back from the store; try again later")
+        """Return the error for this model."""
+        return cls(f"model {model_id} is being read from the store; try again later")
+
+    @classmethod
+    def after_failure(cls, model_id: str, seconds: float) -> Recovering:
+        """The error for a model that failed and is brought back by itself after so long."""
+        error = cls(
+            f"model {model_id} stopped learning after an internal error and is brought back from "
+            f"the store; try again in {seconds:g} s"
+        )
+        error.reason = "model_failed"
+        error.retry_seconds = seconds
+        return error
 
 
 class StorageFailed(Unavailable):
-    """The data folder could not be written. What was learned is still in memory."""
+    """The data folder could not be written. Everything learned is still in memory."""
 
     reason = "storage"
 
 
 class StorageFull(StorageFailed, LimitReached):
-    """There is no room left in the data folder. What was learned is still in memory."""
+    """The data folder is full. Everything learned is still in memory."""
 
     code = "RESOURCE_EXHAUSTED"
-    reason = "storage"
-    retry_seconds = 1.0  # a commit is tried again as often; somebody may have made room
+    reason = "storage_full"
+    retry_seconds = 1.0  # the server repeats a failed commit about as often
 
 
 class StaleWriter(Unavailable):
-    """Another server writes to the data folder; this one must not."""
+    """Another server writes to the data folder, so this one must not."""
 
-    reason = "storage"
+    reason = "stale_writer"
 
 
 class CannotListen(Unavailable):
-    """An address cannot be listened on."""
+    """The server cannot listen on an address."""
+
+    reason = "cannot_listen"
 
     @classmethod
     def of(cls, field: str, address: str, why: str) -> CannotListen:
-        """The error for the address in the configuration's field `field`."""
+        """Return the error for the address in the configuration's field `field`."""
         violation = Violation(field, shorten(address), "an address to listen on")
-        text = f"{field} is {shorten(address)}, which cannot be listened on: {why}"
+        text = f"{field} is {shorten(address)}, but the server cannot listen there: {why}"
         return cls(text, (violation,))
 
 
 class AddressInUse(CannotListen):
-    """An address is taken by another program."""
+    """Another program listens on an address."""
+
+    reason = "address_in_use"
 
     @classmethod
     def at(cls, field: str, address: str) -> AddressInUse:
-        """The error for the address in the configuration's field `field`."""
+        """Return the error for the address in the configuration's field `field`."""
         violation = Violation(field, shorten(address), "an address that is free")
         return cls(f"{field} is {shorten(address)}, which another program uses", (violation,))
 
 
 class DataDamaged(ServiceError):
-    """What is stored cannot be read back."""
+    """Stored data cannot be read."""
 
     code = "DATA_LOSS"
-    reason = "storage"
+    reason = "data_damaged"
 
 
 _BY_CODE: dict[str, type[ServiceError]] = {
@@ -323,18 +372,66 @@ _BY_CODE: dict[str, type[ServiceError]] = {
 }
 
 
-def from_status(code: str, message: str, violations: Sequence[Violation] = ()) -> ServiceError:
-    """The error that a gRPC status stands for, for the client's side.
+def _classes(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield root
+    for each in root.__subclasses__():
+        yield from _classes(each)
 
-    A code that no class has gives a `ServiceError` that carries it.
+
+_BY_REASON = {each.reason: each for each in _classes(ServiceError)}
+
+
+def from_status(
+    code: str, message: str, violations: Sequence[Violation] = (), *, reason: str = ""
+) -> ServiceError:
+    """Return the error that the server raised, from what crossed the wire.
+
+    Args:
+        code: name of the gRPC status code.
+        message: text for people.
+        violations: the wrong fields.
+        reason: the error's reason. One that no class here has, as a newer server may send, gives
+            the general class of the code; a code that no class has gives a `ServiceError`.
     """
-    error = _BY_CODE.get(code, ServiceError)(message, violations)
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, ServiceError)
+    error = kind(message, violations)
     error.code = code
+    error.reason = reason or kind.reason
     return error
 
 
+def violations_to_metadata(violations: Sequence[Violation]) -> dict[str, str]:
+    """Return the metadata of a google.rpc.ErrorInfo: `field`, `value` and `bound`.
+
+    Those of a second violation are `field_2` and so on.
+    """
+    metadata: dict[str, str] = {}
+    for number, each in enumerate(violations, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        metadata["field" + suffix] = each.field
+        metadata["value" + suffix] = each.value
+        metadata["bound" + suffix] = each.bound
+    return metadata
+
+
+def violations_from_metadata(metadata: Mapping[str, str]) -> tuple[Violation, ...]:
+    """Return the violations that `violations_to_metadata` was given."""
+    found: list[Violation] = []
+    suffix = ""
+    while "field" + suffix in metadata:
+        parts = (metadata.get(name + suffix, "") for name in ("field", "value", "bound"))
+        found.append(Violation(*parts))
+        suffix = f"_{len(found) + 1}"
+    return tuple(found)
+
+
 def from_core(error: core.BpttError, *, prefix: str = "") -> ServiceError:
-    """What the service says for an error of `bptt_core`; `prefix` goes before a field's name."""
+    """Return the service's error for one of `bptt_core`.
+
+    Args:
+        error: the core's error.
+        prefix: put before the name of a field.
+    """
     if isinstance(error, core.InvalidArgument):
         reason = _CORE_REASONS.get(type(error), "invalid")
         return InvalidRequest.of(prefix + error.field, error.value, error.bound, reason=reason)

@@ -13,7 +13,9 @@ import pytest
 
 import bptt
 from bptt import errors
+from bptt import v1 as api
 from bptt.cli.main import CLIENT_COMMANDS, SERVER_COMMANDS, SERVER_PACKAGES
+from bptt.v1 import learner_pb2, models_pb2, types_pb2
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -129,6 +131,16 @@ def test_every_dependency_is_explained() -> None:
     assert declared - explained == set()
 
 
+def test_classifiers_name_the_pythons_that_are_tested() -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [each.removeprefix(prefix) for each in PROJECT["classifiers"] if prefix in each]
+    others = re.search(r'^OTHER_PYTHONS="(.+)"$', (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert others is not None
+    assert named == [PROJECT["requires-python"].removeprefix(">="), *others[1].split()]
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert all(version in constraints for version in named)
+
+
 def test_exports_have_no_name_twice_and_all_exist() -> None:
     assert len(set(bptt.__all__)) == len(bptt.__all__)
     assert all(hasattr(bptt, name) for name in bptt.__all__)
@@ -150,4 +162,15 @@ def test_sdk_exports_the_first_level_of_the_error_tree() -> None:
         kind for kind in errors.ServiceError.__subclasses__() if kind.__module__ == errors.__name__
     ]
     assert kinds
-    assert {kind.__name__ for kind in [errors.ServiceError, *kinds]} <= set(bptt.__all__)
+    names = {errors.ServiceError.__name__, *(kind.__name__ for kind in kinds)}
+    assert names <= set(bptt.__all__)
+
+
+def test_api_package_exports_every_message_and_enum() -> None:
+    declared = set()
+    for file in (types_pb2, learner_pb2, models_pb2):
+        declared |= {*file.DESCRIPTOR.message_types_by_name}
+        for enum in file.DESCRIPTOR.enum_types_by_name.values():
+            declared |= {enum.name, *(value.name for value in enum.values)}
+    assert declared
+    assert set(api.__all__) == declared

@@ -67,6 +67,12 @@ def bptt() -> Iterator[Bptt]:
         yield Bptt(server)
 
 
+@pytest.fixture(scope="session")
+def demo_shown() -> Ran:
+    """One run of `bptt demo`; it takes 10 s, and several tests look at what it printed."""
+    return run("demo")
+
+
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """A model name that no other test uses."""

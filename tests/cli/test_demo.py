@@ -28,12 +28,12 @@ GONE_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
-def shown() -> Ran:
-    return run("demo")
+def as_json() -> Ran:
+    return run("demo", "--json")
 
 
-def test_it_succeeds_and_shows_the_table(shown: Ran) -> None:
-    assert shown.status == 0, shown.err
+def test_it_succeeds_and_shows_the_table(demo_shown: Ran) -> None:
+    assert demo_shown.status == 0, demo_shown.err
     for words in (
         "19,226",
         "steps a second",
@@ -45,17 +45,16 @@ def test_it_succeeds_and_shows_the_table(shown: Ran) -> None:
         "half hours from now",
         "bptt serve",
     ):
-        assert words in shown.out
-    assert max(len(line.rstrip()) for line in shown.out.splitlines()) <= 90
+        assert words in demo_shown.out
+    assert max(len(line.rstrip()) for line in demo_shown.out.splitlines()) <= 90
 
 
 @pytest.mark.same_bits
-def test_its_figures_as_json() -> None:
+def test_json_contains_the_figures(as_json: Ran) -> None:
     """The core, fed the same series in this process, gives the same forecast and errors."""
-    done = run("demo", "--json")
-    found = done.document
-    assert done.status == 0
-    assert done.err == ""
+    found = as_json.document
+    assert as_json.status == 0
+    assert as_json.err == ""
     assert found["steps"] == 19_226
     assert found["whole"]["steps"] == 19_225
     assert len(found["forecast"]) == found["horizon"] == 12
@@ -153,6 +152,5 @@ def test_it_runs_without_home_locale_and_terminal() -> None:
     assert "19,226" in done.stdout
 
 
-def test_json_has_no_nan() -> None:
-    text = run("demo", "--json").out
-    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+def test_json_has_no_nan(as_json: Ran) -> None:
+    json.loads(as_json.out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))

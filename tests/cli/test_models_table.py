@@ -7,11 +7,13 @@ from rich.console import Console
 from bptt import v1 as pb
 from bptt.cli.models import _table
 from bptt.client.convert import model_from_proto
-from bptt.rpc.convert_models import unknown_to_proto
+from bptt.domain import ModelState, UnreadModel
+from bptt.rpc.convert_models import model_to_proto
 
 
-def test_a_recovering_model_has_a_row() -> None:
-    model = model_from_proto(pb.Model.FromString(unknown_to_proto("ride").SerializeToString()))
+def test_a_model_that_is_being_recovered_has_a_row() -> None:
+    unread = model_to_proto(UnreadModel("ride", ModelState.RECOVERING))
+    model = model_from_proto(pb.Model.FromString(unread.SerializeToString()))
     console = Console(width=120)
     with console.capture() as shown:
         console.print(_table([model]))

@@ -16,7 +16,7 @@ import pytest
 
 from bptt.cli.main import bptt as group
 from bptt_core import Learner, ModelSpec
-from tests.cli.conftest import Bptt, run
+from tests.cli.conftest import Bptt, Ran
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -145,9 +145,9 @@ def _form(text: str) -> list[str]:
     return [line for line in lines if re.match(r"[a-zN]", line)]
 
 
-def test_the_demos_block_has_the_lines_of_the_demo() -> None:
+def test_the_demos_block_has_the_lines_of_the_demo(demo_shown: Ran) -> None:
     (block,) = blocks(ROOT / "README.md", "text")
-    printed = _form(run("demo").out)
+    printed = _form(demo_shown.out)
     assert len(printed) >= 10
     assert _form(block) == printed
 

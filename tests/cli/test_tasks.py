@@ -210,7 +210,7 @@ def test_a_model_can_be_updated_and_paused(bptt: Bptt, faults: str, name: str) -
     assert changed.out == f"model {name}: paused, learning rate 0.01, clip norm at 1\n"
     assert "paused" in bptt("models").out
     resumed = bptt("models", "update", name, "--resume", "--json").document
-    assert (resumed["state"], resumed["learning_rate"]) == ("learning", 0.01)
+    assert (resumed["state"], resumed["learning_rate"]) == ("running", 0.01)
     nothing = bptt("models", "update", name)
     assert nothing.status == 2
     assert "nothing to change" in nothing.err

@@ -286,6 +286,6 @@ async def test_bands_scores_and_state_are_plain_arrays(client: Client, name: str
     scores = truth.anomaly_scores.astype(np.float32)
     np.testing.assert_array_equal(answer.anomaly_scores, scores)
     assert np.nanargmin(answer.anomaly_scores) == 900
-    assert (answer.model_state, paused.model_state) == ("learning", "paused")
+    assert (answer.model_state, paused.model_state) == ("running", "paused")
     prediction = await client.predict(name, "s")
     assert prediction.error_low.shape == (3, 2)

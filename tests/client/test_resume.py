@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bptt.client import Client, Learned, LearnSession, Refused, ServerUnreachable, StepsLost
-from bptt.errors import InvalidRequest, NotFound
+from bptt.errors import InvalidRequest, NotFound, StreamDeleted
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.support.proxy import Proxy, proxy
 from tests.support.server import Served, serving
@@ -185,7 +186,7 @@ async def test_a_server_that_forgot_its_models_is_an_error_at_once(name: str) ->
                 await go_on()
 
 
-async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
+async def test_chunks_of_a_stream_that_is_deleted_while_the_line_is_broken_are_not_taught_again(
     shared: Served, name: str
 ) -> None:
     async with (
@@ -194,21 +195,57 @@ async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
         Client.connect(shared.address) as other,
     ):
         await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            await session.send("s", walk(10))
+            await session.acknowledged("s")
+            line.mute = True
+            await session.send("s", walk(5))  # learned, and its answer is lost
+            while (await other.get_stream(name, "s")).next_step < 15:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            line.target = "127.0.0.1:1"  # no server is there
+            line.drop()
+            await other.delete_stream(name, "s")
+            line.mute = False
+            line.target = shared.address
+            await session.acknowledged("s")
+            await session.send("s", walk(7))
+            await session.close()
+            answers = [answer async for answer in session]
+        assert [answer.stream_id for answer in answers] == ["s"] * 3
+        _, lost, anew = answers
+        assert isinstance(lost, Refused)
+        assert isinstance(lost.error, StreamDeleted)
+        assert isinstance(anew, Learned)
+        assert anew.next_step == 7
+        assert (await other.get_model(name)).steps == 10 + 5 + 7
 
-        async def go_on() -> None:
+
+async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
+    tmp_path: Path, name: str
+) -> None:
+    """A folder that is put back to an older state has forgotten steps."""
+    data, older = tmp_path / "data", tmp_path / "older"
+    with serving("--data", str(data)) as first:
+        address = first.address
+        async with Client.connect(address) as client:
+            await client.create_model(name, SPEC)
             async with client.learn(name) as session:
-                await session.send("s", walk(10))
-                await session.acknowledged("s")
-                line.target = "127.0.0.1:1"  # nobody is there
-                line.drop()
-                await session.send("s", walk(5))
-                await other.delete_stream(name, "s")
-                line.target = shared.address
-                async for _ in session:
-                    pass
+                await session.send("s", walk(4))
+            await asyncio.to_thread(stop, first)
+            shutil.copytree(data, older)
+            with serving("--data", str(data), "--address", address) as second:
 
-        with pytest.raises(StepsLost, match="up to step 10, but expects step 0"):
-            await go_on()
+                async def go_on() -> None:
+                    async with client.learn(name) as session:
+                        await session.send("s", walk(10))
+                        await session.acknowledged("s")
+                        await asyncio.to_thread(stop, second)
+                        with serving("--data", str(older), "--address", address):
+                            await session.send("s", walk(5))
+                            await session.acknowledged("s")
+
+                with pytest.raises(StepsLost, match="up to step 14, but expects step 4"):
+                    await go_on()
 
 
 async def test_a_stream_that_a_call_still_has_after_a_reconnection_is_waited_for(
@@ -343,20 +380,20 @@ def kill(server: Served) -> None:
 async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sent_again(
     shared: Served, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new call is open, and where its streams stand is not known: nothing may be written."""
+    """A new call is being opened, and where its streams stand is not known: nothing is written."""
     values = walk(200)
     async with proxy(shared.address) as line, Client.connect(line.address) as client:
         await client.create_model(name, SPEC)
         async with client.learn(name) as session:
             looking, go_on = asyncio.Event(), asyncio.Event()
-            look = session._next_steps
+            call = session._open
 
-            async def slowly() -> dict[str, int]:
+            async def slowly(streams: list[str]) -> Any:
                 looking.set()
                 await go_on.wait()
-                return await look()
+                return await call(streams)
 
-            monkeypatch.setattr(session, "_next_steps", slowly)
+            monkeypatch.setattr(session, "_open", slowly)
             await session.send("s", values[:CHUNK])
             answers = [await anext(session)]
             line.mute = True

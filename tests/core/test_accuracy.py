@@ -36,7 +36,7 @@ def series(name: str, columns: list[str]) -> Any:
 
 
 def whole(x: Any) -> Any:
-    """Without the rows in which one of the columns is missing."""
+    """The rows in which no column is missing."""
     return x[~np.isnan(x).any(axis=1)]
 
 
@@ -105,7 +105,7 @@ def test_a_smooth_sensor_in_its_first_2000_readings() -> None:
         assert predictions is not None
         return {"ratio": second_half(x, predictions[:, 0, 0])}
 
-    assert medians(measure)["ratio"] < 0.35  # one seed: 0.257 to 0.282
+    assert medians(measure)["ratio"] < 0.4  # one seed: 0.253 to 0.306
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The compiled backend against the reference, its slow and obvious twin, over all of a spec."""
+"""The compiled backend against the reference, for every choice of a spec."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def ticks(spec: ModelSpec, seed: int) -> list[list[Chunk]]:
 
 
 def labels_of(target: Any, stream: int, first: int, stop: int, random: Any) -> Any:
-    """Labels of some steps, a fifth of which is not known yet."""
+    """Labels of some steps; a fifth of them are not known yet."""
     labels = target[first:stop, stream].copy()
     labels[random.random(len(labels)) < 0.2] = -1 if labels.dtype.kind == "i" else np.nan
     return labels
@@ -142,7 +142,7 @@ def vars_of(figures: Any) -> list[float]:
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("name", SPECS)
 def test_snapshot_predicts_what_learning_would(name: str, backend: Any) -> None:
-    """A prediction from a snapshot is the one that `apply` gives for the same steps next."""
+    """A snapshot predicts what `apply` then predicts for the same steps."""
     spec = replace(SPECS[name], scaling=False)  # statistics would take the new steps in
     learner = Learner(spec, backend=backend)
     x, target = random_steps(spec, 31, streams=1)

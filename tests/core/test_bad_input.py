@@ -17,6 +17,7 @@ from bptt_core.errors import (
     NonFiniteError,
     OrderError,
     ShapeError,
+    UnknownField,
     UnknownStream,
 )
 from tests.core.support import random_steps
@@ -80,8 +81,9 @@ def test_spec_names_field_and_value(field: str, values: dict[str, Any]) -> None:
 def test_spec_survives_json() -> None:
     spec = ModelSpec(input_size=3, target_columns=(0, 2), horizon=2, cell="gru")
     assert ModelSpec.from_dict(spec.to_dict()) == spec
-    with pytest.raises(InvalidArgument, match="colour"):
+    with pytest.raises(UnknownField, match=r"^unknown field 'colour'$") as caught:
         ModelSpec.from_dict({"input_size": 3, "colour": "red"})
+    assert caught.value.field == "colour"
 
 
 BERNOULLI = ModelSpec(
@@ -182,7 +184,7 @@ layouts = pytest.mark.parametrize(
 
 
 def fits(layout: Any, array: Any) -> bool:
-    """One column is the same in either order, and lies as it must."""
+    """One column has the same layout in C and Fortran order, and is accepted."""
     return layout is not np.asfortranarray or min(array.shape) > 1 < array.ndim
 
 

@@ -1,4 +1,4 @@
-"""Error bands, anomaly scores, and the figures of classes and tokens, as their user reads them."""
+"""Error bands, anomaly scores, and the figures of classes and tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def walk(steps: int, seed: int = 0, columns: int = 1) -> Any:
 
 @backends
 def test_the_band_holds_nine_of_ten_and_grows_with_the_horizon(backend: Any) -> None:
-    """Of a random walk, whose changes over j steps have a deviation of √j."""
+    """A random walk: its changes over j steps have a deviation of √j."""
     learner = Learner(FORECAST, backend=backend)
     x = walk(1200)
     assert [each.size for each in learner.error_band()] == [0, 0]
@@ -72,7 +72,7 @@ def test_there_is_a_band_as_soon_as_there_are_32_errors(backend: Any) -> None:
 @pytest.mark.parametrize("columns", [1, 4])
 @backends
 def test_anomaly_scores_are_probabilities(columns: int, backend: Any) -> None:
-    """On noise as it always was they are spread evenly, however many columns there are."""
+    """On stationary noise, scores are uniformly distributed for any number of columns."""
     spec = ModelSpec(input_size=columns, hidden_size=4, learning_rate=1e-9, k1=32, k2=32)
     learner = Learner(spec, backend=backend)
     x = walk(3000, columns=columns)
@@ -91,7 +91,7 @@ def test_anomaly_scores_are_probabilities(columns: int, backend: Any) -> None:
 
 
 def test_each_stream_has_its_own_measure_of_surprise() -> None:
-    """A change that is nothing on one stream is an anomaly on another."""
+    """A change that is usual on one stream is an anomaly on another."""
     spec = ModelSpec(input_size=1, hidden_size=4, learning_rate=1e-9)
     learner = Learner(spec)
     calm, wild = walk(400), 20 * walk(400, seed=1)

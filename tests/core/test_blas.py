@@ -1,4 +1,4 @@
-"""The library holds BLAS to one thread, and the host process keeps its own setting."""
+"""The library limits BLAS to one thread and restores the host process's setting."""
 
 from __future__ import annotations
 

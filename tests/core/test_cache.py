@@ -75,7 +75,7 @@ def run(
 
 @pytest.mark.parametrize("cells", ["rnn_tanh rnn_relu", "lstm", "gru"])
 def test_a_second_process_compiles_nothing(cells: str) -> None:
-    """Of any task, in either dtype. The first may find what other tests have left."""
+    """For any task and dtype. The first process may find kernels that other tests compiled."""
     run(PROGRAM, cells)
     hits, misses = run(PROGRAM, cells)
     assert hits >= 4  # what is called from Python; it holds all that it calls

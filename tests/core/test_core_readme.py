@@ -121,7 +121,7 @@ def test_labels_in_the_text_are_those_of_equations() -> None:
 
 
 def sections_about_files() -> list[tuple[str, str]]:
-    """Sections that link a cell's file, with its source."""
+    """Sections that link a cell's file, each with the source of the file."""
     sections = re.split(r"^##+ ", README, flags=re.MULTILINE)[1:]
     found = []
     for section in sections:
@@ -160,7 +160,7 @@ def test_the_example_runs_and_prints_what_is_shown() -> None:
 
 
 def gradient_of_the_last_step(spec: ModelSpec, named: Any, x: Any, tape: Any, kept: int) -> Any:
-    """Of everything, from a loss at the last step that reaches `kept` steps back."""
+    """Gradient of all parameters from the last step's loss, truncated after `kept` steps."""
     first = len(x) - kept
     window = network.forward(spec, named, x[first:], tape.state_after(first))
     d_output = np.zeros_like(window.output)

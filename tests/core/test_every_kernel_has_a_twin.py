@@ -1,4 +1,4 @@
-"""A kernel that nobody compares with its scalar twin fails here."""
+"""Every kernel is compared with its scalar twin by some test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHIN = dict.fromkeys(
     ],
     "keeps the books of windows.advance, whose twin keeps whole sequences and has no such books",
 )
-"""Kernels that are compared as part of another, and why."""
+"""Kernels that are compared only as part of another one, with the reason."""
 
 
 def kernels() -> Iterator[str]:
@@ -49,7 +49,7 @@ def names_in(node: ast.AST) -> Iterator[str]:
 
 
 def compared() -> Iterator[str]:
-    """What tests say that they compare."""
+    """The kernels that tests are marked to compare."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         module = importlib.import_module(f"tests.core.{path.stem}")
         for test in vars(module).values():

@@ -1,4 +1,4 @@
-"""PyTorch's answers, through the same public learner that the server uses."""
+"""The public learner against results recorded from PyTorch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float, what: str) -> Non
 
 
 def predicted(loss: str, output: Any) -> Any:
-    """What a user sees of the head's raw outputs."""
+    """The head's raw outputs in the user's units."""
     if loss == "cross_entropy":
         odds = np.exp(output)
         return odds / odds.sum(axis=-1, keepdims=True)

@@ -18,11 +18,11 @@ from bptt_core import (
     params,
     spectral_radii,
 )
+from bptt_core.cells import CELLS
 from bptt_core.errors import DtypeError, InvalidArgument, NonFiniteError, ShapeError
 from bptt_core.gradient_flow import EXACT_SIZE_MAX, spectral_radius
 from bptt_core.specs import CellName
 
-CELLS: tuple[CellName, ...] = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 EPSILON = 1e-6
 
 

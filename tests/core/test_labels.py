@@ -1,4 +1,4 @@
-"""Late labels: which are taken, what is learned of them, and what is refused by name."""
+"""Late labels: which are accepted, what is learned from them, and which errors name them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NONE = X[:0]
 
 
 def some(spec: ModelSpec, *labels: int) -> Any:
-    """Labels of consecutive steps; -1: none yet."""
+    """Labels of consecutive steps; -1: not known yet."""
     ids = np.array(labels)
     if spec.task == "classification":
         return ids

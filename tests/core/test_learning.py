@@ -91,9 +91,9 @@ def test_a_label_that_comes_ten_steps_late() -> None:
         }
 
     found = medians(measure)
-    assert found["accuracy"] > 0.82  # one seed: 0.861 to 0.897
+    assert found["accuracy"] > 0.82  # one seed: 0.859 to 0.897
     assert found["sure"] > 0.95  # one seed: 1.00
-    assert found["without"] < 0.65  # one seed: 0.49 to 0.57
+    assert found["without"] < 0.65  # one seed: 0.48 to 0.57
 
 
 def test_the_sign_of_an_input_as_a_probability() -> None:

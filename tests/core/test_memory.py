@@ -1,4 +1,4 @@
-"""What a model takes in memory is known before it is made, and is what it then takes."""
+"""The memory computed from a spec is the memory that its model allocates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPECS = {
 
 
 def taught(spec: ModelSpec, streams: int) -> Learner:
-    """A learner that has learned from ticks of so many streams."""
+    """A learner that has learned from ticks with this number of streams."""
     learner = Learner(spec)
     steps = 2 * spec.k1 + spec.delay
     x, target = random_steps(spec, steps, streams)
@@ -71,7 +71,7 @@ def test_an_idle_stream_of_the_usual_size_is_small() -> None:
 
 
 def test_a_prediction_keeps_room_for_few_of_the_steps_it_reads() -> None:
-    """And reads the rest in pieces, of which no bit tells."""
+    """It reads longer inputs in pieces, which changes no bit."""
     spec = SPECS["regression"]
     learner = taught(spec, 1)
     x = np.random.default_rng(0).normal(size=(3 * FORWARD_STEPS + 1, 3))

@@ -1,4 +1,4 @@
-"""Inputs that are missing: what is fed, learned, predicted and scored in their place."""
+"""Missing inputs: the values that are fed, learned, predicted and scored in their place."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_what_the_network_is_fed(backend: Any) -> None:
 
 @backends
 def test_a_prediction_starts_from_the_value_seen_last(backend: Any) -> None:
-    """A fresh network forecasts no change: its answers are what it starts from."""
+    """A fresh network forecasts no change: its predictions equal their base."""
     learner = Learner(replace(SPEC, horizon=2, learning_rate=1e-12), backend=backend)
     x = np.array([[NAN, 1.0], [4.0, NAN], [NAN, NAN]])
     (chunk,) = learner.apply([Chunk("a", 0, x)]).chunks
@@ -70,7 +70,7 @@ def test_predictions_of_a_snapshot_are_those_of_learning(backend: Any) -> None:
 
 @backends
 def test_what_is_missing_enters_no_figure(backend: Any) -> None:
-    """A variable that never comes has no statistics, no error and no band; the other is as ever."""
+    """A variable that is always missing has no statistics, error or band; others do."""
     whole = Learner(replace(SPEC, target_columns=(1,)), backend=backend)
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 2)).cumsum(axis=0)

@@ -1,4 +1,4 @@
-"""A snapshot reads steps with the statistics it was made with, and answers in the user's units."""
+"""A snapshot scales steps with its own statistics and predicts in the user's units."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def ticks(spec: ModelSpec) -> list[list[Chunk]]:
 
 
 def digests(name: str, backend: Any) -> dict[str, str]:
-    """Of every array of the memory, all predictions and all reports."""
+    """Digests of every array of the state, of all predictions and of all reports."""
     learner, predictions, reports = Learner(SPECS[name], backend=backend), b"", ""
     for tick in ticks(learner.spec):
         result = learner.apply(tick)
@@ -109,7 +109,7 @@ def test_fed_twice(name: str, backend: Any) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fed_in_another_process(backend: Any) -> None:
-    """Whose strings hash to other numbers, and whose kernels come from the disk."""
+    """A second process, with another hash seed, loads its kernels from the disk."""
     program = (
         "import json; from tests.core.test_recorded import digests, SPECS;"
         f"print(json.dumps({{name: digests(name, {backend!r}) for name in SPECS}}))"
@@ -127,7 +127,7 @@ def test_fed_in_another_process(backend: Any) -> None:
 
 @pytest.mark.skipif(PLAIN_PYTHON, reason="nothing is compiled in this run")
 def test_compiled_now_or_loaded_from_the_disk(tmp_path: Path) -> None:
-    """A process that finds nothing compiled, and the next one, which finds it all.
+    """A process with an empty kernel cache and one with a full cache give the same bytes.
 
     Numba links what a function calls into it and optimises the copy once more, so that two copies
     of a kernel may add in different orders; a process must always run the same one.

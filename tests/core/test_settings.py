@@ -205,7 +205,7 @@ def exploding(backend: BackendName) -> Learner:
 
 
 def too_large(first: int, steps: int) -> Chunk:
-    """Numbers beyond float32: what the network makes of them is infinite."""
+    """Inputs beyond float32's range: the network's outputs are infinite."""
     return Chunk("s", first, np.full((steps, 2), 1e39), np.full((steps, 1), -1e39))
 
 
@@ -258,7 +258,7 @@ def test_a_roll_back_resumes_what_diverged_and_refuses_another_models_state() ->
 
 
 def test_a_stream_that_begins_after_a_pause_has_the_bytes_of_one_from_a_checkpoint() -> None:
-    """A row that was free in the pause had its targets overwritten."""
+    """The targets of a row that was free during the pause are overwritten."""
     model = learner("forecast", "reference")
     for name in "abc":  # of four rows
         model.apply([dataclasses.replace(chunk("forecast", 0, 5), stream_id=name)])

@@ -1,4 +1,4 @@
-"""Streams come and go; what is kept is kept whole."""
+"""Streams are opened, reset and deleted; the state of the others is complete."""
 
 from __future__ import annotations
 

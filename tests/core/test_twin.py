@@ -1,4 +1,4 @@
-"""Whole learners, both backends, against the scalar twin of all that they do."""
+"""Whole learners of both backends against their scalar twin."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt_core import Learner
+from bptt_core import Learner, ModelSpec
 from tests.core import naive
 from tests.core.test_backends import SPECS, ticks
 
 
-@pytest.mark.twin_of("windows.advance")
-@pytest.mark.parametrize("backend", ["reference", "compiled"])
-@pytest.mark.parametrize("name", SPECS)
-def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> None:
-    spec = SPECS[name]
+def check_learner(spec: ModelSpec, backend: Any) -> None:
+    """Reports, predictions, parameters, states and figures are those of the scalar twin."""
     learner = Learner(spec, backend=backend)
     twin = naive.Learner(spec, learner.parameters())
     updates = 0
@@ -47,3 +44,10 @@ def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> No
         np.testing.assert_allclose(scored["model.hits"], [its.hits, its.weight], 1e-8)
     else:
         np.testing.assert_allclose(scored["model.error_band"], its.band(), 1e-8)
+
+
+@pytest.mark.twin_of("windows.advance")
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> None:
+    check_learner(SPECS[name], backend)

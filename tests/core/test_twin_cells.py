@@ -1,4 +1,4 @@
-"""Every cell over a window, forward and back, against the textbook's loops; a stream at a time."""
+"""Every cell over a window, forward and back, against scalar loops, stream by stream."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.core.support import assert_twin, numbers
 
 RANDOM = np.random.default_rng(11)
 SIZES = [(1, 1), (8, 3), (3, 8), (13, 17), (16, 16)]
-"""Around eight, the rows that a product takes at once."""
+"""Sizes around eight, the number of rows that a product takes at once."""
 dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 

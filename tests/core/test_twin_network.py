@@ -1,4 +1,4 @@
-"""Stacked layers and their head, forward and back, against the twin's; a stream at a time."""
+"""Stacked layers and their head, forward and back, against the twin, stream by stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.core import naive
 from tests.core.support import assert_twin, numbers
 
 T, FIRST = 7, 3
-"""Steps of a window, and the first of them that has a loss."""
+"""Steps of a window, and the first step that has a loss."""
 RANDOM = np.random.default_rng(14)
 dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 BASE = ModelSpec(task="regression", input_size=3, output_size=2, hidden_size=5)

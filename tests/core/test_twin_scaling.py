@@ -1,4 +1,4 @@
-"""Online statistics against their definitions, over all values kept."""
+"""Online statistics against their definitions over all values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.twin_of("scaling.welford", "scaling.deviation")
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_welford(offset: float) -> None:
-    """Far from zero too, where a sum of squares would have lost its digits."""
+    """Also far from zero, where a sum of squares would lose its digits."""
     values = offset + RANDOM.normal(size=(40, 2))
     values[[3, 7], 1] = math.nan
     counts, its_counts, means, sums, its_means, its_sums = np.zeros((6, 2))
@@ -66,7 +66,7 @@ def test_welford(offset: float) -> None:
 
 @pytest.mark.twin_of("scaling.take_changes")
 def test_changes() -> None:
-    """Of the second of three steps ahead."""
+    """Statistics of the second of three steps ahead."""
     values = RANDOM.normal(size=(20, 2))
     values[[3, 7], 1] = values[5, 0] = math.nan
     model, refs = new_model(replace(FORECAST, input_size=2, target_columns=())), [
@@ -98,7 +98,7 @@ def test_levels_and_flags(scaled: bool, missing: bool) -> None:
 
 @pytest.mark.twin_of("scaling.class_entropy", "scaling.prepare_tokens")
 def test_class_frequencies() -> None:
-    """Of tokens, each of which is a target."""
+    """Frequencies of tokens, each of which is a target."""
     spec = ModelSpec(task="next_token", vocabulary_size=5, hidden_size=2, dtype="float64")
     tokens = RANDOM.integers(0, 4, (STEPS, 1)).astype(float)
     model, other, streams = new_model(spec), new_model(spec), new_streams(spec, 1)

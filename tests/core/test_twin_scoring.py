@@ -1,4 +1,4 @@
-"""Figures of merit against their definitions, over all errors kept."""
+"""Figures of merit against their definitions over all errors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_quantiles(n: int) -> None:
 @backends
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_the_ring_of_errors(backend: Any, size: str) -> None:
-    """It goes round, and what is missing takes no place."""
+    """The ring wraps around; missing errors are not stored."""
     outputs, ring = {"small": (1100, 64), "large": (300, 218)}[size]
     model, twin = new_model(replace(REGRESSION, output_size=outputs)), naive.Figures(outputs, ring)
     assert len(model.errors) == ring
@@ -214,7 +214,7 @@ def test_score_of_labels(spec: ModelSpec, late: int, backend: Any) -> None:
 @pytest.mark.twin_of("scoring.score_tokens", "transition.score_live")
 @backends
 def test_score_of_tokens(backend: Any) -> None:
-    """By the prediction of the one before; the first by what the live state says."""
+    """Each token is scored by the previous prediction; the first one by the live state."""
     spec = TOKENS
     predictions, rivals = RANDOM.random((STEPS, 5)), RANDOM.normal(size=(STEPS, 1))
     tokens = RANDOM.integers(0, 5, (STEPS, 1)).astype(float)
@@ -244,7 +244,7 @@ def test_score_of_tokens(backend: Any) -> None:
 @pytest.mark.twin_of("scoring.score_forecast")
 @backends
 def test_score_of_a_forecast(backend: Any) -> None:
-    """A forecast made at step s for j steps ahead is scored when step s + j has come."""
+    """A forecast made at step s for j steps ahead is scored at step s + j."""
     spec, (h, n) = FORECAST, (3, 2)
     x = RANDOM.normal(size=(STEPS, 2)).cumsum(axis=0)
     predictions, units = RANDOM.normal(size=(STEPS, h * n)), 1 + RANDOM.random((STEPS, h * n))

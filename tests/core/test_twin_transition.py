@@ -1,4 +1,4 @@
-"""A call's table, what is read of it, and a call of the learner, against what they stand for."""
+"""The table of addresses, its readers, and a whole call of the learner."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_outputs_in_the_users_units(loss: Any) -> None:
 @pytest.mark.parametrize("paused", [True, False])
 @pytest.mark.parametrize("name", SPECS)
 def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
-    """Whose parts, and whose whole, are held to the scalar twin in test_twin."""
+    """test_twin compares the reference with the scalar twin."""
     spec = replace(SPECS[name], dtype="float64")
     compiled, reference = Learner(spec), Learner(spec, backend="reference")
     x, y = random_steps(spec, 40, streams=3)

@@ -1,4 +1,4 @@
-"""An update and what it reads and stores, against the twin's; whole learners are in test_twin."""
+"""An update, and the states it reads and stores, against the twin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.core import naive
 from tests.core.support import assert_twin, numbers
 
 T, B, NEW = 6, 2, 4
-"""Steps of a window, streams, and the steps of them that are new."""
+"""Steps of a window, streams, and the number of new steps."""
 RANDOM = np.random.default_rng(16)
 BASE = ModelSpec(
     task="regression", input_size=3, output_size=2, hidden_size=5, layers=2, dtype="float64",

@@ -55,7 +55,7 @@ async def test_a_roll_back_is_there_after_a_kill_and_every_replay_agrees(tmp_pat
                     at += 82
                     await until(lambda: session.durable_step("s") == at)  # noqa: B023
                     before = await client.get_model("m")
-                    assert before.state == "learning"
+                    assert before.state == "running"
                     assert before.learning_rate == pytest.approx(0.01 / 2**turn)
                     [*_, line] = server.lines("rolled back")
                     assert f"what it was after {saved.steps} steps" in line
@@ -99,7 +99,7 @@ async def test_a_model_that_stopped_is_stopped_after_a_kill_until_it_is_resumed(
             await server.kill()
             await server.start()
             assert str(await client.get_model("m")) == str(before)
-            assert (await client.update_model("m", paused=False)).state == "learning"
+            assert (await client.update_model("m", paused=False)).state == "running"
             async with client.learn("m") as session:
                 await session.send("s", steps(4, 30), end_of_sequence=True)
                 await anext(session)

@@ -60,7 +60,7 @@ async def test_models_that_take_turns_are_those_of_a_server_that_holds_them_all(
             assert sorted(listed) == [walker.model_id for walker in everybody]
             for walker in everybody:
                 model = listed[walker.model_id]
-                assert (model.steps, model.state) == (len(walker.values), "learning")
+                assert (model.steps, model.state) == (len(walker.values), "running")
         await server.stop()
         assert not server.lines("ERROR")
         assert not server.lines("Traceback")

@@ -1,4 +1,4 @@
-"""No container engine is needed: what the deployment's files say must fit together."""
+"""The deployment's files agree with each other and with the code. Needs no container engine."""
 
 from __future__ import annotations
 
@@ -88,6 +88,17 @@ def test_image_copies_files_that_exist(dockerfile: str) -> None:
     for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
+
+
+def test_image_installs_the_server(dockerfile: str) -> None:
+    script = re.search(r'^RUN python -c "(.+)" > requirements.txt', dockerfile, re.MULTILINE)
+    assert script is not None
+    printed = subprocess.run(
+        [sys.executable, "-c", script[1]], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    assert printed.stdout.splitlines() == wanted
 
 
 def test_image_has_the_version_of_the_distribution(compose: dict[str, Any]) -> None:

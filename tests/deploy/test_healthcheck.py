@@ -1,4 +1,4 @@
-"""What the image asks to know whether it is healthy."""
+"""The script that the image runs as its health check."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt.engine.fair_queue import Entry, ENTRY_BYTES, FairQueue, QueuedChunk, StreamCommand
+from bptt.engine.fair_queue import FairQueue
+from bptt.engine.messages import Entry, ENTRY_BYTES, QueuedChunk, StreamCommand
 from bptt.engine.responses import ResponseQueue
 from bptt_core import Chunk
 

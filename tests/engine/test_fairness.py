@@ -9,6 +9,7 @@ import numpy as np
 
 from bptt.config import Limits, ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.engine.lifecycle import Event
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
@@ -37,6 +38,7 @@ async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
             sink=Metrics(),
             config=ServerConfig(limits=LIMITS),
         )
+        trainer.lifecycle.apply(Event.RUN)  # chunks are accepted before the worker begins
         large, small = ResponseQueue(10_000, 1 << 30), ResponseQueue(1, 1)
         sending = asyncio.create_task(feed(trainer, large, "large", 1000))
         while not trainer.full:  # noqa: ASYNC110 - nothing is learned yet: it only takes turns

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bptt.config import ServerConfig
 from bptt.domain import Gauges
-from bptt.engine.fair_queue import QueuedChunk, TickBatch
 from bptt.engine.flow import COST_SHARE_MAX, FlowWatch
+from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
 from bptt.engine.responses import ResponseQueue
-from bptt.engine.run import Outcome, run
+from bptt.engine.run import run
 from bptt.errors import InvalidRequest
 from bptt.observability.metrics import Metrics, ModelMetrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bptt.config import ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import IncomingChunk, ModelDefinition, ModelState, ModelStatus, UnreadModel
 from bptt.durability import Checkpoint, Record, SqliteStore
 from bptt.engine import recovery
 from bptt.engine.records import make_checkpoint
@@ -39,9 +39,9 @@ def gauge(metrics: Metrics, name: str, model_id: str) -> float | None:
 
 
 async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> None:
-    health: list[tuple[str, bool]] = []
+    health: list[tuple[str, bool | None]] = []
 
-    async def tell(model_id: str, is_served: bool) -> None:
+    async def tell(model_id: str, is_served: bool | None) -> None:
         health.append((model_id, is_served))
 
     metrics = Metrics()
@@ -57,13 +57,13 @@ async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> Non
         trainer.accept(IncomingChunk("s", 0, x, y, end_of_sequence=False), responses.pending(0))
         answer = await responses.next()
         assert isinstance(answer, ChunkResult)
-        assert registry.state("m").condition == "diverged"
+        assert registry.status("m").state == "diverged"
         assert gauge(metrics, "bptt_diverged", "m") == 1
         await registry.update_model("m", paused=False)
         assert health == [("m", True), ("m", False), ("m", True)]
         assert gauge(metrics, "bptt_diverged", "m") == 0
         await registry.delete("m")
-        assert health[3:] == [("m", False)]
+        assert health[3:] == [("m", None)]
         await registry.stop(10.0)
 
 
@@ -90,9 +90,10 @@ def test_a_long_recovery_says_how_far_it_is(
         store.close()
     assert found.lsn == TICKS
     told = [each.message for each in caplog.records if "recovering" in each.message]
-    assert told[0] == f"model m: recovering, 1 of {TICKS} ticks and 3 steps replayed"
+    assert told[0] == f"model m: recovering, 1 of {TICKS} records and 3 steps replayed"
     assert (
-        told[-1] == f"model m: recovering, {TICKS} of {TICKS} ticks and {3 * TICKS} steps replayed"
+        told[-1]
+        == f"model m: recovering, {TICKS} of {TICKS} records and {3 * TICKS} steps replayed"
     )
 
 
@@ -124,21 +125,21 @@ async def test_models_that_are_being_recovered_are_listed(
             registry = Registry(ServerConfig(), pool, store, Metrics())
             recovering = asyncio.create_task(registry.recover())
             await points["load"].wait()
-            assert registry.page("", 10) == ([("m", None)], "")
+            assert registry.page("", 10) == ([UnreadModel("m", ModelState.RECOVERING)], "")
             with pytest.raises(Recovering):
                 await registry.find("m")
             go_on["load"].set()
             await points["tail"].wait()
-            [(_, state)], _ = registry.page("", 10)
-            assert state is not None
-            assert state.condition == "recovering"
+            [state], _ = registry.page("", 10)
+            assert isinstance(state, ModelStatus)
+            assert state.state == "recovering"
             assert state.definition.spec == SPEC
             assert state.figures.steps == 0
             go_on["tail"].set()
             await recovering
-            [(_, state)], _ = registry.page("", 10)
-            assert state is not None
-            assert (state.condition, state.figures.steps) == ("learning", 3 * TICKS)
+            [state], _ = registry.page("", 10)
+            assert isinstance(state, ModelStatus)
+            assert (state.state, state.figures.steps) == ("running", 3 * TICKS)
             await registry.stop(10.0)
     finally:
         for event in go_on.values():

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from bptt.domain import Refused
-from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
+from bptt.engine.fair_queue import FairQueue
 from bptt.engine.joining import groups
+from bptt.engine.messages import Outcome, QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.records import apply_body
 from bptt.engine.responses import ResponseQueue
-from bptt.engine.run import Outcome, run
+from bptt.engine.run import run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 
 pytestmark = pytest.mark.same_bits

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bptt.config import Durability, ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import IncomingChunk, ModelDefinition, ModelStatus, UnreadModel
 from bptt.durability import Checkpoint, SqliteStore
 from bptt.engine.registry import Registry
 from bptt.engine.replay import different
@@ -59,8 +59,11 @@ class Server:
         self.registry = Registry(self.config, pool, store, self.metrics)
         self.health: dict[str, bool] = {}
 
-    async def tell(self, model_id: str, is_served: bool) -> None:
-        self.health[model_id] = is_served
+    async def tell(self, model_id: str, is_served: bool | None) -> None:
+        if is_served is None:
+            del self.health[model_id]
+        else:
+            self.health[model_id] = is_served
 
     async def create(self, *names: str) -> None:
         for name in names:
@@ -89,6 +92,11 @@ class Server:
             if each.name == name and each.labels["model"] == model_id:
                 return float(each.value)
         return None
+
+
+def known(status: ModelStatus | UnreadModel) -> ModelStatus:
+    assert isinstance(status, ModelStatus)
+    return status
 
 
 @contextlib.contextmanager
@@ -138,12 +146,12 @@ async def test_many_models_take_turns_in_little_memory_and_lose_nothing(
                     assert result.next_step == CHUNK * (turn + 1)
             await server.in_memory(2)
             states, _ = server.registry.page("", 100)
-            assert [name for name, _ in states] == sorted(NAMES)
-            for name, state in states:
-                assert state is not None
-                assert (state.definition.model_id, state.streams) == (name, 1)
+            assert [state.model_id for state in states] == sorted(NAMES)
+            for state in states:
+                assert isinstance(state, ModelStatus)
+                assert state.streams == 1
                 assert state.figures.steps == 8 * CHUNK
-                assert state.condition == "learning"
+                assert state.state == "running"
         for place, name in enumerate(NAMES):
             assert not different(newest(store, name), twin(place, 8).state())
 
@@ -165,7 +173,7 @@ async def test_all_that_can_be_asked_of_a_model_brings_it_back(tmp_path: Path) -
             trainer = await registry.update_model("a", learning_rate=0.125)
             assert trainer.settings.learning_rate == 0.125
             await away()
-            assert registry.state("a").settings.learning_rate == 0.125
+            assert known(registry.status("a")).settings.learning_rate == 0.125
             saved = await registry.save_checkpoint("a")
             await away()
             assert saved in await registry.list_checkpoints("a")
@@ -181,7 +189,7 @@ async def test_all_that_can_be_asked_of_a_model_brings_it_back(tmp_path: Path) -
             with pytest.raises(UnknownModel):
                 await registry.find("a")
             with pytest.raises(UnknownModel):
-                registry.state("a")
+                registry.status("a")
             await server.create("a")
             assert (await server.learn("a", 0)).first_step == 0
             assert server.health == {"a": True, "b": True}
@@ -203,7 +211,7 @@ async def test_a_model_in_use_stays_and_its_memory_is_free_once_it_has_left(
             await server.in_memory(1)
             assert list(server.registry._models) == ["a"]
             trainer.listeners.discard(told)
-            learner = weakref.ref(trainer._learner)
+            learner = weakref.ref(trainer.learner)
             gc.disable()
             try:
                 await server.registry.find("b")
@@ -234,7 +242,8 @@ async def test_others_do_not_wait_for_a_model_that_comes_back(
             await reading.wait()
             for name in sorted(server.registry._models):
                 await server.learn(name, 0)
-            state = server.registry.state(asleep)
+            state = server.registry.status(asleep)
+            assert isinstance(state, ModelStatus)
             assert state.figures.steps == 0
             assert not any(task.done() for task in asked)
             asked[0].cancel()
@@ -308,7 +317,7 @@ async def test_a_start_leaves_what_is_too_many_in_the_store(tmp_path: Path) -> N
             assert len(server.registry._models) == 2
             assert server.health == dict.fromkeys(NAMES, True)
             states, _ = server.registry.page("", 100)
-            assert [state.figures.steps for _, state in states if state] == [CHUNK] * 5
+            assert [known(state).figures.steps for state in states] == [CHUNK] * 5
             with pytest.raises(ModelExists):
                 await server.create("e")
             for name in NAMES:
@@ -341,7 +350,7 @@ async def test_a_paused_model_is_paused_when_it_is_back(tmp_path: Path) -> None:
             await server.registry.update_model("a", paused=True)
             await server.create("b")
             await server.in_memory(1)
-            assert server.registry.state("a").condition == "paused"
+            assert server.registry.status("a").state == "paused"
             assert not (await server.learn("a", 0)).updates
 
 

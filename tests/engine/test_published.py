@@ -13,8 +13,8 @@ import pytest
 
 from bptt.config import ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition
-from bptt.engine import trainer as trainer_module
-from bptt.engine.fair_queue import StreamCommand
+from bptt.engine import worker as worker_module
+from bptt.engine.messages import StreamCommand
 from bptt.engine.published import BEHIND_RUNS_MAX
 from bptt.engine.responses import PendingResponse, ResponseQueue
 from bptt.engine.trainer import Trainer
@@ -32,7 +32,7 @@ def inputs(steps: int, first: int = 0) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(autouse=True)
 def _any_run_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "INLINE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_module, "INLINE_SECONDS", 60.0)
 
 
 class Client:
@@ -58,7 +58,7 @@ class Client:
         """Opens the stream, which is not done on the loop, and waits until the trainer is idle."""
         self.send(steps)
         await self.responses.next()
-        while not self.trainer._idle:  # noqa: ASYNC110 - a turn of the loop or two
+        while not self.trainer.waits:  # noqa: ASYNC110 - a turn of the loop or two
             await asyncio.sleep(0)
 
     async def now(self, steps: int) -> None:

@@ -18,7 +18,8 @@ from bptt.config import Kept, ServerConfig
 from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
 from bptt.durability import Command, Record, SqliteStore, Store
 from bptt.engine import replay
-from bptt.engine.fair_queue import FairQueue, QueuedChunk
+from bptt.engine.fair_queue import FairQueue
+from bptt.engine.messages import QueuedChunk
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.replay import different
@@ -115,7 +116,7 @@ async def end(trainer: Trainer) -> None:
 
 
 def condition(trainer: Trainer) -> str:
-    return trainer.condition
+    return trainer.state
 
 
 def journal(store: Store, after: int = 0) -> list[Record]:
@@ -152,7 +153,7 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
             assert isinstance(after, ChunkResult)
             assert [update.skipped for update in bad.updates] == [True] * 3
             assert [update.skipped for update in after.updates] == [False]
-            assert condition(trainer) == "learning"
+            assert condition(trainer) == "running"
             assert trainer.figures.learning_rate == 0.005
             assert trainer.settings.learning_rate == 0.005
             assert trainer.views["s"].next_step == 33
@@ -166,7 +167,7 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
         [line] = [each.message for each in caplog.records if "rolled back" in each.message]
         assert "what it was after 24 steps" in line
         assert "3 updates in a row were not finite" in line
-        state = trainer._learner.state()
+        state = trainer.learner.state()
         assert not different(recover(store, "m").learner.state(), state)
     assert replay.verify(tmp_path / "models" / "m").problems == []
 
@@ -195,7 +196,7 @@ async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_
             loaded = apply_record(twin, record, lambda lsn: store.load("m", lsn))
             twin, diverged = loaded.learner, loaded.learner.figures.diverged
         assert sum(isinstance(record.body, Command) for record in records) == 2
-        assert not different(twin.state(), trainer._learner.state())
+        assert not different(twin.state(), trainer.learner.state())
     assert replay.verify(tmp_path / "models" / "m").problems == []
 
 
@@ -215,7 +216,7 @@ async def test_without_a_checkpoint_it_stops_and_says_so(
         assert condition(trainer) == "diverged"
         assert "stays diverged, with no good checkpoint" in caplog.text
         await trainer.configure({"paused": False})
-        assert condition(trainer) == "learning"
+        assert condition(trainer) == "running"
         await end(trainer)
 
 
@@ -250,7 +251,7 @@ async def test_data_that_cannot_be_learned_take_it_back_once_for_each_checkpoint
             await trainer.durable()
             assert rolled_back(store)[-1]["lsn"] == 2, "it had learned since"
             await end(trainer)
-        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+        assert not different(recover(store, "m").learner.state(), trainer.learner.state())
 
 
 async def test_a_damaged_checkpoint_and_one_made_while_it_diverged_are_passed_over(
@@ -329,7 +330,7 @@ async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path:
             await trainer.durable()
             assert rolled_back(store)[0]["lsn"] == 2
             await end(trainer)
-        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+        assert not different(recover(store, "m").learner.state(), trainer.learner.state())
 
 
 async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path: Path) -> None:
@@ -358,7 +359,7 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
             refused = await responses.next()
             assert isinstance(refused, Refused), "what is late for another reason"
             at = 60
-            while condition(trainer) == "learning":
+            while condition(trainer) == "running":
                 labels = y[: delay - 1] * TOO_LARGE
                 chunk = IncomingChunk("s", at, x[:2], labels, False, at - delay)
                 trainer.accept(chunk, responses.pending(0))
@@ -373,21 +374,21 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
             await trainer.durable()
             assert rolled_back(store)
             await end(trainer)
-        assert not different(recover(store, "m").learner.state(), trainer._learner.state())
+        assert not different(recover(store, "m").learner.state(), trainer.learner.state())
     assert replay.verify(tmp_path / "models" / "m").problems == []
 
 
 async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
     async with training(None, replace(SPEC, on_divergence="stop")) as trainer:
         responses, told = ResponseQueue(100, 1000), list[str]()
-        trainer.divergence_listeners.add(lambda: told.append(trainer.condition))
+        trainer.lifecycle.on_change = lambda: told.append(trainer.state)
         give(trainer, responses, 8, scale=TOO_LARGE)
         give(trainer, responses, 8)
         await answers(responses, 2)
         assert told == ["diverged"]
         assert caplog.text.count("has diverged and learns nothing until it is resumed") == 1
         await trainer.configure({"paused": False})
-        assert told == ["diverged", "learning"]
+        assert told == ["diverged", "running"]
         assert math.isfinite(trainer.figures.parameter_norm)
         await end(trainer)
 

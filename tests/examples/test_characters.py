@@ -18,7 +18,7 @@ QUARTER = 5_000
 
 
 @pytest.mark.learning
-def test_bits_a_character_fall_while_source_text_is_read() -> None:
+def test_bits_a_character_decrease_over_source_text() -> None:
     text = np.frombuffer(characters.source_text(4 * QUARTER + 1), np.uint8).astype(np.int64)
     spec = new_learner(Settings("rnn_tanh", hidden_size=128, learning_rate=0.003)).spec
 
@@ -32,7 +32,7 @@ def test_bits_a_character_fall_while_source_text_is_read() -> None:
 
     # The ranges are of single seeds: 12 seeds on each of three processors.
     found = medians(measure, 3)
-    assert 4.8 < found["first"] < 5.6  # 5.16 to 5.23; a byte of which nothing is known takes 8
+    assert 4.8 < found["first"] < 5.6  # 5.16 to 5.23; without any knowledge a byte costs 8
     assert found["last"] < 4.5  # 3.66 to 4.23
     assert found["fall"] > 0.7  # 0.99 to 1.54
 

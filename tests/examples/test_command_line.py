@@ -1,6 +1,6 @@
-"""Runs the commands of examples/README.md as printed; compares relative errors and error bands.
+"""Runs the commands of examples/README.md and compares the error ratios and error bands they print.
 
-Only the beginning of the source text is read, since it is long.
+The command that reads a long source text gets only the text's beginning.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tests.support.server import Served, serving
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "examples" / "README.md").read_text()
-BYTES = 60_000  # of the source text
-# How far a figure may be from the one shown, relative to it. Another processor changes a model no
-# more than another seed does. Over 12 seeds on three processors the ride's error ratios were at
-# most 6 % from those shown, its error bands at most 13 %; the bounds are about twice that.
+BYTES = 60_000  # read from the source text
+# Largest relative difference from the printed figures. Another processor changes a model no more
+# than another seed does. Over 12 seeds on three processors, the ride's relative errors differed by
+# at most 6 % from those printed, its error bands by at most 13 %; the bounds are about twice that.
 CLOSE_RATIO = 0.12
 CLOSE_BAND = 0.25
 
@@ -69,7 +69,7 @@ def test_the_page_contains_sessions() -> None:
 
 
 @pytest.mark.learning
-def test_the_commands_print_what_is_shown(server: Served) -> None:
+def test_the_commands_print_the_shown_figures(server: Served) -> None:
     compared = 0
     for command, shown in sessions():
         short = command.replace("| bptt", f"| head -c {BYTES} | bptt")
@@ -93,7 +93,7 @@ def test_the_commands_print_what_is_shown(server: Served) -> None:
 
 
 @pytest.mark.learning
-def test_a_model_learns_from_labels_that_come_late(server: Served) -> None:
+def test_a_model_learns_from_late_labels(server: Served) -> None:
     script = ROOT / "examples" / "late_labels.py"
     done = subprocess.run(
         [sys.executable, str(script), server.address, "8000"],

@@ -1,4 +1,4 @@
-"""How long hypothesis looks."""
+"""The number of examples that hypothesis tries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.jit import PLAIN_PYTHON
 
 
 def examples(count: int) -> settings:
-    """The same ones each time; in plain Python a few, to see that each test still holds."""
+    """A fixed set of examples, smaller when kernels run as plain Python."""
     return settings(
         max_examples=min(count, 2) if PLAIN_PYTHON else count, deadline=None, derandomize=True
     )

@@ -1,4 +1,4 @@
-"""How a sequence is cut into chunks changes no bit of the model."""
+"""Cutting a sequence into chunks changes no bit of the model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_same_ticks_give_the_same_bits(backend: Any) -> None:
 @examples(20)
 @given(data=st.data())
 def test_when_a_late_label_comes_changes_no_bit(task: Any, backend: Any, data: Any) -> None:
-    """With its step, or in a message of its own, as long as it is in time."""
+    """A label may arrive with its step or in a later message."""
     spec = replace(REGRESSION if task == "regression" else CLASSES, label_delay=6, k1=3, k2=9)
     x, target = random_steps(spec, STEPS, streams=1)
     whole = Learner(spec, backend=backend)

@@ -1,4 +1,4 @@
-"""Shapes of random specs: what fits gives what the spec promises, what does not changes nothing."""
+"""Shapes for random specs: valid input gives the spec's shapes, invalid input changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.core.support import random_steps
 from tests.property.support import examples
 
 BLOCKS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
-"""Of H rows, in PyTorch's weights."""
+"""Number of blocks of H rows in PyTorch's weights."""
 backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 
 
@@ -54,7 +54,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 
 def pytorch_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Of `nn.RNN` and its siblings, and a linear head."""
+    """Parameters of `nn.RNN`, `nn.LSTM` or `nn.GRU`, and of a linear head."""
     H, rows = spec.hidden_size, BLOCKS[spec.cell] * spec.hidden_size
     first = spec.vocabulary_size if spec.task == "next_token" else columns(spec)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -67,7 +67,7 @@ def pytorch_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def columns(spec: ModelSpec) -> int:
-    """Of a step: levels, changes of a forecast, and flags where values may be missing."""
+    """Columns of a step: levels, changes of a forecast, and flags for missing values."""
     return spec.input_size * (1 + (spec.task == "forecast") + spec.missing_inputs)
 
 
@@ -166,7 +166,7 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 
 
 def wrongs(array: Any, *, none: bool = True, more: bool = False) -> list[Any]:
-    """The array in shapes that do not fit: none of it, and more of it, where they do not."""
+    """The array in wrong shapes; `none` and `more` add an empty and a longer one."""
     names = ["an axis more", "no axis"]
     names += ["none"] if none else []
     names += ["a column more", "flat"] if array.ndim > 1 else []

@@ -139,6 +139,7 @@ async def harness(
     limits: Limits | None = None,
     make_learner: Callable[[ModelSpec], Learner] = Learner,
     store: Store | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[Harness]:
     """A server that is up, and that is stopped cleanly at the end. A store must be open."""
     config = ServerConfig(address="127.0.0.1:0", limits=limits or Limits(), threads=2)
@@ -146,7 +147,7 @@ async def harness(
     registry = Registry(config, gate, store, metrics, make_learner)
     with ThreadPoolExecutor(1) as predict_pool:
         learner = LearnerService(registry, config.limits, predict_pool)
-        rpc = RpcServer(learner, ModelService(registry), metrics)
+        rpc = RpcServer(learner, ModelService(registry), metrics, interceptors=interceptors)
         await rpc.start(config.address)
         await rpc.serving()
         server = Harness(registry, learner, rpc)
@@ -186,14 +187,30 @@ async def failure(awaitable: Any) -> grpc.aio.AioRpcError:
 
 def violations(error: grpc.aio.AioRpcError) -> Sequence[tuple[str, str]]:
     """Field and description of each `google.rpc.BadRequest` violation of an error."""
+    found = []
+    for detail in details(error):
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(bad_request):
+            found += [(each.field, each.description) for each in bad_request.field_violations]
+    return found
+
+
+def error_info(error: grpc.aio.AioRpcError) -> Any:
+    """The `google.rpc.ErrorInfo` of an error."""
+    [info] = [
+        unpacked
+        for detail in details(error)
+        if detail.Unpack(unpacked := error_details_pb2.ErrorInfo())
+    ]
+    return info
+
+
+def details(error: grpc.aio.AioRpcError) -> Sequence[Any]:
+    """The details of an error's `google.rpc.Status`."""
     status = rpc_status.from_call(error)
     assert status is not None
     assert status.message == error.details()
-    found = []
-    for detail in status.details:
-        bad_request = error_details_pb2.BadRequest()
-        assert detail.Unpack(bad_request)
-        found += [(each.field, each.description) for each in bad_request.field_violations]
+    found: Sequence[Any] = status.details
     return found
 
 

@@ -164,7 +164,7 @@ async def test_figures_of_tokens_are_those_of_the_core(server: Harness) -> None:
     for first in range(0, 2000, 500):
         chunk = pb.Chunk(stream_id="s", input_tokens=tokens[first : first + 500].tolist())
         await call.raw.write(pb.LearnRequest(chunk=chunk))
-        assert (await call.learned()).model_state == pb.MODEL_STATE_LEARNING
+        assert (await call.learned()).model_state == pb.MODEL_STATE_RUNNING
     model = await server.model()
     alone = Learner(
         ModelSpec(task="next_token", vocabulary_size=4, hidden_size=8, learning_rate=0.01)
@@ -216,11 +216,11 @@ async def test_a_model_that_diverges_stops_learning_and_goes_on_when_told(
 
     request = pb.UpdateModelRequest(model_id="m", paused=False, learning_rate=0.0001)
     resumed = (await server.models.UpdateModel(request)).model
-    assert resumed.state == pb.MODEL_STATE_LEARNING
+    assert resumed.state == pb.MODEL_STATE_RUNNING
     [answer] = await feed(call, wave(CHUNK), wave(CHUNK)[:, :1])
     assert len(answer.updates) == CHUNK // 2
     assert not any(update.skipped for update in answer.updates)
-    assert answer.model_state == pb.MODEL_STATE_LEARNING
+    assert answer.model_state == pb.MODEL_STATE_RUNNING
     assert (await server.model()).updates > stopped.updates
     await call.close()
 
@@ -234,6 +234,6 @@ async def test_a_paused_model_says_so_in_every_answer(server: Harness) -> None:
     assert not answer.updates
     await server.models.UpdateModel(pb.UpdateModelRequest(model_id="m", paused=False))
     [answer] = await feed(call, wave(CHUNK))
-    assert answer.model_state == pb.MODEL_STATE_LEARNING
+    assert answer.model_state == pb.MODEL_STATE_RUNNING
     assert answer.updates
     await call.close()

@@ -33,6 +33,11 @@ class Stubs:
         self.streams: Any = learner_pb2_grpc.LearnerServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
+    async def health_of(self, model_id: str) -> int:
+        request = health_pb2.HealthCheckRequest(service=f"bptt.v1.models/{model_id}")
+        status: int = (await self.health.Check(request)).status
+        return status
+
     async def learn(self, model_id: str) -> Call:
         call = Call(self.streams.Learn())
         await call.raw.write(pb.LearnRequest(open=pb.OpenLearn(model_id=model_id)))
@@ -136,7 +141,7 @@ async def test_without_data_nothing_is_stored() -> None:
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bptt.cli", "serve", "--json", *FREE]
     pipe = subprocess.PIPE
@@ -153,7 +158,10 @@ async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Si
                 assert (await call.read()).closed.server_stopping
             assert process.wait(timeout=30) == 0
             assert process.stderr is not None
-            assert "Traceback" not in process.stderr.read()
+            said = process.stderr.read()
+            assert "Traceback" not in said
+            assert f"asked to stop by {number.name}" in said
+            assert "stopped after" in said
         finally:
             process.kill()
 
@@ -201,14 +209,28 @@ async def test_a_model_that_cannot_be_brought_back_does_not_stop_the_others(
     with serving(*data) as served:
         async with connected(served.address) as client:
             await client.models.GetModel(pb.GetModelRequest(model_id="n"))
-            error = await failure(client.models.GetModel(pb.GetModelRequest(model_id="m")))
+            shown = (await client.models.GetModel(pb.GetModelRequest(model_id="m"))).model
+            assert shown.state == pb.MODEL_STATE_FAILED
+            assert str(path) in shown.state_reason
+            listed = (await client.models.ListModels(pb.ListModelsRequest())).models
+            assert [(each.model_id, each.state) for each in listed] == [
+                ("m", pb.MODEL_STATE_FAILED),
+                ("n", pb.MODEL_STATE_RUNNING),
+            ]
+            predict = client.streams.Predict(pb.PredictRequest(model_id="m"))
+            error = await failure(predict)
             assert error.code() == grpc.StatusCode.DATA_LOSS
             assert str(path) in (error.details() or "")
+            status = await client.health_of("m")
+            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
             again = pb.CreateModelRequest(model_id="m", spec=small())
             error = await failure(client.models.CreateModel(again))
             assert error.code() == grpc.StatusCode.ALREADY_EXISTS
             await client.models.DeleteModel(pb.DeleteModelRequest(model_id="m"))
+            error = await failure(client.health_of("m"))
+            assert error.code() == grpc.StatusCode.NOT_FOUND
             await client.models.CreateModel(again)
+            assert await client.health_of("m") == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize("address", ["", "50051", "localhost", "localhost:x", "1:2:3", "h:65536"])

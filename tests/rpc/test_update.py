@@ -31,7 +31,7 @@ async def test_settings_change_between_two_chunks_as_they_do_in_the_core(server:
     model = await update(server, learning_rate=0.25, clip=pb.CLIP_VALUE, clip_threshold=0.125)
     assert (model.learning_rate, model.clip, model.clip_threshold) == (0.25, pb.CLIP_VALUE, 0.125)
     assert model.spec.clip == pb.CLIP_NORM
-    assert model.state == pb.MODEL_STATE_LEARNING
+    assert model.state == pb.MODEL_STATE_RUNNING
     await call.send("s", wave(10, 10))
     learned = await call.learned()
     learner.apply([Chunk("s", 0, wave(10))])
@@ -62,10 +62,10 @@ async def test_a_paused_model_answers_and_learns_nothing_until_it_is_resumed(
     assert learned.model_state == pb.MODEL_STATE_PAUSED
     assert (learned.next_step, len(learned.predictions), len(learned.updates)) == (20, 20, 0)
     assert await server.predict("s")
-    assert (await update(server, paused=False)).state == pb.MODEL_STATE_LEARNING
+    assert (await update(server, paused=False)).state == pb.MODEL_STATE_RUNNING
     await call.send("s", wave(10, 20))
     learned = await call.learned()
-    assert learned.model_state == pb.MODEL_STATE_LEARNING
+    assert learned.model_state == pb.MODEL_STATE_RUNNING
     assert learned.updates
     await call.close()
 
@@ -114,7 +114,7 @@ async def test_a_bad_setting_is_refused_by_name_and_changes_nothing(
     assert named == field
     assert f"is {value}, but must be" in description
     model = await server.model()
-    assert model.state == pb.MODEL_STATE_LEARNING
+    assert model.state == pb.MODEL_STATE_RUNNING
     assert model.learning_rate == before.learning_rate
 
 

@@ -214,6 +214,6 @@ class RunStatistics:
         """Return the run so far as one short line."""
         errors = self._evaluators[0].sums.errors()
         return (
-            f"{self.steps:,} steps · error ×{number(errors.ratio)} "
+            f"{self.steps:,} steps · relative error {number(errors.ratio)} "
             f"· loss {number(self._loss)} · gradient {number(self._norm)}"
         )

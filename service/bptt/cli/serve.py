@@ -96,7 +96,7 @@ def serve(
     until_input_ends: bool,
     as_json: bool,
 ) -> None:
-    """Run the server until Ctrl-C or SIGTERM."""
+    """Run the server until Ctrl-C, SIGTERM or SIGHUP."""
     # The kernels need one BLAS thread. Unless it is set here, each call sets and restores it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bptt.app import configure_logging  # imported late: the server's libraries take a second

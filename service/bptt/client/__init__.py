@@ -1,4 +1,4 @@
-"""An asyncio client: `Client.connect(address)`, NumPy arrays in and out, errors that say why."""
+"""The asyncio client: `Client.connect(address)`."""
 
 from bptt.client.client import Client
 from bptt.client.errors import ServerUnreachable, StepsLost

@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""Exponential back-off with jitter."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ MOST_SECONDS = 5.0
 
 
 class Backoff:
-    """Waits that double, each cut by chance so that many clients do not come back all at once."""
+    """Doubles the wait with each try; jitter keeps many clients from returning at once."""
 
     def __init__(self) -> None:
         self._random = random.Random()
         self._tries = 0
 
     def reset(self) -> None:
-        """It went well: the next wait is the first again."""
+        """Start again with the shortest wait, after a success."""
         self._tries = 0
 
     def next(self, least: float = 0.0) -> float:
-        """Seconds to wait now.
+        """Return the seconds to wait now.
 
         Args:
-            least: what the server asked for.
+            least: the lower bound in seconds, as the server asked for.
         """
         longest = min(MOST_SECONDS, FIRST_SECONDS * 2**self._tries)
         self._tries = min(self._tries + 1, 16)  # 0.1 s times 2^16 is beyond any bound

@@ -1,4 +1,4 @@
-"""The client: one connection to a server, as an asynchronous context manager."""
+"""The client: a connection to one server, as an asynchronous context manager."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bptt.client.session import LearnSession, RECONNECT_SECONDS
 from bptt.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 
-CONNECT_SECONDS = 10.0  # what a server that accepts but says nothing may take
-CALL_SECONDS = 60.0  # far more than any answer takes on a server that is only busy
-CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels: half a minute, or minutes
-RECONNECT_MILLISECONDS = 200  # between attempts, so that a server that comes up is found at once
-MESSAGE_BYTES_MAX = 64 << 20  # far above the 4 MB in which the server keeps each answer
-PAGE_SIZE = 1000  # the most that the server gives at once
+CONNECT_SECONDS = 10.0  # for a server that accepts a connection but sends nothing
+CALL_SECONDS = 60.0  # far more than a busy server needs for any answer
+CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels, which takes up to minutes
+RECONNECT_MILLISECONDS = 200  # between attempts: a restarted server is found soon
+MESSAGE_BYTES_MAX = 64 << 20  # far above the 4 MB to which the server bounds its answers
+PAGE_SIZE = 1000  # the server's maximum
 
 
 class Client:
@@ -53,7 +53,7 @@ class Client:
 
         Args:
             address: host and port.
-            wait_seconds: how long to wait for a server that is not there yet.
+            wait_seconds: how long to wait for a server that is not up yet.
         """
         return cls(address, wait_seconds=wait_seconds)
 
@@ -61,14 +61,14 @@ class Client:
         """Connect.
 
         Raises:
-            ServerUnreachable: nobody answers at the address.
+            ServerUnreachable: no server answers at the address.
         """
         options = [
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
             ("grpc.min_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", -1),  # the server says what is too long
+            ("grpc.max_send_message_length", -1),  # the server refuses what is too long
         ]
         if _is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine
@@ -131,12 +131,12 @@ class Client:
         return convert.model_from_proto(answer.model)
 
     async def get_model(self, model_id: str) -> Model:
-        """A model. Raises NotFound."""
+        """Return a model. Raises UnknownModel."""
         request = pb.GetModelRequest(model_id=model_id)
         return convert.model_from_proto((await self._ask(self._models.GetModel, request)).model)
 
     async def list_models(self) -> list[Model]:
-        """All models, by name."""
+        """Return all models, by name."""
         pages = self._pages(self._models.ListModels, pb.ListModelsRequest(page_size=PAGE_SIZE))
         return [convert.model_from_proto(item) async for page in pages for item in page.models]
 
@@ -153,15 +153,15 @@ class Client:
         clip_threshold: float | None = None,
         paused: bool | None = None,
     ) -> Model:
-        """Change how a model learns from now on; what is left out stays as it is.
+        """Change how a model learns from its next update on; None keeps a setting.
 
         Args:
             model_id: the model.
             learning_rate: > 0.
             clip: `none`, `value`, `norm` or `layer_norm`.
             clip_threshold: > 0.
-            paused: True: it reads and predicts, and learns nothing. False: it learns again, after a
-                divergence too.
+            paused: True: the model reads and predicts but does not learn. False: it learns again,
+                also after a divergence.
 
         Raises:
             NotFound: no such model.
@@ -188,7 +188,7 @@ class Client:
         return [convert.checkpoint_from_proto(each) for each in answer.checkpoints]
 
     async def restore_checkpoint(self, model_id: str, lsn: int) -> Model:
-        """Take a model back to a checkpoint, its streams too. Raises NotFound."""
+        """Take a model and its streams back to a checkpoint. Raises NotFound."""
         request = pb.RestoreCheckpointRequest(model_id=model_id, lsn=lsn)
         answer = await self._ask(self._models.RestoreCheckpoint, request)
         return convert.model_from_proto(answer.model)
@@ -202,18 +202,18 @@ class Client:
         resume: bool = True,
         reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> LearnSession:
-        """A session that feeds a model: `async with client.learn(model_id) as session`.
+        """Return a session that feeds a model: `async with client.learn(model_id) as session`.
 
         Args:
             model_id: the model.
-            predictions: ask for the prediction made before each step was learned, and with them
-                error bands and anomaly scores.
+            predictions: True: answers have the predictions made before each step was learned, error
+                bands and anomaly scores.
             top_tokens: next token: how many of the likeliest to name for each step. None: 5.
-            resume: when the connection breaks, or the server stops or is killed, call again and go
-                on where the streams stand. Each chunk is then learned once and answered once, in
-                order; a chunk that had been learned when its answer was lost is answered without
-                predictions. False: the session fails instead.
-            reconnect_seconds: how long to try, each time, before the session fails after all.
+            resume: True: when the connection breaks, or the server stops or is killed, the session
+                opens another call and continues where its streams stand. Each chunk is learned once
+                and answered once, in order. If a chunk's answer was lost after the chunk had been
+                learned, its answer has no predictions. False: the session fails instead.
+            reconnect_seconds: how long to try each time before the session fails.
         """
         opening = pb.OpenLearn(
             model_id=model_id, omit_predictions=not predictions, top_tokens=top_tokens
@@ -235,7 +235,7 @@ class Client:
         tokens: ArrayLike | None = None,
         top_tokens: int | None = None,
     ) -> Prediction:
-        """Predict, and change nothing.
+        """Predict without changing anything.
 
         Args:
             model_id: the model.
@@ -259,24 +259,24 @@ class Client:
         return convert.prediction_from_proto(answer, steps or 1)
 
     async def get_stream(self, model_id: str, stream_id: str) -> Stream:
-        """A stream. Raises NotFound."""
+        """Return where a stream stands. Raises UnknownStream."""
         request = pb.GetStreamRequest(model_id=model_id, stream_id=stream_id)
         return convert.stream_from_proto((await self._ask(self._learner.GetStream, request)).stream)
 
     async def list_streams(self, model_id: str) -> list[Stream]:
-        """All streams of a model, by name. Raises NotFound."""
+        """Return where all streams of a model stand, by name. Raises UnknownModel."""
         request = pb.ListStreamsRequest(model_id=model_id, page_size=PAGE_SIZE)
         pages = self._pages(self._learner.ListStreams, request)
         return [convert.stream_from_proto(item) async for page in pages for item in page.streams]
 
     async def reset_stream(self, model_id: str, stream_id: str) -> Stream:
-        """Forget a stream's recurrent state and unfinished window. Raises NotFound."""
+        """Reset a stream's recurrent state and unfinished window. Raises UnknownStream."""
         request = pb.ResetStreamRequest(model_id=model_id, stream_id=stream_id)
         answer = await self._ask(self._learner.ResetStream, request)
         return convert.stream_from_proto(answer.stream)
 
     async def delete_stream(self, model_id: str, stream_id: str) -> None:
-        """Forget a stream altogether; what was learned from it stays. Raises NotFound."""
+        """Delete a stream; what was learned from it stays. Raises UnknownStream."""
         request = pb.DeleteStreamRequest(model_id=model_id, stream_id=stream_id)
         await self._ask(self._learner.DeleteStream, request)
 

@@ -1,4 +1,4 @@
-"""Between protobuf messages and the client's own types. Protobuf stops here."""
+"""Converts between protobuf messages and the client's own types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bptt.client.types import (
     Learned,
     Model,
     ModelSpec,
-    ModelStatus,
+    ModelState,
     Prediction,
     Refused,
     Stream,
@@ -40,7 +40,7 @@ _LENGTH_DELIMITED = 2  # wire type of packed numbers
 
 
 def float32(field: str, values: ArrayLike) -> Float32Array:
-    """`values` as float32, in the byte order of the wire.
+    """Return `values` as float32, in the byte order of the wire.
 
     Raises:
         InvalidRequest: not numbers.
@@ -53,10 +53,10 @@ def float32(field: str, values: ArrayLike) -> Float32Array:
 
 
 def rows(field: str, values: ArrayLike, width: int) -> Float32Array:
-    """`values` as (T, width) float32; one dimension is read as T steps of that width in a row.
+    """Return `values` as (T, width) float32; one dimension holds T steps one after the other.
 
     Raises:
-        InvalidRequest: not numbers, or of another width.
+        InvalidRequest: `values` are not numbers, or of another width.
     """
     array = float32(field, values)
     if array.ndim <= 1:
@@ -67,10 +67,10 @@ def rows(field: str, values: ArrayLike, width: int) -> Float32Array:
 
 
 def packed(kind: type[Message], field: str, array: Float32Array) -> bytes:
-    """The wire form of a message that holds just this field.
+    """Return the encoding of a message that holds only this field.
 
-    A packed field of little-endian floats is the array's own memory behind a tag and a length;
-    parsing that costs 1 µs where a list of 512 numbers costs 12.
+    A packed field of little-endian floats is a tag, a length and the array's memory. For 512
+    numbers parsing that takes 1 µs; adding them as a list takes 12.
     """
     data = array.tobytes()
     number = kind.DESCRIPTOR.fields_by_name[field].number
@@ -87,10 +87,10 @@ def _varint(value: int) -> bytes:
 
 
 def ids(field: str, values: ArrayLike, lowest: int, highest: int) -> list[int]:
-    """`values` as a list of whole numbers.
+    """Return `values` as a list of whole numbers.
 
     Raises:
-        InvalidRequest: not whole numbers in one dimension, or one that the wire cannot carry.
+        InvalidRequest: `values` are not whole numbers in one dimension, or out of bounds.
     """
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -118,10 +118,10 @@ def chunk(
     first_target_step: int | None,
     end_of_sequence: bool,
 ) -> tuple[pb.Chunk, int, int]:
-    """The message for one chunk, and how many steps and targets it has.
+    """Return the message for one chunk, and its numbers of steps and targets.
 
     Raises:
-        InvalidRequest: an argument is not what the model takes.
+        InvalidRequest: the model does not take an argument.
     """
     message = pb.Chunk(stream_id=stream_id, end_of_sequence=end_of_sequence)
     for field, step in (("first_step", first_step), ("first_target_step", first_target_step)):
@@ -149,16 +149,16 @@ def chunk(
 
 
 def add_steps(message: pb.Chunk | pb.PredictRequest, steps: Float32Array) -> int:
-    """Add (T, D) inputs, or T·D of them in a row, to a message; their length."""
+    """Add (T, D) inputs, or (T·D,), to a message; returns their length."""
     message.MergeFromString(packed(type(message), "inputs", steps))
     return len(steps)
 
 
 def add_tokens(message: pb.Chunk | pb.PredictRequest, tokens: ArrayLike) -> int:
-    """Add (T,) token ids to a message; how many they are.
+    """Add (T,) token ids to a message; returns T.
 
     Raises:
-        InvalidRequest: not whole numbers, or one that the wire cannot carry.
+        InvalidRequest: they are not whole numbers, or out of bounds.
     """
     found = ids("tokens", tokens, 0, 2**32 - 1)
     message.input_tokens.extend(found)
@@ -166,15 +166,16 @@ def add_tokens(message: pb.Chunk | pb.PredictRequest, tokens: ArrayLike) -> int:
 
 
 def spec_to_proto(spec: Mapping[str, Any]) -> pb.ModelSpec:
-    """The message of a spec.
+    """Return the message of a spec.
 
     Raises:
-        InvalidRequest: no such field or choice, or a value of another type.
+        InvalidRequest: a field or choice is unknown, or a value has another type.
     """
     message = pb.ModelSpec()
     for name, value in spec.items():
         if name not in pb.ModelSpec.DESCRIPTOR.fields_by_name:
-            raise InvalidRequest.of(name, value, "left out: no such field")
+            known = list(pb.ModelSpec.DESCRIPTOR.fields_by_name)
+            raise InvalidRequest.unknown_field(name, value, known)
         if value is None:
             continue
         if name in _ENUMS:
@@ -209,7 +210,7 @@ def _kind(name: str) -> str:
 
 
 def spec_from_proto(message: pb.ModelSpec) -> ModelSpec:
-    """The spec of a message, with the names of choices in lower case."""
+    """Return the spec of a message, with the names of choices in lower case."""
     spec: dict[str, Any] = {}
     filled = {field.name for field, _ in message.ListFields()}
     for field in pb.ModelSpec.DESCRIPTOR.fields:
@@ -226,7 +227,7 @@ def spec_from_proto(message: pb.ModelSpec) -> ModelSpec:
 
 
 def model_from_proto(message: pb.Model) -> Model:
-    """A model."""
+    """Convert a model."""
     return Model(
         model_id=message.model_id,
         spec=spec_from_proto(message.spec),
@@ -245,22 +246,23 @@ def model_from_proto(message: pb.Model) -> Model:
         clip_threshold=message.clip_threshold,
         accuracy=message.accuracy,
         cross_entropy_bits=message.cross_entropy_bits,
+        state_reason=message.state_reason,
     )
 
 
-def _state(number: int) -> ModelStatus:
-    """The name of a state; one that this version does not know is `unspecified`."""
+def _state(number: int) -> ModelState:
+    """Return the name of a state; `unspecified` for one that this version does not know."""
     return _STATES.get(number, "unspecified")
 
 
-_STATES: dict[int, ModelStatus] = {
-    number: cast(ModelStatus, name.removeprefix("MODEL_STATE_").lower())
+_STATES: dict[int, ModelState] = {
+    number: cast(ModelState, name.removeprefix("MODEL_STATE_").lower())
     for name, number in pb.ModelState.items()
 }
 
 
 def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
-    """A checkpoint."""
+    """Convert a checkpoint."""
     return Checkpoint(
         lsn=message.lsn,
         steps=message.steps,
@@ -273,15 +275,15 @@ def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
 
 
 def stream_from_proto(message: pb.Stream) -> Stream:
-    """A stream."""
-    return Stream(message.stream_id, message.next_step)
+    """Convert a stream."""
+    return Stream(message.stream_id, message.next_step, message.durable_step, message.incarnation)
 
 
 def prediction_from_proto(message: pb.PredictResponse, steps: int) -> Prediction:
-    """A prediction; `steps` is how many steps were given, or 1 where none were."""
+    """Convert a prediction; `steps` is the number of given steps, or 1 if none were given."""
     horizon, targets = message.horizon or 1, message.targets or 1
     if message.top_tokens:
-        targets = 0  # of them only the likeliest came, and they have fields of their own
+        targets = 0  # the answer holds the likeliest tokens only, in fields of their own
     return Prediction(
         values=_values(message.predictions, horizon, targets),
         next_step=message.next_step,
@@ -302,7 +304,7 @@ _NO_PROBABILITIES: Float32Array = np.zeros((0, 0), np.float32)
 def _extras(
     message: pb.ChunkLearned | pb.PredictResponse, steps: int, horizon: int, targets: int
 ) -> dict[str, Any]:
-    """Error band, likeliest tokens and their probabilities: fields of an answer's type."""
+    """Return error band, likeliest tokens and their probabilities, by field name."""
     band = horizon if message.error_low else 0
     low = np.asarray(message.error_low, dtype=np.float32).reshape(band, targets)
     high = np.asarray(message.error_high, dtype=np.float32).reshape(band, targets)
@@ -319,7 +321,7 @@ def _extras(
 
 
 def learned_from_proto(message: pb.ChunkLearned, model: Model, *, predictions: bool) -> Learned:
-    """The answer to a chunk that was learned."""
+    """Convert the answer to a learned chunk."""
     steps = message.next_step - message.first_step
     tokens = model.task == "next_token"
     horizon, targets = model.horizon, 0 if tokens else model.targets
@@ -350,7 +352,7 @@ def _report_from_proto(report: pb.UpdateReport) -> UpdateReport:
 
 
 def refused_from_proto(message: pb.ChunkRefused, index: int) -> Refused:
-    """The answer to a chunk that was refused; `index` is the chunk's place in its session."""
+    """Convert the answer to a refused chunk; `index` is the chunk's number in its session."""
     code = code_name(message.code)
     violations = [Violation(message.field, message.value, message.bound)] if message.field else []
     return Refused(
@@ -358,5 +360,5 @@ def refused_from_proto(message: pb.ChunkRefused, index: int) -> Refused:
         stream_id=message.stream_id,
         first_step=message.first_step if message.HasField("first_step") else None,
         expected_step=message.expected_step,
-        error=from_status(code, message.message, violations),
+        error=from_status(code, message.message, violations, reason=message.reason.lower()),
     )

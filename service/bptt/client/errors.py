@@ -1,52 +1,61 @@
-"""From a gRPC status to the service's own errors.
+"""Turns gRPC statuses into the service's errors.
 
 The client raises the classes of `bptt.errors`, and two of its own:
 
 ServiceError
 ├── Unavailable
-│   └── ServerUnreachable   nobody answers at the address, or the connection broke
+│   └── ServerUnreachable   no server answers at the address, or the connection broke
 └── DataDamaged
-    └── StepsLost           the server has forgotten steps that it had acknowledged
+    └── StepsLost           the server has lost steps that it had acknowledged
+
+A status that carries a google.rpc.ErrorInfo of the domain "bptt" comes from the server: its reason
+gives the class. Any other status comes from gRPC or from a proxy, and is judged by its code. Texts
+are for people; nothing here depends on them.
 """
 
 from __future__ import annotations
 
-import re
-
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from bptt.errors import DataDamaged, from_status, ServiceError, Unavailable, Violation
+from bptt.errors import (
+    DataDamaged,
+    ERROR_DOMAIN,
+    from_status,
+    ServiceError,
+    Unavailable,
+    violations_from_metadata,
+)
 
-_DESCRIPTION = re.compile(r"is (?P<value>.*), but must be (?P<bound>.*)", re.DOTALL)
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-_BROKEN = "Internal error from Core"  # gRPC's words where a call ended while it was written to
 _STATUS_KEY = "grpc-status-details-bin"
 
 
 class ServerUnreachable(Unavailable):
-    """Nobody answers at the address, or the connection broke. Names the address."""
+    """No server answers at the address, or the connection broke. The message names the address."""
 
     reason = "unreachable"
 
 
 class StepsLost(DataDamaged):
-    """The server has forgotten steps that it had acknowledged, and nobody has kept them.
+    """The server has lost steps that it had acknowledged, and the session keeps them no more.
 
-    It was killed without a journal, or its data folder was changed.
+    The server was killed without a journal, or its data folder was changed.
     """
+
+    reason = "steps_lost"
 
     @classmethod
     def of(cls, stream_id: str, next_step: int, durable_step: int) -> StepsLost:
-        """The error for a stream that was acknowledged up to a step, and is now at another."""
+        """Return the error for a stream that stands before its acknowledged step."""
         return cls(
             f"the server had acknowledged stream {stream_id!r} up to step {durable_step}, but "
-            f"expects step {next_step} of it now: what is between them is lost"
+            f"expects step {next_step} now: the steps between are lost"
         )
 
 
 def passes(error: ServiceError) -> bool:
-    """Whether the same request may succeed a little later, by the kind of error."""
+    """Return whether the same request may succeed a little later."""
     return isinstance(error, Unavailable) or error.retry_seconds > 0
 
 
@@ -56,25 +65,37 @@ def code_name(number: int) -> str:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
-    """The error of a call that ended with a status other than OK."""
+    """Return the error of a call that ended with a status other than OK."""
     code = error.code().name
     text = error.details() or code
     status = _status(error)
-    if status is None and code == "INTERNAL" and _BROKEN in text:
-        return ServerUnreachable(f"the server at {address} stopped")
-    if status is None and code == "UNAVAILABLE" and "stopping" not in text:
-        return ServerUnreachable(f"no server answers at {address} ({text})")
-    if status is None and code == "CANCELLED":  # not by us: then it is a CancelledError
-        return ServerUnreachable(f"the server at {address} ended the call: it is stopping or gone")
-    if status is None and code == "DEADLINE_EXCEEDED":
-        return ServerUnreachable(f"the server at {address} did not answer in time")
-    found = from_status(code, text, _violations(status))
+    info = _info(status)
+    if info is None:
+        return _from_grpc(code, text, address)
+    violations = violations_from_metadata(info.metadata)
+    found = from_status(code, text, violations, reason=info.reason.lower())
     found.retry_seconds = _retry_seconds(status)
     return found
 
 
+def _from_grpc(code: str, text: str, address: str) -> ServiceError:
+    """Return the error for a status that the server did not write.
+
+    gRPC reports a call that broke while it was written to as INTERNAL.
+    """
+    if code == "UNAVAILABLE":
+        return ServerUnreachable(f"no server answers at {address} ({text})")
+    if code == "INTERNAL":
+        return ServerUnreachable(f"the connection to the server at {address} broke ({text})")
+    if code == "CANCELLED":  # by the server: a call that this side cancels raises CancelledError
+        return ServerUnreachable(f"the server at {address} ended the call: it is stopping or gone")
+    if code == "DEADLINE_EXCEEDED":
+        return ServerUnreachable(f"the server at {address} did not answer in time")
+    return from_status(code, text)
+
+
 def from_broken_call(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
-    """The same for a call that was open, where gRPC has many words for a server that stopped."""
+    """Return the error of a call that was open; gRPC has many texts for a server that stopped."""
     found = from_rpc_error(error, address)
     if isinstance(found, ServerUnreachable):
         return ServerUnreachable(f"the server at {address} stopped")
@@ -82,10 +103,18 @@ def from_broken_call(error: grpc.aio.AioRpcError, address: str) -> ServiceError:
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """What the server itself said; None where gRPC made the status up."""
     for key, value in error.trailing_metadata() or ():
         if key == _STATUS_KEY:
             return status_pb2.Status.FromString(value)
+    return None
+
+
+def _info(status: status_pb2.Status | None) -> error_details_pb2.ErrorInfo | None:
+    """Return what the server itself wrote; None for a status of gRPC's."""
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            return info
     return None
 
 
@@ -95,19 +124,3 @@ def _retry_seconds(status: status_pb2.Status | None) -> float:
         if detail.Unpack(retry):
             return float(retry.retry_delay.ToTimedelta().total_seconds())
     return 0.0
-
-
-def _violations(status: status_pb2.Status | None) -> tuple[Violation, ...]:
-    found = []
-    for detail in status.details if status is not None else ():
-        bad_request = error_details_pb2.BadRequest()
-        if detail.Unpack(bad_request):
-            found += [_violation(item) for item in bad_request.field_violations]
-    return tuple(found)
-
-
-def _violation(item: error_details_pb2.BadRequest.FieldViolation) -> Violation:
-    match = _DESCRIPTION.search(item.description)
-    if match is None:
-        return Violation(item.field, "", item.description)
-    return Violation(item.field, match["value"], match["bound"])

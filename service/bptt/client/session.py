@@ -1,8 +1,8 @@
-"""A `Learn` session: chunks go out, answers come in, neither waits for the other.
+"""A `Learn` session: sends chunks and receives answers, neither waiting for the other.
 
 A session outlives its call. When the connection breaks, or the server stops or is killed, the
-session calls again, asks where its streams stand, and sends again what is not durable yet. See
-`ledger` for the rules.
+session opens another call, learns from its first answer where its streams stand, and sends again
+what is not durable. `retransmit` has the rules.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from bptt.client.errors import (
     from_rpc_error,
     passes,
     ServerUnreachable,
-    StepsLost,
 )
 from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer, Sent
-from bptt.client.types import Answer, Learned, Model, Refused
-from bptt.errors import NotFound, OutOfOrder, ServerStopping, ServiceError
+from bptt.client.types import Answer, Model, Refused
+from bptt.errors import (
+    OutOfOrder,
+    ServerStopping,
+    ServiceError,
+    StreamDeleted,
+    StreamInUse,
+    UnknownStream,
+)
 
-UNANSWERED_MAX = 256  # chunks on their way: keeps a fast server busy, and a stop short
-UNREAD_MAX = 4096  # answers nobody has read yet; 10 MB at 64 steps of 8 outputs
-KEPT_CHUNKS_MAX = 4096  # answered and not durable yet: a second of small ones
-KEPT_BYTES_MAX = 64 << 20  # the same in bytes: sixteen of the largest chunks
-RECONNECT_SECONDS = 60.0  # what a restart takes, with much to recover
-ASK_SECONDS = 10.0  # for a stream's next step
+UNANSWERED_MAX = 256  # chunks in flight: enough for a fast server, few enough for a quick stop
+UNREAD_MAX = 4096  # answers that the caller has not read; 10 MB at 64 steps of 8 outputs
+KEPT_CHUNKS_MAX = 4096  # chunks that are not durable: a second of small ones
+KEPT_BYTES_MAX = 64 << 20  # their bytes: sixteen of the largest chunks
+RECONNECT_SECONDS = 60.0  # as long as a restart with a long journal takes
+ASK_SECONDS = 10.0  # for a stream's position
 
 _BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
 
@@ -43,15 +49,15 @@ _BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
 class LearnSession:
     """A session, used as `async with client.learn(model_id) as session`.
 
-    `send` waits while `UNANSWERED_MAX` chunks have no answer yet, or too much is not durable yet,
-    so a slow server slows its client down. Answers are read with `async for answer in session`,
-    from another task than the one that sends or after it; the loop ends once `close` was called and
-    all is answered. Leaving the block closes the session and waits until everything that was sent
-    is learned and durable; a refusal that nobody has read is raised then, so that none is lost.
+    `send` waits while `UNANSWERED_MAX` chunks have no answer or too many are not durable, so a slow
+    server slows its client down. Read the answers with `async for answer in session`, in another
+    task than the one that sends, or after sending; the loop ends when `close` was called and every
+    chunk is answered. Leaving the block closes the session and waits until everything that was sent
+    is learned and durable; it raises the error of a refusal that was not read.
     """
 
     model: Model
-    """The model as it stood when the session opened."""
+    """The model at the time when the session opened."""
 
     def __init__(
         self,
@@ -62,7 +68,7 @@ class LearnSession:
         resume: bool = True,
         reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
-        """`Client.learn` makes it."""
+        """Use `Client.learn` instead."""
         self._stub = stub
         self._address = address
         self._opening = opening
@@ -73,32 +79,35 @@ class LearnSession:
         self._buffer = RetransmitBuffer()
         self._waiting: deque[Sent] = deque()  # to be written
         self._flight: deque[tuple[Sent, int]] = deque()  # written, and its attempt
+        self._load_id = 0  # of the model, as the present call told
         self._writing = False
         self._placing = asyncio.Lock()
         self._backoff = Backoff()
         self._failing_since: float | None = None
         self._answers: deque[Answer] = deque()
-        self._news = Notifier()  # for who reads answers
-        self._progress = Notifier()  # for who waits for room or for acknowledgements
+        self._news = Notifier()  # wakes readers of answers
+        self._progress = Notifier()  # wakes tasks that wait for room or for acknowledgements
         self._closing = False
         self._close_written = False  # in the present call
         self._ended = False
         self._error: Exception | None = None
         self._reader: asyncio.Task[Any] | None = None
         self.server_stopping = False
-        """The server was stopping when the session ended: what it accepted is answered, the rest
-        should be sent later. Only without `resume`."""
+        """True: the server was stopping when the session ended. It has answered what it accepted;
+        send the rest later. Only without `resume`."""
         self.reconnections = 0
-        """How often the session has called again."""
+        """How many further calls the session has opened."""
 
     async def __aenter__(self) -> Self:
         """Open the model.
 
         Raises:
-            NotFound: no such model.
-            ServerUnreachable: nobody answers; the first call is not repeated.
+            UnknownModel: no such model.
+            ServerUnreachable: no server answers; the first call is not repeated.
         """
-        self._call = await self._open()
+        self._call, opened = await self._open([])
+        self.model = convert.model_from_proto(opened.model)
+        self._load_id = opened.load_id
         self._keeper = asyncio.create_task(self._keep_up(), name="learn session")
         return self
 
@@ -132,22 +141,23 @@ class LearnSession:
         first_target_step: int | None = None,
         end_of_sequence: bool = False,
     ) -> None:
-        """Send consecutive steps of one stream; a stream that is not there yet is opened.
+        """Send consecutive steps of one stream; a stream that does not exist is opened.
 
         Args:
             stream_id: the stream, 1 to 256 bytes.
             inputs: (T, input_size) numbers, read as float32; next token: (T,) token ids. None: no
                 steps, only targets or an end of sequence, for a model with a label_delay.
             targets: regression: (S, output_size) numbers; classification: (S,) class ids. NaN or -1
-                where there is none, if the model allows it.
-            first_step: where the steps belong. What the stream already has is trimmed away, a gap
-                is refused. None: at the stream's end.
-            first_target_step: the step of the first target, for a model with a label_delay: at most
-                so many steps before first_step, which should be given, too. None: first_step.
+                is a missing target, if the model allows it.
+            first_step: number of the first step. Steps that the stream has already are trimmed
+                away; a gap is refused. None: the stream's next step.
+            first_target_step: number of the step of the first target, for a model with a
+                label_delay: at most that many steps before first_step, which should be given, too.
+                None: first_step.
             end_of_sequence: learn the unfinished window, then reset the stream's state.
 
         Raises:
-            InvalidRequest: arrays of another shape; nothing was sent.
+            InvalidRequest: an array has another shape; nothing was sent.
             Unavailable: the server is stopping or gone, and did not come back in time.
         """
         chunk, steps, labels = convert.chunk(
@@ -168,20 +178,24 @@ class LearnSession:
         await self._write()
 
     async def close(self) -> None:
-        """Say that everything was sent. Answers still come; a second call changes nothing."""
+        """Tell the server that everything was sent. Answers still arrive. May be called twice."""
         if not self._closing and not self._ended:
             self._closing = True
             await self._write()
 
     def durable_step(self, stream_id: str) -> int:
-        """The step before which all of a stream is durable, as last told; 0 before that."""
+        """The step before which all of a stream is durable, as last told; 0 if it was not told."""
         return self._buffer.durable.get(stream_id, 0)
 
     async def acknowledged(self, stream_id: str) -> int:
-        """Wait until all that was sent of a stream is answered and durable.
+        """Wait until everything that was sent of a stream is answered and durable.
+
+        If another client deletes the stream, that still holds: a step is durable before its
+        stream's deletion is. Only if the connection breaks as well, steps that were answered before
+        the deletion may be left out of the returned step, because nobody can tell any more.
 
         Returns:
-            The step before which all of it is durable.
+            The step before which all of the stream is durable, as last told.
 
         Raises:
             ServiceError: the session has failed.
@@ -192,11 +206,11 @@ class LearnSession:
         return self.durable_step(stream_id)
 
     def __aiter__(self) -> Self:
-        """The answers, in the order in which their chunks were sent."""
+        """Iterate over the answers, in the order of their chunks."""
         return self
 
     async def __anext__(self) -> Answer:
-        """The next answer."""
+        """Return the next answer."""
         self._reader = asyncio.current_task()
         await self._news.until(lambda: bool(self._answers) or self._ended)
         if self._answers:
@@ -210,13 +224,13 @@ class LearnSession:
     # ------------------------------------------------------------------ sending
 
     async def _room(self) -> None:
-        """Wait until one more chunk may be on its way."""
+        """Wait until one more chunk may be sent."""
         if self._closing:
             raise ValueError("the session is closed: nothing more can be sent")
         nobody_reads = self._reader in (None, asyncio.current_task())
         if len(self._answers) >= UNREAD_MAX and nobody_reads:
             raise RuntimeError(
-                f"{UNREAD_MAX} answers wait to be read: read them in another task while sending"
+                f"{UNREAD_MAX} answers are not read: read them in another task while sending"
             )
         await self._progress.until(lambda: self._ended or self._has_room(nobody_reads))
         if self._error is not None:
@@ -234,7 +248,7 @@ class LearnSession:
         )
 
     async def _place(self, chunk: pb.Chunk) -> None:
-        """Give a chunk its place at the end of its stream, finding out where that is."""
+        """Set a chunk's first step to its stream's end, which is asked for if it is not known."""
         stream_id = chunk.stream_id
         if stream_id not in self._buffer.ends:
             async with self._placing:
@@ -242,7 +256,7 @@ class LearnSession:
                 await self._progress.until(lambda: self._ended or not buffer.awaits(stream_id))
                 while stream_id not in buffer.ends and not self._ended:
                     try:
-                        buffer.ends[stream_id] = await self._next_step(stream_id)
+                        await self._find(stream_id)
                     except ServiceError as error:
                         if not passes(error):
                             raise
@@ -252,7 +266,7 @@ class LearnSession:
         chunk.first_step = self._buffer.ends.get(stream_id, 0)
 
     async def _write(self) -> None:
-        """Write what waits, unless somebody does already. What breaks, the keeper sees too."""
+        """Write the waiting chunks, unless another task does. The keeper sees a broken call too."""
         if self._writing:
             return
         self._writing = True
@@ -277,14 +291,14 @@ class LearnSession:
             self._writing = False
 
     def _may_close(self) -> bool:
-        """Whether to write `close` now: chunks that are not answered might have to move up."""
+        """Return whether to write `close` now: unanswered chunks may have to be written again."""
         last = not self._resume or not self._buffer.unanswered
         return self._closing and not self._close_written and last
 
     # ------------------------------------------------------------------ receiving
 
     async def _keep_up(self) -> None:
-        """Take answers until the session ends, over as many calls as it takes."""
+        """Receive answers until the session ends, opening calls as needed."""
         try:
             while (error := await self._receive()) is not None:
                 await self._call_again(error)
@@ -293,7 +307,7 @@ class LearnSession:
         except asyncio.CancelledError:
             self._error = self._error or ServerUnreachable("the session was ended")
             raise
-        except Exception as error:  # noqa: BLE001 - those who wait must hear of it, whatever it is
+        except Exception as error:  # noqa: BLE001 - every waiting task must be told
             self._error = error
         finally:
             self._ended = True
@@ -301,10 +315,10 @@ class LearnSession:
             self._progress.ring()
 
     async def _receive(self) -> ServiceError | None:
-        """Take answers off the wire until the call ends; why it did, None if it ended well.
+        """Receive answers until the call ends. Returns why it broke; None if it ended well.
 
         Raises:
-            ServiceError: calling again would not help, or is not wanted.
+            ServiceError: another call would not help, or is not wanted.
         """
         try:
             while (message := await self._call.read()) is not grpc.aio.EOF:
@@ -314,13 +328,13 @@ class LearnSession:
             error = await self._ending()
         except grpc.aio.AioRpcError as broken:
             error = from_broken_call(broken, self._address)
-        except _Again as again:
+        except _TryAgainError as again:
             return again.error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            error = ServerUnreachable("the call was cancelled")  # with a write that was
+            error = ServerUnreachable("the call was cancelled")  # by a write that was cancelled
         if not self._resume or not passes(error):
             raise error
         return error
@@ -340,9 +354,9 @@ class LearnSession:
             self._refused(message.refused)
         elif kind == "acknowledged":
             for each in message.acknowledged.streams:
-                self._buffer.acknowledge(each.stream_id, each.durable_step)
+                self._buffer.acknowledge(each.stream_id, each.durable_step, each.incarnation)
         else:
-            return  # a kind of answer that this version does not know yet
+            return  # a kind of answer that this version does not know
         self._progress.ring()
         if self._may_close():
             self._spawn_write()
@@ -359,14 +373,17 @@ class LearnSession:
                 f"to send to it, and at step {message.first_step} when its steps came: another "
                 "client sends to the same stream"
             )
-        self._answered(sent, sent.answer or self._answer(message), message.next_step)
-        self._buffer.acknowledge(sent.stream_id, message.durable_step)
+        self._note_learned(sent, message)
+        self._buffer.acknowledge(sent.stream_id, message.durable_step, message.incarnation)
         if not self._resume:
             self._buffer.forget(sent)
 
-    def _answer(self, message: pb.ChunkLearned) -> Learned:
-        asked = not self._opening.omit_predictions
-        return convert.learned_from_proto(message, self.model, predictions=asked)
+    def _note_learned(self, sent: Sent, message: pb.ChunkLearned) -> None:
+        answer = sent.answer
+        if answer is None:
+            asked = not self._opening.omit_predictions
+            answer = convert.learned_from_proto(message, self.model, predictions=asked)
+        self._hand_out(self._buffer.learned(sent, answer, message.next_step, message.incarnation))
 
     def _refused(self, message: pb.ChunkRefused) -> None:
         sent, attempt = self._flight.popleft()
@@ -374,50 +391,66 @@ class LearnSession:
             return
         if sent.was_taken(message):
             step = message.expected_step
-            taken = pb.ChunkLearned(stream_id=sent.stream_id, first_step=step, next_step=step)
+            incarnation = self._buffer.incarnations.get(sent.stream_id, 0)
+            taken = pb.ChunkLearned(
+                stream_id=sent.stream_id, first_step=step, next_step=step, incarnation=incarnation
+            )
             self._goes_well()
-            self._answered(sent, sent.answer or self._answer(taken), step)
+            self._note_learned(sent, taken)
             return
         answer = convert.refused_from_proto(message, sent.index)
         if self._resume and self._is_passing(sent, answer.error):
-            raise _Again(answer.error)
+            raise _TryAgainError(answer.error)
         self._goes_well()
-        gap = isinstance(answer.error, OutOfOrder)
-        if sent.moves_up and gap and sent.moves < MOVES_MAX:
+        deleted = isinstance(answer.error, StreamDeleted)
+        if self._moves_up(sent, answer.error):
             sent.moves += 1
         elif sent.answer is None:
-            self._answered(sent, answer, 0)
+            self._hand_out(self._buffer.refused(sent, answer))
+        else:  # learned before, by an incarnation that is deleted
             self._buffer.forget(sent)
         if self._resume:
-            again = self._buffer.move_up(sent, message.expected_step)
+            again = self._buffer.move_up(sent, message.expected_step, deleted=deleted)
             if again:
                 self._waiting.extendleft(reversed(again))
                 self._spawn_write()
 
+    def _moves_up(self, sent: Sent, error: ServiceError) -> bool:
+        """Return whether a refused chunk is sent again with another first step.
+
+        A chunk that an earlier call sent to a deleted incarnation may have been learned there.
+        """
+        if isinstance(error, StreamDeleted):
+            again = not sent.resent
+        else:
+            again = isinstance(error, OutOfOrder)
+        return sent.moves_up and again and sent.moves < MOVES_MAX
+
     def _is_passing(self, sent: Sent, error: ServiceError) -> bool:
-        """Whether a refusal may be another one the next time."""
-        # A broken call of ours may still have the stream: its server has not noticed its end yet.
-        own = error.code == "ABORTED" and (sent.attempt > 0 or self.reconnections > 0)
+        """Return whether the chunk may be accepted in another call."""
+        # The server may not have noticed yet that a broken call of this session has ended.
+        own = isinstance(error, StreamInUse) and (sent.attempt > 0 or self.reconnections > 0)
         return passes(error) or own
 
-    def _answered(self, sent: Sent, answer: Answer, next_step: int) -> None:
-        ready = self._buffer.answered(sent, answer, next_step)
+    def _hand_out(self, ready: list[Answer]) -> None:
         if ready:
             self._answers.extend(ready)
             self._news.ring()
 
     def _spawn_write(self) -> None:
-        """Write from the keeper, which must go on reading meanwhile."""
+        """Write in another task, so that the keeper goes on reading."""
         task = asyncio.ensure_future(self._write())
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     # ------------------------------------------------------------------ calling
 
-    async def _open(self) -> Any:
-        """Call, and open the model."""
+    async def _open(self, streams: list[str]) -> tuple[Any, pb.LearnOpened]:
+        """Open a call; returns it with its first answer, which tells where the streams stand."""
         call = self._stub.Learn()
+        opening = pb.LearnRequest(open=self._opening)
+        opening.open.stream_ids.extend(streams)
         try:
-            await call.write(pb.LearnRequest(open=self._opening))
+            await call.write(opening)
             answer = await call.read()
         except _BROKEN:
             answer = grpc.aio.EOF
@@ -426,73 +459,69 @@ class LearnSession:
             raise
         if answer is grpc.aio.EOF or answer.WhichOneof("message") != "opened":
             raise await _why(call, self._address, opened=False)
-        if self._keeper is None:
-            self.model = convert.model_from_proto(answer.opened.model)
-        return call
+        return call, answer.opened
 
     async def _call_again(self, error: ServiceError) -> None:
-        """Call until it works, then send again what is not durable.
+        """Open calls until one works, then send again what is not durable.
 
         Raises:
-            ServiceError: it did not work in time, or never will.
+            ServiceError: none worked in time, or none ever will.
         """
         while True:
             call, self._call = self._call, None
             if call is not None:
                 call.cancel()
             await self._lapse(error)
+            named = self._buffer.streams()
             try:
-                new = await self._open()
-                try:
-                    steps = await self._next_steps()
-                except BaseException:
-                    new.cancel()
-                    raise
+                new, opened = await self._open(named)
             except ServiceError as failure:
                 if not passes(failure):
                     raise
                 error = failure
                 continue
-            again = self._buffer.to_send_again(steps)
-            opened = [sent for sent in self._waiting if sent.stream_id not in steps]  # meanwhile
-            self.reconnections += 1
-            self._flight.clear()
-            self._waiting = deque(sorted(again + opened, key=lambda sent: sent.index))
-            self._close_written = False
-            self._call = new  # only now: what is sent meanwhile must not come before these
-            if not again:
-                self._goes_well()
-            self._spawn_write()
-            self._progress.ring()
+            try:
+                self._go_on_with(new, opened, named)
+            except ServiceError:
+                new.cancel()
+                raise
             return
 
-    async def _next_steps(self) -> dict[str, int]:
-        """Where the streams of which something is kept stand now.
+    def _go_on_with(self, call: Any, opened: pb.LearnOpened, named: list[str]) -> None:
+        """Use a new call: send again what its server does not have."""
+        same_load = opened.load_id == self._load_id
+        again, ready = self._buffer.resume(named, opened, same_load=same_load)
+        self._load_id = opened.load_id
+        # Streams that were sent for the first time while the call was being opened.
+        others = [sent for sent in self._waiting if sent.stream_id not in named]
+        self.reconnections += 1
+        self._flight.clear()
+        self._waiting = deque(sorted(again + others, key=lambda sent: sent.index))
+        self._close_written = False
+        self._call = call  # only now, so that nothing is written before what is sent again
+        if not again:
+            self._goes_well()
+        self._hand_out(ready)
+        self._spawn_write()
+        self._progress.ring()
 
-        Raises:
-            StepsLost: the server has forgotten what it had acknowledged.
-        """
-        found = {}
-        for stream_id in self._buffer.streams():
-            next_step = found[stream_id] = await self._next_step(stream_id)
-            durable_step = self._buffer.durable.get(stream_id, 0)
-            if next_step < durable_step:
-                raise StepsLost.of(stream_id, next_step, durable_step)
-        return found
-
-    async def _next_step(self, stream_id: str) -> int:
+    async def _find(self, stream_id: str) -> None:
+        """Ask where a stream stands."""
         request = pb.GetStreamRequest(model_id=self._opening.model_id, stream_id=stream_id)
+        buffer = self._buffer
         try:
-            answer = await self._stub.GetStream(request, timeout=ASK_SECONDS)
+            stream = (await self._stub.GetStream(request, timeout=ASK_SECONDS)).stream
         except grpc.aio.AioRpcError as broken:
             error = from_rpc_error(broken, self._address)
-            if isinstance(error, NotFound):
-                return 0
-            raise error from None
-        return int(answer.stream.next_step)
+            if not isinstance(error, UnknownStream):
+                raise error from None
+            buffer.ends[stream_id] = 0
+        else:
+            buffer.ends[stream_id] = stream.next_step
+            buffer.incarnations[stream_id] = stream.incarnation
 
     async def _lapse(self, error: ServiceError) -> None:
-        """Wait a little before trying again; raise `error` if that has gone on for too long."""
+        """Wait before trying again; raise `error` if this has gone on for too long."""
         now = asyncio.get_running_loop().time()
         if self._failing_since is None:
             self._failing_since = now
@@ -507,11 +536,11 @@ class LearnSession:
             self._backoff.reset()
 
     async def _ending(self) -> ServiceError:
-        """Why the call has ended before it was closed."""
+        """Return why the call has ended before it was closed."""
         return await _why(self._call, self._address, opened=True)
 
     async def _finish(self) -> None:
-        """Close and wait for the last answer; raise what nobody has read and should have."""
+        """Close, wait for the last answer, and raise the error of a refusal that was not read."""
         await self.close()
         assert self._keeper is not None
         await asyncio.wait([self._keeper])
@@ -522,28 +551,28 @@ class LearnSession:
                 raise answer.error
 
 
-class _Again(Exception):
-    """A chunk was refused for a reason that passes: end the call, and try again in another."""
+class _TryAgainError(Exception):
+    """A chunk was refused for a reason that passes: end the call and open another one."""
 
     def __init__(self, error: ServiceError) -> None:
         self.error = error
 
 
 class Notifier:
-    """Wakes whoever waits for something to become true."""
+    """Wakes tasks that wait for a condition."""
 
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until it is true, looking whenever the bell rings."""
+        """Wait until a condition is true, testing it at each `ring`."""
         while not condition():
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
 
     def ring(self) -> None:
-        """Something has changed."""
+        """Have all waiting tasks test their conditions."""
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
@@ -552,7 +581,7 @@ class Notifier:
 
 
 async def _why(call: Any, address: str, *, opened: bool) -> ServiceError:
-    """Why a call has ended."""
+    """Return why a call has ended."""
     code = await call.code()
     if code is grpc.StatusCode.OK:
         return ServerUnreachable(f"the server at {address} stopped")

@@ -1,4 +1,4 @@
-"""What the client takes and gives: plain values and NumPy arrays, never protobuf messages."""
+"""Arguments and results of the client: plain values and NumPy arrays, no protobuf messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Int64Array = NDArray[np.int64]
 
 
 class ModelSpec(TypedDict, total=False):
-    """What a model is. What is left out takes the server's default.
+    """The definition of a model. A field that is left out takes the server's default.
 
-    Required are input_size or, for next_token, vocabulary_size; and output_size for regression and
-    classification.
+    Required: input_size or, for next_token, vocabulary_size; for regression and classification also
+    output_size.
 
-    Meaning, bound and default of each field: `ModelSpec` in protos/bptt/v1/types.proto.
+    Meaning, bounds and default of each field: `ModelSpec` in protos/bptt/v1/types.proto.
     """
 
     task: Literal["forecast", "regression", "classification", "next_token"]
@@ -57,13 +57,26 @@ class ModelSpec(TypedDict, total=False):
     target_names: Sequence[str]
 
 
-ModelStatus = Literal["unspecified", "learning", "paused", "diverged", "read_only", "recovering"]
+ModelState = Literal[
+    "unspecified",
+    "running",
+    "paused",
+    "diverged",
+    "read_only",
+    "recovering",
+    "failed",
+    "stalled",
+    "restoring",
+    "rolling_back",
+    "draining",
+    "stopped",
+]
 """What a model does with chunks; see `ModelState` in protos/bptt/v1/types.proto."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as it stands on the server."""
+    """A model as it is on the server now."""
 
     model_id: str
     spec: ModelSpec
@@ -75,21 +88,24 @@ class Model:
     skipped_updates: int
     streams: int
     skill_ratio: float
-    """Prequential error over that of the naive forecast; NaN before the first target."""
+    """Prequential error relative to the naive forecast; NaN before the first target."""
     loss: float
     """Of the last update; NaN before the first."""
     gradient_norm: float
     """Of the last update, before clipping; NaN before the first."""
-    state: ModelStatus
+    state: ModelState
     learning_rate: float
-    """As it is now, and so are clip and clip_threshold: `update_model` may have changed the
-    spec's."""
+    """Its present value, as of clip and clip_threshold: `update_model` may have changed them since
+    the spec."""
     clip: str
     clip_threshold: float
     accuracy: float
-    """Classification and next_token: share of recent targets that were the likeliest class."""
+    """Classification and next_token: share of recent targets that were the likeliest class. NaN for
+    other tasks."""
     cross_entropy_bits: float
-    """The same: mean cross-entropy of recent targets, in bits."""
+    """Classification and next_token: mean cross-entropy of recent targets. NaN for other tasks."""
+    state_reason: str = ""
+    """Why it is in its state, for people; empty if the state alone tells."""
 
     @property
     def task(self) -> str:
@@ -98,12 +114,12 @@ class Model:
 
     @property
     def horizon(self) -> int:
-        """Steps ahead in a prediction; 1 for all tasks but forecasts."""
+        """Steps ahead in a prediction; 1 for tasks other than forecasts."""
         return self.spec.get("horizon", 1)
 
     @property
     def targets(self) -> int:
-        """Values in a prediction for one step; of classes one each."""
+        """Values in a prediction for one step; for classes, their number."""
         if self.task in ("regression", "classification"):
             return self.spec["output_size"]
         if self.task == "next_token":
@@ -113,47 +129,51 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A state of a model that was kept."""
+    """A saved state of a model."""
 
     lsn: int
-    """Its place in the model's life; `restore_checkpoint` takes it."""
+    """Number of the last journal record that it includes; `restore_checkpoint` takes it."""
     steps: int
     updates: int
     skill_ratio: float
     loss: float
-    """Prequential, when it was written, as is `skill_ratio`."""
+    """Prequential loss at the time of writing, as is `skill_ratio`."""
     size_bytes: int
     best: bool
-    """No other has a lower prequential error."""
+    """True: no other checkpoint has a lower prequential error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream as it stands on the server."""
+    """Where a stream stands on the server."""
 
     stream_id: str
     next_step: int
-    """The number that the stream's next step will have."""
+    """Number of the stream's next step."""
+    durable_step: int
+    """All steps before this one are applied and durable."""
+    incarnation: int
+    """Number of the stream's opening in the life of the model: another one after a deletion."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What a snapshot of a model predicts."""
+    """A prediction from a snapshot of a model."""
 
     values: Float32Array
     """(T, horizon, targets), in the user's units; one row where no inputs were given.
     Classification: (T, 1, classes) probabilities. Next token: no rows; see `top_tokens`."""
     next_step: int
-    """Number of the step after the state that was used."""
+    """Number of the step that follows the state that was used."""
     update: int
-    """Updates the snapshot had seen."""
+    """Updates that the snapshot includes."""
     error_low: Float32Array
-    """Forecast and regression: what to add to a prediction for the band that held nine of ten
-    recent targets: (horizon, targets) at its low end ..."""
+    """Forecast and regression: (horizon, targets) offsets from a prediction to the low end of the
+    band that held nine of ten recent targets. No rows before there are errors."""
     error_high: Float32Array
-    """... and at its high end; without rows before there are errors."""
+    """The same for the high end."""
     top_tokens: Int64Array
-    """Next token: (T, K) likeliest next tokens, likeliest first. Else without rows."""
+    """Next token: (T, K) likeliest next tokens, likeliest first. No rows for other tasks."""
     top_probabilities: Float32Array
     """Their probabilities."""
 
@@ -174,7 +194,7 @@ class UpdateReport:
     clipped_gradient_norm: float
     clipped: bool
     skipped: bool
-    """The loss or the gradient was not finite: nothing was changed."""
+    """True: the loss or the gradient was not finite, and nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +203,7 @@ class Learned:
 
     stream_id: str
     first_step: int
-    """Number of the first step that was new; the predictions begin with it."""
+    """Number of the first step that was new; the predictions start there."""
     next_step: int
     """All steps before this one are learned or held for the next window."""
     predictions: Float32Array | None
@@ -193,31 +213,35 @@ class Learned:
     updates: tuple[UpdateReport, ...]
     """The updates this chunk took part in."""
     durable_step: int
-    """All steps before this one are on disk, as far as the server is set up to write them."""
+    """All steps before this one are as durable as the server's `durability` setting makes them."""
     error_low: Float32Array
     """As in `Prediction`, and so are the next three."""
     error_high: Float32Array
     top_tokens: Int64Array
     top_probabilities: Float32Array
     anomaly_scores: Float32Array
-    """Forecast: (T,) probabilities, of each step, of an error as large as its own or larger, by the
-    stream's recent errors; near 0: an anomaly. NaN before there are errors."""
-    model_state: ModelStatus
+    """Forecast: (T,) probabilities, one a step, of an error at least as large as the step's own,
+    judged by the stream's recent errors. Near 0: an anomaly. NaN before there are errors."""
+    model_state: ModelState
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A chunk was refused. Nothing of it was learned; the session goes on."""
+    """A chunk was refused. The session goes on.
+
+    Nothing of it was learned. The exception is a `StreamDeleted` after a reconnection: then the
+    chunk may have been learned before its stream was deleted; the error's message tells so.
+    """
 
     chunk_index: int
-    """Place of the chunk in the session, from 0."""
+    """Number of the chunk in the session, from 0."""
     stream_id: str
     first_step: int | None
     """As it was sent."""
     expected_step: int
-    """The step the stream expects next."""
+    """The step that the stream expects next."""
     error: ServiceError
-    """Why; mostly an `InvalidRequest` or an `OutOfOrder`."""
+    """The reason: most often an `InvalidRequest` or an `OutOfOrder`."""
 
 
 Answer = Learned | Refused

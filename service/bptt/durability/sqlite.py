@@ -10,6 +10,7 @@ A model's folder comes into being whole, by renaming: what is missing from it la
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -102,10 +103,10 @@ class SqliteStore:
 
     def _clear(self) -> None:
         with storage("opened", self._folder):
-            for leftover in (*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")):
-                shutil.rmtree(leftover)
-            for leftover in self._models.glob(f"*/*{ASIDE}"):
-                leftover.unlink()
+            folders = [*self._models.glob(f"{DELETED}*"), *self._models.glob(f"{NEW}*")]
+            leftovers = [*folders, *self._models.glob(f"*/*{ASIDE}")]
+        for leftover in leftovers:
+            _remove(leftover)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -255,10 +256,10 @@ class SqliteStore:
             log.warning("model %s: what is old was not let go of: %s", model_id, error.message)
 
     def _create(self, folder: Path, checkpoint: Checkpoint) -> None:
-        new = self._models / f"{NEW}{checkpoint.model_id}"
+        with storage("written", folder):
+            new = self._make_new(checkpoint.model_id)
         try:
             with storage("written", folder):
-                new.mkdir()
                 path = checkpoints.path_of(new, checkpoint.lsn)
                 put_in_place(write_aside(path, checkpoints.encode(checkpoint)), path)
                 self._at("save.written")
@@ -271,6 +272,14 @@ class SqliteStore:
             shutil.rmtree(new, ignore_errors=True)
             raise
         self._at("save.committed")
+
+    def _make_new(self, model_id: str) -> Path:
+        """An empty folder for a model that is being made, beside what could not be removed."""
+        for name in _names(NEW, model_id):
+            with contextlib.suppress(FileExistsError):
+                (self._models / name).mkdir()
+                return self._models / name
+        raise AssertionError("the names never end")
 
     def _put_in_place(self, checkpoint: Checkpoint, aside: Path, path: Path) -> None:
         """Rename within a transaction: a writer that has become stale cannot do it."""
@@ -343,15 +352,22 @@ class SqliteStore:
         """See `Store.delete`."""
         self._check_writer()
         folder = self._models / model_id
-        gone = self._models / f"{DELETED}{model_id}"
         if not folder.is_dir():
             return
         with self._journal_of_the_dead(model_id), storage("deleted", folder):
             # Renamed first: a deletion that is interrupted does not leave half a model.
-            folder.rename(gone)
+            gone = self._rename_away(folder)
             self._at("delete.renamed")
             sync_folder(self._models)
-            shutil.rmtree(gone)
+        _remove(gone)  # what cannot be removed now is tried again when the store is opened
+
+    def _rename_away(self, folder: Path) -> Path:
+        """Give a model's folder a name that no model has."""
+        for name in _names(DELETED, folder.name):
+            gone = self._models / name
+            if not os.path.lexists(gone):
+                return folder.rename(gone)
+        raise AssertionError("the names never end")
 
     @contextlib.contextmanager
     def _journal_of_the_dead(self, model_id: str) -> Iterator[None]:
@@ -366,6 +382,27 @@ class SqliteStore:
         with model.turn:
             _close(model)
             yield
+
+
+def _names(prefix: str, model_id: str) -> Iterator[str]:
+    """Names for a folder that is being made or deleted, in the order in which they are tried."""
+    yield f"{prefix}{model_id}"
+    yield from (f"{prefix}{model_id}~{number}" for number in itertools.count(2))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; where that fails, a log line says so.
+
+    Of a link the link is removed, and what it names stays.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        log.warning("%s is of no use and could not be removed: %s", path, why)
 
 
 def _close(model: _Model) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bptt.config import Limits
 from bptt.domain import FloatArray, IncomingChunk, IntArray
-from bptt.engine.fair_queue import FairQueue, QueuedChunk, StreamCommand, TickBatch
+from bptt.engine.fair_queue import FairQueue
+from bptt.engine.messages import QueuedChunk, Response, StreamCommand, TickBatch
 from bptt.engine.published import PublishedState
-from bptt.engine.responses import PendingResponse
-from bptt.errors import LimitReached, OutOfOrder, StreamInUse, UnknownStream
+from bptt.errors import LimitReached, OutOfOrder, StreamDeleted, StreamInUse, UnknownStream
 from bptt_core import bytes_of_stream, Chunk, ModelSpec
+
+ANY_INCARNATION = -1
 
 
 class AdmissionQueue:
@@ -51,7 +53,8 @@ class AdmissionQueue:
         self._duplicate = duplicate
         by_bytes = limits.streams_bytes // bytes_of_stream(spec)
         self._streams_max = min(limits.streams, max(1, by_bytes))
-        self._accepted: dict[str, list[int]] = {}  # stream: [step after all accepted, entries]
+        # stream: [step after all that was accepted, entries, incarnation that one of them deletes]
+        self._accepted: dict[str, list[int]] = {}
         self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self._space: deque[asyncio.Future[None]] = deque()
 
@@ -115,7 +118,7 @@ class AdmissionQueue:
     def place(
         self,
         incoming: IncomingChunk,
-        pending: PendingResponse,
+        pending: Response,
         sender: object,
     ) -> QueuedChunk:
         """Put a chunk at the end of its stream.
@@ -126,6 +129,8 @@ class AdmissionQueue:
         stream_id, steps = incoming.stream_id, len(incoming.inputs)
         if self._senders.get(stream_id, sender) is not sender:
             raise StreamInUse.of(stream_id)
+        if incoming.incarnation:
+            self._check_incarnation(stream_id, incoming.incarnation)
         expected = self.expected_step(stream_id)
         first = expected if incoming.first_step is None else incoming.first_step
         if first > expected:
@@ -178,10 +183,22 @@ class AdmissionQueue:
         stream_id = command.stream_id
         if stream_id not in self._accepted and not self._published.knows(stream_id):
             raise UnknownStream.of(stream_id)
-        self._put(command, 0 if command.action == "delete" else self.expected_step(stream_id))
+        if command.action == "reset":
+            self._put(command, self.expected_step(stream_id))
+            return
+        self._put(command, 0)
+        # A stream that is still to be opened has no number yet: then no chunk can name it.
+        self._accepted[stream_id][2] = self._published.incarnation(stream_id) or ANY_INCARNATION
+
+    def _check_incarnation(self, stream_id: str, incarnation: int) -> None:
+        """Refuse a chunk of an incarnation that is deleted, or will be by what is queued."""
+        accepted = self._accepted.get(stream_id)
+        deleted = accepted is not None and accepted[2] in (incarnation, ANY_INCARNATION)
+        if deleted or self._published.incarnation(stream_id) != incarnation:
+            raise StreamDeleted.of(stream_id, incarnation)
 
     def _put(self, entry: QueuedChunk | StreamCommand, next_step: int) -> None:
-        accepted = self._accepted.setdefault(entry.stream_id, [0, 0])
+        accepted = self._accepted.setdefault(entry.stream_id, [0, 0, 0])
         accepted[0] = next_step
         accepted[1] += 1
         self.queue.put(entry)

@@ -1,14 +1,14 @@
 """When a model's checkpoints are written, and how: beside the learning, from a copy.
 
 Rules:
-- A checkpoint is due after so many ticks, or so many seconds after the first tick it would hold.
-  It changes nothing in the model, so when it is written does not matter to what is learned.
+- A checkpoint is due after so many records, or so many seconds after the first record it would
+  hold. It changes nothing in the model, so the time of writing does not matter to what is learned.
 - The copy is made between two runs; the file is written while the next ones go on.
 - A checkpoint is written once all that it holds is in the journal.
-- Writing one lets go of others, but never of one that a command is about to name: see `naming`.
+- Writing one prunes others, but never one that a command is about to name: see `naming`.
 - What a restart has replayed is due at once: else a server that ends again and again before one
   is due replays more each time.
-- One at a time. Should it fail, that is said, and tried again when the next one is due.
+- One at a time. A failed write is logged, and tried again when the next checkpoint is due.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from concurrent.futures import Executor
 
 from bptt.config import ServerConfig
 from bptt.domain import ModelSink
-from bptt.durability import Checkpoint, Store
+from bptt.durability import Checkpoint, CheckpointInfo, Store
 from bptt.engine.journaling import JournalWriter
-from bptt.errors import ServiceError
+from bptt.errors import ServiceError, StorageFailed
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class Checkpointer:
         journal: of the model.
         executor: where files are written.
         config: how often.
-        sink: is told how long each took.
-        ticks: which the newest checkpoint, or its replayed journal, holds.
+        sink: gets the time that each took.
+        lsn: the last record that the newest checkpoint, or its replayed journal, holds.
         wake: called when one becomes due by the clock.
     """
 
@@ -71,12 +71,14 @@ class Checkpointer:
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()  # while a file is written, and others let go of
+        self._lock = asyncio.Lock()  # while a file is written, and others are pruned
         self._named_at = 0  # the last record that names a checkpoint
+        self._saved_lsn = -1  # of the newest checkpoint that was written here
         self._stopped = False
+        self._closed: ServiceError | None = None
 
     def changed(self, lsn: int) -> None:
-        """The model is now after so many ticks."""
+        """The model has applied records up to this one."""
         self.unsaved = True
         if self._store is None or self._is_writing:
             return
@@ -86,7 +88,7 @@ class Checkpointer:
             self._in_time()
 
     def replayed(self) -> None:
-        """The model was brought back from more than a checkpoint."""
+        """The model was brought back from a checkpoint and records behind it."""
         self.due = self.unsaved = True
 
     @property
@@ -105,12 +107,15 @@ class Checkpointer:
             self._wake()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write a copy that was just made, while learning goes on; should it fail, say so."""
+        """Write a copy that was just made, while learning goes on; a failure is logged."""
         self._taken(checkpoint)
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
-    async def save(self, checkpoint: Checkpoint) -> None:
+    async def save(self, checkpoint: Checkpoint) -> CheckpointInfo:
         """Write a copy that was just made, after any that is being written.
+
+        Returns:
+            The checkpoint that holds the copy: it, or a newer one that was written meanwhile.
 
         Raises:
             ServiceError: it could not be written.
@@ -119,26 +124,37 @@ class Checkpointer:
         try:
             if self._writing is not None:
                 await asyncio.wait([self._writing])
-            await self._write(checkpoint)
+            written: list[CheckpointInfo] = []
+            await self._write(checkpoint, written)
         except BaseException:
             self.unsaved = True
             raise
         if self.unsaved and not self._stopped:
             self._in_time()
+        if not written:
+            raise StorageFailed(f"the checkpoint of model {self._model_id} is not in the store")
+        return written[0]
 
     async def stop(self) -> None:
-        """Write nothing more in passing; what is being written is finished."""
+        """Begin no more writes; one that has begun is finished."""
         self.due, self._stopped = False, True
         self._cancel_timer()
         if self._writing is not None:
             await asyncio.wait([self._writing])
 
+    async def close(self, why: ServiceError) -> None:
+        """As `stop`; when this returns, no thread writes a checkpoint, and none ever will."""
+        self._closed = why
+        await self.stop()
+        async with self._lock:
+            pass
+
     @contextlib.asynccontextmanager
     async def naming(self) -> AsyncIterator[None]:
-        """While a checkpoint is read, and a command that names it is put into the journal.
+        """Block pruning until the command that names a checkpoint is durable.
 
-        None is let go of meanwhile, nor before that command is durable: from then on the journal
-        keeps the checkpoint.
+        The body reads the checkpoint, and puts the command into the journal. From the commit on the
+        journal keeps the checkpoint.
         """
         async with self._lock:
             yield
@@ -177,18 +193,31 @@ class Checkpointer:
         if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
             self._in_time()
 
-    async def _write(self, checkpoint: Checkpoint) -> None:
+    async def _write(
+        self, checkpoint: Checkpoint, written: list[CheckpointInfo] | None = None
+    ) -> None:
+        """Write a copy; `written` gets the checkpoint that holds it, if that is asked for."""
         if self._store is None:
-            return
+            raise StorageFailed("there is no store to write checkpoints to")
+        store, lsn = self._store, checkpoint.lsn
         while True:
-            await self._journal.up_to(max(checkpoint.lsn, self._named_at))
+            await self._journal.up_to(max(lsn, self._named_at))
             async with self._lock:
+                if self._closed is not None:
+                    raise self._closed
                 if self._journal.committed < self._named_at:  # which has grown since
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._executor, self._store.save, checkpoint)
+                if lsn >= self._saved_lsn:  # else a newer one is there, and keeps it out
+                    await loop.run_in_executor(self._executor, store.save, checkpoint)
+                    self._saved_lsn = lsn
                 seconds = time.perf_counter() - start
+                if written is not None:  # under the lock: a later checkpoint may prune this one
+                    infos = await loop.run_in_executor(
+                        self._executor, store.checkpoints, self._model_id
+                    )
+                    written += [each for each in infos if each.lsn >= lsn][:1]
                 break
         self._sink.saved(seconds)
         log.info(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
-from bptt.engine.run import Outcome
+from bptt.engine.messages import Outcome
 from bptt_core import gradient_flow, GradientFlow, Learner
 
 log = logging.getLogger(__name__)

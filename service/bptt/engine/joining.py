@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bptt.engine.fair_queue import QueuedChunk, TickBatch
+from bptt.engine.messages import QueuedChunk, TickBatch
 from bptt_core import Chunk, ChunkResult, ModelSpec
 
 
@@ -91,6 +91,7 @@ def split(
                 None if predictions is None else predictions[start:stop],
                 updates[told:done],
                 None if scores is None else scores[start:stop],
+                result.incarnation,
             )
         )
         start, told = stop, done

@@ -1,14 +1,15 @@
-"""From what was applied to what is durable: the journal's writer, and who waits for it.
+"""From applied to durable: the journal's writer, and those who wait for it.
 
     applied → JournalWriter.put → one transaction for all that waits (in a thread) → committed
 
 Rules:
 - Records are numbered in the order in which they were applied, and committed in that order.
-- A transaction gathers what comes within GATHER_SECONDS, unless somebody waits for it; and while
-  it is written the next one gathers, so a slow disk makes larger ones.
-- What waits is bounded: `blocked` is a reason to apply nothing more.
-- A commit that fails is tried again until it works or the server stops. Meanwhile nothing is
-  acknowledged and nothing is lost: it is all in memory still.
+- A transaction gathers what comes within GATHER_SECONDS, unless somebody waits for it. While it is
+  written the next one gathers, so a slow disk makes larger ones.
+- What waits is bounded: while `blocked` is true, nothing more is applied.
+- A commit that fails is tried again until it works or the model leaves memory. Meanwhile nothing is
+  acknowledged and nothing is lost: the records are in memory. Those who wait for a commit are not
+  kept for ever: `refuse_waiters` answers them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from bptt.durability import Command, Record, Store, Tick
+from bptt.engine.messages import Move
 from bptt.errors import ServiceError, StorageFailed
 
 log = logging.getLogger(__name__)
-
-Move = tuple[str, int, int]
-"""A stream, and its next step before and after a record."""
 
 GATHER_SECONDS = 0.002  # with a step a message, a commit each took as much time as all the rest
 WAITING_RECORDS_MAX = 4096  # a second of small ones, should the disk stand still
@@ -46,7 +45,7 @@ def weight(body: Tick | Command) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Behind:
-    """A stream in one life: until it is deleted, or the model goes back."""
+    """A stream with moves that are not durable, until it is deleted or the model goes back."""
 
     durable: int
     """All steps before this one are durable."""
@@ -57,7 +56,7 @@ class _Behind:
 
 
 class DurableSteps:
-    """Up to which step each stream is durable. Holds only those that are behind."""
+    """The step up to which each stream is durable. Holds only streams that are behind."""
 
     def __init__(self) -> None:
         self._moves: deque[tuple[int, str, _Behind, int]] = deque()
@@ -74,7 +73,11 @@ class DurableSteps:
             self._moves.append((lsn, stream_id, behind, after))
 
     def committed(self, lsn: int) -> bool:
-        """All records up to this one are durable. Whether a stream's steps became so."""
+        """Note that all records up to this one are durable.
+
+        Returns:
+            Whether steps of a stream became durable.
+        """
         advanced = False
         while self._moves and self._moves[0][0] <= lsn:
             _, stream_id, behind, after = self._moves.popleft()
@@ -86,7 +89,7 @@ class DurableSteps:
         return advanced
 
     def step(self, stream_id: str, next_step: int) -> int:
-        """All steps before this one are durable, of a stream that has reached `next_step`."""
+        """The durable step of a stream that has reached `next_step`: all before it are durable."""
         behind = self._behind.get(stream_id)
         return next_step if behind is None else behind.durable
 
@@ -102,11 +105,11 @@ class JournalWriter:
 
     Args:
         model_id: whose records they are.
-        store: where they go; None: nowhere, and they are at once as durable as they get.
+        store: where they go; None: nowhere, and a record is at once as durable as it gets.
         executor: where commits wait for the disk.
         last: number of the last record that the store has.
         on_commit: called with `committed` when it has grown, and the seconds that took.
-        on_change: called when `blocked` may have become another.
+        on_change: called when `blocked` or `failure` has changed.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class JournalWriter:
         self._waiting: list[Record] = []
         self._weight = 0
         self._task: asyncio.Task[None] | None = None
+        self._appending: asyncio.Future[None] | None = None  # the thread that is in the store
         self._timer: asyncio.TimerHandle | None = None  # until enough is gathered
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -141,7 +145,7 @@ class JournalWriter:
         return self.last - self.committed >= WAITING_RECORDS_MAX or self._weight > WAITING_BYTES_MAX
 
     def put(self, body: Tick | Command) -> int:
-        """Number a record that was applied, and see to it that it becomes durable."""
+        """Number a record that was applied, and have it made durable."""
         self.last += 1
         if self._store is None:
             self.committed = self.last
@@ -169,7 +173,7 @@ class JournalWriter:
         """Wait until a record and all before it are durable.
 
         Raises:
-            ServiceError: they never will be.
+            ServiceError: they never will be, or the store has refused commits for too long.
         """
         if self.committed >= lsn:
             return
@@ -180,14 +184,29 @@ class JournalWriter:
         self._begin()
         await waiter
 
+    def refuse_waiters(self, why: ServiceError) -> None:
+        """End all that wait for a commit with an error; the commit is tried on."""
+        waiters, self._waiters = self._waiters, deque()
+        for _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(why)
+
     def give_up(self, why: ServiceError) -> None:
-        """Commit nothing more; who waits is told why. What is not durable was not acknowledged."""
+        """Commit nothing more; waiters get `why`. What is not durable was not acknowledged."""
         if self._waiting or self._is_writing:
             self._break(self.failure or why)
             if self._timer is not None:
                 self._timer.cancel()
             if self._task is not None:
                 self._task.cancel()
+
+    async def close(self, why: ServiceError) -> None:
+        """As `give_up`; when this returns, no thread writes to the journal any more."""
+        self.give_up(why)
+        if self.broken is None:
+            self._break(why)
+        if self._appending is not None:
+            await asyncio.wait([self._appending])
 
     async def _write(self) -> None:
         assert self._store is not None
@@ -197,15 +216,17 @@ class JournalWriter:
             batch, self._waiting = self._waiting, []
             start = time.perf_counter()
             try:
-                await loop.run_in_executor(
+                self._appending = loop.run_in_executor(
                     self._executor, self._store.append, self._model_id, batch
                 )
+                self._appending.add_done_callback(_look_at)
+                await asyncio.shield(self._appending)  # a thread cannot be cancelled
             except StorageFailed as error:
                 self._waiting = batch + self._waiting
                 self._say_failed(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001 - kept, and told to all who wait
+            except Exception as error:  # noqa: BLE001 - kept, and given to all that wait
                 log.error("model %s: the journal is closed: %s", self._model_id, error)
                 self._break(error)
             else:
@@ -253,3 +274,9 @@ class JournalWriter:
         if isinstance(self.broken, ServiceError):
             return self.broken
         return StorageFailed(f"the journal of model {self._model_id} is closed: {self.broken}")
+
+
+def _look_at(appended: asyncio.Future[None]) -> None:
+    """Take note of an append's error, which nobody awaits once its task is cancelled."""
+    if not appended.cancelled():
+        appended.exception()

@@ -135,10 +135,11 @@ class ModelCache:
         is_there = self._in_memory.get(model_id) is trainer
         if is_there and trainer.is_settled and model_id not in self._wanted:
             del self._in_memory[model_id]
-            self.states[model_id] = trainer.state
+            status = self.states[model_id] = trainer.status
             self._sink.rest_model(model_id)
             with contextlib.suppress(ServiceError):  # there is nothing left to write
                 await trainer.stop(refusal=Recovering.of(model_id), save=False)
             trainer.forget()
+            self._sink.model_state(model_id, status.state)  # it comes back when asked for
             log.debug("model %s has left memory", model_id)
         return True

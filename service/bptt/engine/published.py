@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt.engine.run import Outcome
+from bptt.engine.messages import Outcome
 from bptt.engine.views import StreamViews
 from bptt_core import Figures, Learner, Snapshot
 
@@ -81,6 +81,10 @@ class PublishedState:
         """The number of a stream's next step; 0 for one that is not known."""
         return self._behind.get(stream_id) or self._views.next_step(stream_id)
 
+    def incarnation(self, stream_id: str) -> int:
+        """The stream's incarnation; 0 for one that is not known."""
+        return self._views.incarnation(stream_id)
+
     def knows(self, stream_id: str) -> bool:
         """Whether there is a stream of that name."""
         return stream_id in self._views
@@ -132,8 +136,13 @@ class PublishedState:
         self._figures_are(learner.figures)
 
     def forget(self) -> None:
-        """Give the memory of a model that has stopped back now."""
+        """Free the memory of a model that has stopped."""
         del self._learner, self._snapshot
+
+    def freeze(self) -> None:
+        """Show the last whole state from now on: the learner is in no known state."""
+        self._behind.clear()
+        self._band = None
 
     def takes_figures(self, figures: Figures) -> None:
         """The settings are others, and figures with them."""

@@ -18,7 +18,7 @@ from bptt_core import Learner, TickResult
 from bptt_core.errors import BpttError
 
 LoadCheckpoint = Callable[[int], Checkpoint]
-"""A checkpoint of the record's model, by its ticks."""
+"""A checkpoint of the record's model, by its lsn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,9 @@ def apply_body(
     elif body.name == "restore":
         if load is None:
             raise DataDamaged("a restore needs a checkpoint, and there is nowhere to read it from")
-        return Applied(learner_from(load(arguments["lsn"])), None)
+        restored = learner_from(load(arguments["lsn"]))
+        restored.number_streams_above(learner.last_incarnation)
+        return Applied(restored, None)
     elif body.name == "roll_back":
         if load is None:
             raise DataDamaged(
@@ -136,5 +138,5 @@ def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition
 
 
 def _misfit(checkpoint: Checkpoint, error: Exception) -> DataDamaged:
-    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} ticks"
+    which = f"the checkpoint of model {checkpoint.model_id} after {checkpoint.lsn} records"
     return DataDamaged(f"{which} does not fit: {error}")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bptt.domain import ModelDefinition, ModelState, ModelStatus, state_of
 from bptt.durability import Checkpoint, differences, Record, Store
 from bptt.engine.records import apply_record, definition_from, learner_from
 from bptt.engine.views import StreamViews
-from bptt.errors import DataDamaged
+from bptt.errors import DataDamaged, ServiceError
 from bptt_core import Learner
 from bptt_core.errors import BpttError
 
@@ -37,7 +37,7 @@ class Recovered:
     """Of its streams: made here, for 100,000 of them take a second."""
 
     @property
-    def state(self) -> ModelStatus:
+    def status(self) -> ModelStatus:
         """The model as it is now."""
         return status_of(self.definition, self.learner, len(self.views))
 
@@ -48,15 +48,15 @@ class Recovered:
 
 
 def status_of(
-    definition: ModelDefinition, learner: Learner, streams: int, condition: ModelState | None = None
+    definition: ModelDefinition, learner: Learner, streams: int, state: ModelState | None = None
 ) -> ModelStatus:
-    """The state of a model that no trainer has; None: the condition that its learner is in."""
+    """The status of a model that no trainer has; `state` None: as its learner's figures say."""
     return ModelStatus(
         definition,
         learner.parameter_count,
         streams,
         learner.figures,
-        condition or state_of(learner.settings, learner.figures),
+        state or state_of(learner.settings, learner.figures),
         learner.settings,
     )
 
@@ -69,7 +69,8 @@ def recover(
 ) -> Recovered:
     """Read back a model's newest whole checkpoint, and replay the journal behind it.
 
-    Takes time: use a thread.
+    Takes time: use a thread. A record that cannot be read or learned again, for whatever reason but
+    want of memory, is damage: the model is given as it was before that record.
 
     Args:
         store: open.
@@ -79,12 +80,35 @@ def recover(
 
     Raises:
         DataDamaged: none of its checkpoints can be read back.
+        StorageFailed: the store cannot be read.
+        MemoryError: the model does not fit into memory.
     """
-    checkpoint, learner = _newest(store, model_id)
-    definition = definition_from(checkpoint, learner)
-    on_found(status_of(definition, learner, len(learner.stream_ids()), "recovering"))
+    try:
+        return _recover(store, model_id, check_going_on, on_found)
+    except _Unreplayable as error:  # the learner may be half changed: begin again, and stop before
+        log.error("model %s: record %d cannot be replayed", model_id, error.lsn, exc_info=error)
+        return _recover(store, model_id, check_going_on, on_found, error)
+
+
+class _Unreplayable(Exception):
+    """A record broke the learner in a way that nobody foresaw."""
+
+    def __init__(self, lsn: int, error: Exception) -> None:
+        super().__init__(f"record {lsn} cannot be learned again: {error!r}")
+        self.lsn = lsn
+
+
+def _recover(
+    store: Store,
+    model_id: str,
+    check_going_on: Callable[[], None],
+    on_found: Callable[[ModelStatus], None],
+    stop_before: _Unreplayable | None = None,
+) -> Recovered:
+    checkpoint, learner, definition = _newest(store, model_id)
+    on_found(status_of(definition, learner, len(learner.stream_ids()), ModelState.RECOVERING))
     learner.warm_up()
-    replay = _Replay(store, model_id, checkpoint.lsn, learner, check_going_on)
+    replay = _Replay(store, model_id, checkpoint.lsn, learner, check_going_on, stop_before)
     damage = None
     try:
         replay.run(checkpoint)
@@ -103,18 +127,22 @@ def recover(
     )
 
 
-def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner]:
-    """The newest checkpoint that is whole; those that are not are told of."""
+def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner, ModelDefinition]:
+    """The newest checkpoint that is whole; those that are not are logged."""
     damage: DataDamaged | None = None
     for info in reversed(store.checkpoints(model_id)):
         try:
             checkpoint = store.load(model_id, info.lsn)
             learner = learner_from(checkpoint)
+            return checkpoint, learner, definition_from(checkpoint, learner)
         except DataDamaged as error:
-            log.error("model %s: going back one checkpoint: %s", model_id, error.message)
-            damage = damage or error
-            continue
-        return checkpoint, learner
+            found = error
+        except (ServiceError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever decoding damaged bytes may raise
+            found = DataDamaged(f"its checkpoint {info.lsn} cannot be read back: {error!r}")
+        log.error("model %s: going back one checkpoint: %s", model_id, found.message)
+        damage = damage or found
     raise damage or DataDamaged(f"model {model_id} has no checkpoint")
 
 
@@ -128,35 +156,53 @@ class _Replay:
         lsn: int,
         learner: Learner,
         check_going_on: Callable[[], None],
+        stop_before: _Unreplayable | None,
     ) -> None:
+        self._stop_before = stop_before
         self._store = store
         self._model_id = model_id
         self._check_going_on = check_going_on
         self.lsn = lsn
         self.learner = learner
-        self._last: int | None = None  # record of the journal; read when it is to be told
+        self._last: int | None = None  # record of the journal; read for the first progress line
         self._said = time.monotonic()
 
     def run(self, checkpoint: Checkpoint) -> None:
-        """All of them.
+        """Apply all of them.
 
         Raises:
-            DataDamaged: of one record; the learner is as it was before it.
+            DataDamaged: a record cannot be read or applied; the learner is as it was before it.
+            _Unreplayable: a record broke the learner, which is in no known state.
         """
-        for record in self._store.tail(self._model_id, self.lsn):
+        for record in self._records():
             if self.lsn == checkpoint.lsn:
                 self._warn_of_differences(checkpoint)
             self._check_going_on()
             self._do(record)
             self._say_progress(checkpoint)
 
+    def _records(self) -> Iterator[Record]:
+        try:
+            yield from self._store.tail(self._model_id, self.lsn)
+        except (ServiceError, MemoryError):
+            raise
+        except Exception as error:  # whatever decoding damaged bytes may raise
+            place = f"the record after {self.lsn}"
+            raise DataDamaged(f"{place} cannot be read: {error!r}") from error
+
     def _do(self, record: Record) -> None:
+        if self._stop_before is not None and record.lsn == self._stop_before.lsn:
+            raise DataDamaged(str(self._stop_before))
         try:
             applied = apply_record(
                 self.learner, record, lambda lsn: self._store.load(self._model_id, lsn)
             )
         except BpttError as error:
             raise DataDamaged(f"record {record.lsn} cannot be learned again: {error}") from error
+        except (ServiceError, MemoryError):
+            raise
+        except Exception as error:
+            raise _Unreplayable(record.lsn, error) from error
         if applied.learner is not self.learner:
             applied.learner.warm_up()
         self.learner, self.lsn = applied.learner, record.lsn
@@ -177,7 +223,7 @@ class _Replay:
             if self._last is None:
                 self._last = self._store.last(self._model_id)
             log.info(
-                "model %s: recovering, %d of %d ticks and %d steps replayed",
+                "model %s: recovering, %d of %d records and %d steps replayed",
                 self._model_id,
                 self.lsn - checkpoint.lsn,
                 self._last - checkpoint.lsn,

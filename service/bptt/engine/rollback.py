@@ -1,12 +1,12 @@
 """Which checkpoint a model goes back to when it has diverged and its spec says `roll_back`.
 
 Rules:
-- The newest good one: whole, and made when the last update had not been skipped.
-- One that was gone back to, and from which no update could be made since, was not good after all:
-  the one before it is next. So a model whose data cannot be learned does not go back for ever.
-- When none is left the model stays as it is, diverged, and learns nothing.
+- The newest good checkpoint: whole, and made when the last update had not been skipped.
+- A checkpoint from which no update could be made after a roll-back is passed over by the next one.
+  So a model whose data cannot be learned does not roll back for ever.
+- When none is left the model stays diverged, and learns nothing.
 
-What is chosen, and the learning rate, stand in the journal: replay goes back to the same.
+The journal holds the choice and the learning rate: replay goes back to the same checkpoint.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class RollbackPolicy:
     def __init__(self, store: Store | None, model_id: str) -> None:
         self._store = store
         self._model_id = model_id
-        self._before = math.inf  # ticks: those from here on have been tried
-        self._updates = -1  # that changed something, when the last one was tried
+        self._before = math.inf  # checkpoints from this lsn on have been tried
+        self._updates = -1  # that were not skipped, when the last one was tried
 
     def find(self, learner: Learner) -> tuple[Checkpoint, Command] | None:
         """The checkpoint, and the command that goes back to it; None: there is none.

@@ -8,41 +8,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from bptt.domain import RunReport, TickReport
 from bptt.durability import Command, Tick
-from bptt.engine.fair_queue import QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.joining import groups, join, split
-from bptt.engine.journaling import Move
+from bptt.engine.messages import Outcome, QueuedChunk, StreamCommand, TickBatch
 from bptt.engine.records import apply_body
-from bptt.errors import from_core, ServiceError
-from bptt_core import Chunk, ChunkResult, Learner, Snapshot, StreamView
+from bptt.errors import from_core
+from bptt_core import Chunk, ChunkResult, Learner, StreamView
 from bptt_core.errors import BpttError, UnknownStream
-
-
-@dataclass(slots=True, eq=False)
-class Outcome:
-    """What a run did, for the event loop to publish."""
-
-    answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
-    commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
-    views: dict[str, StreamView | None] = field(default_factory=dict)
-    """Of the streams that were touched. None: the stream is gone."""
-    records: list[tuple[Tick | Command, list[Move]]] = field(default_factory=list)
-    """What changed the learner, in order, and the streams that it moved."""
-    ticks: list[TickReport] = field(default_factory=list)
-    snapshot: Snapshot | None = None
-    report: RunReport | None = None
-    rest: list[TickBatch] = field(default_factory=list)
-    """Rounds that were not applied, because the model must go back to a checkpoint first."""
-    diverged: bool = False
-    """The model must go back to a checkpoint now, as its spec says."""
-    seconds: float = 0.0
-    own_seconds: float = 0.0
-    """The same without those in which other threads and programs had the processor."""
-    failure: Exception | None = None
 
 
 def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:
@@ -64,9 +38,7 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
             else:
                 _apply(learner, each.chunks, outcome)
             for duplicate in each.duplicates:
-                step = _next_step(learner, duplicate.stream_id)
-                result = ChunkResult(duplicate.stream_id, step, step, None, ())
-                outcome.answers.append((duplicate, result))
+                outcome.answers.append((duplicate, _nothing_new(learner, duplicate.stream_id)))
             for command in each.commands:
                 _execute(learner, command, outcome)
             if _must_roll_back(learner, outcome):
@@ -133,8 +105,7 @@ def _in_sequence(
             body.append(chunk)
             left.append(each)
         else:
-            step = chunk.first_step
-            outcome.answers.append((each, ChunkResult(each.stream_id, step, step, None, ())))
+            outcome.answers.append((each, _nothing_new(learner, each.stream_id)))
     return tuple(body), left
 
 
@@ -186,6 +157,15 @@ def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None
     outcome.touched.add(stream_id)
     outcome.records.append((body, []))
     outcome.commands.append((command, _next_step(learner, stream_id)))
+
+
+def _nothing_new(learner: Learner, stream_id: str) -> ChunkResult:
+    """The answer to a chunk of which nothing is left to learn."""
+    view = _view(learner, stream_id)
+    if view is None:
+        return ChunkResult(stream_id, 0, 0, None, ())
+    step = view.next_step
+    return ChunkResult(stream_id, step, step, None, (), incarnation=view.incarnation)
 
 
 def _next_step(learner: Learner, stream_id: str) -> int:

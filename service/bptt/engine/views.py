@@ -25,7 +25,7 @@ class StreamViews(Mapping[str, StreamView]):
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         state = (spec.layers, spec.state_parts, spec.hidden_size)
-        numbers = [("steps", np.int64, (2,)), ("state", np.dtype(spec.dtype), state)]
+        numbers = [("steps", np.int64, (3,)), ("state", np.dtype(spec.dtype), state)]
         row = np.dtype([*numbers, ("last", np.float64, (spec.input_size,))])
         self._row = row
         self._block_rows = max(1, BLOCK_BYTES // row.itemsize)
@@ -44,19 +44,24 @@ class StreamViews(Mapping[str, StreamView]):
         row = self._rows.get(stream_id)
         return 0 if row is None else int(self._place(row)["steps"][0])
 
+    def incarnation(self, stream_id: str) -> int:
+        """The stream's incarnation; 0 for one that is not known."""
+        row = self._rows.get(stream_id)
+        return 0 if row is None else int(self._place(row)["steps"][2])
+
     def __getitem__(self, stream_id: str) -> StreamView:
         place = self._place(self._rows[stream_id])
-        next_step, sequence_step = place["steps"].tolist()
+        next_step, sequence_step, incarnation = place["steps"].tolist()
         state, last = place["state"].copy(), place["last"].copy()
         state.flags.writeable = last.flags.writeable = False
-        return StreamView(next_step, sequence_step, state, last)
+        return StreamView(next_step, sequence_step, state, last, incarnation)
 
     def __setitem__(self, stream_id: str, view: StreamView) -> None:
         row = self._rows.get(stream_id)
         if row is None:
             row = self._rows[stream_id] = self._new_row()
         place = self._place(row)
-        place["steps"] = view.next_step, view.sequence_step
+        place["steps"] = view.next_step, view.sequence_step, view.incarnation
         place["state"] = view.state
         place["last"] = view.last_input
 

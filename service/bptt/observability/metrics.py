@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from bptt.domain import Gauges, RunReport
+from bptt.domain import Gauges, ModelState, RunReport
 from bptt_core import Figures, GradientFlow
 
 LOSS_BOUNDS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0)
@@ -179,7 +179,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._models: dict[str, ModelMetrics] = {}
         self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
-        self._lock = threading.Lock()  # of the two tables; a scrape comes from another thread
+        self._states: dict[str, ModelState] = {}
+        self._failures: dict[str, dict[str, int]] = {}  # by model and reason
+        self._lock = threading.Lock()  # of the tables; a scrape comes from another thread
         self.registry.register(self)
 
     def open_model(
@@ -203,6 +205,19 @@ class Metrics:
         """See `ReportSink`."""
         with self._lock:
             self._models.pop(model_id, None)
+            self._states.pop(model_id, None)
+            self._failures.pop(model_id, None)
+
+    def model_state(self, model_id: str, state: ModelState) -> None:
+        """See `ReportSink`."""
+        with self._lock:
+            self._states[model_id] = state
+
+    def model_failed(self, model_id: str, reason: str) -> None:
+        """See `ReportSink`."""
+        with self._lock:
+            reasons = self._failures.setdefault(model_id, {})
+            reasons[reason] = reasons.get(reason, 0) + 1
 
     def method(self, kind: str, service: str, method: str) -> MethodMetrics:
         """See `CallSink`."""
@@ -214,7 +229,15 @@ class Metrics:
         with self._lock:
             models = list(self._models.items())
             methods = list(self._methods.items())
+            states = list(self._states.items())
+            failures = [(name, dict(reasons)) for name, reasons in self._failures.items()]
         yield from _model_families(models)
+        yield _state_family(states)
+        yield _by_reason(
+            "bptt_model_failures",
+            "Times the model failed, by what it was doing, or could not be brought back",
+            failures,
+        )
         yield from _method_families(methods)
 
 
@@ -225,7 +248,7 @@ _FIGURES = {
     "baseline_loss": "Loss of the naive forecast, which repeats the last value or the mean",
     "gradient_norm": "L2 norm of the last update's gradient before clipping",
     "clipped_gradient_norm": "L2 norm of the last update's gradient after clipping",
-    "skill_ratio": "Prequential error over that of the naive forecast; below 1 is better",
+    "skill_ratio": "Prequential error relative to the naive forecast; below 1 is better",
     "parameter_norm": "L2 norm of all parameters",
     "learning_rate": "Step size of the optimizer",
     "diverged": "1 while nothing is learned, because too many updates in a row were not finite",
@@ -237,7 +260,7 @@ _CLASS_FIGURES = {
 _GAUGES = {
     "streams": "Streams the model knows",
     "queue_chunks": "Chunks that wait to be learned",
-    "snapshot_age_steps": "Steps accepted that predictions do not know of yet",
+    "snapshot_age_steps": "Steps accepted that the snapshot does not hold yet",
 }
 _COUNTERS = {
     "steps": "Steps learned or held for the next window",
@@ -314,6 +337,16 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         "Chunks that were refused, by what was wrong",
         [(name, each.rejected) for name, each in models],
     )
+
+
+def _state_family(states: Iterable[tuple[str, ModelState]]) -> Metric:
+    """One series a model, and not one for each state: a thousand models are scraped at once."""
+    gauge = GaugeMetricFamily(
+        "bptt_model_state", "1 for the state that the model is in", labels=["model", "state"]
+    )
+    for name, state in states:
+        gauge.add_metric([name, state.value], 1)
+    return gauge
 
 
 def _flow_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metric]:

@@ -1,1 +1,1 @@
-"""gRPC: the only place, beside the client, that knows it."""
+"""The gRPC server. Only this package and `bptt.client` import gRPC."""

@@ -1,7 +1,7 @@
-"""Between protobuf messages and what the engine speaks of: chunks, answers, predictions.
+"""Converts between protobuf messages and the engine's chunks, answers and predictions.
 
-Protobuf stops here, and in `convert_models`. What depends on the model alone is worked out once a
-call: a reader for what comes in, a writer for what goes out.
+No other module of the server but `convert_models` reads or writes fields of messages. Whatever
+depends on the model alone is computed once a call, in a reader and a writer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from bptt.domain import (
     ModelState,
     Refused,
 )
+from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest
-from bptt.rpc.convert_models import condition_to_proto
+from bptt.rpc.convert_models import state_to_proto
 from bptt_core import ChunkResult, ModelSpec, Snapshot, UpdateReport
 from bptt_core.errors import LabelTooEarly, LabelTooLate
 
@@ -39,11 +40,11 @@ ErrorBand = tuple[FloatArray, FloatArray]
 """As `Snapshot.error_band` gives it."""
 
 
-# ---------------------------------------------------------------------- coming in
+# ---------------------------------------------------------------------- requests
 
 
 class ChunkReader:
-    """Makes arrays of one model's messages."""
+    """Converts the chunks and inputs that clients send to one model."""
 
     def __init__(self, definition: ModelDefinition) -> None:
         spec = definition.spec
@@ -58,10 +59,10 @@ class ChunkReader:
         self._steps_max = max(1, min(CHUNK_STEPS_MAX, ANSWER_VALUES_MAX // spec.outputs))
 
     def chunk(self, message: pb.Chunk) -> IncomingChunk:
-        """A well-formed chunk.
+        """Convert a chunk.
 
         Raises:
-            InvalidRequest: one of its fields is not what it must be; the error names it.
+            InvalidRequest: a field is out of its bounds; the error names it.
         """
         stream_id = check_stream_id(message.stream_id)
         targets = self._targets(message)
@@ -79,13 +80,15 @@ class ChunkReader:
         if self._label_delay and targets is not None and len(inputs) and first_step is not None:
             labelled = first_step if first_target is None else first_target
             self._check_place(labelled, len(targets), first_step, len(inputs))
-        return IncomingChunk(stream_id, first_step, inputs, targets, ends, first_target)
+        return IncomingChunk(
+            stream_id, first_step, inputs, targets, ends, first_target, message.incarnation
+        )
 
     def predict_inputs(self, message: pb.PredictRequest) -> Rows | None:
-        """The steps to read before predicting, (T, D) or (T,); None where there are none.
+        """Return the steps to read before predicting, (T, D) or (T,); None without any.
 
         Raises:
-            InvalidRequest: they are not what they must be.
+            InvalidRequest: they are out of their bounds.
         """
         inputs = self._inputs(message)
         return inputs if len(inputs) else None
@@ -108,7 +111,7 @@ class ChunkReader:
         return rows
 
     def _targets(self, message: pb.Chunk) -> Rows | None:
-        """None where the task has none, or none came."""
+        """Return the targets; None if the task has none or the chunk has none."""
         if message.targets and self._targets_are != "values":
             value = f"{len(message.targets)} values"
             raise InvalidRequest.of("targets", value, self._without_targets(), reason="targets")
@@ -134,10 +137,10 @@ class ChunkReader:
         return targets
 
     def _check_place(self, labelled: int, labels: int, first_step: int, steps: int) -> None:
-        """Refuse labels that are out of the delay window of their own chunk.
+        """Refuse labels outside the delay window of their own chunk.
 
-        The learner looks at the window of the stream. But of a chunk that is sent once more it
-        sees only what is new, and what is wrong now was wrong then.
+        The learner checks them against the window of the stream, but it sees only the new part of a
+        chunk that is sent again. This check gives the same result for the first and later times.
         """
         oldest = max(0, first_step - self._label_delay)
         if labelled < oldest:
@@ -193,11 +196,11 @@ def _rows(
 def _check_numbers(
     field: str, rows: npt.NDArray[np.float32], names: tuple[str, ...], *, nan_allowed: bool
 ) -> None:
-    """Refuse what is not a number, naming the first of them by step and column."""
+    """Refuse values that are not finite; the error names step and column of the first."""
     flat = rows.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = flat.dot(flat)  # less than half of what looking at each value takes
-    if math.isfinite(squares):  # else it may have overflown: then we look
+        squares = flat.dot(flat)  # takes less than half the time of testing each value
+    if math.isfinite(squares):  # else a value is not finite, or the sum has overflowed
         return
     bad = np.isinf(rows) if nan_allowed else ~np.isfinite(rows)
     if not bad.any():
@@ -209,14 +212,14 @@ def _check_numbers(
     raise InvalidRequest.of(field, place, bound, reason="not_finite")
 
 
-# ---------------------------------------------------------------------- going out
+# ---------------------------------------------------------------------- answers
 
 
 def top_tokens_of(message: pb.OpenLearn | pb.PredictRequest, spec: ModelSpec) -> int:
-    """How many of the likeliest tokens an answer names; 0 where the task has no tokens.
+    """Return how many of the likeliest tokens an answer names; 0 for other tasks.
 
     Raises:
-        InvalidRequest: it is out of its bounds, or the task has none.
+        InvalidRequest: `top_tokens` is out of its bounds, or given for another task.
     """
     given = message.top_tokens if message.HasField("top_tokens") else None
     if spec.task != "next_token":
@@ -229,7 +232,7 @@ def top_tokens_of(message: pb.OpenLearn | pb.PredictRequest, spec: ModelSpec) ->
 
 
 def likeliest(rows: npt.NDArray[Any], count: int) -> tuple[IntArray, FloatArray]:
-    """The likeliest classes of each row and their probabilities, (T, count), likeliest first."""
+    """Return the likeliest classes of each row and their probabilities, (T, count), descending."""
     split = rows.shape[1] - count
     found = np.argpartition(rows, split, axis=1)[:, split:] if split else None
     if found is None:
@@ -241,13 +244,12 @@ def likeliest(rows: npt.NDArray[Any], count: int) -> tuple[IntArray, FloatArray]
 
 
 class AnswerWriter:
-    """Makes messages of one call's answers.
+    """Converts the answers of one call to messages.
 
     Args:
-        spec: of the model.
-        predictions: whether they are part of the answers, and with them error bands and anomaly
-            scores.
-        top_tokens: how many tokens an answer names for each step.
+        spec: the model's.
+        predictions: True: answers have predictions, error bands and anomaly scores.
+        top_tokens: number of tokens that an answer names for each step.
     """
 
     def __init__(self, spec: ModelSpec, *, predictions: bool, top_tokens: int) -> None:
@@ -257,9 +259,9 @@ class AnswerWriter:
         self._band = Band()
 
     def learned(
-        self, result: ChunkResult, durable_step: int, condition: ModelState, band: ErrorBand
+        self, result: ChunkResult, durable_step: int, state: ModelState, band: ErrorBand
     ) -> pb.LearnResponse:
-        """The answer to a chunk that was learned; the error band is the newest there is."""
+        """Return the answer to a learned chunk, with the newest error band."""
         response = pb.LearnResponse(
             learned=pb.ChunkLearned(
                 stream_id=result.stream_id,
@@ -267,7 +269,8 @@ class AnswerWriter:
                 next_step=result.next_step,
                 updates=[_update_to_proto(each) for each in result.updates],
                 durable_step=durable_step,
-                model_state=condition_to_proto(condition),
+                model_state=state_to_proto(state),
+                incarnation=result.incarnation,
             )
         )
         if self._predictions and result.predictions is not None:
@@ -292,9 +295,9 @@ class AnswerWriter:
 
 
 class Band:
-    """The wire form of error bands, kept until the next one.
+    """Encodes error bands, and keeps the encoding of the last one.
 
-    A band is worked out anew every 32 errors or so, and goes into every answer.
+    Every answer carries the band, which changes about every 32 errors.
     """
 
     def __init__(self) -> None:
@@ -303,7 +306,7 @@ class Band:
         self._data = b""
 
     def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
-        """The fields `error_low` and `error_high` of a message; nothing where there is no band."""
+        """Return the encoded fields `error_low` and `error_high`; empty without a band."""
         if band is self._seen:
             return self._data
         self._seen = low, high = band
@@ -326,9 +329,9 @@ def _add_top_tokens(
 
 
 def packed(kind: type[Message], field: str, values: npt.NDArray[Any]) -> bytes:
-    """The wire form of a field of packed floats, to be merged into a message.
+    """Return the encoding of a field of packed floats, to be merged into a message.
 
-    That takes 2 µs for 512, where a list of them takes 12.
+    For 512 floats that takes 2 µs; adding them as a list takes 12.
     """
     data = values.astype("<f4").tobytes()
     return _tag(kind, field) + _varint(len(data)) + data
@@ -368,7 +371,7 @@ def _update_to_proto(report: UpdateReport) -> pb.UpdateReport:
 
 
 def refused_to_proto(refused: Refused) -> pb.LearnResponse:
-    """The answer to a chunk that was refused."""
+    """Return the answer to a refused chunk."""
     error = refused.error
     violation = error.violations[0] if error.violations else None
     return pb.LearnResponse(
@@ -379,15 +382,27 @@ def refused_to_proto(refused: Refused) -> pb.LearnResponse:
             message=error.message,
             expected_step=refused.expected_step,
             chunk_index=refused.chunk_index,
+            reason=error.reason.upper(),
             **({} if violation is None else dataclasses.asdict(violation)),
         )
+    )
+
+
+def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:
+    """Return where a stream that exists stands, as of the snapshot."""
+    next_step = trainer.views.next_step(stream_id)
+    return pb.Stream(
+        stream_id=stream_id,
+        next_step=next_step,
+        durable_step=min(next_step, trainer.durable_step(stream_id)),
+        incarnation=trainer.incarnation(stream_id),
     )
 
 
 def prediction_to_proto(
     rows: npt.NDArray[Any], snapshot: Snapshot, next_step: int, top_tokens: int
 ) -> pb.PredictResponse:
-    """The answer to Predict: what a snapshot has predicted, with its error band."""
+    """Return the answer to Predict, with the snapshot's error band."""
     spec = snapshot.spec
     response = pb.PredictResponse(
         next_step=next_step,

@@ -1,14 +1,14 @@
-"""Between protobuf messages and models: definitions, figures, settings, checkpoints, pages."""
+"""Converts between protobuf messages and models, settings, checkpoints and pages."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from bptt import v1 as pb
 from bptt.config import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
-from bptt.domain import ModelDefinition, ModelState, ModelStatus
+from bptt.domain import ModelDefinition, ModelState, ModelStatus, UnreadModel
 from bptt.durability import CheckpointInfo
 from bptt.errors import from_core, InvalidRequest
 from bptt_core import ModelSpec
@@ -34,7 +34,7 @@ _SCALARS = [name for name in _FIELDS if name not in _ENUMS and name not in _REPE
 
 
 def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefinition:
-    """A model's definition, whole and checked.
+    """Convert and check a model's definition.
 
     Raises:
         InvalidRequest: a field is out of its bounds; the error names it as `spec.<field>`.
@@ -59,7 +59,7 @@ def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefiniti
 
 
 def choice(field: str, name: str, number: int) -> str:
-    """`CELL_RNN_TANH` is "rnn_tanh" everywhere else.
+    """Return an enum value's name as it is used elsewhere: `CELL_RNN_TANH` as "rnn_tanh".
 
     Raises:
         InvalidRequest: the enum of `name` has no such number; the error names `field`.
@@ -78,7 +78,7 @@ def _number(name: str, value: str) -> Any:
 
 
 def spec_to_proto(definition: ModelDefinition) -> pb.ModelSpec:
-    """The spec with every field filled in that its task has."""
+    """Return the spec with every field of its task filled in."""
     spec = definition.spec
     values = {name: getattr(spec, name) for name in _SCALARS}
     if not spec.vocabulary_size:
@@ -94,8 +94,10 @@ def spec_to_proto(definition: ModelDefinition) -> pb.ModelSpec:
     return message
 
 
-def model_to_proto(state: ModelStatus) -> pb.Model:
-    """A model as it is now."""
+def model_to_proto(state: ModelStatus | UnreadModel) -> pb.Model:
+    """Return the model as it is now."""
+    if isinstance(state, UnreadModel):
+        return _unread_to_proto(state)
     figures = state.figures
     return pb.Model(
         model_id=state.definition.model_id,
@@ -109,7 +111,8 @@ def model_to_proto(state: ModelStatus) -> pb.Model:
         skill_ratio=figures.skill_ratio,
         loss=figures.loss,
         gradient_norm=figures.gradient_norm,
-        state=condition_to_proto(state.condition),
+        state=state_to_proto(state.state),
+        state_reason=state.state_reason,
         learning_rate=figures.learning_rate,
         clip=_number("clip", state.settings.clip),
         clip_threshold=state.settings.clip_threshold,
@@ -118,11 +121,12 @@ def model_to_proto(state: ModelStatus) -> pb.Model:
     )
 
 
-def unknown_to_proto(model_id: str) -> pb.Model:
-    """A model that is being recovered, and of which nothing has been read yet."""
+def _unread_to_proto(model: UnreadModel) -> pb.Model:
+    """Return the entry of a model that has not been read yet."""
     return pb.Model(
-        model_id=model_id,
-        state=pb.MODEL_STATE_RECOVERING,
+        model_id=model.model_id,
+        state=state_to_proto(model.state),
+        state_reason=model.state_reason,
         skill_ratio=math.nan,
         loss=math.nan,
         gradient_norm=math.nan,
@@ -131,21 +135,19 @@ def unknown_to_proto(model_id: str) -> pb.Model:
     )
 
 
-_CONDITIONS = {
-    name: pb.ModelState.Value(f"MODEL_STATE_{name.upper()}") for name in get_args(ModelState)
-}
+_STATES = {state: pb.ModelState.Value(f"MODEL_STATE_{state.name}") for state in ModelState}
 
 
-def condition_to_proto(condition: ModelState) -> Any:
-    """What a model does with chunks."""
-    return _CONDITIONS[condition]
+def state_to_proto(state: ModelState) -> Any:
+    """Return the enum value of a model's state."""
+    return _STATES[state]
 
 
 def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:
-    """What of a model's settings is to change.
+    """Return the settings to change, by name.
 
     Raises:
-        InvalidRequest: there is no such clip.
+        InvalidRequest: the clip is not a known one.
     """
     names = ("learning_rate", "clip_threshold", "paused")
     changes = {name: getattr(message, name) for name in names if message.HasField(cast(Any, name))}
@@ -155,7 +157,7 @@ def changes_from_proto(message: pb.UpdateModelRequest) -> dict[str, Any]:
 
 
 def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:
-    """A checkpoint, as it stands in the store."""
+    """Return a checkpoint's entry."""
     return pb.Checkpoint(
         lsn=info.lsn,
         steps=info.steps,
@@ -168,10 +170,12 @@ def checkpoint_to_proto(info: CheckpointInfo) -> pb.Checkpoint:
 
 
 def page_from_proto(page_size: int, page_token: str) -> tuple[str, int]:
-    """After which name a page begins, and how many entries it has at most.
+    """Return the name after which a page begins, and the most entries it may have.
+
+    A size above the maximum is cut to it.
 
     Raises:
-        InvalidRequest: the size is negative; one above the maximum is cut to it.
+        InvalidRequest: the size is negative.
     """
     if page_size < 0:
         raise InvalidRequest.of("page_size", page_size, f"a number from 0 to {PAGE_SIZE_MAX}")

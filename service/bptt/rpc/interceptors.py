@@ -1,11 +1,12 @@
-"""Around every call: its errors become statuses, and it is counted.
+"""Turns the errors of calls into gRPC statuses, and counts calls.
 
-- A `ServiceError` ends the call with its status; `google.rpc.Status`, with the fields that were
-  wrong as `google.rpc.BadRequest` and the time after which to try again as `google.rpc.RetryInfo`,
-  goes into the trailing metadata.
-- Any other exception is a defect: logged once with its traceback, answered as INTERNAL without its
-  text.
-- A client that hung up is neither.
+- A `ServiceError` ends the call with its status. The trailing metadata carries a
+  `google.rpc.Status` with details: `google.rpc.ErrorInfo` with the error's reason, the domain
+  "bptt" and the wrong fields; `google.rpc.BadRequest` with the same fields as text;
+  `google.rpc.RetryInfo` where it is known when to try again.
+- Any other exception is a defect: it is logged once with its traceback and answered as INTERNAL
+  without its text.
+- A client that hung up is neither an error nor a defect.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from bptt.domain import CallSink, MethodSink
-from bptt.errors import ServiceError
+from bptt.errors import ERROR_DOMAIN, ServiceError, violations_to_metadata
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +42,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, sink: CallSink) -> None:
         self._sink = sink
-        self._handlers: dict[str, Any] = {}
+        # Method: the handler that came last, and the same handler wrapped.
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The method's handler, wrapped; made once a method."""
+        """Return the method's handler, wrapped.
+
+        `continuation` runs once a call, because it runs the interceptors behind this one. The
+        wrapping is made again only if it gives another handler than the last time.
+        """
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such method: gRPC answers; nothing is kept, for names are endless
+            return None
         name: Any = handler_call_details.method
-        wrapped = self._handlers.get(name)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:  # no such method: gRPC answers, and any name may come
-                return None
-            wrapped = self._handlers[name] = self._wrap(name, handler)
-        return wrapped
+        last = self._wrapped.get(name)
+        if last is None or last[0] is not handler:
+            last = self._wrapped[name] = handler, self._wrap(name, handler)
+        return last[1]
 
     def _wrap(self, name: str, handler: Any) -> Any:
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
@@ -96,7 +102,7 @@ def _unary(behavior: Any, sink: MethodSink, name: str) -> Any:
 
 
 def _streaming(behavior: Any, sink: MethodSink, name: str) -> Any:
-    """Of a streaming call, whose behavior yields its answers or writes them to the context."""
+    """Wrap a streaming method that yields its answers or writes them to the context."""
 
     async def call(request: Any, context: Any) -> None:
         start = time.perf_counter()
@@ -130,7 +136,7 @@ async def _counted(messages: AsyncIterator[Any], sink: MethodSink) -> AsyncItera
 
 
 class _CountingContext:
-    """A call's context that counts its messages, and is the context itself in all else."""
+    """Counts the messages of a call; passes everything else on to the call's context."""
 
     def __init__(self, context: Any, sink: MethodSink) -> None:
         self._context = context
@@ -169,12 +175,12 @@ def _status_name(code: Any) -> str:
 
 
 def _hung_up(error: BaseException, context: Any) -> bool:
-    """Whether reading or writing failed because the client is not there any more."""
+    """Return whether reading or writing failed because the client is gone."""
     return isinstance(error, grpc.aio.UsageError | grpc.aio.InternalError | grpc.aio.BaseError)
 
 
 async def _end(error: BaseException, context: Any, name: str) -> None:
-    """End the call with the status of an error, where that is for us to do."""
+    """End the call with the status of an error, unless gRPC or the client has ended it."""
     if isinstance(error, ServiceError):
         await abort(context, error)
     if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
@@ -188,6 +194,12 @@ async def abort(context: Any, error: ServiceError) -> NoReturn:
     """End a call with the status of an error and its details."""
     code = grpc.StatusCode[error.code]
     status = status_pb2.Status(code=code.value[0], message=error.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason.upper(),
+        domain=ERROR_DOMAIN,
+        metadata=violations_to_metadata(error.violations),
+    )
+    _attach(status, info)
     if error.retry_seconds:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_seconds * 1000))

@@ -1,28 +1,33 @@
-"""One Learn call: a task that reads chunks, and the handler itself, which writes the answers.
+"""Serves one Learn call: one task reads chunks, the handler writes the answers.
 
 Rules:
-- Chunks are accepted in the order in which they come, and answered in that order.
-- What is refused is answered and changes nothing; the call goes on.
-- Only `close` means that all was sent. The end of the client's messages without it, or a lost
-  connection, does not: what was accepted is learned, and the call does not end well.
-- Nothing is read while the model's queue or this call's outbox is full, so the client waits. If
-  the queue stays full for too long the call ends, and says when to come back; so it does when the
-  disk is full.
-- Answers do not wait for the journal. What has become durable since is told with the next answers,
-  or in an `acknowledged` of its own if none has come by then; the end of a call waits for it.
-- Late labels that come without steps have no step that would tell: their answer waits.
+- Chunks are accepted in the order of arrival and answered in that order.
+- A refused chunk is answered and changes nothing; the call continues.
+- Only `close` means that the client has sent everything. After a lost connection, or an end of the
+  client's messages without `close`, accepted chunks are learned and the call ends with an error.
+- While the model's queue or this call's response queue is full, the call reads nothing, so the
+  client waits. If the model's queue stays full for too long, or the disk is full, the call ends
+  with an error that says when to try again.
+- Answers do not wait for the journal. Steps that become durable later are acknowledged with the
+  next answer, or in an `acknowledged` if no answer is due. The call ends after its last
+  acknowledgement.
+- Every answered step is acknowledged, also if its stream has been deleted since: its record in the
+  journal is durable before the record of the deletion.
+- An answer to late labels without steps waits until the labels are durable, because no step number
+  could acknowledge them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
 from bptt import v1 as pb
 from bptt.config import Limits, STREAM_ID_BYTES_MAX
-from bptt.domain import Answer, Refused
+from bptt.domain import Answer, check_stream_id, Refused
 from bptt.engine.responses import DURABLE_ADVANCED, PendingResponse, ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, QueueFull, ServerStopping, ServiceError
@@ -31,9 +36,22 @@ from bptt_core import ChunkResult
 
 Context = grpc.aio.ServicerContext[pb.LearnRequest, pb.LearnResponse]
 
-_VALUE_BYTES = 8  # of a prediction, until it is sent
-_REPORT_BYTES = 256  # of an update's report, likewise
-_ACKNOWLEDGE_SECONDS = 0.005  # in which an answer may come that says the same
+_VALUE_BYTES = 8  # of one predicted value in the response queue
+_REPORT_BYTES = 256  # of one update's report there
+_ACKNOWLEDGE_SECONDS = 0.005  # an answer that comes within this time carries the acknowledgement
+OPEN_STREAMS_MAX = 8192  # stream_ids in OpenLearn: with the longest names 2.3 MB in `opened`
+
+
+@dataclass(slots=True, eq=False)
+class _Unacknowledged:
+    """The answered steps of one incarnation of a stream that the client does not know durable."""
+
+    next_step: int
+    """The step after the last one that was answered."""
+    durable_step: int
+    """The durable step that the client was told last."""
+    lsn: int
+    """A record at or after the one that moved the stream to `next_step`."""
 
 
 class LearnCall:
@@ -45,6 +63,7 @@ class LearnCall:
         self._trainer = trainer
         self._context = context
         self._limits = limits
+        _check_streams(opening)
         spec = trainer.definition.spec
         self._chunk_reader = convert.ChunkReader(trainer.definition)
         self._writer = convert.AnswerWriter(
@@ -57,8 +76,9 @@ class LearnCall:
         self._reader: asyncio.Task[None] | None = None
         self._server_stopping = False
         self._brings_labels = spec.label_delay > 0
+        self._opening = opening
         self._streams: set[str] = set()  # sent by this call
-        self._behind: dict[str, tuple[int, int]] = {}  # stream: next step, durable step, as told
+        self._behind: dict[tuple[str, int], _Unacknowledged] = {}  # by stream and incarnation
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -71,8 +91,7 @@ class LearnCall:
         trainer.listeners.add(self._model_stops)
         trainer.durable_listeners.add(self._steps_are_durable)
         try:
-            opened = pb.LearnOpened(model=convert_models.model_to_proto(self._trainer.state))
-            await self._context.write(pb.LearnResponse(opened=opened))
+            await self._context.write(pb.LearnResponse(opened=self._opened()))
             if not self._responses.ended:
                 self._reader = asyncio.create_task(self._read(), name="learn call")
             while (answer := await self._responses.next()) is not None:
@@ -96,17 +115,44 @@ class LearnCall:
             if self._reader is not None:
                 self._reader.cancel()
 
+    def _opened(self) -> pb.LearnOpened:
+        """Return the answer to `open`; what is not durable of its streams is acknowledged later."""
+        trainer = self._trainer
+        opened = pb.LearnOpened(
+            model=convert_models.model_to_proto(trainer.status),
+            load_id=trainer.load_id,
+            last_incarnation=trainer.last_incarnation,
+        )
+        for stream_id in self._opening.stream_ids:
+            if stream_id in trainer.views:
+                stream = convert.stream_to_proto(trainer, stream_id)
+                opened.streams.append(stream)
+                if stream.durable_step < stream.next_step:
+                    self._behind[stream_id, stream.incarnation] = _Unacknowledged(
+                        stream.next_step, stream.durable_step, trainer.lsn
+                    )
+        return opened
+
     def _message(self, answer: Answer) -> pb.LearnResponse:
         if isinstance(answer, Refused):
             return convert.refused_to_proto(answer)
-        stream_id, next_step = answer.stream_id, answer.next_step
-        durable_step = min(self._trainer.durable_step(stream_id), next_step)
-        if durable_step < next_step:
-            self._behind[stream_id] = next_step, durable_step
+        trainer, behind = self._trainer, self._behind
+        stream_id, incarnation = key = answer.stream_id, answer.incarnation
+        steps = _Unacknowledged(answer.next_step, 0, trainer.lsn)
+        durable_step = steps.durable_step = self._durable_step(stream_id, incarnation, steps)
+        if durable_step < answer.next_step:
+            behind[key] = steps
         else:
-            self._behind.pop(stream_id, None)
+            behind.pop(key, None)
+        return self._writer.learned(answer, durable_step, trainer.state, trainer.error_band())
+
+    def _durable_step(self, stream_id: str, incarnation: int, steps: _Unacknowledged) -> int:
         trainer = self._trainer
-        return self._writer.learned(answer, durable_step, trainer.condition, trainer.error_band())
+        if trainer.durable_lsn >= steps.lsn:
+            return steps.next_step
+        if trainer.incarnation(stream_id) == incarnation:
+            return min(trainer.durable_step(stream_id), steps.next_step)
+        return steps.durable_step  # deleted: known once its last record is durable
 
     def _steps_are_durable(self) -> None:
         if self._behind and self._timer is None:
@@ -119,24 +165,25 @@ class LearnCall:
             self._responses.notify()
 
     async def _acknowledge(self) -> None:
-        """Say what has become durable of what was answered, where that has not been said."""
+        """Tell the client which answered steps have become durable."""
         news = pb.Acknowledged()
-        for stream_id, (next_step, told) in list(self._behind.items()):
-            durable_step = min(self._trainer.durable_step(stream_id), next_step)
-            if durable_step >= next_step:
-                del self._behind[stream_id]
-            if durable_step > told:
-                news.streams.add(stream_id=stream_id, durable_step=durable_step)
-                if stream_id in self._behind:
-                    self._behind[stream_id] = next_step, durable_step
+        for (stream_id, incarnation), behind in list(self._behind.items()):
+            durable_step = self._durable_step(stream_id, incarnation, behind)
+            if durable_step >= behind.next_step:
+                del self._behind[stream_id, incarnation]
+            if durable_step > behind.durable_step:
+                behind.durable_step = durable_step
+                news.streams.add(
+                    stream_id=stream_id, durable_step=durable_step, incarnation=incarnation
+                )
         if news.streams:
             await self._context.write(pb.LearnResponse(acknowledged=news))
 
     def _model_stops(self, why: ServiceError) -> None:
-        """Read no more, answer what was accepted, and tell the client."""
+        """Stop reading; answer what was accepted, then tell the client why."""
         if self._reader is not None:
             self._reader.cancel()
-        if self._responses.ended:  # all was sent already: nothing is left for later
+        if self._responses.ended:  # the client has sent everything: nothing is left for later
             return
         self._server_stopping = isinstance(why, ServerStopping)
         self._responses.end(None if self._server_stopping else why)
@@ -148,7 +195,7 @@ class LearnCall:
             await self._read_chunks()
         except ServiceError as error:
             self._responses.end(error)
-        except Exception as error:  # noqa: BLE001 - told to the handler, which knows what to do
+        except Exception as error:  # noqa: BLE001 - the handler raises it
             self._responses.end(error)
 
     async def _read_chunks(self) -> None:
@@ -172,7 +219,7 @@ class LearnCall:
             raise InvalidRequest.of("message", kind, "none, because close was the last")
 
     async def _chunk(self, message: pb.Chunk) -> None:
-        """Wait for room, then take a place in the outbox and in the stream in one go."""
+        """Wait for room, then take a place in the response queue and in the stream at once."""
         if self._responses.full:
             await self._responses.room()
         trainer = self._trainer
@@ -186,7 +233,7 @@ class LearnCall:
         stalled = trainer.stalled
         if stalled is not None and stalled.retry_seconds:
             trainer.sink.refused(stalled.reason)
-            raise stalled  # which ends the call, as QueueFull does: chunks that follow were gaps
+            raise stalled  # ends the call, as QueueFull does: the next chunks would be gaps
         weight = len(incoming.inputs) * self._step_bytes + _REPORT_BYTES
         pending = self._responses.pending(int(weight))
         try:
@@ -196,11 +243,11 @@ class LearnCall:
             self._refuse(message, error, pending)
 
     async def _queue_room(self) -> None:
-        """Wait for room in the model's queue, within the limit.
+        """Wait for room in the model's queue.
 
         Raises:
-            QueueFull: there was none. It ends the call: chunks that follow one that was refused
-                would be gaps.
+            QueueFull: there was none within the limit. It ends the call, because the chunks behind
+                a refused one would be gaps.
         """
         seconds = self._limits.queue_seconds
         try:
@@ -219,6 +266,14 @@ class LearnCall:
         pending.fill(Refused(told, first_step, error, expected, pending.index))
 
 
+def _check_streams(opening: pb.OpenLearn) -> None:
+    count = len(opening.stream_ids)
+    if count > OPEN_STREAMS_MAX:
+        raise InvalidRequest.of("stream_ids", f"{count} names", f"at most {OPEN_STREAMS_MAX} names")
+    for stream_id in opening.stream_ids:
+        check_stream_id(stream_id)
+
+
 def _moved_nothing(answer: Answer) -> bool:
-    """Whether a chunk was learned that had labels only, or nothing new."""
+    """Return whether a learned chunk had labels only, or nothing new."""
     return isinstance(answer, ChunkResult) and answer.first_step == answer.next_step

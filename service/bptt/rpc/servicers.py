@@ -1,4 +1,4 @@
-"""The two services: each method reads its request, asks the engine, and answers."""
+"""The two services: each method reads its request, calls the engine and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from bptt import v1 as pb
 from bptt.config import Limits, PAGE_BYTES_MAX
 from bptt.domain import check_model_id, check_stream_id
-from bptt.engine.fair_queue import StreamCommand
+from bptt.engine.lifecycle import Operation
+from bptt.engine.messages import StreamCommand
 from bptt.engine.registry import page, Registry
 from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
@@ -23,8 +24,8 @@ from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from bptt_core.errors import BpttError
 
 INLINE_PREDICT_STEPS = 16
-"""Steps that are predicted on the event loop; about 0.1 ms at the default size, what a thread would
-cost. More of them, or a larger network, go to the pool."""
+"""Most steps that are predicted on the event loop: about 0.1 ms at the default size, as long as
+handing them to a thread takes. More steps, or a larger network, go to the pool."""
 
 INLINE_PREDICT_PARAMETERS = 500_000
 
@@ -36,8 +37,8 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
 
     Args:
         registry: the models.
-        limits: of one call.
-        executor: where long predictions are made; not where models learn.
+        limits: bounds of one call.
+        executor: runs long predictions; models learn in another one.
     """
 
     def __init__(self, registry: Registry, limits: Limits, executor: Executor) -> None:
@@ -55,7 +56,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             self._registry.check_running()
             opening = await self._opening(context)
             self._registry.check_running()
-            trainer = await self._model(opening.model_id)
+            trainer = await self._model(opening.model_id, Operation.OPEN_CALL)
             await LearnCall(trainer, context, opening, self._limits).run()
         finally:
             self._calls.discard(task)
@@ -70,18 +71,18 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
 
     @property
     def open_calls(self) -> int:
-        """Learn calls that have not ended."""
+        """Number of Learn calls that have not ended."""
         return len(self._calls)
 
     async def finish_calls(self, grace: float) -> None:
-        """Wait for the open Learn calls to end, but no longer than `grace` seconds."""
+        """Wait at most `grace` seconds for the open Learn calls to end."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=grace)
 
     async def Predict(self, request: pb.PredictRequest, context: _AnyContext) -> pb.PredictResponse:
-        """Predict from a snapshot; meets the trainer nowhere."""
+        """Predict from a snapshot, without waiting for the trainer."""
         start = time.perf_counter()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.PREDICT)
         snapshot, view = trainer.snapshot, None
         if request.stream_id:
             view = trainer.views.get(check_stream_id(request.stream_id))
@@ -106,52 +107,58 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     async def GetStream(
         self, request: pb.GetStreamRequest, context: _AnyContext
     ) -> pb.GetStreamResponse:
-        """A stream, as of the snapshot."""
-        trainer = await self._model(request.model_id)
+        """Tell where a stream stands, as of the snapshot."""
+        trainer = await self._model(request.model_id, Operation.READ_STREAMS)
         stream_id = check_stream_id(request.stream_id)
         if stream_id not in trainer.views:
             raise UnknownStream.of(stream_id)
-        next_step = trainer.views.next_step(stream_id)
-        return pb.GetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=next_step))
+        return pb.GetStreamResponse(stream=convert.stream_to_proto(trainer, stream_id))
 
     async def ListStreams(
         self, request: pb.ListStreamsRequest, context: _AnyContext
     ) -> pb.ListStreamsResponse:
-        """The streams of a model by name, as of the snapshot."""
-        views = (await self._model(request.model_id)).views
+        """Tell where the streams of a model stand, by name, as of the snapshot."""
+        trainer = await self._model(request.model_id, Operation.READ_STREAMS)
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
-        names, following = page(views, after, size)
-        streams = [pb.Stream(stream_id=name, next_step=views.next_step(name)) for name in names]
+        names, following = page(trainer.views, after, size)
+        streams = [convert.stream_to_proto(trainer, name) for name in names]
         return pb.ListStreamsResponse(streams=streams, next_page_token=following)
 
     async def ResetStream(
         self, request: pb.ResetStreamRequest, context: _AnyContext
     ) -> pb.ResetStreamResponse:
-        """Forget a stream's state, after what was accepted of it is learned."""
+        """Reset a stream's state, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         next_step = await trainer.command(StreamCommand(stream_id, "reset", done))
-        return pb.ResetStreamResponse(stream=pb.Stream(stream_id=stream_id, next_step=next_step))
+        # The command is durable, and so is every step before it.
+        stream = pb.Stream(
+            stream_id=stream_id,
+            next_step=next_step,
+            durable_step=next_step,
+            incarnation=trainer.incarnation(stream_id),
+        )
+        return pb.ResetStreamResponse(stream=stream)
 
     async def DeleteStream(
         self, request: pb.DeleteStreamRequest, context: _AnyContext
     ) -> pb.DeleteStreamResponse:
-        """Forget a stream, after what was accepted of it is learned."""
+        """Delete a stream, after what was accepted of it is learned."""
         self._registry.check_running()
-        trainer = await self._model(request.model_id)
+        trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
         done = asyncio.get_running_loop().create_future()
         await trainer.command(StreamCommand(stream_id, "delete", done))
         return pb.DeleteStreamResponse()
 
-    async def _model(self, model_id: str) -> Trainer:
-        return await self._registry.find(check_model_id(model_id))
+    async def _model(self, model_id: str, operation: Operation) -> Trainer:
+        return await self._registry.find(check_model_id(model_id), operation)
 
 
 class ModelService(models_pb2_grpc.ModelServiceServicer):
-    """Creates, shows and deletes models."""
+    """Creates, describes, configures and deletes models."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -159,31 +166,28 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: _AnyContext
     ) -> pb.CreateModelResponse:
-        """Make a model."""
+        """Create a model."""
         check_model_id(request.model_id)
         definition = convert_models.definition_from_proto(request.model_id, request.spec)
         trainer = await self._registry.create(definition)
-        return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.status))
 
     async def GetModel(
         self, request: pb.GetModelRequest, context: _AnyContext
     ) -> pb.GetModelResponse:
-        """A model, as of its snapshot."""
-        state = self._registry.state(check_model_id(request.model_id))
-        return pb.GetModelResponse(model=convert_models.model_to_proto(state))
+        """Describe a model as of its snapshot."""
+        status = self._registry.status(check_model_id(request.model_id))
+        return pb.GetModelResponse(model=convert_models.model_to_proto(status))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _AnyContext
     ) -> pb.ListModelsResponse:
-        """All models by name."""
+        """Describe all models, by name."""
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         found, following = self._registry.page(after, size)
         response, held = pb.ListModelsResponse(next_page_token=following), 0
-        for model_id, state in found:
-            if state is None:
-                model = convert_models.unknown_to_proto(model_id)
-            else:
-                model = convert_models.model_to_proto(state)
+        for status in found:
+            model = convert_models.model_to_proto(status)
             held += model.ByteSize()
             if held > PAGE_BYTES_MAX and response.models:
                 response.next_page_token = response.models[-1].model_id
@@ -194,18 +198,18 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def DeleteModel(
         self, request: pb.DeleteModelRequest, context: _AnyContext
     ) -> pb.DeleteModelResponse:
-        """Forget a model, after what it accepted is learned."""
+        """Delete a model, after what it accepted is learned."""
         await self._registry.delete(check_model_id(request.model_id))
         return pb.DeleteModelResponse()
 
     async def UpdateModel(
         self, request: pb.UpdateModelRequest, context: _AnyContext
     ) -> pb.UpdateModelResponse:
-        """Change how a model learns, between two updates."""
+        """Change how a model learns from its next update on."""
         model_id = check_model_id(request.model_id)
         changes = convert_models.changes_from_proto(request)
         trainer = await self._registry.update_model(model_id, **changes)
-        return pb.UpdateModelResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.UpdateModelResponse(model=convert_models.model_to_proto(trainer.status))
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: _AnyContext
@@ -218,7 +222,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: _AnyContext
     ) -> pb.ListCheckpointsResponse:
-        """The checkpoints of a model, oldest first."""
+        """List the checkpoints of a model, oldest first."""
         found = await self._registry.list_checkpoints(check_model_id(request.model_id))
         checkpoints = [convert_models.checkpoint_to_proto(each) for each in found]
         return pb.ListCheckpointsResponse(checkpoints=checkpoints)
@@ -230,4 +234,4 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         self._registry.check_running()
         model_id = check_model_id(request.model_id)
         trainer = await self._registry.restore_checkpoint(model_id, request.lsn)
-        return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.state))
+        return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.status))

@@ -21,22 +21,32 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Stream(_message.Message):
+    """Where a stream stands."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STREAM_ID_FIELD_NUMBER: _builtins.int
     NEXT_STEP_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     next_step: _builtins.int
-    """The number that the stream's next step will have."""
+    """Number of the stream's next step: all steps before it are learned or held for the next window."""
+    durable_step: _builtins.int
+    """All steps before this one are applied and durable: they need never be sent again."""
+    incarnation: _builtins.int
+    """Incarnation that both steps belong to; see above. At least 1."""
     def __init__(
         self,
         *,
         stream_id: _builtins.str = ...,
         next_step: _builtins.int = ...,
+        durable_step: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_step", b"next_step", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "next_step", b"next_step", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,23 +91,31 @@ class OpenLearn(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     OMIT_PREDICTIONS_FIELD_NUMBER: _builtins.int
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     omit_predictions: _builtins.bool
-    """Leave predictions out of the answers, and with them error bands and anomaly scores: less to
-    send where nobody reads them.
-    """
+    """True: answers have no predictions, error bands and anomaly scores, which makes them smaller."""
     top_tokens: _builtins.int
     """Next token: how many of the likeliest tokens an answer names for each step, default 5."""
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Streams whose position `opened` tells, at most 8192. For those whose steps are not all durable
+        yet, this call also sends the acknowledgement once they are, as for chunks of its own. A client
+        that opens a call in place of one that broke names the streams it has steps of that are not
+        acknowledged.
+        """
+
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         omit_predictions: _builtins.bool = ...,
         top_tokens: _builtins.int | None = ...,
+        stream_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "model_id", b"model_id", "omit_predictions", b"omit_predictions", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "model_id", b"model_id", "omit_predictions", b"omit_predictions", "stream_ids", b"stream_ids", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_tokens: _TypeAlias = _typing.Literal["top_tokens"]  # noqa: Y015
     _WhichOneofArgType__top_tokens: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens"]  # noqa: Y015
@@ -107,7 +125,9 @@ Global___OpenLearn: _TypeAlias = OpenLearn  # noqa: Y015
 
 @_typing.final
 class CloseLearn(_message.Message):
-    """Last message of a Learn call: everything was sent. The answer is `closed`, after all others."""
+    """Last message of a Learn call: everything was sent. It is answered with `closed`, after all other
+    answers.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,18 +156,25 @@ class Chunk(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TARGET_CLASSES_FIELD_NUMBER: _builtins.int
     FIRST_TARGET_STEP_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
-    """Where the chunk belongs. Steps the stream already has are trimmed away, a gap is refused. Left
-    out: at the stream's end.
+    """Number of the chunk's first step. Steps that the stream has already are trimmed away; a gap is
+    refused. Left out: the stream's next step.
     """
     end_of_sequence: _builtins.bool
-    """The sequence ends with this chunk: learn the unfinished window, then reset the state. With
-    label_delay a chunk may bring just this. A chunk whose steps are all known ends nothing.
+    """True: the sequence ends with this chunk. The unfinished window is learned, then the state is
+    reset. With label_delay a chunk may hold nothing else. A chunk whose steps the stream has already
+    ends nothing.
     """
     first_target_step: _builtins.int
     """The step of the first target. Left out: the first step of the chunk. With label_delay it may be
-    up to as many steps before, and a chunk may bring targets only.
+    up to as many steps before, and a chunk may hold targets only.
+    """
+    incarnation: _builtins.int
+    """Incarnation that the chunk belongs to. If the stream is another incarnation by now, or none, the
+    chunk is refused with STREAM_DELETED and nothing is learned. 0 or left out: whichever incarnation
+    the stream is, or a new one.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -176,10 +203,11 @@ class Chunk(_message.Message):
         input_tokens: _abc.Iterable[_builtins.int] | None = ...,
         target_classes: _abc.Iterable[_builtins.int] | None = ...,
         first_target_step: _builtins.int | None = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "first_step", b"first_step", "first_target_step", b"first_target_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "input_tokens", b"input_tokens", "inputs", b"inputs", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_tokens", b"input_tokens", "inputs", b"inputs", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
@@ -235,16 +263,34 @@ class LearnOpened(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    LOAD_ID_FIELD_NUMBER: _builtins.int
+    LAST_INCARNATION_FIELD_NUMBER: _builtins.int
+    load_id: _builtins.int
+    """Identifies this loading of the model into memory: a random number. As long as it is the same,
+    everything that was answered is still applied, durable or not. After a server was killed, or
+    the model was read from its store again, it is another one, and steps that were answered but
+    not durable may be gone.
+    """
+    last_incarnation: _builtins.int
+    """The highest incarnation assigned so far; 0 if no stream was ever opened."""
     @_builtins.property
     def model(self) -> _types_pb2.Model: ...
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stream]:
+        """Of the streams that `stream_ids` names, those that exist."""
+
     def __init__(
         self,
         *,
         model: _types_pb2.Model | None = ...,
+        streams: _abc.Iterable[Global___Stream] | None = ...,
+        load_id: _builtins.int = ...,
+        last_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_incarnation", b"last_incarnation", "load_id", b"load_id", "model", b"model", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,8 +298,8 @@ Global___LearnOpened: _TypeAlias = LearnOpened  # noqa: Y015
 
 @_typing.final
 class Acknowledged(_message.Message):
-    """Steps became durable since the last answer that said so. Comes by itself, when no other answer is
-    due.
+    """Steps that became durable since the last answer that told so. Sent on its own when no other answer
+    is due.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -280,18 +326,24 @@ class Acknowledgement(_message.Message):
 
     STREAM_ID_FIELD_NUMBER: _builtins.int
     DURABLE_STEP_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     durable_step: _builtins.int
-    """All steps before this one are applied and durable: they need never be sent again."""
+    """All steps before this one are applied and durable: they need never be sent again. That holds
+    even if the stream has been deleted since.
+    """
+    incarnation: _builtins.int
+    """Incarnation that the steps belong to."""
     def __init__(
         self,
         *,
         stream_id: _builtins.str = ...,
         durable_step: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,16 +365,19 @@ class ChunkLearned(_message.Message):
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
     MODEL_STATE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
-    """Number of the first step that was new; the predictions begin with it."""
+    """Number of the first step that was new; the predictions start there."""
     next_step: _builtins.int
     """All steps before this one are learned or held for the next window."""
     durable_step: _builtins.int
-    """All steps before this one are applied and durable. Those from here to next_step follow in an
-    Acknowledged of their own, or in a later answer. Targets that came without steps are durable.
+    """All steps before this one are applied and durable. The rest, up to next_step, is acknowledged by
+    a later answer or by an `acknowledged`. Targets that came without steps are durable already.
     """
     model_state: _types_pb2.ModelState.ValueType
+    incarnation: _builtins.int
+    """Incarnation that the steps belong to."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """(T, outputs) values, in the user's units, each made before its target was learned. Forecast:
@@ -331,20 +386,20 @@ class ChunkLearned(_message.Message):
 
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateReport]:
-        """One for each update this chunk took part in."""
+        """One for each update that this chunk's stream took part in."""
 
     @_builtins.property
     def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Forecast and regression: what to add to a prediction for the band that held nine of ten recent
-        targets; (outputs) values each, in the user's units. Empty before there are errors.
+        """Forecast and regression: offsets from a prediction to the ends of the band that held nine of ten
+        recent targets; (outputs) values each, in the user's units. Empty before there are errors.
         """
 
     @_builtins.property
     def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def anomaly_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Forecast: (T) probabilities, of each step, of an error as large as its own or larger, by the
-        stream's recent errors. Near 0: an anomaly.
+        """Forecast: (T) probabilities, one a step, of an error at least as large as the step's own, judged
+        by the stream's recent errors. Near 0: an anomaly.
         """
 
     @_builtins.property
@@ -368,10 +423,11 @@ class ChunkLearned(_message.Message):
         top_tokens: _abc.Iterable[_builtins.int] | None = ...,
         top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
         model_state: _types_pb2.ModelState.ValueType = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_step", b"durable_step", "error_high", b"error_high", "error_low", b"error_low", "first_step", b"first_step", "model_state", b"model_state", "next_step", b"next_step", "predictions", b"predictions", "stream_id", b"stream_id", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_step", b"durable_step", "error_high", b"error_high", "error_low", b"error_low", "first_step", b"first_step", "incarnation", b"incarnation", "model_state", b"model_state", "next_step", b"next_step", "predictions", b"predictions", "stream_id", b"stream_id", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,7 +459,7 @@ class UpdateReport(_message.Message):
     clipped_gradient_norm: _builtins.float
     clipped: _builtins.bool
     skipped: _builtins.bool
-    """The loss or the gradient was not finite: nothing was changed."""
+    """True: the loss or the gradient was not finite, and nothing was changed."""
     def __init__(
         self,
         *,
@@ -437,20 +493,24 @@ class ChunkRefused(_message.Message):
     BOUND_FIELD_NUMBER: _builtins.int
     EXPECTED_STEP_FIELD_NUMBER: _builtins.int
     CHUNK_INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
-    """The chunk's first_step as sent, if it was sent."""
+    """The chunk's first_step as it was sent; left out if it was."""
     code: _builtins.int
     """A google.rpc.Code."""
     message: _builtins.str
+    """For people."""
     field: _builtins.str
-    """What was wrong: the field, its value, and what it must be."""
+    """The field that is to blame, its value, and the values it may have. Empty where no field is."""
     value: _builtins.str
     bound: _builtins.str
     expected_step: _builtins.int
-    """The step the stream expects next."""
+    """The step that the stream expects next."""
     chunk_index: _builtins.int
-    """Place of the chunk in the call, from 0."""
+    """The chunk's number in the call, from 0."""
+    reason: _builtins.str
+    """As in google.rpc.ErrorInfo: OUT_OF_ORDER, STREAM_DELETED and so on."""
     def __init__(
         self,
         *,
@@ -463,10 +523,11 @@ class ChunkRefused(_message.Message):
         bound: _builtins.str = ...,
         expected_step: _builtins.int = ...,
         chunk_index: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "first_step", b"first_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "bound", b"bound", "chunk_index", b"chunk_index", "code", b"code", "expected_step", b"expected_step", "field", b"field", "first_step", b"first_step", "message", b"message", "stream_id", b"stream_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "bound", b"bound", "chunk_index", b"chunk_index", "code", b"code", "expected_step", b"expected_step", "field", b"field", "first_step", b"first_step", "message", b"message", "reason", b"reason", "stream_id", b"stream_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
@@ -476,15 +537,15 @@ Global___ChunkRefused: _TypeAlias = ChunkRefused  # noqa: Y015
 
 @_typing.final
 class LearnClosed(_message.Message):
-    """Last message of the server: everything sent before `close`, or accepted before the server began
-    to stop, is learned and answered.
+    """Last message of the server: everything that was sent before `close`, or accepted before the server
+    began to stop, is learned, answered and durable.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SERVER_STOPPING_FIELD_NUMBER: _builtins.int
     server_stopping: _builtins.bool
-    """True when the server is stopping and the client should come back later."""
+    """True: the server is stopping; send the rest to it after its restart."""
     def __init__(
         self,
         *,
@@ -514,7 +575,7 @@ class PredictRequest(_message.Message):
     """Next token: how many of the likeliest tokens to name, default 5."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """(T, D) steps to read after that state, without learning them. Forecasts may leave them out."""
+        """(T, D) steps to read after that state without learning them. Forecasts may leave them out."""
 
     @_builtins.property
     def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -553,9 +614,9 @@ class PredictResponse(_message.Message):
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
     next_step: _builtins.int
-    """Number of the step after the state that was used."""
+    """Number of the step that follows the state that was used."""
     update: _builtins.int
-    """Updates the snapshot had seen."""
+    """Updates that the snapshot includes."""
     horizon: _builtins.int
     """Forecast: steps ahead, and forecast columns. Regression: 1 and output_size."""
     targets: _builtins.int

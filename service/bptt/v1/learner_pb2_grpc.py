@@ -26,7 +26,26 @@ if _version_not_supported:
 
 
 class LearnerServiceStub:
-    """Learns from streams and answers predictions.
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+    - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+    stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+    - The number is part of the model: replay of the journal assigns the same numbers. The counter
+    never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+    that are opened later get numbers above all that were assigned before.
+    - One exception: what was not durable when a server was killed never happened. An incarnation
+    that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+    with `load_id` whether that can have been.
+    - Positions (next_step, durable_step) count within one incarnation.
+    - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+    STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
     """
 
     def __init__(self, channel):
@@ -68,34 +87,55 @@ class LearnerServiceStub:
 
 
 class LearnerServiceServicer:
-    """Learns from streams and answers predictions.
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+    - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+    stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+    - The number is part of the model: replay of the journal assigns the same numbers. The counter
+    never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+    that are opened later get numbers above all that were assigned before.
+    - One exception: what was not durable when a server was killed never happened. An incarnation
+    that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+    with `load_id` whether that can have been.
+    - Positions (next_step, durable_step) count within one incarnation.
+    - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+    STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
     """
 
     def Learn(self, request_iterator, context):
         """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-        are chunks of any of its streams, the last one closes. A chunk that is refused is answered with
-        a refusal of its own and does not end the call.
+        are chunks of any of its streams, the last one closes. A refused chunk is answered with
+        `refused` and does not end the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-        no learning.
+        """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
+        does not wait for learning.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStream(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Tells where a stream stands.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListStreams(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Tells where all streams stand, by stream_id.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -108,7 +148,8 @@ class LearnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteStream(self, request, context):
-        """Forgets a stream altogether. What the model learned from it stays learned.
+        """Deletes a stream, after what was accepted of it is learned. What the model learned from it stays
+        learned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +197,26 @@ def add_LearnerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LearnerService:
-    """Learns from streams and answers predictions.
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+    - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+    stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+    - The number is part of the model: replay of the journal assigns the same numbers. The counter
+    never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+    that are opened later get numbers above all that were assigned before.
+    - One exception: what was not durable when a server was killed never happened. An incarnation
+    that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+    with `load_id` whether that can have been.
+    - Positions (next_step, durable_step) count within one incarnation.
+    - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+    STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
     """
 
     @staticmethod

@@ -27,7 +27,27 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LearnerServiceStub:
-    """Learns from streams and answers predictions."""
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+     - The number is part of the model: replay of the journal assigns the same numbers. The counter
+       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+       that are opened later get numbers above all that were assigned before.
+     - One exception: what was not durable when a server was killed never happened. An incarnation
+       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+       with `load_id` whether that can have been.
+     - Positions (next_step, durable_step) count within one incarnation.
+     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+       STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,43 +55,91 @@ class LearnerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LearnerServiceAsyncStub: ...
     Learn: _grpc.StreamStreamMultiCallable[_learner_pb2.LearnRequest, _learner_pb2.LearnResponse]
     """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-    are chunks of any of its streams, the last one closes. A chunk that is refused is answered with
-    a refusal of its own and does not end the call.
+    are chunks of any of its streams, the last one closes. A refused chunk is answered with
+    `refused` and does not end the call.
     """
     Predict: _grpc.UnaryUnaryMultiCallable[_learner_pb2.PredictRequest, _learner_pb2.PredictResponse]
-    """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-    no learning.
+    """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
+    does not wait for learning.
     """
     GetStream: _grpc.UnaryUnaryMultiCallable[_learner_pb2.GetStreamRequest, _learner_pb2.GetStreamResponse]
+    """Tells where a stream stands."""
     ListStreams: _grpc.UnaryUnaryMultiCallable[_learner_pb2.ListStreamsRequest, _learner_pb2.ListStreamsResponse]
+    """Tells where all streams stand, by stream_id."""
     ResetStream: _grpc.UnaryUnaryMultiCallable[_learner_pb2.ResetStreamRequest, _learner_pb2.ResetStreamResponse]
     """Forgets a stream's recurrent state and unfinished window. Its steps go on counting."""
     DeleteStream: _grpc.UnaryUnaryMultiCallable[_learner_pb2.DeleteStreamRequest, _learner_pb2.DeleteStreamResponse]
-    """Forgets a stream altogether. What the model learned from it stays learned."""
+    """Deletes a stream, after what was accepted of it is learned. What the model learned from it stays
+    learned.
+    """
 
 @_typing.type_check_only
 class LearnerServiceAsyncStub(LearnerServiceStub):
-    """Learns from streams and answers predictions."""
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+     - The number is part of the model: replay of the journal assigns the same numbers. The counter
+       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+       that are opened later get numbers above all that were assigned before.
+     - One exception: what was not durable when a server was killed never happened. An incarnation
+       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+       with `load_id` whether that can have been.
+     - Positions (next_step, durable_step) count within one incarnation.
+     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+       STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Learn: _aio.StreamStreamMultiCallable[_learner_pb2.LearnRequest, _learner_pb2.LearnResponse]  # type: ignore[assignment]
     """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-    are chunks of any of its streams, the last one closes. A chunk that is refused is answered with
-    a refusal of its own and does not end the call.
+    are chunks of any of its streams, the last one closes. A refused chunk is answered with
+    `refused` and does not end the call.
     """
     Predict: _aio.UnaryUnaryMultiCallable[_learner_pb2.PredictRequest, _learner_pb2.PredictResponse]  # type: ignore[assignment]
-    """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-    no learning.
+    """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
+    does not wait for learning.
     """
     GetStream: _aio.UnaryUnaryMultiCallable[_learner_pb2.GetStreamRequest, _learner_pb2.GetStreamResponse]  # type: ignore[assignment]
+    """Tells where a stream stands."""
     ListStreams: _aio.UnaryUnaryMultiCallable[_learner_pb2.ListStreamsRequest, _learner_pb2.ListStreamsResponse]  # type: ignore[assignment]
+    """Tells where all streams stand, by stream_id."""
     ResetStream: _aio.UnaryUnaryMultiCallable[_learner_pb2.ResetStreamRequest, _learner_pb2.ResetStreamResponse]  # type: ignore[assignment]
     """Forgets a stream's recurrent state and unfinished window. Its steps go on counting."""
     DeleteStream: _aio.UnaryUnaryMultiCallable[_learner_pb2.DeleteStreamRequest, _learner_pb2.DeleteStreamResponse]  # type: ignore[assignment]
-    """Forgets a stream altogether. What the model learned from it stays learned."""
+    """Deletes a stream, after what was accepted of it is learned. What the model learned from it stays
+    learned.
+    """
 
 class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Learns from streams and answers predictions."""
+    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
+    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
+    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
+    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+
+    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
+    stream and has a number:
+     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
+       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
+     - The number is part of the model: replay of the journal assigns the same numbers. The counter
+       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
+       that are opened later get numbers above all that were assigned before.
+     - One exception: what was not durable when a server was killed never happened. An incarnation
+       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
+       with `load_id` whether that can have been.
+     - Positions (next_step, durable_step) count within one incarnation.
+     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
+       STREAM_DELETED if the stream has been deleted since, opened again or not.
+
+    Learns from streams and answers predictions.
+    """
 
     @_abc_1.abstractmethod
     def Learn(
@@ -80,8 +148,8 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_learner_pb2.LearnResponse], _abc.AsyncIterator[_learner_pb2.LearnResponse]]:
         """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-        are chunks of any of its streams, the last one closes. A chunk that is refused is answered with
-        a refusal of its own and does not end the call.
+        are chunks of any of its streams, the last one closes. A refused chunk is answered with
+        `refused` and does not end the call.
         """
 
     @_abc_1.abstractmethod
@@ -90,8 +158,8 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.PredictResponse, _abc.Awaitable[_learner_pb2.PredictResponse]]:
-        """Predicts from a snapshot: a stream's live state, or given steps. Changes nothing, waits for
-        no learning.
+        """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
+        does not wait for learning.
         """
 
     @_abc_1.abstractmethod
@@ -99,14 +167,16 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _learner_pb2.GetStreamRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_learner_pb2.GetStreamResponse, _abc.Awaitable[_learner_pb2.GetStreamResponse]]: ...
+    ) -> _typing.Union[_learner_pb2.GetStreamResponse, _abc.Awaitable[_learner_pb2.GetStreamResponse]]:
+        """Tells where a stream stands."""
 
     @_abc_1.abstractmethod
     def ListStreams(
         self,
         request: _learner_pb2.ListStreamsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_learner_pb2.ListStreamsResponse, _abc.Awaitable[_learner_pb2.ListStreamsResponse]]: ...
+    ) -> _typing.Union[_learner_pb2.ListStreamsResponse, _abc.Awaitable[_learner_pb2.ListStreamsResponse]]:
+        """Tells where all streams stand, by stream_id."""
 
     @_abc_1.abstractmethod
     def ResetStream(
@@ -122,6 +192,8 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.DeleteStreamRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.DeleteStreamResponse, _abc.Awaitable[_learner_pb2.DeleteStreamResponse]]:
-        """Forgets a stream altogether. What the model learned from it stays learned."""
+        """Deletes a stream, after what was accepted of it is learned. What the model learned from it stays
+        learned.
+        """
 
 def add_LearnerServiceServicer_to_server(servicer: LearnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

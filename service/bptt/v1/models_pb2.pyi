@@ -193,11 +193,11 @@ class UpdateModelRequest(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     learning_rate: _builtins.float
-    """What is left out stays as it is."""
+    """Fields that are left out keep their value."""
     clip: _types_pb2.Clip.ValueType
     clip_threshold: _builtins.float
     paused: _builtins.bool
-    """True: read and predict, but learn nothing. False: learn again, after a divergence too."""
+    """True: read steps and predict, but learn nothing. False: learn again, also after a divergence."""
     def __init__(
         self,
         *,
@@ -258,15 +258,15 @@ class Checkpoint(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
     lsn: _builtins.int
-    """Place in the model's life: what it had applied."""
+    """Number of the last journal record that the checkpoint includes."""
     steps: _builtins.int
     updates: _builtins.int
     skill_ratio: _builtins.float
-    """Prequential, when it was written."""
+    """Prequential figures at the time of writing."""
     loss: _builtins.float
     size_bytes: _builtins.int
     best: _builtins.bool
-    """Kept because no other has a lower prequential error."""
+    """True: of all checkpoints, the one with the lowest prequential error."""
     def __init__(
         self,
         *,
@@ -374,7 +374,7 @@ class RestoreCheckpointRequest(_message.Message):
     LSN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     lsn: _builtins.int
-    """Of the checkpoint to go back to."""
+    """The checkpoint to go back to: one of ListCheckpoints."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Creates, shows, steers and deletes models.
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService.
     """
 
     def __init__(self, channel):
@@ -78,7 +78,7 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Creates, shows, steers and deletes models.
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService.
     """
 
     def CreateModel(self, request, context):
@@ -100,7 +100,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Changes how a model learns from now on, between two updates: learning rate, clip, pause.
+        """Changes how a model learns from its next update on: learning rate, clip, pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,8 +126,9 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreCheckpoint(self, request, context):
-        """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
-        goes on from the next_step it had then; what it was sent since may be sent again.
+        """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
+        continues from the next_step that it had then, in the incarnation that it was then; steps sent
+        since may be sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,7 +186,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Creates, shows, steers and deletes models.
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService.
     """
 
     @staticmethod

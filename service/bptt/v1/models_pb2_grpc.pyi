@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Creates, shows, steers and deletes models."""
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,37 +37,39 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.UpdateModelResponse]
-    """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
+    """Changes how a model learns from its next update on: learning rate, clip, pause."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]
     SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_models_pb2.SaveCheckpointRequest, _models_pb2.SaveCheckpointResponse]
     """Writes a checkpoint now."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListCheckpointsRequest, _models_pb2.ListCheckpointsResponse]
     RestoreCheckpoint: _grpc.UnaryUnaryMultiCallable[_models_pb2.RestoreCheckpointRequest, _models_pb2.RestoreCheckpointResponse]
-    """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
-    goes on from the next_step it had then; what it was sent since may be sent again.
+    """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
+    continues from the next_step that it had then, in the incarnation that it was then; steps sent
+    since may be sent again.
     """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Creates, shows, steers and deletes models."""
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateModel: _aio.UnaryUnaryMultiCallable[_models_pb2.CreateModelRequest, _models_pb2.CreateModelResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
     UpdateModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.UpdateModelResponse]  # type: ignore[assignment]
-    """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
+    """Changes how a model learns from its next update on: learning rate, clip, pause."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]  # type: ignore[assignment]
     SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_models_pb2.SaveCheckpointRequest, _models_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
     """Writes a checkpoint now."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_models_pb2.ListCheckpointsRequest, _models_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     RestoreCheckpoint: _aio.UnaryUnaryMultiCallable[_models_pb2.RestoreCheckpointRequest, _models_pb2.RestoreCheckpointResponse]  # type: ignore[assignment]
-    """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
-    goes on from the next_step it had then; what it was sent since may be sent again.
+    """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
+    continues from the next_step that it had then, in the incarnation that it was then; steps sent
+    since may be sent again.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Creates, shows, steers and deletes models."""
+    """Creates, describes, configures and deletes models. Errors are as in LearnerService."""
 
     @_abc_1.abstractmethod
     def CreateModel(
@@ -96,7 +98,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.UpdateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.UpdateModelResponse, _abc.Awaitable[_models_pb2.UpdateModelResponse]]:
-        """Changes how a model learns from now on, between two updates: learning rate, clip, pause."""
+        """Changes how a model learns from its next update on: learning rate, clip, pause."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
@@ -126,8 +128,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.RestoreCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.RestoreCheckpointResponse, _abc.Awaitable[_models_pb2.RestoreCheckpointResponse]]:
-        """Takes a model back to a checkpoint: parameters, optimizer, scalers and its streams. A stream
-        goes on from the next_step it had then; what it was sent since may be sent again.
+        """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
+        continues from the next_step that it had then, in the incarnation that it was then; steps sent
+        since may be sent again.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

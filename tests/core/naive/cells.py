@@ -149,7 +149,7 @@ class Twin:
     """A cell's twin behind one interface."""
 
     blocks: int
-    """Of H rows in U, W and the biases."""
+    """Number of blocks of H rows in U, W and the biases."""
     parts: int
     """Vectors in the carried state."""
     separate_hidden_bias: bool

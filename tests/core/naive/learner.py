@@ -35,28 +35,28 @@ class Report:
 
 @dataclass
 class Stream:
-    """A sequence, whole."""
+    """A whole sequence."""
 
     live: State
     inputs: Matrix = field(default_factory=list)
-    """In the user's units."""
+    """Inputs in the user's units."""
     features: Matrix = field(default_factory=list)
     targets: Matrix = field(default_factory=list)
-    """Complete ones: of step 0, 1, …"""
+    """Complete targets of steps 0, 1, …"""
     states: list[State] = field(default_factory=list)
     start: int = 0
     learned: int = 0
     made: list[tuple[Vector, Vector]] = field(default_factory=list)
-    """Of every step: its forecast, and the values that it started from."""
+    """For every step: its forecast, and the values that it started from."""
     labels: Matrix = field(default_factory=list)
-    """Of every step, as far as it is known; NaN where it is not."""
+    """The label of every step; NaN where it is not known."""
     errors: Matrix = field(default_factory=list)
-    """Of the forecast one step ahead, of all sequences, in units of the deviation of changes."""
+    """Errors of the forecasts one step ahead in all sequences, in deviations of changes."""
 
 
 @dataclass
 class Lane:
-    """A chunk on its way."""
+    """A chunk during a call."""
 
     stream: Stream
     steps: list[Step]
@@ -70,7 +70,7 @@ class Lane:
 
 
 class Learner:
-    """One model, and all that it was ever fed."""
+    """One model, with everything that it was fed."""
 
     def __init__(self, spec: ModelSpec, parameters: Mapping[str, Any]) -> None:
         self.spec = spec
@@ -80,7 +80,7 @@ class Learner:
         self.moments: Matrix | None = None
         self.updates = 0
         self.late = spec.horizon if spec.task in ("forecast", "next_token") else spec.label_delay
-        """Steps from an input until the last of its targets."""
+        """Steps from an input to its last target."""
         ring = max(64, min(512, 65_536 // spec.outputs))
         self.figures = Figures(1 if spec.loss == "cross_entropy" else spec.outputs, ring)
 
@@ -160,14 +160,14 @@ class Learner:
         return lane
 
     def _complete_label(self, stream: Stream, own: Vector | None, after: int = 0) -> Vector | None:
-        """The label that is complete with the next step, or with the one `after` it."""
+        """The label that the next step completes, or the one `after` it."""
         if not self.spec.label_delay:
             return own
         place = len(stream.inputs) + after - self.spec.label_delay
         return stream.labels[place] if place >= 0 else None
 
     def _labels(self, stream: Stream, chunk: Chunk) -> Matrix:
-        """Of the chunk's own steps; those of earlier ones are put where they belong."""
+        """Labels of the chunk's own steps; labels of earlier steps are stored."""
         width = self.spec.target_width
         own = [[math.nan] * width for _ in range(len(chunk.inputs))]
         if chunk.targets is None:
@@ -211,7 +211,7 @@ class Learner:
         self._update_groups(full, pending, reports)
 
     def _update_groups(self, lanes: list[Lane], pending: int, reports: list[Report]) -> None:
-        """Together learn those whose windows are of one length."""
+        """Learn windows of the same length together."""
         waiting = [lane.stream for lane in lanes]
         while waiting:
             size = self._size(waiting[0])
@@ -302,7 +302,7 @@ class Learner:
     # ------------------------------------------------------------------ answers
 
     def _score(self, lane: Lane) -> None:
-        """Predictions in the user's units, and how good the earlier ones were."""
+        """Convert predictions to the user's units, and score earlier ones."""
         spec, made, late = self.spec, lane.stream.made, self.spec.label_delay
         for t, (step, output) in enumerate(zip(lane.steps, lane.outputs, strict=True)):
             lane.predictions.append(self._prediction(step, output))

@@ -1,4 +1,4 @@
-"""Losses, clips, optimizers and learning rates, a number at a time."""
+"""Losses, clips, optimizers and learning rates, number by number."""
 
 from __future__ import annotations
 

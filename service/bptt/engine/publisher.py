@@ -1,0 +1,184 @@
+"""What leaves the worker: the published state, records for the journal, answers, reports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from bptt.domain import Answer, Gauges, ModelSink, Refused, ReportSink, RunReport
+from bptt.engine.admission import AdmissionQueue
+from bptt.engine.checkpointer import Checkpointer
+from bptt.engine.journaling import DurableSteps, JournalWriter
+from bptt.engine.live import LiveLearner
+from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
+from bptt.engine.published import PublishedState
+from bptt.engine.views import StreamViews
+from bptt.errors import ServiceError
+from bptt_core import ChunkResult, Figures, Learner, Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Publishes what a worker does with one model. Lives on the event loop.
+
+    Attributes:
+        published: what predictions and other readers see.
+        sink: where the model reports to.
+        durable_listeners: called when more records of the journal have become durable.
+        on_figures: called when the figures or settings have changed.
+        worker_waits: the worker has nothing to do, so runs are made on the event loop.
+
+    Args:
+        live: the model's learner.
+        views: of the learner's streams; None: they are made.
+        sink: where the server reports to.
+        admission: the model's queue.
+        journaled: whether records go to a store.
+    """
+
+    def __init__(
+        self,
+        live: LiveLearner,
+        views: StreamViews | None,
+        sink: ReportSink,
+        *,
+        journaled: bool,
+    ) -> None:
+        self._live = live
+        self._journaled = journaled
+        self.published = PublishedState(live.learner, self._figures_turn, views)
+        self.durable_listeners: set[Callable[[], None]] = set()
+        self.on_figures: Callable[[], None] = lambda: None
+        self.worker_waits = False
+        self._durable = DurableSteps()
+        self.sink: ModelSink = sink.open_model(
+            live.definition.model_id, live.learner.figures, self._gauges
+        )
+        self._admission: AdmissionQueue
+        self._journal: JournalWriter
+        self._checkpointer: Checkpointer
+
+    def connect(
+        self, admission: AdmissionQueue, journal: JournalWriter, checkpointer: Checkpointer
+    ) -> None:
+        """Name the parts that need this one to be made. Before anything else."""
+        self._admission = admission
+        self._journal = journal
+        self._checkpointer = checkpointer
+
+    def _gauges(self) -> Gauges:
+        self.published.catch_up_from_any_thread()
+        return Gauges(len(self.published), self._admission.queue.chunks, self._admission.steps)
+
+    # ------------------------------------------------------------------ a run
+
+    def publish(self, outcome: Outcome, *, draining: bool) -> None:
+        """Publish a run on the event loop, in one go: the snapshot, then the answers.
+
+        Args:
+            outcome: of a run that did not fail.
+            draining: whether no checkpoint is to become due any more.
+        """
+        if outcome.report is not None:
+            self.published.takes(outcome)
+        else:
+            self.published.is_behind(outcome)
+        for body, moves in outcome.records:
+            lsn = self._journal.put(body)
+            if self._journaled:
+                self._durable.applied(lsn, moves)
+        self._answer(outcome)
+        self.sink.run(outcome.report or RunReport(outcome.ticks, self.published.last_figures))
+        if outcome.records and not draining:
+            self._checkpointer.changed(self._journal.last)
+        elif outcome.records:
+            self._checkpointer.unsaved = True
+
+    def _answer(self, outcome: Outcome) -> None:
+        for queued, result in outcome.answers:
+            self._admission.done(queued.stream_id, queued.steps)
+            queued.pending.fill(self._answer_to(queued, result))
+        for command, done in outcome.commands:
+            self._admission.done(command.stream_id, 0)
+            if command.done.done():  # who asked has hung up
+                continue
+            if isinstance(done, ServiceError):
+                command.done.set_exception(done)
+            else:
+                command.done.set_result(done)
+
+    def _answer_to(self, queued: QueuedChunk, result: ChunkResult | ServiceError) -> Answer:
+        if isinstance(result, ServiceError):
+            self.sink.refused(result.reason)
+            expected = self._admission.expected_step(queued.stream_id)
+            return Refused(
+                queued.stream_id, queued.chunk.first_step, result, expected, queued.pending.index
+            )
+        return result
+
+    def refuse(self, batches: Iterable[TickBatch], error: ServiceError) -> None:
+        """Answer what was taken from the queue and is not answered yet with an error."""
+        refused = Outcome()
+        for each in batches:
+            waiting = [q for q in each.chunks + each.duplicates if q.pending.answer is None]
+            refused.answers += [(queued, error) for queued in waiting]
+            refused.commands += [(command, error) for command in each.commands]
+        self._answer(refused)
+
+    def refuse_queue(self, error: ServiceError) -> None:
+        """Answer all that waits in the queue with an error."""
+        while self._admission.queue:
+            self.refuse(self._admission.take(TAKE_ALL, TAKE_ALL), error)
+
+    # ------------------------------------------------------------------ other changes
+
+    def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
+        """The model went back to a checkpoint: everything may be another."""
+        self._live.learner = learner
+        self._live.settings = learner.settings
+        self.published.begins_anew(learner, snapshot, views)
+        self.sink.run(RunReport([], self.published.figures))
+
+    def settings_changed(self) -> None:
+        """The learner was configured."""
+        self._live.settings = self._live.learner.settings
+        self.published.takes_figures(self._live.learner.figures)
+        self.sink.run(RunReport([], self.published.figures))
+
+    def _figures_turn(self, before: Figures, figures: Figures) -> None:
+        if self.worker_waits:  # figures of runs on the event loop, which did not report them
+            self.sink.run(RunReport([], figures))
+        if figures.diverged != before.diverged:
+            self._say_divergence(figures)
+        self.on_figures()
+
+    def _say_divergence(self, figures: Figures) -> None:
+        if figures.diverged and self._live.definition.spec.on_divergence == "stop":
+            log.error(
+                "model %s has diverged and learns nothing until it is resumed: %d updates in a row "
+                "were not finite",
+                self._live.definition.model_id,
+                figures.consecutive_skipped,
+            )
+
+    # ------------------------------------------------------------------ durability
+
+    def durable_step(self, stream_id: str) -> int:
+        """All steps of a stream before this one are applied and durable.
+
+        Without a store, or without a journal, those are all steps that are applied: nothing will
+        ever be more durable.
+        """
+        return self._durable.step(stream_id, self.published.next_step(stream_id))
+
+    def committed(self, lsn: int, seconds: float) -> None:
+        """All records up to this one are durable; the commit took so long."""
+        self.sink.committed(seconds)
+        self._durable.committed(lsn)
+        for listener in list(self.durable_listeners):
+            listener()
+
+
+TAKE_ALL = 1 << 62
+"""More chunks and steps than any queue holds."""

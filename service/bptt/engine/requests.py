@@ -1,0 +1,62 @@
+"""What has to be done with a learner between two runs, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bptt.errors import ServiceError
+
+Work = Callable[[], Awaitable[Any]]
+
+Request = tuple[Work, asyncio.Future[Any]]
+
+
+class RequestQueue:
+    """Work that waits for a worker. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._soon: deque[Request] = deque()  # between the next two runs
+        self._last: deque[Request] = deque()  # once all that was accepted is applied
+
+    def __bool__(self) -> bool:
+        return bool(self._soon or self._last)
+
+    @property
+    def wait_for_queue(self) -> bool:
+        """Whether some work waits until all that was accepted is applied."""
+        return bool(self._last)
+
+    def put(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
+        """Add work.
+
+        Args:
+            work: called by the worker, between two runs.
+            after_queue: once everything that was accepted is applied; else between the next two
+                runs, for a busy queue may never be empty.
+
+        Returns:
+            A future with the result of the work, or its error.
+        """
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        (self._last if after_queue else self._soon).append((work, done))
+        return done
+
+    def next(self, *, queue_is_empty: bool, may_write: bool) -> Request | None:
+        """The request whose turn it is; None: none."""
+        if self._last and queue_is_empty:
+            return self._last.popleft()
+        if self._soon and may_write:
+            return self._soon.popleft()
+        return None
+
+    def refuse(self, error: ServiceError) -> None:
+        """End all that wait with an error."""
+        for requests in (self._soon, self._last):
+            while requests:
+                _, done = requests.popleft()
+                if not done.done():
+                    done.set_exception(error)
+                    done.exception()  # who asked may have hung up: then nobody looks at it
