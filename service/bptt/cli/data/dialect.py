@@ -180,8 +180,20 @@ def _candidate(
     if found.score >= 0:
         cells = [_cell_score(cell, delimiter) for _, row in body[:200] for cell in row]
         fits = len(body) / len(tail) * (1.0 if found.titles is not None else 0.5)
-        found.score = sum(cells) / max(1, len(cells)) * fits * (0.95 if delimiter == NONE else 1.0)
+        found.score = sum(cells) / max(1, len(cells)) * fits
+        if delimiter == NONE:
+            found.score *= 0.5 if _is_divided(found.titles, body) else 0.95
     return found
+
+
+def _is_divided(titles: Sequence[str] | None, body: Sequence[Record]) -> bool:
+    """A sign that can be a delimiter is in the title as often as in most rows."""
+    title = titles[0] if titles else ""
+    for sign in DELIMITERS:
+        many = sum(row[0].count(sign) == title.count(sign) for _, row in body)
+        if sign in title and many > len(body) / 2:
+            return True
+    return False
 
 
 def _modal_width(rows: Sequence[Record]) -> int:

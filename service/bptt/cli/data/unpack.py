@@ -206,8 +206,8 @@ def reading(name: str) -> Iterator[None]:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as error:
-        raise InputError(f"{name} cannot be read: {error}") from None
+        raise InputError(f"cannot read {name}: {error}") from None
     except Exception as error:
         if type(error).__name__ == "ZstdError":  # its class is there only with its package
-            raise InputError(f"{name} cannot be read: {error}") from None
+            raise InputError(f"cannot read {name}: {error}") from None
         raise
