@@ -20,8 +20,8 @@ from bptt.cli.create import create_model
 from bptt.cli.data.order import JUMP
 from bptt.cli.data.problem import InputError, join_names
 from bptt.cli.data.source import Batch
+from bptt.cli.data.survey import skipped_lines, Survey, Wanted
 from bptt.cli.data.survey import summary as understood_lines
-from bptt.cli.data.survey import Survey, Wanted
 from bptt.cli.data.table import DataTable
 from bptt.cli.data.textfile import TextFile, VOCABULARY
 from bptt.cli.data.understood import Choice, Understood
@@ -114,7 +114,11 @@ class LearnRun:
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
             return await self._learn_series(client, model, place, choice, found.series)
-        return await self._learn(client, model, table, partial(table.read, choice))
+        interrupted = await self._learn(client, model, table, partial(table.read, choice))
+        if table.is_live or choice.sort:  # not known before the rows were read
+            for line in skipped_lines(table.skipped):
+                self._print(line)
+        return interrupted
 
     async def _dry_run(self, table: DataTable) -> None:
         """Tell what is understood of the file."""

@@ -70,10 +70,10 @@ READ = {
     "c21b.csv.zip": Expected(["temp"], ISO, FIRST[:1], LAST[:1], says=["zip"]),
     "c26_latin1.csv": Expected(["Temperatur °C", "Feuchte µg"], ISO, says=["cp1252"]),
     "c25_late_column.csv": Expected(
-        ["temp", "hum"], ISO, first=(20.0, np.nan), says=["'hum' lacks 150 values: empty (150)"]
+        ["temp", "hum"], ISO, first=(20.0, np.nan), says=["missing in column 'hum': empty (150)"]
     ),
     "c37b_err_first.csv": Expected(
-        ["temp", "hum"], ISO, first=(20.0, np.nan), says=["'hum' lacks 1 values: 'Err' (1)"]
+        ["temp", "hum"], ISO, first=(20.0, np.nan), says=["missing in column 'hum': 'Err' (1)"]
     ),
     "c37d_hash_na.csv": Expected(["temp", "hum"], ISO, says=["'#N/A' (1)"]),
     "c37e_excel_div0.csv": Expected(["temp", "hum"], ISO, says=["'NaN' (1)", "'--' (1)"]),
