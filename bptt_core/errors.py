@@ -41,7 +41,7 @@ class UnknownField(InvalidArgument):
 
     def __init__(self, field: str, value: object, bound: str) -> None:
         super().__init__(field, value, bound)
-        self.args = (f"unknown field {field!r}",)
+        self.args = (f"unknown field {field!r}, which is {self.value}; known fields: {bound}",)
 
 
 class ShapeError(InvalidArgument):

@@ -298,7 +298,7 @@ class ModelSpec:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise UnknownField(name, values[name], "one of " + ", ".join(sorted(known)))
+                raise UnknownField(name, values[name], ", ".join(sorted(known)))
         values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 

@@ -17,6 +17,7 @@ from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
     bytes_of_model,
     bytes_of_stream,
+    Chunk,
     ChunkResult,
     Figures,
     GradientFlow,
@@ -236,7 +237,7 @@ class UnreadModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunReport:
-    """What the trainer did in one go: one or more ticks, then a new snapshot."""
+    """What a model's worker did in one run: one or more ticks, then a new snapshot."""
 
     ticks: Sequence[TickReport]
     figures: Figures
@@ -249,7 +250,14 @@ class TickReport:
     streams: int
     steps: int
     updates: Sequence[UpdateReport]
+    """Each with the prequential loss of its new steps: of predictions made before it."""
     seconds: float
+    chunks: Sequence[Chunk] = ()
+    """The steps and targets of the tick, a chunk for each of its streams."""
+    results: Sequence[ChunkResult] = ()
+    """What became of each chunk: the predictions, each made before its target was learned, and the
+    anomaly scores. With `chunks` they give the prequential error of every step, which a detector of
+    drift needs. They are the learner's own arrays: copy what is kept."""
 
 
 @dataclass(frozen=True, slots=True)

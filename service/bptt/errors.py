@@ -10,7 +10,7 @@ ServiceError             INTERNAL             root; also any status that has no 
 │   └── ModelExists                           a model of that name exists
 ├── OutOfOrder           OUT_OF_RANGE         a chunk begins after its stream's next step
 ├── LimitReached         RESOURCE_EXHAUSTED   one more than the server is configured to hold
-│   └── QueueFull                             a model has had no room for a chunk for too long
+│   └── QueueFull                             a model's queue was full for too long
 ├── Aborted              ABORTED              conflicts with another operation
 │   └── StreamInUse                           another call learns from the stream
 ├── ModelFailed          FAILED_PRECONDITION  the model stopped learning after an internal error
@@ -21,9 +21,9 @@ ServiceError             INTERNAL             root; also any status that has no 
 │   ├── StorageFailed                         the data folder could not be written
 │   │   └── StorageFull  RESOURCE_EXHAUSTED   the data folder is full; also a LimitReached
 │   ├── StaleWriter                           another server writes to the data folder
-│   └── CannotListen                          an address cannot be listened on
-│       └── AddressInUse                      it is taken
-└── DataDamaged          DATA_LOSS            what is stored cannot be read back
+│   └── CannotListen                          the server cannot listen on an address
+│       └── AddressInUse                      another program listens there
+└── DataDamaged          DATA_LOSS            stored data cannot be read
 
 A gap is OUT_OF_RANGE and not INVALID_ARGUMENT: the same chunk is accepted once the steps before it
 have come. This module does not import gRPC; a code is the name of a gRPC status code.
@@ -432,6 +432,9 @@ def from_core(error: core.BpttError, *, prefix: str = "") -> ServiceError:
         error: the core's error.
         prefix: put before the name of a field.
     """
+    if isinstance(error, core.UnknownField):
+        violation = Violation(prefix + error.field, error.value, error.bound)
+        return InvalidRequest(str(error), (violation,))
     if isinstance(error, core.InvalidArgument):
         reason = _CORE_REASONS.get(type(error), "invalid")
         return InvalidRequest.of(prefix + error.field, error.value, error.bound, reason=reason)

@@ -32,8 +32,8 @@ def test_the_copy_is_whole_and_goes_on(whole: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     done = run("backup", str(whole), str(target))
     assert done.status == 0, done.err
-    assert "m: 3 checkpoints and the journal up to tick 45" in done.out
-    assert "n: 1 checkpoints and the journal up to tick 5" in done.out
+    assert "m: 3 checkpoints and the journal up to lsn 45" in done.out
+    assert "n: 1 checkpoints and the journal up to lsn 5" in done.out
     assert run("verify", str(target)).status == 0
     store = SqliteStore(target)
     assert store.open() == 3, "its epochs go on, too"
@@ -91,7 +91,7 @@ def test_copies_made_while_a_server_writes_are_all_whole(tmp_path: Path) -> None
     try:
         for turn in range(20):
             before = dict(committed)
-            copied = back_up(data, tmp_path / f"copy-{turn}")
+            copied = back_up(SqliteStore(data), SqliteStore(tmp_path / f"copy-{turn}"))
             assert [each.model_id for each in copied] == ["m", "n"]
             for each in copied:
                 assert each.last >= before[each.model_id], "what was acknowledged before is in it"
@@ -125,7 +125,7 @@ def test_a_model_that_is_deleted_meanwhile_is_left_out(tmp_path: Path) -> None:
     def on_copied(copied: object) -> None:
         store.delete("b")
 
-    copied = back_up(data, tmp_path / "copy", on_copied)
+    copied = back_up(SqliteStore(data), SqliteStore(tmp_path / "copy"), on_copied)
     assert [each.model_id for each in copied] == ["a"]
     assert checkpoint_of(tmp_path / "copy", 0, "a").is_file()
     assert not (tmp_path / "copy" / "models" / "b").exists()

@@ -44,15 +44,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 DAMAGE: dict[str, tuple[str, int, int]] = {
-    # statement, tick it goes back to, ticks lost
+    # statement, lsn it goes back to, records lost
     "a record behind the newest checkpoint": (
-        "UPDATE journal SET body = x'00' WHERE tick = 43",
+        "UPDATE journal SET body = x'00' WHERE lsn = 43",
         42,
         3,
     ),
-    "a record that is gone": ("DELETE FROM journal WHERE tick = 41", 40, 5),
-    "the end": ("DELETE FROM journal WHERE tick > 44", 44, 1),
-    "a record before the newest checkpoint": ("DELETE FROM journal WHERE tick = 17", 45, 0),
+    "a record that is gone": ("DELETE FROM journal WHERE lsn = 41", 40, 5),
+    "the end": ("DELETE FROM journal WHERE lsn > 44", 44, 1),
+    "a record before the newest checkpoint": ("DELETE FROM journal WHERE lsn = 17", 45, 0),
     "all of it": ("DROP TABLE journal", 40, 5),
 }
 
@@ -66,8 +66,8 @@ def test_a_damaged_journal_is_cut_behind_the_last_good_record(data: Path, damage
     shown = run("repair", str(data))
     assert shown.status == 1
     assert "m: damaged" in shown.out
-    assert f"goes back to tick {goes_back_to}, from the checkpoint after 40 ticks" in shown.out
-    assert (f"lost: {lost} ticks" if lost else "nothing that was learned is lost") in shown.out
+    assert f"goes back to lsn {goes_back_to}: the checkpoint after 40 records" in shown.out
+    assert (f"lost: {lost} records" if lost else "nothing that was learned is lost") in shown.out
     assert "nothing was changed; --yes repairs" in shown.out
     assert contents(data) == before
 
@@ -81,7 +81,7 @@ def test_a_damaged_journal_is_cut_behind_the_last_good_record(data: Path, damage
 
 
 def opens_and_goes_on(data: Path) -> int:
-    """Recover as a server does, and append. The tick it begins with."""
+    """Recover as a server does, and append. The lsn it begins with."""
     store = SqliteStore(data)
     store.open()
     try:
@@ -98,13 +98,13 @@ def opens_and_goes_on(data: Path) -> int:
 
 
 def test_what_would_be_lost_names_steps_and_streams(data: Path) -> None:
-    change(data, "UPDATE journal SET body = x'00' WHERE tick = 43")
+    change(data, "UPDATE journal SET body = x'00' WHERE lsn = 43")
     done = run("repair", str(data))
-    assert "lost: 3 ticks, 12 steps or more of streams s0, s1" in done.out
+    assert "lost: 3 records, 12 steps or more of streams s0, s1" in done.out
     (found,) = run("repair", str(data), "--json").document
     assert found["needed"]
-    assert "damaged at tick 43" in found["journal"]
-    assert (found["goes_back_to"], found["lost_ticks"], found["lost_steps"]) == (42, 3, 12)
+    assert "damaged at lsn 43" in found["journal"]
+    assert (found["goes_back_to"], found["lost_records"], found["lost_steps"]) == (42, 3, 12)
     assert (found["lost_streams"], found["moved"]) == (["s0", "s1"], [])
 
 
@@ -123,9 +123,9 @@ def test_a_return_to_a_checkpoint_that_is_damaged_ends_what_can_be_replayed(data
     flip(checkpoint_of(data, 30), -1)
     flip(checkpoint_of(data, 40), -1)
     done = run("repair", str(data))
-    assert "damaged at tick 35: it goes back to the checkpoint after 30 ticks" in done.out
-    assert "goes back to tick 34, from the checkpoint after 20 ticks" in done.out
-    assert "lost: 11 ticks" in done.out
+    assert "damaged at lsn 35: it goes back to the checkpoint after 30 records" in done.out
+    assert "goes back to lsn 34: the checkpoint after 20 records" in done.out
+    assert "lost: 11 records" in done.out
     assert run("repair", str(data), "--yes").status == 0
     assert run("verify", str(data)).status == 0
     assert opens_and_goes_on(data) == 34
@@ -134,8 +134,8 @@ def test_a_return_to_a_checkpoint_that_is_damaged_ends_what_can_be_replayed(data
 def test_a_missing_journal_is_made_anew(data: Path) -> None:
     journal_of(data).unlink()
     done = run("repair", str(data), "--yes")
-    assert "goes back to tick 40" in done.out
-    assert "lost: 5 ticks, 0 steps or more" in done.out
+    assert "goes back to lsn 40" in done.out
+    assert "lost: 5 records, 0 steps or more" in done.out
     assert opens_and_goes_on(data) == 40
 
 
@@ -175,7 +175,7 @@ def test_what_is_whole_is_left_alone(data: Path) -> None:
 
 
 def test_a_repaired_model_is_that_of_a_run_that_ended_there(data: Path, tmp_path: Path) -> None:
-    change(data, "DELETE FROM journal WHERE tick = 44")
+    change(data, "DELETE FROM journal WHERE lsn = 44")
     assert run("repair", str(data), "--yes").status == 0
     bodies = tick_records(45)
     other = learn(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bptt.config import Kept
-from bptt.durability import Command, inspection
+from bptt.durability import Command, SqliteStore
 from bptt.engine import replay
 from bptt_core import Chunk, ModelSpec
 from tests.cli.conftest import run
@@ -29,16 +29,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def model(folder: Path, model_id: str = "m") -> Path:
-    (found,) = [each for each in inspection.model_folders(folder) if each.name == model_id]
-    return found
-
-
 @pytest.mark.same_bits
 def test_the_same_spec_from_the_beginning_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     learner = learn(tmp_path / "again", tick_records(60))
     trial = replay.Trial("same", SPEC)
-    found = replay.compare(model(data), [trial])
+    found = replay.compare(SqliteStore(data), "m", [trial])
     assert found.from_beginning
     assert (found.first, found.last, found.steps, found.streams) == (1, 60, 360, 2)
     assert replay.different(trial.learner.state(), learner.state()) == []
@@ -55,7 +50,7 @@ def test_another_spec_is_compared_with_the_models_own(data: Path) -> None:
     )
     assert done.status == 0, done.err
     found = done.document
-    assert (found["first_tick"], found["last_tick"], found["from_beginning"]) == (1, 60, True)
+    assert (found["first_lsn"], found["last_lsn"], found["from_beginning"]) == (1, 60, True)
     own, other = found["trials"]
     assert own["spec"] == dict(SPEC.to_dict(), target_columns=[])
     assert (other["spec"]["cell"], other["spec"]["learning_rate"]) == ("lstm", 0.01)
@@ -72,7 +67,7 @@ def test_another_spec_is_compared_with_the_models_own(data: Path) -> None:
 def test_people_see_both_side_by_side(data: Path) -> None:
     done = run("replay", str(data), "--model", "m", "--set", "hidden_size=4")
     assert done.status == 0, done.err
-    assert "m: ticks 1 to 60 from the model's beginning; 360 steps of 2 streams" in done.out
+    assert "m: lsn 1 to 60, from the model's beginning; 360 steps of 2 streams" in done.out
     assert "as it is" in done.out
     assert "hidden_size=4" in done.out
     alone = run("replay", str(data), "--model", "m")
@@ -82,7 +77,7 @@ def test_people_see_both_side_by_side(data: Path) -> None:
 
 def test_losses_of_different_kinds_are_not_compared_in_silence(data: Path) -> None:
     done = run("replay", str(data), "--model", "m", "--set", "loss=squared_error")
-    assert "losses of different kinds (huber, squared_error) do not compare" in done.out
+    assert "losses of different kinds cannot be compared: huber, squared_error" in done.out
 
 
 def test_a_journal_whose_beginning_is_gone_is_learned_from_where_it_begins(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_a_journal_whose_beginning_is_gone_is_learned_from_where_it_begins(tmp_p
     done = run("replay", str(tmp_path), "--model", "m", "--json")
     assert done.status == 0, done.err
     found = done.document
-    assert (found["first_tick"], found["last_tick"], found["steps"]) == (51, 60, 60)
+    assert (found["first_lsn"], found["last_lsn"], found["steps"]) == (51, 60, 60)
     assert not found["from_beginning"]
     assert found["trials"][0]["updates"] > 5
 
@@ -99,9 +94,9 @@ def test_a_journal_whose_beginning_is_gone_is_learned_from_where_it_begins(tmp_p
 def test_commands_are_followed_as_far_as_a_fresh_model_can(data: Path) -> None:
     done = run("replay", str(data), "--model", "restored")
     assert done.status == 0, done.err
-    assert "1 returns to a checkpoint are left out: a fresh model has none" in done.out
+    assert "1 commands that go back to a checkpoint are left out" in done.out
     trial = replay.Trial("same", SPEC)
-    replay.compare(model(data, "restored"), [trial])
+    replay.compare(SqliteStore(data), "restored", [trial])
     assert trial.learner.stream_ids() == ["s1"]
 
 
@@ -117,7 +112,7 @@ def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tr
         replay.changed_spec(SPEC, {"learning_rate": 0.005}),
         frozenset({"learning_rate"}),
     )
-    replay.compare(model(tmp_path), [own, other])
+    replay.compare(SqliteStore(tmp_path), "m", [own, other])
     assert replay.different(own.learner.state(), learner.state()) == []
     assert own.learner.figures.learning_rate == 0.02
     assert other.learner.figures.learning_rate < 0.02
@@ -130,7 +125,7 @@ def test_settings_that_were_changed_are_changed_again_unless_they_are_what_is_tr
         ("cell=gruu", "cell is gruu, but must be one of"),
         ("sell=gru", "unknown field 'sell'"),
         ("learning_rate=fast", "learning_rate is fast"),
-        ("input_size=3", "input_size=3 cannot learn tick 1"),
+        ("input_size=3", "input_size=3 cannot learn lsn 1"),
         ("cell", "'cell' must be FIELD=VALUE"),
     ],
 )

@@ -64,7 +64,7 @@ def test_for_machines(whole: Path) -> None:
 def test_what_is_damaged_is_named(data: Path) -> None:
     flip(checkpoint_of(data, 30), -5)
     with closing(sqlite3.connect(journal_of(data, "n"))) as connection:
-        connection.execute("UPDATE journal SET body = x'00' WHERE tick = 8")
+        connection.execute("UPDATE journal SET body = x'00' WHERE lsn = 8")
         connection.commit()
     done = run("verify", str(data))
     assert done.status == 1
@@ -72,7 +72,7 @@ def test_what_is_damaged_is_named(data: Path) -> None:
     assert f"{checkpoint_of(data, 30)} is damaged: its checksum does not fit" in done.out
     assert "bit for bit the checkpoints after: 40" in done.out
     assert "n: NOT WHOLE\n" in done.out
-    assert f"{journal_of(data, 'n')} is damaged at tick 8: 1 bytes are too few" in done.out
+    assert f"{journal_of(data, 'n')} is damaged at lsn 8: 1 bytes are too few" in done.out
     assert "bit for bit the checkpoints after: none to compare" in done.out
 
 
@@ -86,7 +86,7 @@ def test_another_model_than_the_journal_gives_is_seen(data: Path) -> None:
     store.close()
     done = run("verify", str(data), "--model", "m")
     assert done.status == 1
-    words = "replay does not give the checkpoint after 30 ticks: model.parameters differ"
+    words = "replay does not give the checkpoint after 30 records: model.parameters differ"
     assert words in done.out
     assert "bit for bit the checkpoints after: 40" in done.out
 
@@ -100,7 +100,7 @@ def test_a_record_that_the_model_cannot_have_learned_is_named(data: Path) -> Non
     store.close()
     done = run("verify", str(data), "--model", "m")
     assert done.status == 1
-    assert "tick 46 cannot be replayed: first_step is 132, but must be at most 135" in done.out
+    assert "lsn 46 cannot be replayed: first_step is 132, but must be at most 135" in done.out
 
 
 @pytest.mark.parametrize("lost", ["journal", "checkpoints"])
@@ -130,7 +130,7 @@ def test_a_return_to_a_checkpoint_that_is_gone_by_now_is_no_damage(tmp_path: Pat
     assert (found["first"], found["replayed_from"]) == (1, 5)
     assert found["compared"][-2:] == [45, 50]
     (note,) = found["notes"]
-    assert "tick 13 goes back to a checkpoint that is no longer kept" in note
+    assert "lsn 13 goes back to a checkpoint that is no longer kept" in note
     assert run("repair", str(data)).out == "m: whole\n"
 
 

@@ -280,7 +280,7 @@ def newest(folder: Path, model_id: str) -> State:
 
 def check_whole(folder: Path, model_id: str) -> None:
     """Checksums, order, and that the whole journal, learned anew, gives the newest checkpoint."""
-    found = replay.verify(folder / "models" / model_id)
+    found = replay.verify(SqliteStore(folder), model_id)
     assert not found.problems
     assert found.replayed_from == 0
     store = SqliteStore(folder)

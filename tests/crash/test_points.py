@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bptt.client import Client, ServerUnreachable
+from bptt.durability import SqliteStore
 from bptt.durability.sqlite import POINTS
 from bptt.engine import replay
 from bptt.engine.replay import different
@@ -45,7 +46,7 @@ async def save_until_it_dies(server: Restarted, client: Client) -> None:
 
 def check_twin(folder: Path, walker: Walker) -> None:
     """The model is bit for bit one that learned what was sent in one go, and its folder whole."""
-    found = replay.verify(folder / "models" / "m")
+    found = replay.verify(SqliteStore(folder), "m")
     assert not found.problems
     twin = Learner(ModelSpec(**SPEC))
     twin.apply([Chunk("s", 0, walker.values)])
@@ -123,7 +124,7 @@ async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
         after = Walker(server.address, "m", "last", 5)
         await after.walk(20)
         await server.stop()
-    assert not replay.verify(server.folder / "models" / "m").problems
+    assert not replay.verify(SqliteStore(server.folder), "m").problems
 
 
 async def test_a_deletion_that_a_server_died_of_is_done(tmp_path: Path) -> None:

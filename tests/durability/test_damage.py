@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.durability import commit_watermark, reading, Record, SqliteStore
+from bptt.durability import commit_watermark, inspection, reading, Record, repair, SqliteStore
 from bptt.errors import DataDamaged, StorageFailed
 from tests.durability.support import checkpoint, numbers, opened, tick_record, tick_records
 
@@ -80,21 +80,21 @@ def test_a_cut_checkpoint_is_found(data: Path, size: int) -> None:
         store.load("m", 3)
 
 
-def test_a_checkpoint_of_another_model_or_tick_is_found(data: Path) -> None:
+def test_a_checkpoint_of_another_model_or_lsn_is_found(data: Path) -> None:
     folder = model_folder(data)
     shutil.copy(
         folder / "checkpoint-000000000003.safetensors",
         folder / "checkpoint-000000000005.safetensors",
     )
     with opened(data) as store:
-        with pytest.raises(DataDamaged, match="it is of 'm' after 3 ticks"):
+        with pytest.raises(DataDamaged, match="it is of model 'm' after 3 records"):
             store.load("m", 5)
         store.save(checkpoint(0, "n"))
         shutil.copy(
             folder / "checkpoint-000000000003.safetensors",
             data / "models" / "n" / "checkpoint-000000000003.safetensors",
         )
-        with pytest.raises(DataDamaged, match="it is of 'm'"):
+        with pytest.raises(DataDamaged, match="it is of model 'm'"):
             store.load("n", 3)
 
 
@@ -119,27 +119,31 @@ def change(data: Path, *statements: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "given", "found"),
     [
-        ("DELETE FROM journal WHERE tick = 6", 5, "has no tick 6: 7 follows 5"),
-        ("DELETE FROM journal WHERE tick > 8", 8, "has no tick 9: it ends, but 10 was committed"),
-        ("DELETE FROM journal WHERE tick < 3", 0, "has no tick 1: 3 follows 0"),
-        ("UPDATE journal SET tick = 12 WHERE tick = 10", 9, "has no tick 10: 12 follows 9"),
+        ("DELETE FROM journal WHERE lsn = 6", 5, "has no lsn 6: 7 follows 5"),
+        ("DELETE FROM journal WHERE lsn > 8", 8, "has no lsn 9: it ends, but 10 was committed"),
+        ("DELETE FROM journal WHERE lsn < 3", 0, "has no lsn 1: 3 follows 0"),
+        ("UPDATE journal SET lsn = 12 WHERE lsn = 10", 9, "has no lsn 10: 12 follows 9"),
         (
-            "UPDATE journal SET body = substr(body, 1, 40) WHERE tick = 7",
+            "UPDATE journal SET body = substr(body, 1, 40) WHERE lsn = 7",
             6,
-            "is damaged at tick 7: its checksum does not fit",
+            "is damaged at lsn 7: its checksum does not fit",
         ),
         (
-            "UPDATE journal SET body = (SELECT body FROM journal WHERE tick = 4) WHERE tick = 7",
+            "UPDATE journal SET body = (SELECT body FROM journal WHERE lsn = 4) WHERE lsn = 7",
             6,
-            "is damaged at tick 7: its checksum does not fit",
+            "is damaged at lsn 7: its checksum does not fit",
         ),
-        ("UPDATE journal SET body = x'01' WHERE tick = 7", 6, "at tick 7: 1 bytes are too few"),
-        ("UPDATE journal SET body = 5 WHERE tick = 7", 6, "at tick 7: it is no blob"),
-        ("DELETE FROM writer", 0, "is damaged: nobody may write to it"),
+        ("UPDATE journal SET body = x'01' WHERE lsn = 7", 6, "at lsn 7: 1 bytes are too few"),
+        ("UPDATE journal SET body = 5 WHERE lsn = 7", 6, "at lsn 7: it is no blob"),
+        ("DELETE FROM writer", 0, "is damaged: its table 'writer' must have one row"),
         ("DROP TABLE journal", 0, "is damaged: no such table: journal"),
-        ("PRAGMA application_id = 7", 0, "is no journal that this program reads: application 0x7"),
-        ("PRAGMA user_version = 2", 0, "is no journal that this program reads"),
-        ("UPDATE writer SET base = 4", 0, "has no tick 1: it begins with 5"),
+        (
+            "PRAGMA application_id = 7",
+            0,
+            "is no journal: its application_id is 0x7, but must be 0x62707474",
+        ),
+        ("PRAGMA user_version = 3", 0, "has format 3, but this version of bptt reads 1 and 2"),
+        ("UPDATE writer SET base = 4", 0, "has no lsn 1: it begins with 5"),
     ],
 )
 def test_damage_of_the_journal_is_named_and_what_is_before_it_is_given(
@@ -231,7 +235,7 @@ def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) ->
         records, words = read(store)
     assert records == list(range(1, len(records) + 1))
     assert len(records) < 10
-    assert f"has no tick {len(records) + 1}: it ends, but 10 was committed" in words
+    assert f"has no lsn {len(records) + 1}: it ends, but 10 was committed" in words
     if what == "torn at its end":
         assert len(records) == 9
 
@@ -255,7 +259,7 @@ def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
     commit_watermark.write(model_folder(tmp_path), 9, synced=False)
     with opened(tmp_path, "process") as store, caplog.at_level(logging.WARNING):
         assert read(store) == ([1, 2, 3, 4, 5], "")
-    assert "ends with tick 5; 9 was committed, but not synced" in caplog.text
+    assert "ends with lsn 5; 9 was committed, but not synced" in caplog.text
 
 
 def test_a_damaged_mark_is_told_and_stops_nothing(
@@ -272,10 +276,62 @@ def test_a_damaged_mark_is_told_and_stops_nothing(
     assert not caplog.text, "the next commit has written it anew"
 
 
-def test_a_damaged_epoch_is_named(data: Path) -> None:
-    (data / "epoch").write_text("seven")
-    with pytest.raises(DataDamaged, match="epoch does not hold a number"):
-        SqliteStore(data).open()
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (b"seven", "it does not hold a number"),
+        (b"0 6abf4a82\n", "its checksum does not fit"),
+        (b"9" * 40, "it does not hold a number"),
+        (b"", "it does not hold a number"),
+    ],
+)
+def test_a_damaged_epoch_stops_nothing(
+    data: Path, caplog: pytest.LogCaptureFixture, damage: bytes, found: str
+) -> None:
+    """The journals tell which epochs there were; a later one than theirs is taken."""
+    (data / "epoch").write_bytes(damage)
+    store = SqliteStore(data)
+    with caplog.at_level(logging.WARNING):
+        assert store.open() > 1000
+    assert f"epoch is damaged: {found}" in caplog.text
+    assert numbers(store.tail("m", 0)) == list(range(1, 11))
+    store.append("m", tick_records(11, 11))
+    store.close()
+    caplog.clear()
+    with opened(data) as again:
+        assert numbers(again.tail("m", 10)) == [11]
+    assert not caplog.text
+
+
+def test_an_epoch_of_an_earlier_version_is_the_number_alone(data: Path) -> None:
+    (data / "epoch").write_text("7\n")
+    store = SqliteStore(data)
+    assert store.open() == 8
+    store.close()
+
+
+@pytest.mark.parametrize("value", ["x'ff'", "NULL", "'text'", "1.5", "-1"])
+@pytest.mark.parametrize("column", ["epoch", "base"])
+def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) -> None:
+    """SQLite gives whatever type a damaged page says. It breaks no start and no tool."""
+    change(
+        data,
+        "CREATE TABLE other (one, epoch, base)",
+        "INSERT INTO other SELECT one, epoch, base FROM writer",
+        f"UPDATE other SET {column} = {value}",
+        "DROP TABLE writer",
+        "ALTER TABLE other RENAME TO writer",
+    )
+    store = SqliteStore(data)
+    store.open()
+    with pytest.raises(DataDamaged, match="is damaged: its table 'writer' holds"):
+        store.tail("m", 0)
+    with pytest.raises(DataDamaged, match="is damaged: its table 'writer' holds"):
+        store.append("m", tick_records(11, 11))
+    store.close()
+    found = inspection.survey(store, "m")
+    assert "its table 'writer' holds" in found.problems[0]
+    assert repair.plan(store, found).needed
 
 
 def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:

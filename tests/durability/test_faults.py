@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_another_program_that_holds_the_journal_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bptt.durability.reading.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("bptt.durability.files.BUSY_SECONDS", 0.01)
     with opened(tmp_path) as store:
         store.save(checkpoint(0))
         store.append("m", tick_records(1, 1))
@@ -147,7 +147,7 @@ def test_another_program_that_holds_the_journal_is_told_of(
 
 def later_writer(folder: Path) -> None:
     """What a second server does where the lock does not reach: it opens the journal."""
-    number = lock.next_epoch(folder, None)
+    number = lock.next_epoch(folder, lock.last_epoch(folder), None)
     with closing(sqlite3.connect(folder / "models" / "m" / "journal.sqlite3")) as connection:
         connection.execute("UPDATE writer SET epoch = ?", (number,))
         connection.commit()
@@ -231,7 +231,7 @@ def test_a_folder_stays_within_its_bound_and_the_log_says_what_went(
             assert [each.lsn for each in store.checkpoints("m")][-1] == last
             sizes = sum(path.stat().st_size for path in folder.glob("checkpoint*"))
             assert sizes <= 1_000_000
-    assert "model m: dropped to stay within 1 MB: 0" in caplog.text
+    assert "model m: checkpoints removed to stay within 1 MB: 0" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_what_cannot_be_let_go_of_is_a_warning(
         in_the_way.mkdir()
         with caplog.at_level(logging.WARNING):
             store.save(checkpoint(1))
-        assert "model m: what is old was not let go of" in caplog.text
+        assert "model m: old data was not removed" in caplog.text
         assert store.load("m", 1).lsn == 1
 
 
@@ -311,11 +311,11 @@ def test_a_journal_that_ends_before_the_newest_checkpoint_begins_again_there(
         store.append("m", tick_records(1, 9))
         store.save(checkpoint(9))
     with closing(sqlite3.connect(tmp_path / "models" / "m" / "journal.sqlite3")) as connection:
-        connection.execute("DELETE FROM journal WHERE tick > 4")
+        connection.execute("DELETE FROM journal WHERE lsn > 4")
         connection.commit()
     with opened(tmp_path, "process") as store:
         assert numbers(store.tail("m", 9)) == []
-        with pytest.raises(ValueError, match="tick 12 cannot follow 4"):
+        with pytest.raises(ValueError, match="lsn 12 cannot follow 4"):
             store.append("m", tick_records(12, 12))
         store.append("m", tick_records(10, 12))
         assert numbers(store.tail("m", 9)) == [10, 11, 12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -143,3 +144,31 @@ def test_what_stands_between_two_chunks_keeps_them_apart() -> None:
     found = list(groups(FORECAST, waiting))
     assert [len(each) for each in found] == [1, 1, 1, 1]
     assert [each for group in found for each in group] == waiting
+
+
+def test_a_report_holds_what_the_prequential_errors_are_made_of() -> None:
+    """Regression: |target - prediction made before it| of every step, joined to one tick or not."""
+    spec = ModelSpec(
+        task="regression", input_size=2, output_size=1, hidden_size=4, k1=2, k2=4, scaling=False
+    )
+    x = np.sin(np.arange(24, dtype=np.float32)).reshape(12, 2)
+    y = x[:, :1] * 0.5
+    errors = []
+    for cuts in ((0, 12), (0, 3, 4, 9, 12)):
+        responses, fair_queue = ResponseQueue(100, 1 << 20), FairQueue()
+        for first, stop in itertools.pairwise(cuts):
+            chunk = Chunk("s", first, x[first:stop], y[first:stop])
+            fair_queue.put(QueuedChunk(chunk, responses.pending(0)))
+        outcome = run(Learner(spec, backend="reference"), fair_queue.take(100, 1000))
+        assert outcome.failure is None
+        found = []
+        for tick in outcome.ticks:
+            for chunk, result in zip(tick.chunks, tick.results, strict=True):
+                assert (result.stream_id, result.first_step) == ("s", chunk.first_step)
+                assert result.predictions is not None
+                assert chunk.targets is not None
+                found.append(np.abs(chunk.targets - result.predictions))
+        errors.append(np.concatenate(found))
+        assert sum(each.steps for tick in outcome.ticks for each in tick.updates) == len(x)
+    assert errors[0].shape == (12, 1)
+    np.testing.assert_array_equal(errors[0], errors[1])

@@ -169,7 +169,7 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
         assert "3 updates in a row were not finite" in line
         state = trainer.learner.state()
         assert not different(recover(store, "m").learner.state(), state)
-    assert replay.verify(tmp_path / "models" / "m").problems == []
+    assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
 async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_back(
@@ -197,7 +197,7 @@ async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_
             twin, diverged = loaded.learner, loaded.learner.figures.diverged
         assert sum(isinstance(record.body, Command) for record in records) == 2
         assert not different(twin.state(), trainer.learner.state())
-    assert replay.verify(tmp_path / "models" / "m").problems == []
+    assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
 async def test_without_a_checkpoint_it_stops_and_says_so(
@@ -375,7 +375,7 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
             assert rolled_back(store)
             await end(trainer)
         assert not different(recover(store, "m").learner.state(), trainer.learner.state())
-    assert replay.verify(tmp_path / "models" / "m").problems == []
+    assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
 async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:

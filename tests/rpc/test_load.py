@@ -9,13 +9,12 @@ import grpc
 import numpy as np
 import psutil
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from bptt import v1 as pb
 from bptt.client import Client, Learned
 from bptt.config import Limits
 from bptt.v1 import learner_pb2_grpc
-from tests.rpc.harness import Call, Harness, harness, until, wave
+from tests.rpc.harness import Call, details, error_info, Harness, harness, until, wave
 from tests.support.server import serving
 
 MEGABYTE = 1 << 20
@@ -44,10 +43,10 @@ async def test_a_queue_that_stays_full_ends_the_call_and_says_when_to_come_back(
         except grpc.aio.AioRpcError as error:
             ended = error
         assert ended.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "had no room for another chunk for 0.05 s" in str(ended.details())
-        [detail] = rpc_status.from_call(ended).details
+        assert "was full for 0.05 s" in str(ended.details())
+        assert error_info(ended).reason == "QUEUE_FULL"
         retry = error_details_pb2.RetryInfo()
-        assert detail.Unpack(retry)
+        assert any(detail.Unpack(retry) for detail in details(ended))
         assert retry.retry_delay.ToTimedelta().total_seconds() == 1.0
 
 

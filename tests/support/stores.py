@@ -1,31 +1,32 @@
-"""A store that fails when it is told to: a seam for whoever builds on a store."""
+"""A store that fails on request: a seam for tests of code that uses a store."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
-from bptt.durability import Checkpoint, CheckpointInfo, Record, Store
+from bptt.durability import Checkpoint, CheckpointInfo, ModelCopy, Record, Store
 from bptt.errors import ServiceError, StorageFailed
 
 
 def no_space() -> ServiceError:
-    """What a full disk gives."""
+    """The error of a full disk."""
     return StorageFailed("journal.sqlite3 could not be written: No space left on device")
 
 
 class FailingStore:
-    """A store whose n-th call of a method raises, and as many after it as it is told to.
+    """A store whose n-th call of a method raises, and a number of calls after it.
 
     Args:
-        store: does what is not made to fail.
+        store: does the work of the calls that do not fail.
         at: name of the method.
         nth: the first call that fails, counted from 1.
         times: how many calls fail from there on; None: all of them.
-        error: makes what is raised.
-        after: raise when the method has done its work, as a disk may that kept what it said was
-            lost.
+        error: makes the exception.
+        after: raise after the method has done its work, as a disk may that reports an error
+            although it kept the data.
 
     Attributes:
         calls: how often each method was called; set `failing` to False to have it work again.
@@ -104,3 +105,37 @@ class FailingStore:
 
     def delete(self, model_id: str) -> None:
         self._counted("delete", lambda: self._store.delete(model_id))
+
+    # What the tools use does not fail here.
+
+    def base(self, model_id: str) -> int:
+        return self._store.base(model_id)
+
+    def records(self, model_id: str, after: int) -> Iterator[Record]:
+        return self._store.records(model_id, after)
+
+    def salvage(self, model_id: str) -> Iterator[tuple[int, Record | str]]:
+        return self._store.salvage(model_id)
+
+    def committed(self, model_id: str) -> int | None:
+        return self._store.committed(model_id)
+
+    def problems(self, model_id: str) -> list[str]:
+        return self._store.problems(model_id)
+
+    def epoch(self) -> int:
+        return self._store.epoch()
+
+    def copying(self, model_id: str) -> AbstractContextManager[ModelCopy | None]:
+        return self._store.copying(model_id)
+
+    def offline(self) -> AbstractContextManager[None]:
+        return self._store.offline()
+
+    def repair(
+        self, model_id: str, damaged: Sequence[int], keep: tuple[int, int] | None
+    ) -> list[str]:
+        return self._store.repair(model_id, damaged, keep)
+
+    def receiving(self, epoch: int) -> AbstractContextManager[Callable[[ModelCopy], int]]:
+        return self._store.receiving(epoch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bptt.cli.console import json_option, print_json
-from bptt.cli.folder import data_argument
+from bptt.cli.folder import data_argument, store_in
 from bptt.durability.backup import back_up, Copied
 
 EXAMPLE = """\b
@@ -22,21 +22,21 @@ Example:
 @click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
 @json_option("one document with what was copied of each model")
 def backup(folder: Path, target: Path, as_json: bool) -> None:
-    """Copy the data folder DIR to TARGET, which must not be there yet.
+    """Copy the data folder DIR to TARGET, which must not exist.
 
-    The server may run and learn meanwhile: each model is copied as it is at one moment, and all
-    that was acknowledged before the copy began is in it. A server started on the copy goes on from
-    there; `bptt verify` checks it.
+    A server may run on DIR and learn meanwhile. Each model is copied as it is at one moment, with
+    all that was acknowledged before the copy began. A server started on the copy continues from
+    there. `bptt verify` checks the copy.
     """
 
     def say(copied: Copied) -> None:
         if not as_json:
             click.echo(
                 f"{copied.model_id}: {len(copied.checkpoints)} checkpoints and the journal up to "
-                f"tick {copied.last:,}, {copied.size_bytes / 1e6:,.1f} MB"
+                f"lsn {copied.last:,}, {copied.size_bytes / 1e6:,.1f} MB"
             )
 
-    copied = back_up(folder, target, say)
+    copied = back_up(store_in(folder), store_in(target), say)
     if as_json:
         print_json([dataclasses.asdict(each) for each in copied])
     elif not copied:

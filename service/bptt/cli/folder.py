@@ -1,4 +1,4 @@
-"""What the commands that look into a data folder share."""
+"""Parts shared by the commands that read a data folder."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bptt.cli.console import progress_output
-from bptt.durability import inspection
-from bptt.durability.files import storage
+from bptt.durability import SqliteStore, Store, StoreReader
 from bptt.errors import UnknownModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def data_argument(command: Command) -> Command:
-    """DIR, the data folder of a server."""
+    """Adds the argument DIR, the data folder of a server."""
     return click.argument(
         "folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False)
     )(command)
 
 
-def chosen(folder: Path, model_id: str | None) -> list[Path]:
-    """The folders of all models, or of the one that is named.
+def store_in(folder: Path) -> Store:
+    """The store in a data folder, which need not exist yet and is not opened for writing."""
+    return SqliteStore(folder)
+
+
+def chosen(store: StoreReader, model_id: str | None) -> list[str]:
+    """The names of all models, or the one that is given.
 
     Raises:
         UnknownModel: there is none of that name.
         StorageFailed: it is no data folder.
     """
-    with storage("read", folder):
-        found = inspection.model_folders(folder)
+    found = store.models()
     if model_id is None:
         return found
-    named = [each for each in found if each.name == model_id]
-    if not named:
+    if model_id not in found:
         raise UnknownModel.of(model_id)
-    return named
+    return [model_id]
 
 
 @contextmanager
 def bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of records on standard error, which is gone when its block ends."""
+    """Show a progress bar of records on standard error, and remove it when the block ends."""
     console = progress_output(quiet=quiet)
     columns = (
         TextColumn("{task.description}"),

@@ -61,6 +61,16 @@ class Commands(click.Group):
         checked.callback = _needs_server(cmd_name, command.callback)
         return checked
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Look up the first argument's command; an unknown name is an error that lists all."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            ctx.fail(
+                f"no command {args[0]!r}; the commands are {', '.join(self.list_commands(ctx))}"
+            )
+        return super().resolve_command(ctx, args)
+
 
 def _needs_server(name: str, callback: Callable[..., Any]) -> Callable[..., Any]:
     """`callback`, preceded by a check that the server's packages are installed.

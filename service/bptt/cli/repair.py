@@ -1,4 +1,4 @@
-"""`bptt repair`: what a damaged model would lose, and bringing it back without that."""
+"""`bptt repair`: shows what a damaged model would lose, and brings it back without that."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from bptt.cli.console import json_option, print_json
-from bptt.cli.folder import chosen, data_argument
+from bptt.cli.folder import chosen, data_argument, store_in
 from bptt.durability import inspection
 from bptt.durability import repair as durability
-from bptt.durability.layout import DAMAGED
 from bptt.errors import DataDamaged
 
 EXAMPLE = """\b
@@ -25,8 +24,8 @@ STREAMS_SHOWN = 10
 
 @click.command(epilog=EXAMPLE)
 @data_argument
-@click.option("--model", "model_id", metavar="NAME", help="Only this model.")
-@click.option("--yes", is_flag=True, help="Repair. Left out: only show what a repair would do.")
+@click.option("--model", "model_id", metavar="NAME", help="Repair only this model.")
+@click.option("--yes", is_flag=True, help="Repair. Without it, only show what a repair would do.")
 @json_option("one document with what was found, and done, of each model")
 @click.pass_context
 def repair(
@@ -34,31 +33,32 @@ def repair(
 ) -> None:
     """Repair the data folder DIR while no server uses it.
 
-    A damaged journal is cut behind its last record that can be replayed, and damaged checkpoints
-    are taken out; both are moved to a folder 'damaged' of the model, not deleted. Clients whose
-    steps are lost are told by the server which step it expects, and may send them again.
+    It cuts a damaged journal behind the last record that can be replayed, and takes damaged
+    checkpoints out. Both are moved to the folder 'damaged' of the model, not deleted. The server
+    tells clients whose steps are lost which step it expects, and they may send them again.
 
-    The status is 0 if all is whole or has been repaired, and 1 if not.
+    The exit status is 0 if all is whole or has been repaired, and 1 if not.
     """
     documents: list[dict[str, Any]] = []
     left = False
-    with inspection.alone(folder):
-        for each in chosen(folder, model_id):
+    store = store_in(folder)
+    with store.offline():
+        for each in chosen(store, model_id):
             try:
-                plan = durability.plan(inspection.survey(each))
+                plan = durability.plan(store, inspection.survey(store, each))
             except DataDamaged as error:
                 left = True
-                documents.append({"model_id": each.name, "problem": error.message})
+                documents.append({"model_id": each, "problem": error.message})
                 if not as_json:
-                    click.echo(f"{each.name}: {error.message}")
+                    click.echo(f"{each}: {error.message}")
                 continue
             if not as_json:
                 _say(plan)
-            moved = durability.carry_out(plan) if yes and plan.needed else []
+            moved = durability.carry_out(store, plan) if yes and plan.needed else []
             left = left or (plan.needed and not yes)
-            if moved and not as_json:
-                click.echo(f"  repaired; what was taken out is in {each / DAMAGED}")
-            documents.append(_document(plan, [str(path) for path in moved]))
+            if yes and plan.needed and not as_json:
+                click.echo("  repaired" + (f"; taken out: {', '.join(moved)}" if moved else ""))
+            documents.append(_document(plan, moved))
     if as_json:
         print_json(documents)
     elif left and not yes:
@@ -76,14 +76,14 @@ def _say(plan: durability.Plan) -> None:
     for reason in filter(None, (plan.reason, *found.damaged.values())):
         click.echo(f"  {reason}")
     click.echo(
-        f"  goes back to tick {plan.keep_to:,}, from the checkpoint after {found.whole[-1]:,} ticks"
-        f" and {plan.keep_to - found.whole[-1]:,} records"
+        f"  goes back to lsn {plan.keep_to:,}: the checkpoint after {found.whole[-1]:,} records"
+        f" and {plan.keep_to - found.whole[-1]:,} records of the journal"
     )
     if not plan.lost:
         click.echo("  nothing that was learned is lost")
         return
     click.echo(
-        f"  lost: {plan.lost:,} ticks, {plan.lost_steps:,} steps or more"
+        f"  lost: {plan.lost:,} records, {plan.lost_steps:,} steps or more"
         + (f" of {_streams(plan.lost_streams)}" if plan.lost_streams else "")
     )
 
@@ -103,7 +103,7 @@ def _document(plan: durability.Plan, moved: list[str]) -> dict[str, Any]:
         "damaged_checkpoints": {str(lsn): why for lsn, why in found.damaged.items()},
         "whole_checkpoints": list(found.whole),
         "goes_back_to": plan.keep_to,
-        "lost_ticks": plan.lost,
+        "lost_records": plan.lost,
         "lost_steps": plan.lost_steps,
         "lost_streams": list(plan.lost_streams),
         "moved": moved,

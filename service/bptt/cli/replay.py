@@ -1,4 +1,4 @@
-"""`bptt replay`: what another spec would have made of the same stream of steps."""
+"""`bptt replay`: learns a model's journal again under another spec, and compares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 from bptt.cli.console import json_option, number, output, print_json
-from bptt.cli.folder import bar, chosen, data_argument
+from bptt.cli.folder import bar, chosen, data_argument, store_in
 from bptt.engine import replay as engine
 from bptt.engine.replay import Compared, Trial
 
@@ -24,33 +24,36 @@ Examples:
 
 @click.command(epilog=EXAMPLE)
 @data_argument
-@click.option("--model", "model_id", metavar="NAME", required=True, help="Whose journal it is.")
+@click.option(
+    "--model", "model_id", metavar="NAME", required=True, help="The model whose journal is learned."
+)
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="A field of the spec that is to be another; may be given more than once. Left out: the "
-    "model's own spec alone.",
+    help="Change a field of the spec; may be given more than once. Without it, only the model's "
+    "own spec is tried.",
 )
 @json_option("one document with the figures of both")
 def replay(folder: Path, model_id: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Learn a model's journal again under another spec, and compare.
 
-    Both the model's own spec and the other begin with fresh parameters and learn the same ticks in
+    Both the model's own spec and the other start from fresh parameters and learn the same ticks in
     the same order, so that only the spec differs. Every figure is of predictions made before the
-    step was learned. Changes nothing; of a running server, use a backup: a long look at a journal
-    keeps its write-ahead log from being emptied.
+    step was learned. Changes nothing. While a server uses DIR, replay a backup instead: reading a
+    journal for long keeps its write-ahead log from being emptied.
     """
     changes = dict(_setting(text) for text in settings)
-    (model,) = chosen(folder, model_id)
-    spec = engine.model_spec(model)
+    store = store_in(folder)
+    chosen(store, model_id)
+    spec = engine.model_spec(store, model_id)
     trials = [Trial("as it is", spec)]
     if changes:
         other = engine.changed_spec(spec, changes)
         trials.append(Trial(" ".join(settings), other, frozenset(changes)))
     with bar(model_id, quiet=as_json) as on_progress:
-        found = engine.compare(model, trials, on_progress)
+        found = engine.compare(store, model_id, trials, on_progress)
     if as_json:
         print_json(_document(found))
     else:
@@ -64,14 +67,14 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError:
-        return name, value  # a word, such as lstm
+        return name, value  # a text without quotes, such as lstm
 
 
 def _document(found: Compared) -> dict[str, Any]:
     return {
         "model_id": found.model_id,
-        "first_tick": found.first,
-        "last_tick": found.last,
+        "first_lsn": found.first,
+        "last_lsn": found.last,
         "from_beginning": found.from_beginning,
         "steps": found.steps,
         "streams": found.streams,
@@ -104,9 +107,9 @@ def _ratio(value: float, other: float) -> float:
 
 
 def _say(found: Compared) -> None:
-    since = "the model's beginning" if found.from_beginning else "the oldest that is kept"
+    since = "the model's beginning" if found.from_beginning else "the oldest record that is kept"
     click.echo(
-        f"{found.model_id}: ticks {found.first:,} to {found.last:,} from {since}; "
+        f"{found.model_id}: lsn {found.first:,} to {found.last:,}, from {since}; "
         f"{found.steps:,} steps of {found.streams:,} streams"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -125,18 +128,21 @@ def _say(found: Compared) -> None:
     losses = {trial.spec.loss for trial in found.trials}
     if len(losses) > 1:
         click.echo(
-            f"losses of different kinds ({', '.join(sorted(map(str, losses)))}) do not compare"
+            f"losses of different kinds cannot be compared: {', '.join(sorted(map(str, losses)))}"
         )
     if found.left_out:
-        click.echo(f"{found.left_out} returns to a checkpoint are left out: a fresh model has none")
+        click.echo(
+            f"{found.left_out} commands that go back to a checkpoint are left out: a fresh model "
+            "has none"
+        )
 
 
 _ROWS = (
     ("loss", "loss"),
-    ("  over the naive forecast's", "loss_ratio"),
+    ("  relative to the naive forecast", "loss_ratio"),
     ("loss, second half", "second_half_loss"),
-    ("  over the naive forecast's", "second_half_loss_ratio"),
-    ("error at the end over the naive's", "skill_ratio"),
+    ("  relative to the naive forecast", "second_half_loss_ratio"),
+    ("error relative to the naive forecast, at the end", "skill_ratio"),
 )
 
 

@@ -172,8 +172,8 @@ class StreamingLoop:
         async for answer in self.session:
             batch = pending.popleft()
             if isinstance(answer, Refused):
-                if answer.error.message == ServerStopping().message:
-                    raise ServerStopping
+                if isinstance(answer.error, ServerStopping):
+                    raise answer.error
                 lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
                 answer.error.args = (f"{lines}: {answer.error}",)
                 raise answer.error

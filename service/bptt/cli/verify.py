@@ -1,4 +1,4 @@
-"""`bptt verify`: is a data folder whole, and does its journal give its models again?"""
+"""`bptt verify`: checks that a data folder is whole and that its journals give its models again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from bptt.cli.console import json_option, print_json
-from bptt.cli.folder import bar, chosen, data_argument
-from bptt.durability import inspection
+from bptt.cli.folder import bar, chosen, data_argument, store_in
 from bptt.engine import replay
 from bptt.engine.replay import Verified
 
@@ -21,21 +20,22 @@ Example:
 
 @click.command(epilog=EXAMPLE)
 @data_argument
-@click.option("--model", "model_id", metavar="NAME", help="Only this model.")
+@click.option("--model", "model_id", metavar="NAME", help="Check only this model.")
 @json_option("one document with what was found of each model")
 @click.pass_context
 def verify(context: click.Context, folder: Path, model_id: str | None, as_json: bool) -> None:
     """Check the data folder DIR while no server uses it.
 
-    Every checkpoint is read under its checksum, every record under its own and in order, and the
-    journal is replayed from the oldest checkpoint that is kept: every later checkpoint must come
-    out bit for bit. Changes nothing. The status is 1 if anything is wrong.
+    It reads every checkpoint and every record and checks their checksums and order. Then it replays
+    the journal from the oldest checkpoint that is kept: every later checkpoint must come out bit
+    for bit. Changes nothing. The exit status is 1 if anything is wrong.
     """
-    with inspection.alone(folder):
+    store = store_in(folder)
+    with store.offline():
         results = []
-        for each in chosen(folder, model_id):
-            with bar(each.name, quiet=as_json) as on_progress:
-                found = replay.verify(each, on_progress)
+        for each in chosen(store, model_id):
+            with bar(each, quiet=as_json) as on_progress:
+                found = replay.verify(store, each, on_progress)
             results.append(found)
             if not as_json:
                 _say(found)
@@ -55,7 +55,7 @@ def _say(found: Verified) -> None:
     else:
         click.echo(f"{found.model_id}: whole")
     count = found.last - found.first + 1
-    records = f"ticks {found.first:,} to {found.last:,}" if count > 0 else "no ticks"
+    records = f"lsn {found.first:,} to {found.last:,}" if count > 0 else "no records"
     click.echo(f"  checkpoints that are whole: {found.checkpoints}; in the journal: {records}")
     if found.replayed_from is not None:
         same = ", ".join(f"{lsn:,}" for lsn in found.compared) or "none to compare"

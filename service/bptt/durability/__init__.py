@@ -1,4 +1,4 @@
-"""What outlives the process: the `Store` protocol and the store of one machine."""
+"""Durable state: the `Store` protocol, and the store that keeps it in a folder of one machine."""
 
 from bptt.durability.fingerprint import differences, fingerprint
 from bptt.durability.sqlite import SqliteStore
@@ -6,8 +6,11 @@ from bptt.durability.store import (
     Checkpoint,
     CheckpointInfo,
     Command,
+    ModelCopy,
     Record,
     Store,
+    StoreReader,
+    StoreTools,
     Tick,
 )
 
@@ -15,9 +18,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "Command",
+    "ModelCopy",
     "Record",
     "SqliteStore",
     "Store",
+    "StoreReader",
+    "StoreTools",
     "Tick",
     "differences",
     "fingerprint",

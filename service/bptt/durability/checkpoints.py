@@ -2,8 +2,8 @@
 
     models/NAME/checkpoint-000000001234.safetensors        after 1234 records
 
-A safetensors file has no checksum of its own. Ours stands in its head, next to the metadata:
-the SHA-256 of the whole file, with zeros in the place of the digest. Every bit of the file counts.
+A safetensors file has no checksum of its own. Ours is an entry of its `__metadata__`: the SHA-256
+of the whole file with zeros in the place of the digest, so it covers every bit of the file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.durability.files import Piece, storage
-from bptt.durability.store import Checkpoint, CheckpointInfo
+from bptt.durability.store import Checkpoint, CheckpointInfo, UNREADABLE
 from bptt.errors import DataDamaged
 
 Array = NDArray[Any]
 
-FORMAT = "bptt checkpoint 2"
+FORMAT = "bptt checkpoint 3"
+"""Written. Format 2, which is read too, differs in one name: it calls `lsn` `ticks`."""
+
+Figures = tuple[int, int, float, float]
+"""Steps, updates, loss and skill ratio."""
 
 _FILE = re.compile(r"checkpoint-(\d{12,})\.safetensors")
 _NO_DIGEST = b"0" * 64
@@ -41,7 +45,7 @@ def path_of(folder: Path, lsn: int) -> Path:
 
 
 def lsns_in(folder: Path) -> list[int]:
-    """Ticks of the checkpoints in a model's folder, oldest first.
+    """The lsn of each checkpoint in a model's folder, oldest first.
 
     Raises:
         StorageFailed: the folder cannot be read.
@@ -107,17 +111,29 @@ def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
     """Read a checkpoint back.
 
     Raises:
-        DataDamaged: it is missing, or not what was written; it names the file.
+        DataDamaged: it is missing, or not what was written; the error names the file.
         StorageFailed: it cannot be read.
     """
-    import safetensors.numpy  # of the server's extra; `bptt backup --help` works without it
-
     path = path_of(folder, lsn)
     with storage("read", path):
         try:
             raw = path.read_bytes()
         except FileNotFoundError as error:
             raise DataDamaged(f"{path} is missing") from error
+    try:
+        return decode(raw, model_id, lsn)
+    except ValueError as error:
+        raise DataDamaged(f"{path} is damaged: {error}") from error
+
+
+def decode(raw: bytes, model_id: str, lsn: int) -> Checkpoint:
+    """The checkpoint whose file holds these bytes.
+
+    Raises:
+        ValueError: they are not what was written; it says what is wrong.
+    """
+    import safetensors.numpy  # of the server's extra; `bptt backup --help` works without it
+
     data = memoryview(raw)
     try:
         first, last = _digest_place(_head(data))
@@ -128,7 +144,9 @@ def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
             raise ValueError("its checksum does not fit")
         head = _metadata(_head(data))
         if (head["model_id"], head["lsn"]) != (model_id, lsn):
-            raise ValueError(f"it is of {head['model_id']!r} after {head['lsn']} ticks")
+            raise ValueError(f"it is of model {head['model_id']!r} after {head['lsn']} records")
+        if not isinstance(head["metadata"], dict) or not isinstance(head["fingerprint"], dict):
+            raise ValueError("its metadata are not JSON objects")
         arrays = safetensors.numpy.load(raw)
         return Checkpoint(
             model_id,
@@ -138,12 +156,12 @@ def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
             *_figures(head),
             fingerprint=head["fingerprint"],
         )
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataDamaged(f"{path} is damaged: {error}") from error
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def infos(folder: Path) -> list[CheckpointInfo]:
-    """What is known of a model's checkpoints from their heads, oldest first.
+    """Describe a model's checkpoints from their heads, oldest first.
 
     Raises:
         StorageFailed: the folder cannot be read.
@@ -155,9 +173,18 @@ def infos(folder: Path) -> list[CheckpointInfo]:
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                continue  # another thread has just let go of it
+                continue  # another thread has just removed it
             found.append((lsn, size, _known(path)))
-    # The ratio is of many steps and fades; the loss is of one update, where there is nothing else.
+    return described(found)
+
+
+def described(found: Sequence[tuple[int, int, Figures]]) -> list[CheckpointInfo]:
+    """The infos of a model's checkpoints, one of which is the best.
+
+    Args:
+        found: lsn, size in bytes, and figures of each, oldest first.
+    """
+    # The ratio averages many steps. The loss is of one update, and used only without a ratio.
     rated = any(math.isfinite(figures[3]) for _, _, figures in found)
     merits = {lsn: figures[3] if rated else figures[2] for lsn, _, figures in found}
     best = min(filter(math.isfinite, merits.values()), default=math.nan)
@@ -167,9 +194,6 @@ def infos(folder: Path) -> list[CheckpointInfo]:
     ]
 
 
-Figures = tuple[int, int, float, float]
-
-
 def _known(path: Path) -> Figures:
     """Steps, updates, loss and skill ratio; zeros and NaN where the head cannot be read."""
     try:
@@ -177,16 +201,23 @@ def _known(path: Path) -> Figures:
             size = int.from_bytes(file.read(8), "little")
             head = file.read(min(size, _HEAD_BYTES_MAX))
         return _figures(_metadata(head))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         return 0, 0, math.nan, math.nan
 
 
 def _figures(head: dict[str, Any]) -> Figures:
-    loss, ratio = (math.nan if head[name] is None else head[name] for name in _RATIOS)
-    return head["steps"], head["updates"], loss, ratio
+    steps, updates = head["steps"], head["updates"]
+    if not all(type(each) is int and 0 <= each < 1 << 63 for each in (steps, updates)):
+        raise ValueError("its numbers of steps and updates are not counts")
+    return steps, updates, _ratio(head["loss"]), _ratio(head["skill_ratio"])
 
 
-_RATIOS = ("loss", "skill_ratio")
+def _ratio(value: object) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, (int, float)):
+        raise ValueError("its loss and skill ratio are not numbers")
+    return float(value)
 
 
 def _or_none(value: float) -> float | None:
@@ -208,9 +239,18 @@ def _digest_place(head: bytes) -> tuple[int, int]:
 
 def _metadata(head: bytes) -> dict[str, Any]:
     named: dict[str, Any] = json.loads(json.loads(head)["__metadata__"]["bptt"])
-    if named["format"] != FORMAT:
-        raise ValueError(f"its format is {named['format']!r}, and this program reads {FORMAT!r}")
+    if named["format"] == _FORMAT_2:
+        named["lsn"] = named.pop("ticks")
+    elif named["format"] != FORMAT:
+        known = f"{_FORMAT_2!r} and {FORMAT!r}"
+        raise ValueError(
+            f"its format is {named['format']!r}, but this version reads {known}; "
+            "use the version of bptt that wrote it, or a later one"
+        )
     return named
+
+
+_FORMAT_2 = "bptt checkpoint 2"
 
 
 # ---------------------------------------------------------------------- what is kept
@@ -221,10 +261,9 @@ class Plan:
     """Which checkpoints of a model stay, and from where its journal is needed."""
 
     dropped: tuple[int, ...]
-    """Ticks, oldest first."""
+    """The lsn of each checkpoint to remove, oldest first."""
     basis: int
-    """Ticks of the oldest of the newest few: replay begins there, and the journal behind it is
-    needed."""
+    """The lsn of the oldest of the newest few: replay begins there and needs all later records."""
 
 
 def plan(
@@ -237,10 +276,10 @@ def plan(
     """Choose what is kept: the newest, the best, and those that journaled commands go back to.
 
     Args:
-        found: what is there, oldest first; at least one.
-        needs: (tick of a command, ticks of the checkpoint that it goes back to).
+        found: the checkpoints, oldest first; at least one.
+        needs: (lsn of a command, lsn of the checkpoint that it goes back to).
         keep: how many of the newest; at least 1.
-        bytes_left: what all of them may take. The oldest go first, and never the newest.
+        bytes_left: how much all of them may take. The oldest go first, and never the newest.
     """
     kept = {each.lsn: each.size_bytes for each in found}
     newest = [each.lsn for each in found[-keep:]]
@@ -252,7 +291,7 @@ def plan(
         may_go = [lsn for lsn in kept if lsn != newest[-1] and lsn not in needed]
         if sum(kept.values()) <= bytes_left or not (may_go or len(newest) > 1):
             break
-        # One that a command goes back to is let go of by giving up what is before that command.
+        # A checkpoint that a command needs is freed by giving up what is before that command.
         gone = may_go[0] if may_go else newest[0]
         best.discard(gone)
         newest = [lsn for lsn in newest if lsn != gone]

@@ -9,8 +9,8 @@
              · items, the last axis fastest
 
 All numbers are little-endian and follow one another without padding. The checksum is the CRC-32 of
-zlib over the record's tick (i64), its first four bytes and its payload: a record that is found
-under another number is as damaged as one with a flipped bit.
+zlib over the record's lsn (i64), its first four bytes and its payload, so a record under the wrong
+number is found like one with a flipped bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.durability.store import Command, Record
+from bptt.durability.store import Command, GO_BACK, Record, UNREADABLE
 from bptt_core import Chunk
 
 Array = NDArray[Any]
@@ -33,7 +33,7 @@ VERSION = 1
 
 _HEAD = struct.Struct("<BBHI")
 _PREFIX = 4  # bytes of the head before the checksum
-_TICK = struct.Struct("<q")
+_I64 = struct.Struct("<q")
 _COUNT = struct.Struct("<I")
 _CHUNK = struct.Struct("<HHq")
 _ARRAY = struct.Struct("<BBBB")
@@ -50,7 +50,7 @@ def encode(record: Record) -> bytes:
     """The bytes of a record.
 
     Raises:
-        ValueError: something in it has no place in the format.
+        ValueError: the format cannot hold something in it.
     """
     if isinstance(record.body, Command):
         kind = _KIND_COMMAND
@@ -67,12 +67,12 @@ def encode(record: Record) -> bytes:
 
 
 def decode(lsn: int, data: bytes) -> Record:
-    """The record of number `tick` whose bytes these are. Its arrays are new and its own.
+    """The record of number `lsn` that these bytes hold. Its arrays are copies.
 
     Raises:
-        ValueError: they are not; it says what was found.
+        ValueError: they hold none; the error says what was found.
     """
-    if not isinstance(data, bytes):  # SQLite holds whatever a damaged page says it is
+    if not isinstance(data, bytes):  # a damaged page may give a value of any type
         raise ValueError("it is no blob")
     if len(data) < _HEAD.size:
         raise ValueError(f"{len(data)} bytes are too few for a record")
@@ -81,25 +81,25 @@ def decode(lsn: int, data: bytes) -> Record:
     if _checksum(lsn, data[:_PREFIX], payload) != checksum:
         raise ValueError("its checksum does not fit")
     if version != VERSION:
-        raise ValueError(f"its format is {version}, and this program reads {VERSION}")
+        raise ValueError(f"its format is {version}, but this version of bptt reads {VERSION}")
     try:
         if kind == _KIND_COMMAND:
             return Record(lsn, _decode_command(payload))
         if kind == _KIND_TICK:
             return Record(lsn, _decode_tick(data))
-    except (struct.error, UnicodeDecodeError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"it cannot be read: {error}") from error
     raise ValueError(f"its kind is {kind}")
 
 
 def _checksum(lsn: int, prefix: bytes, payload: bytes | memoryview) -> int:
-    return zlib.crc32(payload, zlib.crc32(prefix, zlib.crc32(_TICK.pack(lsn))))
+    return zlib.crc32(payload, zlib.crc32(prefix, zlib.crc32(_I64.pack(lsn))))
 
 
 def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
     name = chunk.stream_id.encode()
     if len(name) > 0xFFFF:
-        raise ValueError(f"a stream's name has {len(name)} bytes, more than a journal holds")
+        raise ValueError(f"stream_id has {len(name)} bytes, but must have at most {0xFFFF}")
     flags = _END_OF_SEQUENCE if chunk.end_of_sequence else 0
     if chunk.targets is not None:
         flags |= _TARGETS
@@ -107,7 +107,7 @@ def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
         flags |= _FIRST_TARGET_STEP
     parts.append(_CHUNK.pack(flags, len(name), chunk.first_step))
     if chunk.first_target_step is not None:
-        parts.append(_TICK.pack(chunk.first_target_step))
+        parts.append(_I64.pack(chunk.first_target_step))
     parts.append(name)
     _encode_array(chunk.inputs, parts)
     if chunk.targets is not None:
@@ -117,7 +117,7 @@ def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
 def _encode_array(array: Array, parts: list[bytes]) -> None:
     kind, size = array.dtype.kind, array.dtype.itemsize
     if size not in _ITEM_SIZES.get(kind, ()) or array.ndim > _AXES_MAX:
-        raise ValueError(f"an array of {array.dtype} with {array.ndim} axes has no place in it")
+        raise ValueError(f"a journal cannot hold an array of {array.dtype} with {array.ndim} axes")
     parts.append(_ARRAY.pack(ord(kind), size, array.ndim, 0))
     parts.append(struct.pack(f"<{array.ndim}I", *array.shape))
     parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -125,7 +125,15 @@ def _encode_array(array: Array, parts: list[bytes]) -> None:
 
 def _decode_command(payload: memoryview) -> Command:
     named = json.loads(bytes(payload))
-    return Command(named["name"], dict(named["arguments"]))
+    name, arguments = named["name"], named["arguments"]
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError("its name is no text, or its arguments are no object")
+    if name in GO_BACK:
+        if "lsn" not in arguments and "ticks" in arguments:  # as earlier versions called it
+            arguments["lsn"] = arguments.pop("ticks")
+        if type(arguments.get("lsn")) is not int or not 0 <= arguments["lsn"] < 1 << 63:
+            raise ValueError(f"the command {name!r} names no checkpoint")
+    return Command(name, arguments)
 
 
 def _decode_tick(data: bytes) -> tuple[Chunk, ...]:
@@ -148,8 +156,8 @@ def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     at += _CHUNK.size
     first_target_step: int | None = None
     if flags & _FIRST_TARGET_STEP:
-        (first_target_step,) = _TICK.unpack_from(data, at)
-        at += _TICK.size
+        (first_target_step,) = _I64.unpack_from(data, at)
+        at += _I64.size
     stream_id = data[at : at + length].decode()
     inputs, at = _decode_array(data, at + length)
     targets = None
@@ -168,7 +176,7 @@ def _decode_array(data: bytes, at: int) -> tuple[Array, int]:
     at += 4 * axes
     count = math.prod(shape)
     if count * size > len(data) - at:
-        raise ValueError(f"an array of shape {shape} does not fit into what is left")
+        raise ValueError(f"an array of shape {shape} is longer than the record")
     stored = np.frombuffer(data, np.dtype(f"<{chr(kind)}{size}"), count, at)
-    # Copied: where an array lies in the record, the processor may not read it as it is.
+    # Copied, because its place in the record may not be aligned for its type.
     return stored.reshape(shape).astype(f"={chr(kind)}{size}"), at + count * size

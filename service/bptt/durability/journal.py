@@ -1,11 +1,12 @@
 """One model's journal: a table of records in SQLite.
 
-    models/NAME/journal.sqlite3     journal(tick, body), and who may write to it
-    models/NAME/committed           number of the last committed record: see `mark`
+    models/NAME/journal.sqlite3     journal(lsn, body), and the epoch of its writer
+    models/NAME/committed           number of the last committed record: see `commit_watermark`
 
 SQLite checks the order of its own writes, not the bits of its pages: each record has a checksum
-(`codec`), numbers may have no gap, and the file `committed` tells when the end of the journal is
-missing, as it is when a write-ahead log is cut, damaged or deleted, which SQLite takes for a crash.
+(`codec`), numbers may have no gap, and the file `committed` shows when the end of the journal is
+missing. It is missing when a write-ahead log was cut, damaged or deleted, which SQLite takes for a
+crash.
 
 Settings, and why:
 - Write-ahead log: a commit is one write and one sync, and others can read (a backup) meanwhile.
@@ -26,16 +27,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bptt.durability import commit_watermark
+from bptt.durability.files import DISK, Disk
 from bptt.durability.reading import (
     APPLICATION_ID,
     check_schema,
-    connect,
+    counts,
     errors,
     FILE,
+    SCHEMA,
     SCHEMA_VERSION,
-    STATE,
+    state,
 )
-from bptt.durability.store import Command, Record
+from bptt.durability.store import Command, GO_BACK, Record
 from bptt.errors import DataDamaged, StaleWriter
 
 PAGE_BYTES = 16_384
@@ -44,27 +47,22 @@ LOG_BYTES_MAX = 16 << 20  # to which a write-ahead log is cut once a burst is ov
 DELETED_ROWS = 128  # at once, so that a commit waits milliseconds for it, not for all of them
 FREED_PAGES = 256  # 4 MB given back to the file system at once
 
-GO_BACK = ("restore", "roll_back")
-"""Commands that name a checkpoint, as `ticks`, without which they cannot be replayed."""
-
-_SCHEMA = (
-    """CREATE TABLE writer (
-        one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
-    )""",
-    "CREATE TABLE journal (tick INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "CREATE TABLE needs (tick INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL)",
+_FROM_VERSION_1 = (
+    "ALTER TABLE journal RENAME COLUMN tick TO lsn",
+    "ALTER TABLE needs RENAME COLUMN tick TO lsn",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
 
-def create(folder: Path, epoch: int, base: int) -> None:
-    """Make an empty journal in a model's folder, whose first record will be `base` + 1.
+def create(folder: Path, epoch: int, base: int, disk: Disk = DISK) -> None:
+    """Create an empty journal in a model's folder, whose first record will be `base` + 1.
 
     Raises:
         StorageFailed: it could not be made.
     """
     path = folder / FILE
     with errors(path, "written"):
-        with contextlib.closing(connect(path, "rwc")) as connection:
+        with contextlib.closing(disk.connect(path, "rwc")) as connection:
             connection.execute("PRAGMA synchronous = OFF")  # once, in the end, is enough
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -72,12 +70,11 @@ def create(folder: Path, epoch: int, base: int) -> None:
             connection.execute("BEGIN")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for statement in _SCHEMA:
+            for statement in SCHEMA:
                 connection.execute(statement)
             connection.execute("INSERT INTO writer VALUES (1, ?, ?)", (epoch, base))
             connection.execute("COMMIT")
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        disk.sync_file(path)
 
 
 class Journal:
@@ -87,6 +84,7 @@ class Journal:
         folder: the model's.
         epoch: the writer's; any writer of a lower one can commit no more from here on.
         synced: whether a commit waits until the disk has it.
+        disk: opens the files and writes them.
 
     Raises:
         DataDamaged: the file is missing or is no journal.
@@ -94,26 +92,28 @@ class Journal:
         StorageFailed: it cannot be opened or written.
     """
 
-    def __init__(self, folder: Path, epoch: int, *, synced: bool) -> None:
+    def __init__(self, folder: Path, epoch: int, *, synced: bool, disk: Disk = DISK) -> None:
         self.path = folder / FILE
+        self._disk = disk
+        self._watermark_path = folder / commit_watermark.FILE
         self._epoch = epoch
         self._synced = synced
-        self._mark: int | None = None
+        self._watermark: int | None = None
         if not self.path.is_file():
             raise DataDamaged(f"{self.path} is missing")
         with errors(self.path, "opened"):
-            self._connection = connect(self.path, "rw")
+            self._connection = disk.connect(self.path, "rw")
             try:
-                check_schema(self._connection, self.path)
+                version = check_schema(self._connection, self.path)
                 # The claim need not be synced: it is, with the first commit behind it.
                 self._connection.execute("PRAGMA synchronous = NORMAL")
                 self._connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-                self._claim()
+                self._claim(version)
                 if synced:
                     self._connection.execute("PRAGMA synchronous = FULL")
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._mark = os.open(folder / commit_watermark.FILE, flags, 0o644)
+                self._watermark = os.open(self._watermark_path, flags, 0o644)
             except BaseException:
                 self.close()
                 raise
@@ -122,18 +122,22 @@ class Journal:
         """Close its files."""
         with contextlib.suppress(sqlite3.Error):  # what was committed is committed
             self._connection.close()
-        if self._mark is not None:
-            os.close(self._mark)
-            self._mark = None
+        if self._watermark is not None:
+            os.close(self._watermark)
+            self._watermark = None
 
-    def _claim(self) -> None:
+    def _claim(self, version: int) -> None:
+        """Take the journal from earlier writers, and bring it to this version's format."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            (before,) = self._connection.execute("SELECT epoch FROM writer").fetchone()
+            before = state(self._connection, self.path).epoch
             if before > self._epoch:
                 raise self._stale(before)
             if before < self._epoch:
                 self._connection.execute("UPDATE writer SET epoch = ?", (self._epoch,))
+            if version == 1:
+                for statement in _FROM_VERSION_1:
+                    self._connection.execute(statement)
             self._connection.execute("COMMIT")
         except BaseException:
             self._roll_back()
@@ -144,9 +148,10 @@ class Journal:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[tuple[int, int]]:
-        """A transaction of this writer, committed when its body ends. Gives base and last tick.
+        """A transaction of this writer, committed when its body ends.
 
-        `base` is the number before the first record that is kept.
+        Returns:
+            Number of the first record that is kept, less one, and of the last.
 
         Raises:
             StaleWriter: a later writer has had the journal; nothing was changed.
@@ -155,7 +160,7 @@ class Journal:
         with errors(self.path, "written"):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                epoch, base, last = self._connection.execute(STATE).fetchone()
+                epoch, base, last = state(self._connection, self.path)
                 if epoch != self._epoch:
                     raise self._stale(epoch)
                 yield base, base if last is None else last
@@ -172,59 +177,74 @@ class Journal:
     # ------------------------------------------------------------------ within a transaction
 
     def insert(self, records: Sequence[tuple[Record, bytes]]) -> None:
-        """Put records and their bytes behind the last."""
-        rows = [(record.lsn, data) for record, data in records]
+        """Add records, given with their bytes, behind the last."""
+        needs = [
+            (record.lsn, record.body.arguments["lsn"])
+            for record, _ in records
+            if isinstance(record.body, Command) and record.body.name in GO_BACK
+        ]
+        self.insert_rows([(record.lsn, data) for record, data in records], needs)
+
+    def insert_rows(
+        self, rows: Sequence[tuple[int, bytes]], needs: Sequence[tuple[int, int]]
+    ) -> None:
+        """Add encoded records behind the last.
+
+        Args:
+            rows: number and bytes of each.
+            needs: number of each that goes back to a checkpoint, and the checkpoint's lsn.
+        """
         self._connection.executemany("INSERT INTO journal VALUES (?, ?)", rows)
-        for record, _ in records:
-            if isinstance(record.body, Command) and record.body.name in GO_BACK:
-                row = (record.lsn, record.body.arguments["lsn"])
-                self._connection.execute("INSERT INTO needs VALUES (?, ?)", row)
+        if needs:
+            self._connection.executemany("INSERT INTO needs VALUES (?, ?)", needs)
 
     def stored(self, first: int, last: int) -> list[bytes]:
         """The bytes of the records from one number to another, both included."""
         rows = self._connection.execute(
-            "SELECT body FROM journal WHERE tick BETWEEN ? AND ? ORDER BY tick", (first, last)
+            "SELECT body FROM journal WHERE rowid BETWEEN ? AND ? ORDER BY rowid", (first, last)
         )
         return [body for (body,) in rows]
 
     def begin_again(self, base: int) -> None:
-        """Let go of all records: the next one will be `base` + 1."""
+        """Delete all records: the next one will be `base` + 1."""
         self._connection.execute("DELETE FROM journal")
         self._connection.execute("DELETE FROM needs")
         self._connection.execute("UPDATE writer SET base = ?", (base,))
 
     def trim(self, before: int) -> bool:
-        """Let go of some of the oldest records up to `before`. True: there are more of them."""
-        (base,) = self._connection.execute("SELECT base FROM writer").fetchone()
+        """Delete some of the oldest records up to `before`. True: there are more of them."""
+        base = state(self._connection, self.path).base
         upto = min(before, base + DELETED_ROWS)
         if upto <= base:
             return False
         for table in ("journal", "needs"):
-            self._connection.execute(f"DELETE FROM {table} WHERE tick <= ?", (upto,))
+            self._connection.execute(f"DELETE FROM {table} WHERE rowid <= ?", (upto,))
         self._connection.execute("UPDATE writer SET base = ?", (upto,))
         return bool(upto < before)
 
     # ------------------------------------------------------------------ beside transactions
 
-    def mark(self, lsn: int) -> None:
-        """Note that this record is committed, which lets a reader see if it is gone."""
-        assert self._mark is not None
+    def set_watermark(self, lsn: int) -> None:
+        """Write down that this record is committed, so that a reader notices if it is missing."""
+        assert self._watermark is not None
+        data = commit_watermark.encode(lsn, synced=self._synced)
         with contextlib.suppress(OSError):  # the commit stands; only this further check is missed
-            os.pwrite(self._mark, commit_watermark.encode(lsn, synced=self._synced), 0)
+            self._disk.overwrite(self._watermark, self._watermark_path, data)
 
     def needs(self) -> list[tuple[int, int]]:
-        """Ticks of commands that go back to a checkpoint, and the checkpoint's."""
+        """The lsn of each command that goes back to a checkpoint, and the checkpoint's."""
         with errors(self.path, "read"):
-            rows = self._connection.execute("SELECT tick, checkpoint FROM needs").fetchall()
-        return [(lsn, checkpoint) for lsn, checkpoint in rows]
+            rows = self._connection.execute("SELECT rowid, checkpoint FROM needs").fetchall()
+            found = counts(rows, self.path, "needs")
+        return [(lsn, checkpoint) for lsn, checkpoint in found]
 
     def used_bytes(self) -> int:
-        """What the records take."""
+        """How much the records take."""
         total, free = self._pages()
         return (total - free) * PAGE_BYTES
 
     def shrink(self) -> bool:
-        """Give some unused space back, if that is most of the file. True: there is more."""
+        """Give some unused space back, if most of the file is unused. True: there is more."""
         total, free = self._pages()
         if free <= max(total // 2, FREED_PAGES):
             return False

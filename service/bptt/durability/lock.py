@@ -1,20 +1,23 @@
-"""Who may write to a data folder: one process, whose epoch is above all before it.
+"""Which process may write to a data folder: one, whose epoch is above all before it.
 
     DATA/lock     locked by the process that writes; the lock ends with the process, however it ends
-    DATA/epoch    number of the last writer
+    DATA/epoch    number of the last writer, and its CRC-32: "7 6abf4a82"
 
-The lock is enough on one machine. The epoch is for where it is not (a lock that a network's file
-system does not share): each journal holds it too, and no commit of a lower one succeeds.
+The lock is enough on one machine. The epoch is for file systems that do not share locks between
+machines: each journal holds it too, and no commit of a writer with a lower epoch succeeds.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import zlib
 from pathlib import Path
 
-from bptt.durability.files import replace, storage
+from bptt.durability.files import DISK, Disk, replace, storage
 from bptt.errors import DataDamaged, StaleWriter
+
+FILE = "epoch"
 
 
 def take(folder: Path) -> int:
@@ -38,33 +41,57 @@ def take(folder: Path) -> int:
     return lock
 
 
+def encode(epoch: int) -> bytes:
+    """The bytes of the file `epoch`."""
+    text = str(epoch).encode()
+    return b"%s %08x\n" % (text, zlib.crc32(text))
+
+
 def last_epoch(folder: Path) -> int:
     """The epoch of the folder's last writer; 0 if it had none.
 
     Raises:
-        DataDamaged: the file does not hold a number.
+        DataDamaged: the file holds something else than what was written.
         StorageFailed: it cannot be read.
     """
-    path = folder / "epoch"
+    path = folder / FILE
     with storage("read", path):
         try:
-            return int(path.read_text())
+            data = path.read_bytes()
         except FileNotFoundError:
             return 0
-        except ValueError as error:
-            raise DataDamaged(f"{path} does not hold a number") from error
+    number, *checksum = data.split()[:2] or [b""]
+    if not number.isdigit() or len(number) > _DIGITS_MAX:
+        raise DataDamaged(f"{path} is damaged: it does not hold a number")
+    # Files of an earlier version hold the number alone.
+    if checksum and data != encode(int(number)):
+        raise DataDamaged(f"{path} is damaged: its checksum does not fit")
+    return int(number)
 
 
-def next_epoch(folder: Path, epoch: int | None) -> int:
+_DIGITS_MAX = 18  # fits SQLite's integers
+
+EPOCHS_BEYOND = 1000
+"""Added to the highest epoch of the journals where the folder's own is damaged: more than writers
+may have taken since without opening a journal."""
+
+
+def next_epoch(folder: Path, before: int, epoch: int | None, disk: Disk = DISK) -> int:
     """Take an epoch above all before it: the given one, or the next.
 
+    Args:
+        folder: a data folder that this process has locked.
+        before: the highest epoch so far.
+        epoch: the one to take; None: the next.
+        disk: makes the changes.
+
     Raises:
-        StaleWriter: the given one is not above all before it.
+        StaleWriter: the given one is not above `before`.
+        StorageFailed: it cannot be written.
     """
-    before = last_epoch(folder)
     epoch = before + 1 if epoch is None else epoch
     if epoch <= before:
         raise StaleWriter(f"epoch is {epoch}, but must be above {before}, the last one")
-    with storage("written", folder / "epoch"):
-        replace(folder / "epoch", f"{epoch}\n".encode())
+    with storage("written", folder / FILE):
+        replace(folder / FILE, encode(epoch), disk)
     return epoch

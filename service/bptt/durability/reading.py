@@ -9,9 +9,10 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bptt.durability import codec, commit_watermark
-from bptt.durability.files import failed
+from bptt.durability.files import DISK, Disk, failed
 from bptt.durability.store import Record
 from bptt.errors import DataDamaged, StorageFailed
 
@@ -19,15 +20,69 @@ log = logging.getLogger(__name__)
 
 FILE = "journal.sqlite3"
 
-APPLICATION_ID = 0x62707474  # "bptt": what `file` and SQLite's tools tell it by
-SCHEMA_VERSION = 1
+APPLICATION_ID = 0x62707474  # "bptt": how `file` and SQLite's tools recognise it
+SCHEMA_VERSION = 2
+SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
+"""Versions that are read. Version 1 calls the columns `lsn` `tick`; a writer renames them. Queries
+call the column `rowid`, which is its name in both."""
 
-BUSY_SECONDS = 5.0  # for a shell that somebody opened on the file; our own never wait
+SCHEMA = (
+    """CREATE TABLE writer (
+        one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
+    )""",
+    "CREATE TABLE journal (lsn INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE needs (lsn INTEGER PRIMARY KEY, checkpoint INTEGER NOT NULL)",
+)
 
-STATE = "SELECT epoch, base, (SELECT max(tick) FROM journal) FROM writer"
+_INTEGERS = 1 << 63
 
 
-def read(folder: Path, after: int) -> Iterator[Record]:
+class State(NamedTuple):
+    """Who writes to a journal, and which records it holds."""
+
+    epoch: int
+    base: int
+    """Number of the first record, less one."""
+    last: int | None
+    """Number of the last record; None: there is none."""
+
+
+def state(connection: sqlite3.Connection, path: Path) -> State:
+    """Read a journal's state.
+
+    Raises:
+        DataDamaged: its row is missing or holds something else than whole numbers.
+    """
+    row = connection.execute(
+        "SELECT epoch, base, (SELECT max(rowid) FROM journal) FROM writer"
+    ).fetchone()
+    if row is None:
+        raise DataDamaged(f"{path} is damaged: its table 'writer' has no row")
+    epoch, base, last = row
+    if not (_is_count(epoch) and _is_count(base) and (last is None or _is_count(last))):
+        raise DataDamaged(f"{path} is damaged: its table 'writer' holds {row!r}")
+    return State(epoch, base, last)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _INTEGERS
+
+
+def counts(rows: list[tuple[object, ...]], path: Path, table: str) -> list[tuple[int, ...]]:
+    """Rows that must hold whole numbers.
+
+    Raises:
+        DataDamaged: one does not.
+    """
+    found: list[tuple[int, ...]] = []
+    for row in rows:
+        if not all(map(_is_count, row)):
+            raise DataDamaged(f"{path} is damaged: its table {table!r} holds {row!r}")
+        found.append(tuple(each for each in row if isinstance(each, int)))
+    return found
+
+
+def read(folder: Path, after: int, disk: Disk = DISK) -> Iterator[Record]:
     """The records of a model's journal behind number `after`, in order. Changes nothing.
 
     Raises:
@@ -35,36 +90,35 @@ def read(folder: Path, after: int) -> Iterator[Record]:
         StorageFailed: the file cannot be read.
     """
     path = folder / FILE
-    marked = commit_watermark.read_if_whole(
-        folder
-    )  # before the journal: whoever writes meanwhile is not behind it
+    # Read before the journal, so that a writer's commits meanwhile are not taken for a lost end.
+    watermark = commit_watermark.read_if_whole(folder)
     last = after
-    with open_to_read(path) as connection, errors(path, "read"):
-        _, base, newest = connection.execute(STATE).fetchone()
-        if base > after:
-            if newest is None and (marked is None or marked[0] <= after):
+    with open_to_read(path, disk) as connection, errors(path, "read"):
+        found = state(connection, path)
+        if found.base > after:
+            if found.last is None and (watermark is None or watermark[0] <= after):
                 return  # nothing was journaled behind `after`, with durability "none"
-            raise DataDamaged(f"{path} has no tick {after + 1}: it begins with {base + 1}")
-        query = "SELECT tick, body FROM journal WHERE tick > ? ORDER BY tick"
+            raise DataDamaged(f"{path} has no lsn {after + 1}: it begins with {found.base + 1}")
+        query = "SELECT rowid, body FROM journal WHERE rowid > ? ORDER BY rowid"
         for lsn, body in connection.execute(query, (after,)):
             if lsn != last + 1:
-                raise DataDamaged(f"{path} has no tick {last + 1}: {lsn} follows {last}")
+                raise DataDamaged(f"{path} has no lsn {last + 1}: {lsn} follows {last}")
             try:
                 record = codec.decode(lsn, body)
             except ValueError as error:
-                raise DataDamaged(f"{path} is damaged at tick {lsn}: {error}") from error
+                raise DataDamaged(f"{path} is damaged at lsn {lsn}: {error}") from error
             yield record
             last = lsn
-    if marked is None or marked[0] <= last:
+    if watermark is None or watermark[0] <= last:
         return
-    committed, synced = marked
+    committed, synced = watermark
     if synced:
-        raise DataDamaged(f"{path} has no tick {last + 1}: it ends, but {committed} was committed")
-    # Not damage, but what durability "process" promises where the machine stopped.
-    log.warning("%s ends with tick %d; %d was committed, but not synced", path, last, committed)
+        raise DataDamaged(f"{path} has no lsn {last + 1}: it ends, but {committed} was committed")
+    # Not damage: with durability "process" a machine that stops may lose its last commits.
+    log.warning("%s ends with lsn %d; %d was committed, but not synced", path, last, committed)
 
 
-def span(folder: Path) -> tuple[int, int]:
+def span(folder: Path, disk: Disk = DISK) -> tuple[int, int]:
     """The numbers of a journal's first record, less one, and of its last.
 
     Raises:
@@ -72,26 +126,49 @@ def span(folder: Path) -> tuple[int, int]:
         StorageFailed: it cannot be read.
     """
     path = folder / FILE
-    with open_to_read(path) as connection, errors(path, "read"):
-        _, base, newest = connection.execute(STATE).fetchone()
-    return base, base if newest is None else newest
+    with open_to_read(path, disk) as connection, errors(path, "read"):
+        found = state(connection, path)
+    return found.base, found.base if found.last is None else found.last
 
 
-def integrity(folder: Path) -> list[str]:
-    """What SQLite finds wrong with the journal's pages; empty if nothing.
+def problems(folder: Path, epoch: int, disk: Disk = DISK) -> list[str]:
+    """What is wrong with the journal's pages and its writer; empty if nothing.
+
+    Args:
+        folder: the model's.
+        epoch: of the data folder's last writer.
+        disk: opens the journal.
 
     Raises:
         DataDamaged: it is missing or is no journal.
         StorageFailed: it cannot be read.
     """
     path = folder / FILE
-    with open_to_read(path) as connection, errors(path, "read"):
+    with open_to_read(path, disk) as connection, errors(path, "read"):
+        found = state(connection, path)
         rows = connection.execute("PRAGMA integrity_check(10)").fetchall()
-    return [] if rows == [("ok",)] else [f"{path} is damaged: {text}" for (text,) in rows]
+        needs = connection.execute("SELECT rowid, checkpoint FROM needs").fetchall()
+        counts(needs, path, "needs")
+        tables = connection.execute("SELECT CAST(sql AS BLOB) FROM sqlite_schema").fetchall()
+    said = [] if rows == [("ok",)] else [f"{path} is damaged: {text}" for (text,) in rows]
+    # SQLite reads a table whose definition is damaged, and then refuses to write to it.
+    if sorted(_definition(sql) for (sql,) in tables) != sorted(each.encode() for each in SCHEMA):
+        said.append(f"{path} is damaged: the definitions of its tables are not those of a journal")
+    if found.epoch > epoch:
+        said.append(
+            f"{path} is damaged: its writer's epoch is {found.epoch}, but must be at most {epoch}, "
+            "the data folder's"
+        )
+    return said
+
+
+def _definition(sql: bytes | None) -> bytes:
+    """A table's definition as version 2 writes it."""
+    return (sql or b"").replace(b'"', b"").replace(b"(tick ", b"(lsn ")
 
 
 @contextlib.contextmanager
-def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+def open_to_read(path: Path, disk: Disk = DISK) -> Iterator[sqlite3.Connection]:
     """A connection that cannot write.
 
     Raises:
@@ -100,11 +177,11 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
     """
     if not path.is_file():
         raise DataDamaged(f"{path} is missing")
-    # In a folder that cannot be written SQLite has no place for the index of a write-ahead log.
-    # Where there is no log either, it may be told that nobody writes.
-    alone = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
+    # SQLite needs a file for the index of a write-ahead log, which it cannot create in a folder
+    # that is not writable. Where there is no log either, it may take the file for immutable.
+    immutable = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
     with errors(path, "read"):
-        connection = connect(path, "ro&immutable=1" if alone else "ro")
+        connection = disk.connect(path, "ro&immutable=1" if immutable else "ro")
     try:
         with errors(path, "read"):
             check_schema(connection, path)
@@ -113,30 +190,30 @@ def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection in one of SQLite's modes: ro, rw, rwc."""
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,  # transactions are begun and ended in so many words
-        check_same_thread=False,  # one at a time, which its owner sees to
-        timeout=BUSY_SECONDS,
-    )
-
-
-def check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    """Look whether a file is a journal of this version.
+def check_schema(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a journal.
 
     Raises:
-        DataDamaged: it is not.
+        DataDamaged: the file is no journal, or of a version that is not read.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
-        found = f"application {application:#x}, version {version}"
-        raise DataDamaged(f"{path} is no journal that this program reads: {found}")
+    application, version = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("application_id", "user_version")
+    )
+    if application != APPLICATION_ID:
+        raise DataDamaged(
+            f"{path} is no journal: its application_id is {application:#x}, but must be "
+            f"{APPLICATION_ID:#x}"
+        )
+    if version not in SCHEMA_VERSIONS:
+        raise DataDamaged(
+            f"{path} has format {version}, but this version of bptt reads "
+            f"{' and '.join(map(str, SCHEMA_VERSIONS))}; use the version of bptt that wrote it, or "
+            "a later one"
+        )
     if connection.execute("SELECT count(*) FROM writer").fetchone() != (1,):
-        raise DataDamaged(f"{path} is damaged: nobody may write to it")
+        raise DataDamaged(f"{path} is damaged: its table 'writer' must have one row")
+    return int(version)
 
 
 # ---------------------------------------------------------------------- errors
@@ -147,19 +224,32 @@ _NUMBERS = {
     sqlite3.SQLITE_PERM: errno.EACCES,
     sqlite3.SQLITE_READONLY: errno.EACCES,
 }
-"""SQLite has its own words; what people look for is the operating system's."""
+"""The operating system's errors behind SQLite's, which operators know better."""
 
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""A table or column that is missing is SQLITE_ERROR: our own statements are right."""
+_DAMAGE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+)
+"""A missing table or column is SQLITE_ERROR, a changed one may give any of the last three: our own
+statements and values are right."""
 
 
 @contextlib.contextmanager
 def errors(path: Path, done: str) -> Iterator[None]:
-    """Give SQLite's errors, and the operating system's, the names of the service's.
+    """Turn SQLite's and the operating system's errors into the service's.
+
+    Args:
+        path: the journal.
+        done: what could not be done, as a participle: "read", "written".
 
     Raises:
         DataDamaged: SQLite found that the file is not what it wrote.
-        StorageFailed: the file could not be `done` (read, written, …).
+        StorageFailed: the file could not be read or written.
     """
     try:
         yield
@@ -167,6 +257,8 @@ def errors(path: Path, done: str) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         raise _named(path, done, error) from error
+    except UnicodeDecodeError as error:  # sqlite3 decodes texts, and messages that quote them
+        raise DataDamaged(f"{path} is damaged: it holds a text that is not UTF-8") from error
     except OSError as error:
         raise failed(done, path, error) from error
 

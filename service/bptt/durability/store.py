@@ -1,12 +1,13 @@
-"""What the engine needs of a store, whatever keeps the bytes.
+"""What the rest of the service needs of a store: of the engine's and of the offline commands'.
 
-A model's life is a sequence of records, numbered from 1: ticks, and commands such as a reset of a
-stream. The journal holds the records; a checkpoint holds the model after so many of them. A model
-is brought back from a checkpoint and the records behind it:
+A model's life is a sequence of records, numbered 1, 2, 3, …: ticks, and commands such as a reset of
+a stream. A record's number is its log sequence number, `lsn`. The journal holds the records; a
+checkpoint holds the model after the record of its lsn. A model is brought back from a checkpoint
+and the records behind it:
 
     for info in reversed(store.checkpoints(model_id)):      # newest first
-        checkpoint = store.load(model_id, info.ticks)       # DataDamaged: take the one before
-        for record in store.tail(model_id, checkpoint.ticks):
+        checkpoint = store.load(model_id, info.lsn)         # DataDamaged: take the one before
+        for record in store.tail(model_id, checkpoint.lsn):
             apply_record(learner, record)
 
 Rules that every store keeps:
@@ -16,13 +17,19 @@ Rules that every store keeps:
   they raise from has changed nothing.
 - A checkpoint that the command `restore` or `roll_back` names (`arguments["lsn"]`) is kept as
   long as the command's record, so that the journal can be replayed.
+- Whatever bytes it finds, reading them gives what was written or raises DataDamaged.
 - Nothing is ever unpickled.
+
+Records and checkpoints have one encoding each (`codec`, `checkpoints`), the same in every store, so
+that a backup can go from one kind of store to another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +41,20 @@ from bptt_core import Chunk
 Tick = tuple[Chunk, ...]
 """Exactly what `Learner.apply` got: at most one chunk a stream, in order."""
 
+GO_BACK = ("restore", "roll_back")
+"""Commands that name a checkpoint, as `lsn`, without which they cannot be replayed."""
+
+UNREADABLE = (
+    struct.error,
+    ValueError,  # UnicodeDecodeError and json.JSONDecodeError are some
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""Errors that decoding arbitrary bytes may raise: each means that the bytes are damaged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -42,7 +63,7 @@ class Command:
     name: str
     """reset, delete, configure, restore, roll_back."""
     arguments: dict[str, Any]
-    """Values for JSON. `restore` and `roll_back` name their checkpoint as `ticks`."""
+    """Values for JSON. `restore` and `roll_back` name their checkpoint as `lsn`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +81,7 @@ class Checkpoint:
 
     model_id: str
     lsn: int
-    """Records in the life of the model, all of which it holds; a later checkpoint has more."""
+    """Number of the last record that it contains; 0: none."""
     arrays: dict[str, npt.NDArray[Any]]
     metadata: dict[str, Any]
     """Values for JSON: the spec and all that is not an array."""
@@ -76,21 +97,157 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """What is known of a checkpoint without reading its arrays."""
+    """A checkpoint without its arrays."""
 
     lsn: int
     steps: int
     updates: int
     loss: float
-    """NaN: not known, or the file's head is damaged, which `load` will tell."""
+    """NaN: not known, or the file's head is damaged, for which `load` raises."""
     skill_ratio: float
     size_bytes: int
     best: bool
-    """It has the lowest prequential error of those that are kept, over that of the naive forecast;
-    where none has one, the lowest loss."""
+    """It has the lowest skill ratio of those that are kept; where none has one, the lowest loss."""
 
 
-class Store(Protocol):
+@dataclass(frozen=True, slots=True)
+class ModelCopy:
+    """One model at one moment, encoded as every store encodes it."""
+
+    model_id: str
+    base: int
+    """Number of the first record, less one."""
+    last: int
+    """Number of the last record; `base` if there is none."""
+    checkpoints: Mapping[int, Callable[[], Iterator[bytes]]]
+    """By lsn, oldest first: reads a checkpoint's bytes in pieces."""
+    records: Callable[[], Iterator[tuple[int, bytes]]]
+    """Reads the records, in order."""
+
+
+class StoreReader(Protocol):
+    """Reads a store that need not be open, while another process may write to it."""
+
+    def models(self) -> list[str]:
+        """Names of the models, sorted.
+
+        Raises:
+            StorageFailed: there is no store, or it cannot be read.
+        """
+
+    def checkpoints(self, model_id: str) -> list[CheckpointInfo]:
+        """A model's checkpoints, oldest first.
+
+        Raises:
+            StorageFailed: they cannot be listed.
+        """
+
+    def load(self, model_id: str, lsn: int) -> Checkpoint:
+        """The checkpoint after so many records.
+
+        Raises:
+            DataDamaged: it is missing or damaged; the error says which and how.
+            StorageFailed: it cannot be read.
+        """
+
+    def base(self, model_id: str) -> int:
+        """Number of the first record that the journal keeps, less one.
+
+        Raises:
+            DataDamaged: the journal is missing or is none.
+            StorageFailed: it cannot be read.
+        """
+
+    def last(self, model_id: str) -> int:
+        """Number of the journal's last record; `base` if it has none.
+
+        Raises:
+            DataDamaged: the journal is missing or is none.
+            StorageFailed: it cannot be read.
+        """
+
+    def records(self, model_id: str, after: int) -> Iterator[Record]:
+        """The records behind number `after`, in order.
+
+        Raises:
+            DataDamaged: a record is missing or damaged; the error names the place, the lsn and what
+                was found. All records before it were given.
+            StorageFailed: the journal cannot be read.
+        """
+
+    def salvage(self, model_id: str) -> Iterator[tuple[int, Record | str]]:
+        """All records that are there, in order: each whole, or what is wrong with it.
+
+        A journal that cannot be read at all has none; `problems` says why.
+        """
+
+    def committed(self, model_id: str) -> int | None:
+        """Number of the last record that is known to have been synced; None: not known."""
+
+    def problems(self, model_id: str) -> list[str]:
+        """What is wrong with a journal as a whole, apart from its records; empty if nothing."""
+
+    def epoch(self) -> int:
+        """The epoch of the last writer; 0: there was none.
+
+        Raises:
+            DataDamaged: it cannot be read back.
+            StorageFailed: it cannot be read.
+        """
+
+    def copying(self, model_id: str) -> AbstractContextManager[ModelCopy | None]:
+        """A model as it is now, readable until the block ends; None: it was deleted meanwhile.
+
+        Raises:
+            DataDamaged: its journal cannot be read.
+            StorageFailed: something cannot be read.
+        """
+
+
+class StoreTools(Protocol):
+    """Changes a store that no server uses."""
+
+    def offline(self) -> AbstractContextManager[None]:
+        """Keep writers off the store until the block ends.
+
+        Raises:
+            StaleWriter: a writer has it open.
+            StorageFailed: there is no store.
+        """
+
+    def repair(
+        self, model_id: str, damaged: Sequence[int], keep: tuple[int, int] | None
+    ) -> list[str]:
+        """Take damage out of a model. Nothing is deleted; call it within `offline`.
+
+        Args:
+            model_id: a model of the store.
+            damaged: the lsn of each checkpoint to take out.
+            keep: (after, to): the journal keeps the whole records behind `after` up to `to`, and no
+                others. None: it stays as it is.
+
+        Returns:
+            The places to which what was taken out has been moved.
+
+        Raises:
+            StorageFailed: something could not be written.
+        """
+
+    def receiving(self, epoch: int) -> AbstractContextManager[Callable[[ModelCopy], int]]:
+        """Create the store from copies: whole when the block ends, or not at all if it raises.
+
+        Args:
+            epoch: of the last writer of the store that is copied.
+
+        Returns:
+            What puts a copy in and returns how many bytes it takes.
+
+        Raises:
+            StorageFailed: there is a store already, or it could not be written.
+        """
+
+
+class Store(StoreReader, StoreTools, Protocol):
     """Keeps journals and checkpoints, for one writer.
 
     Different models may be used from different threads at the same time. Of one model, `append` and
@@ -117,11 +274,8 @@ class Store(Protocol):
     def close(self) -> None:
         """Let another writer open it."""
 
-    def models(self) -> list[str]:
-        """Names of the models, sorted."""
-
     def append(self, model_id: str, records: Sequence[Record]) -> None:
-        """Put records behind a model's journal, all of them in one transaction.
+        """Add records to the end of a model's journal, all of them in one transaction.
 
         Args:
             model_id: a model that has a checkpoint.
@@ -135,24 +289,16 @@ class Store(Protocol):
         """
 
     def tail(self, model_id: str, after: int) -> Iterator[Record]:
-        """The records behind number `after`, in order.
+        """As `records`, for the writer: from the call on no other writer can add to them.
 
         Raises:
-            DataDamaged: a record is missing or damaged; it names the file, the tick and what was
-                found. All records before it were given.
+            StaleWriter: a later writer is there.
+            DataDamaged: see `records`.
             StorageFailed: the journal cannot be read.
         """
 
-    def last(self, model_id: str) -> int:
-        """Number of the journal's last record, or of the one before its first.
-
-        Raises:
-            DataDamaged: the journal is missing or is none.
-            StorageFailed: it cannot be read.
-        """
-
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, then let go of older ones and of the journal that nobody needs.
+        """Keep a checkpoint, then remove older ones and the records that nothing needs any more.
 
         The first one of a model makes the model. Later ones may hold no record that was not
         appended, where there is a journal at all.
@@ -165,23 +311,8 @@ class Store(Protocol):
             StaleWriter: a later writer is there.
         """
 
-    def checkpoints(self, model_id: str) -> list[CheckpointInfo]:
-        """A model's checkpoints, oldest first.
-
-        Raises:
-            StorageFailed: the folder cannot be read.
-        """
-
-    def load(self, model_id: str, lsn: int) -> Checkpoint:
-        """The checkpoint after so many records.
-
-        Raises:
-            DataDamaged: it is missing or damaged; it names the file.
-            StorageFailed: it cannot be read.
-        """
-
     def delete(self, model_id: str) -> None:
-        """Forget a model; nothing happens if there is none of that name.
+        """Delete a model; nothing happens if there is none of that name.
 
         Raises:
             StorageFailed: it could not be deleted.

@@ -12,6 +12,7 @@ from typing import Any
 
 from bptt.domain import ModelDefinition
 from bptt.durability import Checkpoint, Command, Record, Tick
+from bptt.durability.store import UNREADABLE
 from bptt.engine.rollback import SKIPPED
 from bptt.errors import DataDamaged, InvalidRequest
 from bptt_core import Learner, TickResult
@@ -85,7 +86,7 @@ def _roll_back(learner: Learner, checkpoint: Checkpoint, learning_rate: float) -
     try:
         arrays, metadata = checkpoint.arrays, checkpoint.metadata["learner"]
         learner.roll_back(arrays, metadata, learning_rate=learning_rate)
-    except (BpttError, KeyError, TypeError) as error:
+    except (BpttError, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 
@@ -119,7 +120,7 @@ def learner_from(checkpoint: Checkpoint) -> Learner:
     """
     try:
         return Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
-    except (BpttError, KeyError, TypeError) as error:
+    except (BpttError, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 
@@ -133,7 +134,7 @@ def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition
         names = tuple(checkpoint.metadata["input_names"])
         target_names = tuple(checkpoint.metadata.get("target_names", ()))  # older ones have none
         return ModelDefinition(checkpoint.model_id, learner.spec, names, target_names)
-    except (InvalidRequest, KeyError, TypeError) as error:
+    except (InvalidRequest, *UNREADABLE) as error:
         raise _misfit(checkpoint, error) from error
 
 

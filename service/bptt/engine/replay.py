@@ -1,8 +1,9 @@
-"""A journal learned again, offline: to see that it gives the same model, or what another would do.
+"""A journal learned again, offline: to check the model, or to compare it with another spec.
 
 `verify` replays a journal under the model's own spec, from the oldest checkpoint from which it can,
 and compares every later checkpoint bit for bit. `compare` learns the same ticks from fresh
-parameters under several specs side by side, and tells how well each would have predicted them.
+parameters under several specs side by side, and reports how well each would have predicted them.
+Both take any store.
 """
 
 from __future__ import annotations
@@ -13,21 +14,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bptt.durability import checkpoints, differences, inspection, reading
-from bptt.durability.journal import GO_BACK
-from bptt.durability.store import Command, Record, Tick
+from bptt.durability import differences, inspection
+from bptt.durability.store import Command, GO_BACK, Record, StoreReader, Tick, UNREADABLE
 from bptt.engine.records import apply_record, learner_from
 from bptt.errors import DataDamaged, from_core, InvalidRequest, ServiceError
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.errors import BpttError, UnknownStream
 
 Progress = Callable[[int, int], None]
-"""Called with records done and records in all."""
+"""Called with the number of records done and the number of all."""
 
 State = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
 """What `Learner.state` gives, and a checkpoint holds."""
@@ -42,31 +41,33 @@ class Verified:
 
     model_id: str
     checkpoints: int = 0
-    """Those that are whole."""
+    """How many are whole."""
     first: int = 0
     """Number of the journal's first record."""
     last: int = 0
     """Number of its last."""
     replayed_from: int | None = None
-    """Ticks of the checkpoint that replay began with; None: there was none to begin with."""
+    """The lsn of the checkpoint that replay began with; None: there was none to begin with."""
     compared: list[int] = field(default_factory=list)
-    """Ticks of the checkpoints that replay gave bit for bit."""
+    """The lsn of each checkpoint that replay gave bit for bit."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def verify(folder: Path, on_progress: Progress = lambda done, all_of: None) -> Verified:
-    """Check one model's folder: checksums, order, and that replay gives the checkpoints again.
+def verify(
+    store: StoreReader, model_id: str, on_progress: Progress = lambda done, all_of: None
+) -> Verified:
+    """Check one model: checksums, order, and that replay gives the checkpoints again.
 
-    Nothing is changed and nothing raised: what is wrong is part of what is returned.
+    Nothing is changed. What is wrong is returned, not raised.
     """
     started = time.perf_counter()
-    found = inspection.survey(folder)
-    result = Verified(found.model_id, len(found.whole), found.base + 1, found.last)
+    found = inspection.survey(store, model_id)
+    result = Verified(model_id, len(found.whole), found.base + 1, found.last)
     result.problems += [*found.damaged.values(), *found.problems]
     try:
-        _replay(found, result, on_progress)
+        _replay(store, found, result, on_progress)
     except ServiceError as error:
         if error.message not in result.problems:
             result.problems.append(error.message)
@@ -74,61 +75,73 @@ def verify(folder: Path, on_progress: Progress = lambda done, all_of: None) -> V
     return result
 
 
-def _replay(found: inspection.Survey, result: Verified, on_progress: Progress) -> None:
-    folder, model_id = found.folder, found.model_id
+def _replay(
+    store: StoreReader, found: inspection.Survey, result: Verified, on_progress: Progress
+) -> None:
+    model_id = found.model_id
     reach = [lsn for lsn in found.whole if lsn >= found.base]
     if not reach:
         newest = found.whole[-1] if found.whole else "none"
         raise DataDamaged(
-            f"{folder} has no checkpoint from which its journal goes on: the newest that is whole "
-            f"is {newest}, and the journal begins with {found.base + 1}"
+            f"model {model_id} has no checkpoint from which its journal goes on: the newest that "
+            f"is whole is {newest}, and the journal begins with {found.base + 1}"
         )
-    basis = checkpoints.load(folder, model_id, reach[0])
+    basis = store.load(model_id, reach[0])
     result.replayed_from = basis.lsn
     learner = learner_from(basis)
     changed = differences(basis.fingerprint)
     begin = basis.lsn
-    for record in reading.read(folder, found.base):
+    for record in store.records(model_id, found.base):
         if record.lsn % PROGRESS_RECORDS == 0:
             on_progress(record.lsn - found.base, found.last - found.base)
         if record.lsn <= begin:
             continue
         later = [lsn for lsn in reach if lsn >= record.lsn]
-        if later and _goes_back_to_one_gone(folder, record):
-            # Let go of, for replay from the oldest that is needed does not meet this record.
+        if later and _goes_back_to_one_gone(found, record):
+            # It was removed because replay from the oldest that is needed does not meet this one.
             begin = later[0]
-            learner = learner_from(checkpoints.load(folder, model_id, begin))
+            learner = learner_from(store.load(model_id, begin))
             result.notes.append(
-                f"tick {record.lsn} goes back to a checkpoint that is no longer kept: replayed "
+                f"lsn {record.lsn} goes back to a checkpoint that is no longer kept: replayed "
                 f"again from {begin}"
             )
             continue
-        try:
-            learner = apply_record(
-                learner, record, lambda lsn: checkpoints.load(folder, model_id, lsn)
-            ).learner
-        except BpttError as error:
-            what = from_core(error).message
-            raise DataDamaged(f"{folder}: tick {record.lsn} cannot be replayed: {what}") from error
+        learner = _learned_again(store, model_id, learner, record)
         if record.lsn in reach:
-            other = checkpoints.load(folder, model_id, record.lsn)
+            other = store.load(model_id, record.lsn)
             _compare(result, record.lsn, learner.state(), other.arrays, other.metadata, changed)
     if found.last < reach[-1]:
         result.notes.append(
-            f"the journal ends with {found.last}: the checkpoint after {reach[-1]} ticks cannot be "
-            "replayed"
+            f"the journal ends with {found.last}: the checkpoint after {reach[-1]} records cannot "
+            "be replayed"
         )
     on_progress(found.last - found.base, found.last - found.base)
 
 
-def _goes_back_to_one_gone(folder: Path, record: Record) -> bool:
+def _learned_again(store: StoreReader, model_id: str, learner: Learner, record: Record) -> Learner:
+    """Apply a record.
+
+    Raises:
+        DataDamaged: the learner refuses it, or breaks on it.
+    """
+    try:
+        return apply_record(learner, record, lambda lsn: store.load(model_id, lsn)).learner
+    except BpttError as error:
+        what = from_core(error).message
+    except UNREADABLE as error:
+        what = repr(error)
+    raise DataDamaged(f"model {model_id}: lsn {record.lsn} cannot be replayed: {what}")
+
+
+def _goes_back_to_one_gone(found: inspection.Survey, record: Record) -> bool:
     body = record.body
     if not isinstance(body, Command) or body.name not in GO_BACK:
         return False
-    return not checkpoints.path_of(folder, body.arguments["lsn"]).exists()
+    lsn = body.arguments["lsn"]
+    return lsn not in found.whole and lsn not in found.damaged
 
 
-PROGRESS_RECORDS = 256  # between two calls: a bar is drawn ten times a second at most
+PROGRESS_RECORDS = 256  # between two calls; a bar is drawn at most ten times a second
 
 
 def _compare(
@@ -145,19 +158,19 @@ def _compare(
         return
     because = "; ".join(changed)
     result.problems.append(
-        f"replay does not give the checkpoint after {lsn} ticks: {', '.join(differing)} differ"
+        f"replay does not give the checkpoint after {lsn} records: {', '.join(differing)} differ"
         + (f", on another machine or with other libraries: {because}" if because else "")
     )
 
 
 def different(left: State, right: State) -> list[str]:
-    """Names of what differs in two states, bit for bit. The order of their streams is free."""
+    """Names of the parts of two states that are not equal bit for bit, in any order of streams."""
     one, other = _by_stream(*left), _by_stream(*right)
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def _by_stream(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in a state, with streams in the order of their names."""
+    """All parts of a state by name, with streams in the order of their names."""
     names = list(metadata["streams"])
     order = sorted(range(len(names)), key=names.__getitem__)
     everything: dict[str, Any] = {**metadata, "streams": sorted(names)}
@@ -167,17 +180,17 @@ def _by_stream(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) 
     return everything
 
 
-# ---------------------------------------------------------------------- what another would do
+# ---------------------------------------------------------------------- another spec
 
 
 @dataclass(slots=True)
 class Trial:
-    """How a spec does on a journal's ticks, from fresh parameters. All figures are prequential."""
+    """Learns a journal's ticks under a spec, from fresh parameters. All figures are prequential."""
 
     name: str
     spec: ModelSpec
     fixed: frozenset[str] = frozenset()
-    """Settings that journaled changes of settings leave as they are here."""
+    """Names of settings that the journal's `configure` commands do not change here."""
     learner: Learner = field(init=False)
     losses: list[tuple[int, float, float]] = field(init=False, default_factory=list)
     """Of each update: steps, loss, and the naive forecast's loss."""
@@ -190,7 +203,7 @@ class Trial:
         self.learner = Learner(self.spec)
 
     def apply(self, body: Tick | Command) -> None:
-        """Learn a tick, or do what a command says if it says something to a fresh model."""
+        """Learn a tick, or follow a command if a fresh model can."""
         started = time.perf_counter()
         if isinstance(body, Command):
             self._do(body)
@@ -204,9 +217,9 @@ class Trial:
         self.seconds += time.perf_counter() - started
 
     def _placed(self, chunk: Chunk) -> Chunk | None:
-        """The chunk at the end of its stream, which begins here where the journal does.
+        """The chunk renumbered so that its stream begins with the journal.
 
-        None: nothing is left of it, for it only has targets of steps before that beginning.
+        None: nothing of it is left, because it only has targets of steps before that beginning.
         """
         try:
             at = self.learner.next_step(chunk.stream_id)
@@ -235,11 +248,15 @@ class Trial:
             if not arguments:
                 return
         if command.name in ("reset", "delete", "configure"):
-            with contextlib.suppress(UnknownStream):  # it was gone before the journal's beginning
+            with contextlib.suppress(UnknownStream):  # last seen before the journal's beginning
                 apply_record(self.learner, Record(0, Command(command.name, arguments)))
 
     def mean_loss(self, from_share: float = 0.0) -> tuple[float, float]:
-        """Mean loss a step, and the naive forecast's, of the updates behind a share of them."""
+        """Mean loss a step, and the naive forecast's.
+
+        Args:
+            from_share: share of the updates, from the first on, that is left out.
+        """
         taken = self.losses[int(len(self.losses) * from_share) :]
         steps = sum(each[0] for each in taken)
         if not steps:
@@ -262,15 +279,15 @@ class Compared:
     from_beginning: bool
     """Whether the journal begins with the model."""
     left_out: int
-    """Commands that go back to a checkpoint, which a fresh model has not."""
+    """Commands that go back to a checkpoint, which a fresh model does not have."""
     trials: tuple[Trial, ...]
 
 
 def changed_spec(spec: ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
-    """The spec with other values.
+    """The spec with some values changed.
 
     Raises:
-        InvalidRequest: a name or a value is not one of a spec's.
+        InvalidRequest: a field is unknown, or its value is out of bounds.
     """
     try:
         return ModelSpec.from_dict(spec.to_dict() | dict(changes))
@@ -278,23 +295,27 @@ def changed_spec(spec: ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
         raise from_core(error) from error
 
 
-def model_spec(folder: Path) -> ModelSpec:
+def model_spec(store: StoreReader, model_id: str) -> ModelSpec:
     """The spec of a model's newest whole checkpoint.
 
     Raises:
         DataDamaged: none is whole.
+        StorageFailed: the checkpoints cannot be listed.
     """
     reasons = []
-    for lsn in reversed(checkpoints.lsns_in(folder)):
+    for info in reversed(store.checkpoints(model_id)):
         try:
-            return learner_from(checkpoints.load(folder, folder.name, lsn)).spec
+            return learner_from(store.load(model_id, info.lsn)).spec
         except DataDamaged as error:
             reasons.append(error.message)
-    raise DataDamaged("; ".join(reasons) or f"{folder} has no checkpoint")
+    raise DataDamaged("; ".join(reasons) or f"model {model_id} has no checkpoint")
 
 
 def compare(
-    folder: Path, trials: Sequence[Trial], on_progress: Progress = lambda done, all_of: None
+    store: StoreReader,
+    model_id: str,
+    trials: Sequence[Trial],
+    on_progress: Progress = lambda done, all_of: None,
 ) -> Compared:
     """Learn a model's journal with each trial, from its first record that is kept.
 
@@ -302,13 +323,13 @@ def compare(
         DataDamaged: a record is damaged.
         InvalidRequest: a trial's spec cannot learn what the journal holds.
     """
-    base, last = reading.span(folder)
+    base, last = store.base(model_id), store.last(model_id)
     for trial in trials:
         trial.learner.warm_up()
     steps, left_out = 0, 0
     streams: set[str] = set()
-    for record in reading.read(folder, base):
-        last = record.lsn  # more may have come since
+    for record in store.records(model_id, base):
+        last = record.lsn  # a server may have added more since
         if isinstance(record.body, Command):
             left_out += record.body.name in GO_BACK
         else:
@@ -319,11 +340,11 @@ def compare(
                 trial.apply(record.body)
             except BpttError as error:
                 what = from_core(error)
-                words = f"{trial.name} cannot learn tick {record.lsn}: {what.message}"
+                words = f"{trial.name} cannot learn lsn {record.lsn}: {what.message}"
                 raise InvalidRequest(words, what.violations) from error
         if record.lsn % PROGRESS_RECORDS == 0:
             on_progress(record.lsn - base, last - base)
     on_progress(last - base, last - base)
     return Compared(
-        folder.name, base + 1, last, steps, len(streams), base == 0, left_out, tuple(trials)
+        model_id, base + 1, last, steps, len(streams), base == 0, left_out, tuple(trials)
     )

@@ -84,7 +84,9 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
     moves = [(each.stream_id, each.first_step, each.next_step) for each in result.chunks]
     outcome.records.append((body, moves))
     steps = sum(each.steps for each in chunks)
-    outcome.ticks.append(TickReport(len(chunks), steps, result.updates, seconds))
+    outcome.ticks.append(
+        TickReport(len(chunks), steps, result.updates, seconds, body, result.chunks)
+    )
 
 
 def _in_sequence(
@@ -143,7 +145,7 @@ def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome)
     outcome.touched.add(whole.stream_id)
     outcome.records.append((body, [(whole.stream_id, whole.first_step, whole.next_step)]))
     steps = whole.next_step - whole.first_step
-    outcome.ticks.append(TickReport(1, steps, result.updates, seconds))
+    outcome.ticks.append(TickReport(1, steps, result.updates, seconds, body, result.chunks))
 
 
 def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None:
