@@ -163,7 +163,7 @@ def _zstandard(name: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(
-            f"{name} is compressed with Zstandard, which needs `pip install backports.zstd`; "
+            f"{name} is compressed with Zstandard, which needs `pip install 'bptt[zstd]'`; "
             "or unpack it with `zstd -d`"
         ) from None
 
