@@ -31,7 +31,10 @@ TIME_FORMATS = (
     "%d/%m/%y %H:%M",
 )
 WORDS = st.text("abcdefghijkXYZäµ°%()/ ,;_", min_size=1, max_size=12).map(str.strip)
-TITLES = WORDS.filter(lambda text: any(c.isalpha() and c not in "na" for c in text))
+TITLES = WORDS.filter(
+    # A first title such as `% X` is read as `X`: programs write headers as comments.
+    lambda text: any(c.isalpha() and c not in "na" for c in text) and not text.startswith("% ")
+)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def test_day_or_month_first_that_no_row_decides_is_told_and_refused_for_gaps(
 ) -> None:
     path = write(tmp_path, table(lambda i: f"03/04/2024 00:{i:02d}"))
     assert "day first or month first" in read(path).text
-    with pytest.raises(InputError, match="line 2.*'03/04/2024 00:00'.*--time-format"):
+    with pytest.raises(InputError, match=r"line 2.*'03/04/2024 00:00'.*--time-format"):
         read(path, gap=600)
     march = read(path, gap=600, options=ReadOptions(time_format="month-first"))
     assert first_moment(march) == datetime(2024, 3, 4, tzinfo=UTC).timestamp()
@@ -169,19 +169,20 @@ def test_day_or_month_first_that_no_row_decides_is_told_and_refused_for_gaps(
 
 
 def test_a_gap_needs_times_that_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--gap needs a column of times.*--time-format"):
+    with pytest.raises(InputError, match=r"--gap needs a column of times.*--time-format"):
         read(write(tmp_path, table(lambda i: f"step {i}")), gap=60)
     bad = table(lambda i: "soon" if i == 50 else when(i).isoformat())
-    with pytest.raises(InputError, match="line 52, column 'time'.*'soon'.*--time-format"):
+    with pytest.raises(InputError, match=r"line 52, column 'time'.*'soon'.*--time-format"):
         read(write(tmp_path, bad), gap=7200)
     assert "1 rows have a time that cannot be read" in read(write(tmp_path, bad)).text
 
 
 def test_a_gap_that_makes_each_row_a_sequence_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, table(lambda i: str(60_000 * i), "elapsed"))
-    with pytest.raises(InputError, match="usually 16.67 h apart.*--time-format s, ms"):
+    with pytest.raises(InputError, match=r"usually 16.67 h apart.*--time-format s, ms"):
         read(path, gap=3600)
-    assert read(path, gap=3600, options=ReadOptions(time_format="ms", time="elapsed"))
+    found = read(path, gap=3600, options=ReadOptions(time_format="ms", time="elapsed"))
+    assert found.sequences == 0
 
 
 def test_steps_are_told_with_their_spread(tmp_path: Path) -> None:
@@ -200,7 +201,6 @@ def berlin(hours: list[tuple[int, int, int]], step: int = 10) -> str:
 
 
 def test_an_hour_that_comes_twice_is_told_and_read_right_in_its_zone(tmp_path: Path) -> None:
-    path = write(tmp_path, berlin([(10, 27, hour) for hour in (*range(2), 1, 2, 2, 3, 4)][1:]))
     path = write(tmp_path, berlin([(10, 27, hour) for hour in (0, 1, 2, 2, 3, 4)]))
     plain = read(path)
     assert "run backwards at line 20" in plain.text
@@ -218,7 +218,7 @@ def test_an_hour_that_is_left_out_is_told_and_read_right_in_its_zone(tmp_path: P
     found = read(path, gap=1200, options=ReadOptions(time_zone="Europe/Berlin"))
     assert found.sequences == 0
     without = write(tmp_path, berlin([(3, 31, hour) for hour in (0, 1, 2, 3)]))
-    with pytest.raises(InputError, match="line 14.*02:00.*Europe/Berlin has no such time"):
+    with pytest.raises(InputError, match=r"line 14.*02:00.*Europe/Berlin has no such time"):
         read(without, gap=1200, options=ReadOptions(time_zone="Europe/Berlin"))
     assert read(without, gap=1200, options=ReadOptions(time_zone="+01:00")).sequences == 0
 
@@ -243,7 +243,7 @@ def stamped(places: list[int], extra: Callable[[int], str] = lambda i: f"{i % 7}
 def test_rows_in_no_order_are_refused_and_sorted_if_told(tmp_path: Path) -> None:
     places = [i * 7 % 60 for i in range(60)]
     path = write(tmp_path, stamped(places, lambda i: f"{places[i]}.5"))
-    with pytest.raises(InputError, match="line 11.*run backwards.*--sort"):
+    with pytest.raises(InputError, match=r"line 11.*run backwards.*--sort"):
         read(path)
     found = read(path, options=ReadOptions(sort=True))
     assert found.values[:, 0].tolist() == [place + 0.5 for place in range(60)]
@@ -252,9 +252,8 @@ def test_rows_in_no_order_are_refused_and_sorted_if_told(tmp_path: Path) -> None
 
 def test_a_clock_that_was_set_is_a_note(tmp_path: Path) -> None:
     found = read(write(tmp_path, stamped([*range(40), 38, *range(39, 60)])))
-    assert "run backwards at line 42, by up to 60 s" not in found.text
-    assert "run backwards at line 42" in found.text
-    assert len(found.values) == 62 - 1 + 1 - 1 + 1
+    assert "run backwards at line 42, by up to 60 min (1 times in all)" in found.text
+    assert len(found.values) == 62
 
 
 def test_times_coarser_than_rows_are_a_note(tmp_path: Path) -> None:
@@ -271,7 +270,7 @@ def test_rows_of_several_series_are_refused_and_told_apart_if_told(
         pairs.sort(key=lambda pair: pair[1])
     text = "time,room,v\n" + "".join(f"{when(i)},{name},{i}.5\n" for i, name in pairs)
     path = write(tmp_path, text)
-    with pytest.raises(InputError, match="several series.*'room'.*--stream-column"):
+    with pytest.raises(InputError, match=r"several series.*'room'.*--stream-column"):
         read(path)
     found = read(path, stream_column="room")
     assert sorted(found.found.series) == ["east", "north", "south"]

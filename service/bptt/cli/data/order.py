@@ -5,6 +5,7 @@ Usual steps, gaps, and rows that run backwards, repeat, or are of several series
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -220,12 +221,17 @@ def series_column(
     if not is_mixed and not _is_chained(steps):
         return None
     best: tuple[int, str] | None = None
+    moments = len(set(seconds))
     for column, name in enumerate(names):
         if column in skip:
             continue
         values = [cells[column] for _, cells in rows]
         kinds = len(set(values))
         if not 2 <= kinds <= min(SERIES_MAX, len(rows) // 2):
+            continue
+        # Either each time has a row of nearly every series, or the series follow one another.
+        changes = sum(a != b for a, b in itertools.pairwise(values))
+        if kinds * moments > 1.4 * len(rows) and changes != kinds - 1:
             continue
         if _grows_within(values, seconds) and (best is None or kinds < best[0]):
             best = kinds, name

@@ -21,21 +21,29 @@ DAY = 86400.0
 EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 YEAR_MIN, YEAR_MAX = 1900, 2200
 CENTURY_TURNS = 69  # of two digits: 69 is 1969, 68 is 2068, as POSIX has it
-_MONTH_NAMES = (
-    "jan january januar janvier janv enero ene gennaio gen janeiro",
-    "feb february februar février fevrier févr fév fev febrero febbraio fevereiro",
-    "mar march märz maerz mär mrz mars marzo março",
-    "apr april avril avr abril abr aprile",
-    "may mai mayo maggio mag maio",
-    "jun june juni juin junio giugno giu junho",
-    "jul july juli juillet juil julio luglio lug julho",
-    "aug august août aout agosto ago",
-    "sep sept september septembre septiembre settembre set setembro",
-    "oct october oktober okt octobre octubre ottobre ott outubro out",
-    "nov november novembre noviembre novembro",
-    "dec december dezember dez décembre déc diciembre dic dicembre dezembro",
+_MONTH_NAMES = tuple(
+    names.split()
+    for names in (
+        "jan feb mar apr may jun jul aug sep oct nov dec",
+        "january february march april may june july august september october november december",
+        "jan feb mär apr mai jun jul aug sep okt nov dez",
+        "jan feb mrz apr mai jun jul aug sept okt nov dez",
+        "januar februar märz april mai juni juli august september oktober november dezember",
+        "janv févr mars avr mai juin juil août sept oct nov déc",
+        "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+        "ene feb mar abr may jun jul ago sept oct nov dic",
+        "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+        "gen feb mar apr mag giu lug ago set ott nov dic",
+        (
+            "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre "
+            "dicembre"
+        ),
+        "jan fev mar abr mai jun jul ago set out nov dez",
+        "janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro",
+    )
 )
-MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES, 1) for name in names.split()}
+"""Of the year, each row in one language and length."""
+MONTHS = {name: number for names in _MONTH_NAMES for number, name in enumerate(names, 1)}
 ZONES = {"z": 0.0, "utc": 0, "gmt": 0, "ut": 0, "wet": 0, "west": 1, "cet": 1, "cest": 2, "bst": 1}
 ZONES |= {"eet": 2, "eest": 3, "msk": 3, "jst": 9, "kst": 9, "aest": 10, "aedt": 11, "nzst": 12}
 ZONES |= {"est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6, "pst": -8, "pdt": -7}
@@ -202,15 +210,11 @@ def _written(name: str, example: str, when: datetime, form: Written) -> str:
         half = "p" if when.hour >= 12 else "a"
         return half if example.islower() else half.upper()
     if name == "b":
-        names = _MONTH_NAMES[when.month - 1].split()
-        text = next((each for each in names if len(each) == len(example)), names[0])
-        return (
-            text.upper()
-            if example.isupper()
-            else text.lower()
-            if example.islower()
-            else text.title()
-        )
+        names = next(names for names in _MONTH_NAMES if example.lower() in names)
+        text = names[when.month - 1]
+        if example.islower():
+            return text
+        return text.upper() if example.isupper() else text.title()
     return example
 
 

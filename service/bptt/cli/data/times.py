@@ -291,6 +291,7 @@ def _number(examples: Sequence[str], title: str, *, is_asked: bool) -> TimeForma
         return None
     steps = np.diff(values)
     grows = bool((steps >= 0).all() or (steps <= 0).all()) and bool(np.isfinite(values).all())
+    mostly = grows or bool((steps >= 0).mean() >= READ_SHARE)  # a run may start again
     is_named = is_asked or TIME_TITLE.search(title) is not None
     decimals = _decimals(examples)
     if is_named or (grows and len(steps) > 0 and abs(values[0]) > 1e11):
@@ -306,7 +307,7 @@ def _number(examples: Sequence[str], title: str, *, is_asked: bool) -> TimeForma
             if ((values >= low) & (values <= high)).all():
                 return Number(DAY, f"days ({serial})", True, since, decimals=decimals)
     match = _ELAPSED_TITLE.match(title.strip())
-    if is_asked or (match is not None and grows):
+    if is_asked or (match is not None and mostly):
         word = (match["unit"] or "") if match is not None else ""
         unit = _UNIT_WORDS.get(word.lower(), word.lower()) or _unit_of_title(title)
         return Number(UNITS[unit], f"{unit} since a start", False, decimals=decimals)
