@@ -416,3 +416,36 @@ async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sen
     assert [answer.stream_id for answer in answers] == ["s"] * (200 // CHUNK) + ["new"]
     check([each for each in answers[:-1] if isinstance(each, Learned)], 200)
     assert session.durable_step("s") == 200
+
+
+async def test_a_write_to_a_call_that_is_given_up_does_not_cancel_the_writer(
+    shared: Served, name: str
+) -> None:
+    """gRPC raises CancelledError from a write to a call that another task cancels."""
+    values = walk(200)
+    async with Client.connect(shared.address) as client:
+        await client.create_model(name, SPEC)
+        async with client.learn(name) as session:
+            broken = _CancelledByWriting(session._call)
+            session._call = broken
+            await session.send("s", values[:CHUNK])
+            assert broken.writes == 1
+            await session.send("s", values[CHUNK : 2 * CHUNK])
+            assert await asyncio.wait_for(session.acknowledged("s"), 30) == 2 * CHUNK
+            assert session.reconnections == 1
+
+
+class _CancelledByWriting:
+    """A call that is cancelled while a message is being written to it."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.writes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    async def write(self, message: Any) -> None:
+        self.writes += 1
+        self._call.cancel()
+        raise asyncio.CancelledError  # what grpc.aio raises if the write is waiting at that moment

@@ -282,7 +282,10 @@ class LearnSession:
                         self._close_written = True
                         await call.write(pb.LearnRequest(close=pb.CloseLearn()))
                         await call.done_writing()
-                except _BROKEN:
+                except (*_BROKEN, asyncio.CancelledError) as error:
+                    # A write to a call that the keeper cancels raises CancelledError, too.
+                    if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                        raise
                     if not self._resume:
                         raise await self._ending() from None
                     if self._call is call:  # else there is a new call already: go on with that
@@ -331,8 +334,7 @@ class LearnSession:
         except _TryAgainError as again:
             return again.error
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_being_cancelled():
                 raise
             error = ServerUnreachable("the call was cancelled")  # by a write that was cancelled
         if not self._resume or not passes(error):
@@ -578,6 +580,12 @@ class Notifier:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the current task itself is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _why(call: Any, address: str, *, opened: bool) -> ServiceError:

@@ -1,10 +1,10 @@
-"""Where chunks get their place: in their stream, and in the queue of their model.
+"""Admission of chunks: each gets a place in its stream, and in the queue of its model.
 
 Rules:
 - A chunk is placed behind all that was accepted of its stream, learned or not: what it repeats is
   trimmed away, and after a gap it is refused.
-- From the first chunk that a call sends of a stream until the call ends, nobody else may send it.
-- The queue is bounded; who waits for room goes in order of arrival.
+- From the first chunk that a call sends of a stream until the call ends, no other call may send it.
+- The queue is bounded; those who wait for room are served in order of arrival.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class AdmissionQueue:
     Args:
         spec: the model's.
         limits: of the queue, and of streams.
-        published: knows where streams are of which nothing waits.
-        duplicate: told of steps that came again.
+        published: positions of streams that have nothing queued.
+        duplicate: called with the number of steps that came again.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AdmissionQueue:
 
     @property
     def in_use(self) -> bool:
-        """Whether anything waits, or anybody."""
+        """Whether a chunk waits to be applied, or a task waits for room."""
         return bool(self._accepted or self._space)
 
     @property
@@ -79,7 +79,7 @@ class AdmissionQueue:
 
     @property
     def full(self) -> bool:
-        """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
+        """Whether a chunk must wait for room in the queue, or behind others that wait."""
         return bool(self._space) or self._is_full
 
     @property
@@ -88,7 +88,7 @@ class AdmissionQueue:
         return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
 
     async def room(self) -> None:
-        """Wait until the queue has room for a chunk. Who came first goes first."""
+        """Wait until the queue has room for a chunk. First come, first served."""
         if not self.full:
             return
         loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ class AdmissionQueue:
         self._space.append(waiter)
         try:
             await waiter
-            while self._is_full:  # somebody was quicker: this one keeps its place in the line
+            while self._is_full:  # another task was quicker: this one keeps its place
                 waiter = loop.create_future()
                 self._space.appendleft(waiter)
                 await waiter
@@ -211,7 +211,7 @@ class AdmissionQueue:
             raise LimitReached.of("streams", self._streams_max)
 
     def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
-        """As `FairQueue.take`; who waits for room may go on."""
+        """As `FairQueue.take`; tasks that wait for room go on."""
         batches = self.queue.take(chunks_max, steps_max)
         self._wake_waiters()
         return batches

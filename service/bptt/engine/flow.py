@@ -1,7 +1,7 @@
-"""When to look at how far a model's gradients reach back, and looking.
+"""When the gradient flow of a model is measured, and the measurement.
 
-A look is put off until it costs at most COST_SHARE_MAX of the time spent learning since the last
-one: it grows with the window and the network as updates do, but not at the same rate.
+A measurement is put off until it costs at most COST_SHARE_MAX of the time spent learning since the
+last one: its cost grows with the window and the network, but not at the rate of updates.
 """
 
 from __future__ import annotations

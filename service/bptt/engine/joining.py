@@ -1,8 +1,8 @@
-"""Waiting chunks of one stream as one: one call of the core for all of them, and one record.
+"""Joins waiting chunks of one stream: one call of the core for all of them, and one record.
 
-A call costs as much as fifteen steps, whatever it holds, and each makes the learning thread wait
-for the interpreter's lock. How a sequence is cut into chunks changes no bit of what is learned, so
-chunks that follow one another may be applied together; answers stay one a chunk.
+A call costs as much as fifteen steps, however few it holds, and each waits for the interpreter's
+lock. Joining a stream's chunks changes no bit of what is learned, so chunks that follow one another
+may be applied together; each chunk still gets its own answer.
 
 Not joined are chunks whose updates cannot be told apart by counting steps, those of several
 streams, whose windows would form other batches, and those of a model that rolls back.
@@ -19,7 +19,7 @@ from bptt_core import Chunk, ChunkResult, ModelSpec
 
 
 def groups(spec: ModelSpec, batches: Sequence[TickBatch]) -> Iterator[Sequence[TickBatch]]:
-    """The rounds in order; those of one chunk that may be joined are together."""
+    """The batches in order; single-chunk batches that may be joined are in one group."""
     joinable = _joinable(spec)
     start = 0
     for stop in range(1, len(batches) + 1):
@@ -36,7 +36,7 @@ def _joinable(spec: ModelSpec) -> bool:
 
 
 def _follows(before: TickBatch, after: TickBatch) -> bool:
-    """Whether two rounds hold nothing but a chunk each, of one stream and sequence."""
+    """Whether two batches hold nothing but a chunk each, of one stream and sequence."""
     if before.commands or before.duplicates or after.commands or after.duplicates:
         return False
     if len(before.chunks) != 1 or len(after.chunks) != 1:
@@ -66,7 +66,7 @@ def join(queued: Sequence[QueuedChunk]) -> Chunk:
 def split(
     spec: ModelSpec, queued: Sequence[QueuedChunk], sequence_step: int, result: ChunkResult
 ) -> list[ChunkResult]:
-    """What became of each, from what became of all of them.
+    """Split the result of joined chunks into one result for each chunk.
 
     Args:
         spec: the model's.

@@ -1,12 +1,12 @@
-"""Which models are in memory, where there are more than may be, and which are in the store only.
+"""Keeps at most so many models in memory; the others are in the store only.
 
 Rules:
-- A model leaves memory when more than the limit are there, the one that was used longest ago first.
-- One that is in use stays: an open Learn call, a chunk or command that is not answered, a record
+- When more than the limit are in memory, the model that was used longest ago leaves.
+- A model in use stays: an open Learn call, a chunk or command that is not answered, a record
   that is not durable.
-- Before it leaves, a checkpoint of it is written while it goes on; should that fail, or somebody
-  use it meanwhile, it stays. So nothing is lost, whatever the durability is.
-- It comes back when somebody asks for it. Others do not wait for that.
+- Before a model leaves, a checkpoint of it is written while it goes on. If that fails, or a request
+  uses the model meanwhile, it stays. So nothing is lost, whatever the durability is.
+- A model comes back when a request asks for it. Other models do not wait for that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ModelCache:
     Args:
         in_memory: the registry's models that are in memory; those that leave are taken out.
         limit: how many may be.
-        sink: is told who leaves.
+        sink: hears which model leaves.
         bring_back: puts a model back into `in_memory`, and takes it from `states`.
     """
 
@@ -54,7 +54,9 @@ class ModelCache:
         self._sink = sink
         self._bring_back = bring_back
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._wanted: Counter[str] = Counter()  # who waits for a model, and will use it at once
+        self._wanted: Counter[str] = (
+            Counter()
+        )  # requests that wait for a model, and will use it at once
         self._clearing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 

@@ -1,8 +1,8 @@
-"""What others see of a model: its snapshot, its streams, its figures.
+"""The published state of a model: its snapshot, its streams, its figures.
 
-A run that is made on the event loop leaves them as they are, to be made again when somebody looks:
-copies that nobody looks at took a third of such a run. A run that is made in a thread brings them
-along, for nobody could look at the learner meanwhile: while one is under way nothing is behind.
+A run on the event loop leaves the published state behind; it catches up when somebody reads it, for
+copies that nobody reads took a third of such a run. A run in a thread brings its copies along: the
+learner cannot be read meanwhile, so nothing is behind while such a run is being made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PublishedState:
     Args:
         learner: read when somebody looks; while `catch_up` has nothing to do, another thread may
             have it.
-        on_figures: told the figures that were seen until now, and those from now on.
+        on_figures: called with the figures published until now, and the new ones.
         views: of the learner's streams; None: they are made.
     """
 
@@ -69,12 +69,12 @@ class PublishedState:
 
     @property
     def last_figures(self) -> Figures:
-        """The figures that were seen last. Whether the model has diverged is as it is now."""
+        """The figures published last. `diverged` is current even while others are behind."""
         return self._figures
 
     @property
     def may_wait(self) -> bool:
-        """Whether one more run may leave its traces to be looked at later."""
+        """Whether one more run may leave the published state behind."""
         return self._runs < BEHIND_RUNS_MAX
 
     def next_step(self, stream_id: str) -> int:
@@ -101,7 +101,7 @@ class PublishedState:
     # ------------------------------------------------------------------ what is new
 
     def takes(self, outcome: Outcome) -> None:
-        """A run brought all along."""
+        """Publish a run that brought its copies along."""
         assert outcome.snapshot is not None
         assert outcome.report is not None
         for stream_id in self._behind:  # none, but of a run on the loop
@@ -118,7 +118,7 @@ class PublishedState:
         self._figures_are(outcome.report.figures)
 
     def is_behind(self, outcome: Outcome) -> None:
-        """A run on the loop brought nothing along. Its streams are known."""
+        """Note a run on the event loop, which made no copies. Its streams are known."""
         self._loop = asyncio.get_running_loop()
         self._band = None
         for _, moves in outcome.records:
@@ -130,7 +130,7 @@ class PublishedState:
             self.catch_up()  # it may have diverged, which answers tell
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """All may be another."""
+        """Publish another learner: everything may differ."""
         self._learner, self._snapshot, self._views = learner, snapshot, views
         self._band = None
         self._figures_are(learner.figures)
@@ -145,11 +145,11 @@ class PublishedState:
         self._band = None
 
     def takes_figures(self, figures: Figures) -> None:
-        """The settings are others, and figures with them."""
+        """Publish figures after the settings have changed."""
         self._figures_are(figures)
 
     def catch_up(self) -> None:
-        """Look at what runs on the loop have done."""
+        """Copy what runs on the event loop have changed."""
         if not self._behind:
             return
         streams = list(self._behind)
@@ -160,7 +160,7 @@ class PublishedState:
         self._figures_are(self._learner.figures)
 
     def catch_up_from_any_thread(self) -> None:
-        """The same, for who is not on the event loop, and may wait for it."""
+        """Thread-safe `catch_up`; blocks up to LOOK_SECONDS."""
         if not self._behind or self._loop is None:
             return
         try:

@@ -1,10 +1,10 @@
 """The answers of one Learn call, handed out in the order of its chunks.
 
 Rules:
-- A chunk takes a ticket when it is read; its answer fills the ticket whenever it is there.
-- Answers leave in the order of the tickets, however they were filled.
-- What waits is bounded in number and in weight: a full outbox is a reason to stop reading.
-- Whoever waits is woken once, however many answers come at the same time.
+- A chunk takes a pending response when it is read; its answer fills that place when it is made.
+- Answers leave in the order of the chunks, in whatever order they were made.
+- Pending responses are bounded in number and weight: while the queue is full, nothing is read.
+- A waiting task is woken once, however many answers come at the same time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import deque
 from bptt.domain import Answer
 
 CROWD_MEMORY = 64
-"""Tickets for which it is remembered that a client sent on without waiting. It may look otherwise
-for a while: answers that are made at once leave no crowd."""
+"""Chunks over which the queue remembers that a client sent on without waiting. Answers that are
+made at once leave no two chunks pending, though the client does not wait."""
 
 
 class News(enum.Enum):
-    """That something else is to be told."""
+    """Wakes the reader: something else than an answer has to be sent."""
 
     DURABLE_ADVANCED = enum.auto()
 
@@ -42,12 +42,12 @@ class PendingResponse:
 
     @property
     def alone(self) -> bool:
-        """Whether its client waits for each answer before it sends on, as far as one can see."""
+        """Whether the client waits for each answer before it sends on, as far as can be seen."""
         responses = self._responses
         return len(responses) == 1 and self.index > responses.crowded_at + CROWD_MEMORY
 
     def fill(self, answer: Answer) -> None:
-        """The answer is there. At most once."""
+        """Answer the chunk. At most once."""
         assert self.answer is None
         self.answer = answer
         self._responses._filled(self)
@@ -57,11 +57,11 @@ class ResponseQueue:
     """The answers of one call. Lives on the event loop; one task reads, one fills up.
 
     Attributes:
-        crowded_at: the last ticket that was taken while another one waited.
+        crowded_at: index of the last chunk that came while another one was pending.
 
     Args:
-        answers_max: tickets at once.
-        weight_max: their weight, in bytes; one ticket of any weight always has room.
+        answers_max: pending responses at once.
+        weight_max: their weight, in bytes; one response of any weight always has room.
     """
 
     def __init__(self, answers_max: int, weight_max: int) -> None:
@@ -90,9 +90,9 @@ class ResponseQueue:
         return pending
 
     def end(self, error: Exception | None = None) -> None:
-        """No ticket follows. The call fails with `error` after the last answer, or ends well.
+        """No chunk follows. The call fails with `error` after the last answer, or ends well.
 
-        An error takes the place of a good end, nothing takes the place of an error.
+        An error replaces a good end; nothing replaces an error.
         """
         if self._end is None or self._end[0] is None:
             self._end = (error,)
@@ -100,22 +100,22 @@ class ResponseQueue:
 
     @property
     def ended(self) -> bool:
-        """Whether no ticket follows."""
+        """Whether no chunk follows."""
         return self._end is not None
 
     @property
     def full(self) -> bool:
-        """Whether the next ticket must wait."""
+        """Whether the next chunk must wait."""
         return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
 
     async def room(self) -> None:
-        """Wait until a ticket may be taken."""
+        """Wait until there is room for a pending response."""
         while self.full:
             self._filler = asyncio.get_running_loop().create_future()
             await self._filler
 
     def notify(self) -> None:
-        """There is news: who waits for the next answer looks at them first, if none is there."""
+        """Have `next` return `DURABLE_ADVANCED` if no answer is ready."""
         self._news = True
         _wake(self._reader)
 

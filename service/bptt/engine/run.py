@@ -1,4 +1,4 @@
-"""What a trainer's thread does: apply batches to the learner, and copy what others may see.
+"""A run: applies batches to the learner, and copies what readers may see. For a thread.
 
 Everything here is a function of the learner and the batches; the event loop publishes the outcome.
 """
@@ -20,12 +20,12 @@ from bptt_core.errors import BpttError, UnknownStream
 
 
 def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:
-    """Apply the batches in order. Raises nothing: what went wrong is part of the outcome.
+    """Apply the batches in order. Raises nothing: a failure is part of the outcome.
 
     Args:
         learner: changed.
         batches: what to do.
-        looks: whether to bring along what others see: views, figures and snapshot.
+        looks: whether to copy what readers see: views, figures and snapshot.
     """
     outcome = Outcome()
     start, own_start = time.perf_counter(), time.thread_time()
@@ -44,7 +44,7 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
             if _must_roll_back(learner, outcome):
                 outcome.diverged, outcome.rest = True, list(batches[place:])
                 break
-        if looks or outcome.commands:  # commands tell of no move that could be followed
+        if looks or outcome.commands:  # commands move streams in ways that `records` does not tell
             outcome.views = {each: _view(learner, each) for each in outcome.touched}
             outcome.report = RunReport(outcome.ticks, learner.figures)
             outcome.snapshot = learner.snapshot()
@@ -95,7 +95,7 @@ def _in_sequence(
     """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
 
     A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
-    nothing of it: that is not theirs to be refused. Chunks of which nothing is left are answered.
+    nothing of it, so their labels are not refused. Chunks of which nothing is left are answered.
     """
     spec = learner.spec
     if spec.on_divergence != "roll_back" or not spec.label_delay:
