@@ -118,6 +118,7 @@ def test_quoted_decimal_commas_are_read(tmp_path: Path) -> None:
     [
         ("# time, temp, hum", ["time", "temp", "hum"]),
         ("# a logger\n#\n#time,temp,hum", ["time", "temp", "hum"]),
+        ("# time,temp,hum\n# UTC,°C,%", ["time", "temp", "hum"]),
         ("time,%RH,//x", ["time", "%RH", "//x"]),
         ("%RH,temp,hum", ["%RH", "temp", "hum"]),
         ('time,"Temp\n(°C)",hum', ["time", "Temp (°C)", "hum"]),

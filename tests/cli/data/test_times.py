@@ -119,6 +119,14 @@ def test_year_month_day_and_hour_in_their_columns_are_one_time(tmp_path: Path) -
     assert found.understood.numeric == ["v"]
 
 
+def test_a_buoy_is_read(tmp_path: Path) -> None:
+    head = "#YY  MM DD hh mm WDIR WSPD\n#yr  mo dy hr mn degT m/s\n"
+    text = head + "".join(f"{when(i):%Y %m %d %H %M}  {i * 5 % 360} {i % 7}.5\n" for i in range(60))
+    found = read(write(tmp_path, text))
+    assert first_moment(found) == START.timestamp()
+    assert found.understood.numeric == ["WDIR", "WSPD"]
+
+
 def test_times_of_day_go_on_after_midnight(tmp_path: Path) -> None:
     found = read(write(tmp_path, table(lambda i: when(i).strftime("%H:%M:%S"))), gap=7200)
     assert found.time_label == "time of day"

@@ -355,17 +355,18 @@ def _comment_titles(
     if not comment:
         return None
     start = rows[_body_start(rows, found.width)][0] - first
-    for place in range(start - 1, -1, -1):
-        line = lines[place]
+    above: list[Record] = []
+    for place, line in enumerate(lines[:start]):
         if not line.startswith(comment):
             continue
         bare = line[len(comment) :].lstrip(comment)
         for text in (bare.lstrip() if found.delimiter != "\t" else bare, bare, line):
             parsed = [cells for _, cells in Records([text], found.delimiter, quote, "", name="")]
             if parsed and len(parsed[0]) == found.width and any(map(is_word, parsed[0])):
-                titles = [" ".join(cell.split()) for cell in parsed[0]]
-                if not titles[0]:
-                    titles[0] = comment
-                return first + place, titles
+                above.append((first + place, [parsed[0][0] or comment, *parsed[0][1:]]))
+                break
+    if not above:
         return None
+    line_number, titles = min(reversed(above), key=lambda row: titles_of.unit_share(row[1]))
+    return line_number, [" ".join(title.split()) for title in titles]
     return None

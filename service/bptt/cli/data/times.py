@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,15 @@ _UNIT_WORDS = {"sec": "s", "secs": "s", "second": "s", "seconds": "s", "msec": "
 _UNIT_WORDS |= {"millisecond": "ms", "milliseconds": "ms", "minute": "min", "minutes": "min"}
 _UNIT_WORDS |= {"microsecond": "us", "microseconds": "us", "nanosecond": "ns", "nanoseconds": "ns"}
 _UNIT_WORDS |= {"hour": "h", "hours": "h", "day": "d", "days": "d"}
-_DATE_PARTS = ("year", "month", "day", "hour", "minute", "second")
+_DATE_PARTS = (
+    ("year", "yyyy", "yy", "yr", "jahr"),
+    ("month", "mm", "mo", "mon", "monat"),
+    ("day", "dd", "dy", "tag"),
+    ("hour", "hh", "hr", "stunde"),
+    ("minute", "mm", "mn", "min", "mi"),
+    ("second", "ss", "sec", "se"),
+)
+"""Titles of columns that hold a part of the time each, side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +219,13 @@ def _is_compact_clock(examples: Sequence[str]) -> bool:
 
 def _date_parts(titles: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> TimeColumn | None:
     """Year, month, day and more in columns of their own."""
-    lower = [title.lower() for title in titles]
-    parts = [part for part in _DATE_PARTS if part in lower]
-    if parts[:3] != list(_DATE_PARTS[:3]) or parts != list(_DATE_PARTS[: len(parts)]):
+    lower = [title.lower().lstrip("#") for title in titles]
+    first = next((i for i, title in enumerate(lower) if title in _DATE_PARTS[0]), len(lower))
+    pairs = zip(lower[first:], _DATE_PARTS, strict=False)
+    length = len(list(itertools.takewhile(lambda pair: pair[0] in pair[1], pairs)))
+    if length < 3:
         return None
-    columns = tuple(lower.index(part) for part in parts)
+    columns = tuple(range(first, first + length))
     forms = written_formats(_examples(rows, columns), READ_SHARE)
     named = tuple(titles[column] for column in columns)
     return TimeColumn(columns, named, forms[0]) if forms else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 TIME_TITLE = re.compile(
     r"(?i)(?<![a-zäöüß])(date|time|datetime|timestamps?|time[ _]?stamp|epoch|ts|datum|zeit|uhrzeit|"
-    r"zeitstempel|fecha|hora|heure|horodatage|data|ora|dato|tid|pvm|created_at|recorded_at)"
+    r"zeitstempel|fecha|hora|heure|horodatage|dato|tid|pvm|created_at|recorded_at)"
     r"(?![a-zäöüß])"
 )
 """Words for a time in the languages that files came in."""
@@ -22,6 +22,7 @@ _UNIT = re.compile(
     | text|string|float|int|integer|double|bool|date|datetime|num|numeric
     | [a-zµ°²³%]{1,8} / [a-zµ°²³0-9]{1,8} | [a-zµ]+\s[a-z0-9]+[-⁻]\d+
     | [YymMdDhHsS]{1,4}(?:[-/.: T]+[YymMdDhHsSfaAPpt]{1,4})+ | hh | utc | gmt | local | z
+    | yr | mo | dy | hr | mn | degt
     | ts | rn | smp | avg | max | min | std | tot | sum | mean | median
     | [$€£]
     """
@@ -50,8 +51,13 @@ def choose(
 
 def is_units(cells: Sequence[str]) -> bool:
     """A row of units, kinds or aggregates, such as `yyyy-mm-dd, °C, %`."""
+    return unit_share(cells) > 0.5
+
+
+def unit_share(cells: Sequence[str]) -> float:
+    """How many of the cells that are not empty can be units."""
     named = [cell.strip() for cell in cells if cell.strip()]
-    return bool(named) and sum(bool(_UNIT.fullmatch(cell)) for cell in named) > len(named) / 2
+    return sum(bool(_UNIT.fullmatch(cell)) for cell in named) / len(named) if named else 0.0
 
 
 def _score(cells: Sequence[str], time_columns: Sequence[bool]) -> int:
