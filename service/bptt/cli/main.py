@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from bptt.cli.console import say_error
-from bptt.cli.data.source import InputError
+from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
 from bptt.exit_status import INTERRUPTED
 
