@@ -187,7 +187,13 @@ def test_encodings_are_told_from_the_bytes(tmp_path: Path, codec: str, title: st
 
 
 @pytest.mark.parametrize(
-    ("codec", "title"), [("cp1251", "Температура"), ("cp850", "Temp °C"), ("shift_jis", "温度計")]
+    ("codec", "title"),
+    [
+        ("cp1251", "Температура"),
+        ("cp850", "Temp °C"),
+        ("mac_roman", "Temp °C"),
+        ("shift_jis", "温度計"),
+    ],
 )
 def test_an_encoding_that_cannot_be_told_is_refused_until_it_is_said(
     tmp_path: Path, codec: str, title: str

@@ -141,6 +141,7 @@ def test_times_of_day_go_on_after_midnight(tmp_path: Path) -> None:
         ("elapsed", lambda i: f"{i * 0.5:.1f}", 0.5),
         ("t_ms", lambda i: str(i * 100), 0.1),
         ("Time (min)", lambda i: str(i * 2), 120),
+        ("year", lambda i: str(1950 + i), 365.2425 * 86400),
         ("time", lambda i: f"0 days 00:{i:02d}:00", 60),
         ("time", lambda i: f"{20 + i}:00:00", 3600),
     ],

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from bptt.cli.data.problem import InputError, shown
 
 LINE_CHARACTERS_MAX = 1 << 20  # a longer line is no row of a table
-_CANDIDATES = ("cp1252", "cp1250", "cp1251", "cp850", "shift_jis", "gb18030")
+_CANDIDATES = ("cp1252", "cp1250", "cp1251", "cp850", "mac_roman", "shift_jis", "gb18030")
 """Shown where the encoding cannot be told."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -29,7 +29,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WESTERN = set(
-    "äöüÄÖÜßéèêëàâáãåæçñóòôõíìîïúùûøœÉÈÊËÀÂÁÃÅÆÇÑÓÒÔÕÍÌÎÏÚÙÛØŒŠšŽžŸÿýÝðþÐÞ°µ²³¹½¼¾£€§±·×÷«»ºª®©™’‘“”–—…\xa0¿¡¢¥"
+    "äöüÄÖÜßéèêëàâáãåæçñóòôõíìîïúùûøœÉÈÊËÀÂÁÃÅÆÇÑÓÒÔÕÍÌÎÏÚÙÛØŒŠšŽžŸÿýÝðþÐÞ°µ²³¹½¼¾£€§±·×÷«»ºª®©™’‘“”–—…\xa0¢¥"
 )
 _LINE_END = re.compile(r"\r*\n|\r")
 _DOS_DEGREE = re.compile(r"[øØ][CFK]\b")  # the degree sign of DOS code pages, read as CP1252

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bptt.cli.data.columns import Sentinels
+from bptt.cli.data.numbers import NumberFormat
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.order import problem_of, RowOrder, seconds_text, series_column
 from bptt.cli.data.problem import InputError, join_names, shown
@@ -104,7 +105,21 @@ def survey(path: str, options: ReadOptions, wanted: Wanted) -> Survey:
     if suspect := sentinels.found(understood.markers):
         raise InputError(_sentinel_problem(understood, *suspect, found.rows))
     watch.finish(options)
+    absent = [text for text in options.missing if not _is_seen(text, found.missing)]
+    if absent:
+        markers = join_names(list(map(repr, absent)))
+        found.notes.append(f"--missing names {markers}, which no cell of a learned column holds")
     return found
+
+
+def _is_seen(marker: str, missing: Counter[tuple[str, str]]) -> bool:
+    """Whether a cell held the marker, or a number that equals it."""
+    number = NumberFormat().value(marker)
+    return any(
+        text.lower() == marker.lower()
+        or (number is not None and NumberFormat().value(text.replace(",", ".")) == number)
+        for _, text in missing
+    )
 
 
 def survey_sample(understood: Understood, wanted: Wanted, options: ReadOptions) -> Survey:

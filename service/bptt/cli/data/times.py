@@ -47,6 +47,10 @@ _UNIT_WORDS = {"sec": "s", "secs": "s", "second": "s", "seconds": "s", "msec": "
 _UNIT_WORDS |= {"millisecond": "ms", "milliseconds": "ms", "minute": "min", "minutes": "min"}
 _UNIT_WORDS |= {"microsecond": "us", "microseconds": "us", "nanosecond": "ns", "nanoseconds": "ns"}
 _UNIT_WORDS |= {"hour": "h", "hours": "h", "day": "d", "days": "d"}
+_YEAR_TITLE = re.compile(r"(?i)(year|jahr|année|año|anno)$")
+YEARS = (1500, 2200)
+YEAR = 365.2425 * DAY
+YEARS_LABEL = "years"
 _DATE_PARTS = (
     ("year", "yyyy", "yy", "yr", "jahr"),
     ("month", "mm", "mo", "mon", "monat"),
@@ -181,7 +185,7 @@ def _guessed(
 def _rank(one: TimeColumn) -> int:
     if isinstance(one.format, (Written, Given)):
         return 1 if one.is_only_date else 0
-    if one.format.is_moment:
+    if one.format.is_moment and one.format.label != YEARS_LABEL:
         return 0
     return 3 if isinstance(one.format, Number) else 2
 
@@ -303,7 +307,7 @@ def _number(examples: Sequence[str], title: str, *, is_asked: bool) -> TimeForma
     steps = np.diff(values)
     grows = bool((steps >= 0).all() or (steps <= 0).all()) and bool(np.isfinite(values).all())
     mostly = grows or bool((steps >= 0).mean() >= READ_SHARE)  # a run may start again
-    is_named = is_asked or TIME_TITLE.search(title) is not None
+    is_named = is_asked or bool(TIME_TITLE.search(title) or _YEAR_TITLE.match(title))
     decimals = _decimals(examples)
     if is_named or (grows and len(steps) > 0 and abs(values[0]) > 1e11):
         compact = _compact(examples)
@@ -318,6 +322,10 @@ def _number(examples: Sequence[str], title: str, *, is_asked: bool) -> TimeForma
             if ((values >= low) & (values <= high)).all():
                 return Number(DAY, f"days ({serial})", True, since, decimals=decimals)
     match = _ELAPSED_TITLE.match(title.strip())
+    low, high = YEARS
+    is_year = _YEAR_TITLE.match(title) is not None
+    if is_year and mostly and bool(((values >= low) & (values <= high)).all()):
+        return Number(YEAR, YEARS_LABEL, True, 1970, decimals=decimals)
     if is_asked or (match is not None and mostly):
         word = (match["unit"] or "") if match is not None else ""
         unit = _UNIT_WORDS.get(word.lower(), word.lower()) or _unit_of_title(title)
