@@ -136,7 +136,7 @@ def keep_errors(
 
 @compiled
 def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) -> None:
-    """Fill band (2, O) with the quantiles of what is kept of `count` errors.
+    """Fill band (2, O) with the quantiles of the kept ones of `count` errors.
 
     They will be near those of the last time: whatever lies further in is passed over.
     """

@@ -1,4 +1,4 @@
-"""A model that was brought back is saved with what was replayed, whether it learns more or not."""
+"""A recovered model is saved with the replayed records, whether it learns more or not."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSelection:
-    """What is read from each row."""
+    """The columns that are read from each row."""
 
     columns: Sequence[int]
     """Column indices."""
@@ -131,7 +131,7 @@ class CsvTable(Source):
         """Read to the end and pass the rows on in batches.
 
         Args:
-            selection: what is read from each row.
+            selection: the columns to read from each row.
             rows_max: the most rows in a batch. A live source yields fewer rather than wait.
             emit: receives each batch.
             on_record: receives all fields of each row, as text, before the row is added.
@@ -226,7 +226,7 @@ class _BatchBuilder:
         return len(self._rows)
 
     def begin(self) -> None:
-        """Emit what was collected; the next row begins a new sequence."""
+        """Emit the collected rows; the next row begins a new sequence."""
         self.flush()
         self._begins = True
 
@@ -240,7 +240,7 @@ class _BatchBuilder:
         self._last_line = line
 
     def flush(self) -> None:
-        """Emit what was collected; rows left out at the end of the file yield an empty batch."""
+        """Emit the collected rows; rows left out at the end of the file yield an empty batch."""
         if not self._rows and not self._missing:
             return
         values = np.asarray(self._rows, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What the file formats share: opening a file, unpacking gzip, and the batches they produce."""
+"""Shared by the file formats: opening a file, unpacking gzip, and the batches they produce."""
 
 from __future__ import annotations
 
