@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background process, w
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """A server of the test's own, that nobody else has taught anything."""
+    """A server of the test's own, without models of other tests."""
     with serving() as server:
         yield server
 

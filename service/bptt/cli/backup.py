@@ -20,7 +20,7 @@ Example:
 @click.command(epilog=EXAMPLE)
 @data_argument
 @click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
-@json_option("one document with what was copied of each model")
+@json_option("one document with the copied parts of each model")
 def backup(folder: Path, target: Path, as_json: bool) -> None:
     """Copy the data folder DIR to TARGET, which must not exist.
 

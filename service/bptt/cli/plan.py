@@ -48,7 +48,7 @@ class LearnOptions:
 
 @dataclass(slots=True)
 class Plan:
-    """What is learned from each row."""
+    """The columns and values that are learned from each row."""
 
     task: str
     inputs: list[str]

@@ -88,7 +88,7 @@ class Checkpointer:
             self._in_time()
 
     def replayed(self) -> None:
-        """The model was brought back from a checkpoint and records behind it."""
+        """Note that the model was recovered from a checkpoint and the records after it."""
         self.due = self.unsaved = True
 
     @property
@@ -107,7 +107,7 @@ class Checkpointer:
             self._wake()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write a copy that was just made, while learning goes on; a failure is logged."""
+        """Write a copy that was just made, while learning continues; a failure is logged."""
         self._taken(checkpoint)
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
@@ -115,7 +115,7 @@ class Checkpointer:
         """Write a copy that was just made, after any that is being written.
 
         Returns:
-            The checkpoint that holds the copy: it, or a newer one that was written meanwhile.
+            The checkpoint that holds the copy, or a newer one that was written in the meantime.
 
         Raises:
             ServiceError: it could not be written.
@@ -190,7 +190,7 @@ class Checkpointer:
         except Exception:
             self.unsaved = True
             log.exception("model %s not saved", self._model_id)
-        if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
+        if self.unsaved and not self._stopped:  # changed since the copy, or the write failed
             self._in_time()
 
     async def _write(
@@ -209,7 +209,7 @@ class Checkpointer:
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()
-                if lsn >= self._saved_lsn:  # else a newer one is there, and keeps it out
+                if lsn >= self._saved_lsn:  # else a newer one exists
                     await loop.run_in_executor(self._executor, store.save, checkpoint)
                     self._saved_lsn = lsn
                 seconds = time.perf_counter() - start

@@ -36,5 +36,5 @@ def failed_for_good(model_id: str) -> ModelFailed:
     """The error of a model that is not recovered automatically."""
     return ModelFailed(
         f"model {model_id} stopped learning after an internal error; "
-        "a restart of the server brings it back as it was before that"
+        "a restart of the server recovers it as it was before the error"
     )

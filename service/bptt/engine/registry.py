@@ -109,7 +109,7 @@ class Registry:
         raise UnknownModel.of(model_id)
 
     async def find(self, model_id: str, operation: Operation = Operation.SHOW) -> Trainer:
-        """The model of this name, brought back into memory if it has left it.
+        """The model of this name, loaded again if it was unloaded.
 
         It stays there at least until the caller awaits something. Raises as `get`.
         """
@@ -326,9 +326,9 @@ class Registry:
     # ------------------------------------------------------------------ life
 
     async def recover(self, tell: Tell = ignore_health) -> None:
-        """Bring back every model of the store, side by side; each is served once it is back.
+        """Recover all models of the store concurrently; each is served once it is recovered.
 
-        A model that cannot be brought back is FAILED, and the others do not wait for it.
+        A model that cannot be recovered is FAILED, and the others do not wait for it.
 
         Args:
             tell: called when a model's health changes.

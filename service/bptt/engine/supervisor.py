@@ -77,10 +77,10 @@ class AbsentModel:
 
 
 class ModelSupervisor:
-    """Starts trainers, and brings models back. Lives on the event loop.
+    """Starts trainers, and recovers models. Lives on the event loop.
 
     Attributes:
-        absent: models that are being brought back, or could not be.
+        absent: models that are being recovered, or could not be.
         health: tells health checks of states.
 
     Args:
@@ -178,7 +178,7 @@ class ModelSupervisor:
         trainer.sink.recovered(seconds)
 
     async def _read_back(self, model_id: str, absent: AbsentModel | None = None) -> Recovered:
-        """Read a model back in a thread.
+        """Read a model from the store in a thread.
 
         Args:
             model_id: a model of the store.
@@ -198,7 +198,7 @@ class ModelSupervisor:
     # ------------------------------------------------------------------ at the start
 
     async def recover(self, model_ids: list[str]) -> None:
-        """Bring models back side by side; each is served once it is back."""
+        """Recover models concurrently; each is served once it is recovered."""
         for model_id in model_ids:
             lifecycle = self.lifecycle(model_id)
             self.absent[model_id] = AbsentModel(model_id, lifecycle)
@@ -229,10 +229,10 @@ class ModelSupervisor:
     # ------------------------------------------------------------------ when asked for
 
     async def _bring_back(self, model_id: str) -> None:
-        """Put a model that has left memory back.
+        """Load an unloaded model again.
 
         Raises:
-            ServiceError: it cannot be brought back.
+            ServiceError: it could not be loaded.
         """
         start, lifecycle = time.perf_counter(), self.lifecycle(model_id)
         try:
@@ -246,7 +246,7 @@ class ModelSupervisor:
         except ServiceError:
             raise
         except Exception as error:
-            log.exception("model %s not brought back; it is tried when next asked for", model_id)
+            log.exception("model %s could not be loaded; the next request tries again", model_id)
             raise Recovering.after_failure(model_id, FIRST_PAUSE_SECONDS) from error
         self.cache.states.pop(model_id)
         self._go_on(found, lifecycle, time.perf_counter() - start)
@@ -261,11 +261,11 @@ class ModelSupervisor:
         return self._retry_later(model_id, lifecycle) or failed_for_good(model_id)
 
     def _not_back(self, model_id: str, lifecycle: Lifecycle, error: Exception) -> None:
-        """A model could not be brought back: it is FAILED, and tried again if that may help."""
+        """A model could not be recovered: it is FAILED, and tried again if that may help."""
         told = error.message if isinstance(error, ServiceError) else repr(error)
         known = isinstance(error, ServiceError)
         log.error(
-            "model %s not brought back: %s", model_id, told, exc_info=None if known else error
+            "model %s could not be recovered: %s", model_id, told, exc_info=None if known else error
         )
         self._sink.model_failed(model_id, "recovery")
         why: ServiceError | None = None
@@ -277,20 +277,20 @@ class ModelSupervisor:
             Event.FAIL,
             why
             or ModelFailed(
-                f"model {model_id} could not be brought back: {told if known else 'internal error'}"
+                f"model {model_id} could not be recovered: {told if known else 'internal error'}"
                 "; a restart of the server tries again"
             ),
         )
 
     def _retry_later(self, model_id: str, lifecycle: Lifecycle) -> ServiceError | None:
-        """Have a model brought back later; None: it has failed too often."""
+        """Schedule the recovery of a model. None: it has failed too often."""
         count, last = self._failures.get(model_id, (0, -math.inf))
         now = time.monotonic()
         if now - last > QUIET_SECONDS:
             count = 0
         self._failures[model_id] = count + 1, now
         if count >= RETRIES_MAX:
-            log.error("model %s stays failed: it was brought back %d times", model_id, count)
+            log.error("model %s stays failed: it was recovered %d times", model_id, count)
             return None
         pause = FIRST_PAUSE_SECONDS * 2**count
         task = asyncio.ensure_future(self._retry(model_id, lifecycle, pause))
@@ -302,7 +302,7 @@ class ModelSupervisor:
         if self._retries.get(model_id) is task:
             del self._retries[model_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("model %s: the attempt to bring it back broke", model_id, exc_info=error)
+            log.error("model %s: the attempt to recover it failed", model_id, exc_info=error)
 
     async def _retry(self, model_id: str, lifecycle: Lifecycle, pause: float) -> None:
         await asyncio.sleep(pause)
@@ -333,7 +333,7 @@ class ModelSupervisor:
         return False
 
     async def leave(self, model_id: str) -> None:
-        """Bring a model back no more: it is about to be deleted."""
+        """Cancel the recovery of a model that is about to be deleted."""
         self._failures.pop(model_id, None)
         task = self._retries.pop(model_id, None)
         if task is not None:
@@ -341,7 +341,7 @@ class ModelSupervisor:
             await asyncio.wait([task])
 
     async def stop(self) -> None:
-        """Bring no model back any more."""
+        """Recover no more models."""
         for model_id in list(self._retries):
             await self.leave(model_id)
 
