@@ -1,11 +1,11 @@
-"""Recovers models from the store: at the start, on request, and after a failure.
+"""Recovers models from the store: at the start, on a request, after a failure.
 
 Rules:
-- A model that cannot be recovered is FAILED, and the others are served.
-- A model whose worker has ended is recovered automatically: after FIRST_PAUSE_SECONDS at first, and
-  after twice as long each time it fails again soon. After RETRIES_MAX times it stays FAILED.
-- Damage is not tried again: the same bytes give the same error.
-- Before a failed model is read back, nothing of its old trainer writes to the store any more.
+- A model that cannot be recovered is FAILED; the other models are served.
+- A model whose worker has ended is recovered automatically: first after FIRST_PAUSE_SECONDS, then
+  after a pause that doubles with each further failure. After RETRIES_MAX retries it stays FAILED.
+- A damaged model is not retried: the same bytes give the same error.
+- The old trainer of a failed model stops writing to the store before the model is recovered.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from bptt_core import Learner
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
-"""Pause before a failed model is recovered: long enough for a short lack of memory to pass, short
-enough that clients that reconnect hardly notice."""
+"""Pause before the first retry: long enough for a short lack of memory to pass, and short enough
+for clients that reconnect."""
 
 RETRIES_MAX = 5
-"""Pauses of 0.5, 1, 2, 4 and 8 s: a failure that outlasts these is a defect, or a chunk that breaks
-the model each time its client sends it again."""
+"""Retries, after pauses of 0.5, 1, 2, 4 and 8 s. A failure that persists is a defect, or is caused
+by a chunk that its client sends again each time."""
 
 QUIET_SECONDS = 60.0
-"""A model that has run for this long since its last failure gets all its retries again."""
+"""A model that has run this long since its last failure gets all its retries again."""
 
 FLUSH_SECONDS = 5.0
-"""How long the journal of a failed model may still be written before it is read back. Records that
-are not committed by then were not acknowledged, and clients send their steps again."""
+"""How long records of a failed model may still be committed before it is recovered. Later records
+were not acknowledged, and their clients send the steps again."""
 
 _SETTLES = {
     State.RUNNING: Event.RUN,
@@ -59,16 +59,16 @@ _SETTLES = {
 
 @dataclass(slots=True, eq=False)
 class AbsentModel:
-    """A model of the store that has no trainer, and is not asleep either."""
+    """A model in the store that is being recovered or has failed, and so has no trainer."""
 
     model_id: str
     lifecycle: Lifecycle
     known: ModelStatus | None = None
-    """The model as it was last known; None: nothing has been read of it."""
+    """The last known status; None: nothing has been read yet."""
 
     @property
     def status(self) -> ModelStatus | UnreadModel:
-        """The model as it is now."""
+        """The current status of the model."""
         state, why = self.lifecycle.state, self.lifecycle.why
         reason = "" if why is None else why.message
         if self.known is None:
@@ -77,19 +77,19 @@ class AbsentModel:
 
 
 class ModelSupervisor:
-    """Starts trainers, and recovers models. Lives on the event loop.
+    """Starts trainers and recovers models. Lives on the event loop.
 
     Attributes:
-        absent: models that are being recovered, or could not be.
-        health: tells health checks of states.
+        absent: models that are being recovered or have failed.
+        health: reports states to the health service.
 
     Args:
-        models: of the registry, in memory.
-        config: limits, and how often models are saved.
-        executor: where models learn, and are read back.
-        storage: where threads wait for the disk.
-        store: where models are kept; None: nowhere.
-        sink: where models report to.
+        models: the registry's models in memory.
+        config: limits, and the checkpoint interval.
+        executor: threads that learn and recover models.
+        storage: threads that wait for the disk.
+        store: stores the models; None: models are not stored.
+        sink: receives the models' reports.
         check_running: raises ServerStopping once the server stops.
     """
 
@@ -113,15 +113,15 @@ class ModelSupervisor:
         self._store = store
         self._sink = sink
         self._check_running = check_running
-        self._failures: dict[str, tuple[int, float]] = {}  # how many in a row, when the last was
+        self._failures: dict[str, tuple[int, float]] = {}  # number in a row, time of the last one
         self._retries: dict[str, asyncio.Task[None]] = {}
-        # Models that come back leave a thread to those that learn.
+        # Recoveries leave one thread for models that learn.
         self._turns = asyncio.Semaphore(max(1, config.threads - 1))
 
     # ------------------------------------------------------------------ trainers
 
     def lifecycle(self, model_id: str) -> Lifecycle:
-        """A new lifecycle of a model, whose states are shown."""
+        """Create a lifecycle for a model; its states go to the sink and the health service."""
         lifecycle = Lifecycle(model_id)
         lifecycle.on_change = functools.partial(self._show, model_id, lifecycle)
         return lifecycle
@@ -137,13 +137,13 @@ class ModelSupervisor:
         lifecycle: Lifecycle | None = None,
         **more: Any,
     ) -> Trainer:
-        """Put a model to work, in the place of a trainer that failed if there is one.
+        """Start a trainer for a model; it replaces a failed one.
 
         Args:
-            definition: the model as its user asked for it.
+            definition: the model's definition.
             learner: of the definition.
             lifecycle: in state RECOVERING; None: a new one.
-            more: see `Trainer`.
+            more: further arguments of `Trainer`.
         """
         model_id = definition.model_id
         trainer = Trainer(
@@ -178,11 +178,11 @@ class ModelSupervisor:
         trainer.sink.recovered(seconds)
 
     async def _read_back(self, model_id: str, absent: AbsentModel | None = None) -> Recovered:
-        """Read a model from the store in a thread.
+        """Recover a model in a thread.
 
         Args:
             model_id: a model of the store.
-            absent: receives the status that is known before the journal is replayed.
+            absent: gets the checkpoint's status before the journal is replayed.
         """
         assert self._store is not None
 
@@ -195,10 +195,10 @@ class ModelSupervisor:
             self._executor, recover, self._store, model_id, self._check_running, on_found
         )
 
-    # ------------------------------------------------------------------ at the start
+    # ------------------------------------------------------------------ recovery at the start
 
     async def recover(self, model_ids: list[str]) -> None:
-        """Recover models concurrently; each is served once it is recovered."""
+        """Recover models concurrently; each is served as soon as it is recovered."""
         for model_id in model_ids:
             lifecycle = self.lifecycle(model_id)
             self.absent[model_id] = AbsentModel(model_id, lifecycle)
@@ -226,13 +226,13 @@ class ModelSupervisor:
             _say_recovered(found, status, seconds)
         await self.health.say(model_id)
 
-    # ------------------------------------------------------------------ when asked for
+    # ------------------------------------------------------------------ recovery on a request
 
     async def _bring_back(self, model_id: str) -> None:
-        """Load an unloaded model again.
+        """Recover a model that has left memory.
 
         Raises:
-            ServiceError: it could not be loaded.
+            ServiceError: the model cannot be recovered.
         """
         start, lifecycle = time.perf_counter(), self.lifecycle(model_id)
         try:
@@ -251,7 +251,7 @@ class ModelSupervisor:
         self.cache.states.pop(model_id)
         self._go_on(found, lifecycle, time.perf_counter() - start)
 
-    # ------------------------------------------------------------------ after a failure
+    # ------------------------------------------------------------------ recovery after a failure
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
         """See `failures.Supervisor`."""
@@ -261,7 +261,7 @@ class ModelSupervisor:
         return self._retry_later(model_id, lifecycle) or failed_for_good(model_id)
 
     def _not_back(self, model_id: str, lifecycle: Lifecycle, error: Exception) -> None:
-        """A model could not be recovered: it is FAILED, and tried again if that may help."""
+        """Set a model whose recovery failed to FAILED; schedule a retry unless it is damaged."""
         told = error.message if isinstance(error, ServiceError) else repr(error)
         known = isinstance(error, ServiceError)
         log.error(
@@ -283,7 +283,7 @@ class ModelSupervisor:
         )
 
     def _retry_later(self, model_id: str, lifecycle: Lifecycle) -> ServiceError | None:
-        """Schedule the recovery of a model. None: it has failed too often."""
+        """Schedule a retry and return the error until then; None: there are no retries left."""
         count, last = self._failures.get(model_id, (0, -math.inf))
         now = time.monotonic()
         if now - last > QUIET_SECONDS:
@@ -317,12 +317,12 @@ class ModelSupervisor:
             self._go_on(found, lifecycle, seconds)
         except ServerStopping:
             return
-        except Exception as error:  # noqa: BLE001 - it is tried again, or stays failed
+        except Exception as error:  # noqa: BLE001 - it is retried, or stays failed
             self._not_back(model_id, lifecycle, error)
             return
         _say_recovered(found, found.status, seconds)
 
-    # ------------------------------------------------------------------ ends
+    # ------------------------------------------------------------------ stop
 
     @property
     def _is_stopping(self) -> bool:
@@ -333,7 +333,7 @@ class ModelSupervisor:
         return False
 
     async def leave(self, model_id: str) -> None:
-        """Cancel the recovery of a model that is about to be deleted."""
+        """Cancel a model's retry, because the model is about to be deleted."""
         self._failures.pop(model_id, None)
         task = self._retries.pop(model_id, None)
         if task is not None:
@@ -341,7 +341,7 @@ class ModelSupervisor:
             await asyncio.wait([task])
 
     async def stop(self) -> None:
-        """Recover no more models."""
+        """Cancel all retries."""
         for model_id in list(self._retries):
             await self.leave(model_id)
 
@@ -362,5 +362,5 @@ def _say_recovered(found: Recovered, status: ModelStatus, seconds: float) -> Non
 
 
 def counted(count: int, what: str) -> str:
-    """A number of things, in words: "1 step", "2 steps"."""
+    """Format a count with its noun: "1 step", "2 steps"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
