@@ -137,7 +137,7 @@ class ServerConfig:
     """Threads that learn, shared by all models: as many as cores, for kernels run without the
     interpreter's lock."""
     checkpoint_records: int = 10_000
-    """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
+    """Journal records after which a model is saved; it is also saved every `checkpoint_seconds`."""
     checkpoint_seconds: float = 10.0
     """Seconds between checkpoints of a model that learns. After a kill the server replays at most
     the steps that were learned in this time; without a journal it loses them."""

@@ -24,7 +24,7 @@ LoadCheckpoint = Callable[[int], Checkpoint]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Applied:
-    """What became of a record."""
+    """The outcome of a record."""
 
     learner: Learner
     """The learner to continue with: the same one, unless the record restored another."""
@@ -125,7 +125,7 @@ def learner_from(checkpoint: Checkpoint) -> Learner:
 
 
 def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition:
-    """What the checkpoint's model was asked to be.
+    """The definition from which the checkpoint's model was created.
 
     Raises:
         DataDamaged: it is not one of this version's.

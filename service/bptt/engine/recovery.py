@@ -43,7 +43,7 @@ class Recovered:
 
     @property
     def is_settled(self) -> bool:
-        """Whether its newest checkpoint is all of it."""
+        """Whether its newest checkpoint includes all of its records."""
         return self.saved_lsn == self.lsn and self.damage is None
 
 
@@ -147,7 +147,7 @@ def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner, ModelDefi
 
 
 class _Replay:
-    """The journal's records behind a checkpoint, done again."""
+    """Replays the journal's records after a checkpoint."""
 
     def __init__(
         self,

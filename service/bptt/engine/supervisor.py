@@ -59,12 +59,12 @@ _SETTLES = {
 
 @dataclass(slots=True, eq=False)
 class AbsentModel:
-    """A model of the store that has no trainer, and is not asleep either."""
+    """A model of the store that has no trainer and is not unloaded: it is recovering or failed."""
 
     model_id: str
     lifecycle: Lifecycle
     known: ModelStatus | None = None
-    """The model as it was last known; None: nothing has been read of it."""
+    """The last known status. None: the model has not been read."""
 
     @property
     def status(self) -> ModelStatus | UnreadModel:

@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 14  # a block of 48 streams of the default size; of one that 
 
 
 class StreamViews(Mapping[str, StreamView]):
-    """Streams by name. What `get` gives is a copy that nothing changes. Lives on the event loop."""
+    """Views of streams by name. `get` returns an immutable copy. Lives on the event loop."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._rows: dict[str, int] = {}
@@ -33,7 +33,7 @@ class StreamViews(Mapping[str, StreamView]):
 
     @classmethod
     def of(cls, learner: Learner) -> StreamViews:
-        """Of all the learner's streams."""
+        """Create the views of all the learner's streams."""
         views = cls(learner.spec)
         for stream_id in learner.stream_ids():
             views[stream_id] = learner.stream_view(stream_id)

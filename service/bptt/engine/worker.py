@@ -59,7 +59,7 @@ _SETTLES = {
 
 
 class Worker:
-    """Applies what one model's queue holds. Lives on the event loop.
+    """Applies the entries of one model's queue. Lives on the event loop.
 
     Attributes:
         waits: it has nothing to do.
@@ -131,7 +131,7 @@ class Worker:
 
     @property
     def waits(self) -> bool:
-        """Whether it has nothing to do, so that a run may be made on the event loop."""
+        """Whether the worker is idle, so that a run may be made on the event loop."""
         return self._publisher.worker_waits
 
     @property
@@ -148,7 +148,7 @@ class Worker:
             self._fail(error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Hear of an end that the task itself could not tell: it was cancelled, say."""
+        """Handle an end that the task itself could not report, such as its cancellation."""
         if task.cancelled():
             self._fail(asyncio.CancelledError("the worker's task was cancelled"))
         elif (error := task.exception()) is not None:
@@ -163,7 +163,7 @@ class Worker:
         self._on_failure(error)
 
     def refuse_all(self, error: ServiceError) -> None:
-        """Answer whatever waits for the worker, once it has ended."""
+        """Refuse all work that waits for the worker, once it has ended."""
         taken, self._taken = self._taken, []
         self._publisher.refuse(taken, error)
         self._publisher.refuse_queue(error)
@@ -176,7 +176,7 @@ class Worker:
         self._requests.refuse(error)
 
     def refuse_rest(self, error: ServiceError) -> None:
-        """Apply nothing more: the rest of the queue is refused. For a stop without time left."""
+        """Apply no more chunks and refuse the rest of the queue: for a stop without time left."""
         self._refusal = self._refusal or error
         self._wake.set()
 
@@ -192,7 +192,7 @@ class Worker:
         self._wake.set()
 
     def came(self, queued: QueuedChunk) -> None:
-        """A chunk was put into the queue: learn it now, or have it learned."""
+        """Learn a chunk that was just queued, now or in the worker's task."""
         if self._is_for_now(queued):
             self._learn_now()
         else:
@@ -205,7 +205,7 @@ class Worker:
         self._wake.set()
 
     def request(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
-        """Have something done between two runs: see `RequestQueue.put`."""
+        """Request work between two runs: see `RequestQueue.put`."""
         done = self._requests.put(work, after_queue=after_queue)
         self._wake.set()
         return done
@@ -380,7 +380,7 @@ class Worker:
         self._admission.put_back(outcome.rest)
 
     async def _outcome(self, batches: list[TickBatch]) -> Outcome:
-        """What `run` gives: from a thread, or at once where a thread costs more than it saves."""
+        """The outcome of `run`, in a thread, or here if a thread costs more than it saves."""
         alone = _single(batches)
         if alone is None:
             return await self._live.in_thread(run, self._live.learner, batches)
