@@ -216,7 +216,7 @@ class QueueFull(LimitReached):
 
     @classmethod
     def of_model(cls, model_id: str, seconds: float) -> QueueFull:
-        """Return the error for a model whose queue was full for so long."""
+        """Return the error for a model whose queue was full for `seconds`."""
         return cls(f"the queue of model {model_id} was full for {seconds:g} s; try again later")
 
 

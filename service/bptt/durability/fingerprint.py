@@ -27,7 +27,7 @@ _SETTINGS = (
 
 
 def fingerprint() -> dict[str, str]:
-    """Names and versions of what computes here."""
+    """Names and versions of the processor and libraries that compute here."""
     return dict(_fingerprint())
 
 

@@ -277,7 +277,7 @@ def _named(path: Path, done: str, error: sqlite3.Error) -> DataDamaged | Storage
 
 
 def _read_only(path: Path) -> bool:
-    """Whether the whole file system is."""
+    """Whether the whole file system is read-only."""
     try:
         return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     except OSError:

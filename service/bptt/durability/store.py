@@ -58,7 +58,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Anything but a tick that changes a learner."""
+    """A change of a learner that is not a tick."""
 
     name: str
     """reset, delete, configure, restore, roll_back."""
@@ -77,7 +77,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model as it was after so many records."""
+    """A model as it was after the record `lsn`."""
 
     model_id: str
     lsn: int
@@ -143,7 +143,7 @@ class StoreReader(Protocol):
         """
 
     def load(self, model_id: str, lsn: int) -> Checkpoint:
-        """The checkpoint after so many records.
+        """The checkpoint of this lsn.
 
         Raises:
             DataDamaged: it is missing or damaged; the error says which and how.
@@ -196,7 +196,7 @@ class StoreReader(Protocol):
         """
 
     def copying(self, model_id: str) -> AbstractContextManager[ModelCopy | None]:
-        """A model as it is now, readable until the block ends; None: it was deleted meanwhile.
+        """A model as it is now, readable until the block ends; None: it has been deleted.
 
         Raises:
             DataDamaged: its journal cannot be read.
@@ -312,7 +312,7 @@ class Store(StoreReader, StoreTools, Protocol):
         """
 
     def delete(self, model_id: str) -> None:
-        """Delete a model; nothing happens if there is none of that name.
+        """Delete a model; nothing happens if it does not exist.
 
         Raises:
             StorageFailed: it could not be deleted.

@@ -122,7 +122,7 @@ class Administration:
         return await self._live.copy(self._journal.last)
 
     async def checkpoints(self) -> list[CheckpointInfo]:
-        """Those that are kept, oldest first; none without a store.
+        """The kept checkpoints, oldest first; none without a store.
 
         Raises:
             StorageFailed: the store cannot be read.
@@ -136,7 +136,7 @@ class Administration:
     # ------------------------------------------------------------------ going back
 
     async def restore(self, lsn: int) -> None:
-        """Go back to the checkpoint after record `lsn`, streams and all.
+        """Return to the checkpoint after record `lsn`, including all streams.
 
         What was accepted before is learned first, and then undone; chunks that come meanwhile are
         refused. The restore is durable when this returns.
@@ -172,7 +172,7 @@ class Administration:
         )
 
     async def roll_back(self) -> None:
-        """Go back to the last good checkpoint; without one the model stays diverged.
+        """Return to the last good checkpoint; without one the model stays diverged.
 
         For the worker, between two runs.
         """

@@ -23,7 +23,7 @@ class FlowWatch:
     """Watches one model. `is_due` costs nothing; `look` is for a trainer's thread."""
 
     def __init__(self, every_updates: int) -> None:
-        """Look every so many updates; 0: never."""
+        """Set the number of updates between two measurements; 0: never."""
         self._every = every_updates
         self._next_update = 1
         self._updates = 0

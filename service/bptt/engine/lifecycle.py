@@ -32,10 +32,10 @@ from bptt.errors import (
 
 
 class Event(enum.Enum):
-    """What moves a model from one state to another."""
+    """The events that move a model from one state to another."""
 
     RUN = "run"
-    """It learns from now on: recovered, resumed, restored, or its store commits again."""
+    """It starts to learn: recovered, resumed, restored, or its store commits again."""
     PAUSE = "pause"
     """An operator paused it."""
     DIVERGE = "diverge"
@@ -256,7 +256,7 @@ class Lifecycle:
             self.on_change()
 
     def admit(self, operation: Operation) -> None:
-        """Let an operation through.
+        """Return if the state admits an operation; raise otherwise.
 
         Raises:
             ServiceError: this state does not admit it; of a class in `REFUSES_WITH`.
@@ -265,7 +265,7 @@ class Lifecycle:
             raise self.refusal()
 
     def refusal(self) -> ServiceError:
-        """The error for what this state does not admit."""
+        """The error for operations that this state does not admit."""
         if self.why is not None:
             return self.why.with_traceback(None)  # raised often: tracebacks would add up
         if self.state is State.RESTORING:

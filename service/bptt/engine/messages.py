@@ -109,7 +109,7 @@ class TickBatch:
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """What a run did, for the event loop to publish."""
+    """The results of a run, for the event loop to publish."""
 
     answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
     commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)

@@ -62,7 +62,7 @@ class Publisher:
     def connect(
         self, admission: AdmissionQueue, journal: JournalWriter, checkpointer: Checkpointer
     ) -> None:
-        """Name the parts that need this one to be made. Before anything else."""
+        """Set the parts that are created after this one. Call this first."""
         self._admission = admission
         self._journal = journal
         self._checkpointer = checkpointer
@@ -127,14 +127,14 @@ class Publisher:
         self._answer(refused)
 
     def refuse_queue(self, error: ServiceError) -> None:
-        """Answer all that waits in the queue with an error."""
+        """Refuse all queued entries with an error."""
         while self._admission.queue:
             self.refuse(self._admission.take(TAKE_ALL, TAKE_ALL), error)
 
     # ------------------------------------------------------------------ other changes
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """The model went back to a checkpoint: everything may be another."""
+        """Publish the model after its return to a checkpoint: everything may differ."""
         self._live.learner = learner
         self._live.settings = learner.settings
         self.published.begins_anew(learner, snapshot, views)

@@ -149,13 +149,13 @@ class Registry:
 
     @property
     def _places(self) -> tuple[Collection[str], ...]:
-        """Where a name may be: it is in one of them, unless it is being deleted."""
+        """The tables of names: one of them has a model's name, unless it is being deleted."""
         return self._models, self._model_cache.states, self._absent, self.making
 
     # ------------------------------------------------------------------ making
 
     async def create(self, definition: ModelDefinition) -> Trainer:
-        """Make a model, and save it before it is known to anybody.
+        """Create a model, and save it before any request can see it.
 
         Once begun it is finished, even if the client that asked for it hangs up.
 
@@ -306,7 +306,7 @@ class Registry:
         return await loop.run_in_executor(self._storage, function, *arguments)
 
     async def _in_use(self, trainer: Trainer, work: Coroutine[Any, Any, T]) -> T:
-        """As `_to_its_end`; the model stays in memory meanwhile."""
+        """As `_to_its_end`; the model stays in memory until then."""
         task = asyncio.ensure_future(work)
         trainer.keep_during(task)
         return await self._to_its_end(task)
@@ -341,7 +341,7 @@ class Registry:
             await self._supervisor.recover(await self._in_storage(self._store.models))
 
     def check_running(self) -> None:
-        """Refuse what would begin now.
+        """Refuse an operation that would begin during the stop.
 
         Raises:
             ServerStopping: the server is stopping.

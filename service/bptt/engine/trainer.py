@@ -215,7 +215,7 @@ class Trainer(ModelReader):
                 self.lifecycle.apply(Event.STOP, refusal)
 
     async def close(self, why: ServiceError, grace: float = 0.0) -> None:
-        """Have nothing of it write to the store any more.
+        """Stop all its writes to the store.
 
         Args:
             why: the error for waiters for a commit or checkpoint.
@@ -278,7 +278,7 @@ class Trainer(ModelReader):
 
     @property
     def stalled(self) -> ServiceError | None:
-        """Why nothing can be committed for now; None: it can."""
+        """The reason why the store refuses commits now. None: it does not."""
         return self._journal.failure
 
     def _figures_changed(self) -> None:
@@ -287,7 +287,7 @@ class Trainer(ModelReader):
 
     @property
     def waits(self) -> bool:
-        """Whether its worker has nothing to do."""
+        """Whether its worker is idle."""
         return self._worker.waits
 
     @property
@@ -312,7 +312,7 @@ class Trainer(ModelReader):
     # ------------------------------------------------------------------ chunks and commands
 
     def expected_step(self, stream_id: str) -> int:
-        """The step after all that was accepted of a stream; 0 for one that is not known."""
+        """The step after all accepted steps of a stream; 0 for an unknown stream."""
         return self._admission.expected_step(stream_id)
 
     @property
@@ -325,7 +325,7 @@ class Trainer(ModelReader):
         await self._admission.room()
 
     def accept(self, incoming: IncomingChunk, pending: Response, sender: object = None) -> None:
-        """Give a chunk its place in its stream; the answer fills `pending`.
+        """Admit a chunk to its stream and the queue; the answer fills `pending`.
 
         Args:
             incoming: well-formed.
@@ -342,7 +342,7 @@ class Trainer(ModelReader):
         self._worker.came(self._admission.place(incoming, pending, sender))
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
-        """A call has ended: others may send its streams."""
+        """Release the streams of a call that has ended: other calls may send them."""
         self.used_at = time.monotonic()
         self._admission.leave(sender, stream_ids)
 
@@ -368,7 +368,7 @@ class Trainer(ModelReader):
         return next_step
 
     async def durable(self) -> None:
-        """Wait until all that is applied now is durable.
+        """Wait until all records applied by now are durable.
 
         Raises:
             ServiceError: it never will be, or the store has refused commits for too long.
