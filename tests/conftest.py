@@ -11,7 +11,7 @@ import pytest
 from tests.support.jit import PLAIN_PYTHON
 from tests.support.server import Served, serving
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, whose processes
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background process, whose processes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would be deaf to Ctrl-C like it
 
 

@@ -69,7 +69,7 @@ class Limits:
     """The same in bytes, for large chunks: eight of the largest."""
     queue_seconds: float = 30.0
     """How long a client waits for that queue, which is worked off in a second or two; then its call
-    ends, and it is told when to come back."""
+    ends with an error that says when to retry."""
     call_answers: int = 1024
     """Chunks of one Learn call that are not answered yet or whose answer is not yet sent: a client
     that does not read its answers is not read from."""
@@ -91,7 +91,7 @@ class Kept:
     """
 
     checkpoints: int = 3
-    """Of the newest: two to go back to should the newest be damaged. The best is kept beside."""
+    """Newest checkpoints: two are in reserve if the newest is damaged. The best is kept too."""
     history_bytes: int = 64 << 20
     """Of journal beyond what recovery needs, for `bptt replay`: 1.8 million steps of 8 float32 in
     chunks of 64."""
@@ -99,8 +99,8 @@ class Kept:
     """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
     and never the newest; the journal behind the newest stays whatever it takes."""
     open_journals: int = 128
-    """At one time, three files and a mark each: half of the 1,024 files that a process may open by
-    default; the other half is for clients."""
+    """Journals open at once; with three files and a commit watermark each, half of the 1,024 files
+    that a process may open by default; the other half is for clients."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -129,31 +129,31 @@ class ServerConfig:
     """Folder of journals and checkpoints. None: nothing is stored, and a stop forgets every
     model."""
     durability: Durability = "full"
-    """What an acknowledged step outlives: `full` the machine's end, `process` the process's, `none`
-    only a clean stop, for there is no journal."""
+    """What an acknowledged step survives: `full` a power cut, `process` kill -9 of the server,
+    `none` only a clean stop, because no journal is written."""
     kept: Kept = field(default_factory=Kept)
-    """What is kept in `data`."""
+    """How much of each model is kept in `data`."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that learn, shared by all models: as many as cores, for kernels run without the
     interpreter's lock."""
     checkpoint_records: int = 10_000
     """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
     checkpoint_seconds: float = 10.0
-    """What a server that was killed replays is at most what was learned in this time, which takes
-    no longer than it did; without a journal it is what it forgets."""
+    """Seconds between checkpoints of a model that learns. After a kill the server replays at most
+    the steps that were learned in this time; without a journal it loses them."""
     gradient_flow_updates: int = 1000
     """Least updates of a model between two looks at how far its gradients reach back; 0: never.
     A look costs as much as 30 to 60 updates, and is put off where it would take more than half a
     percent of the time spent learning."""
     models_in_memory: int = 128
-    """Models that stay in memory; beyond it those that were used longest ago are saved and leave
-    it, and come back when somebody asks for them. As many as may have their journals open, so one
-    that is in memory need not open it for each commit; half a megabyte each, of the default size.
-    Models with an open Learn call stay, and so do all where there is no `data`."""
+    """Models that stay in memory; beyond it the least recently used ones are saved and
+    unloaded, and loaded again on request. The default equals `open_journals`, so a model in memory
+    need not open its journal for each commit; half a megabyte each, of the default size.
+    Models with an open Learn call stay; without `data` all stay."""
     grace_seconds: float = 20.0
-    """What a stop waits for clients that do not read their answers; Kubernetes kills after 30."""
+    """Seconds a stop waits for clients that do not read answers; Kubernetes kills after 30."""
     limits: Limits = field(default_factory=Limits)
-    """What the server holds at most."""
+    """Bounds of what the server holds."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a look at the machine."""

@@ -1,4 +1,4 @@
-"""What the service speaks of, free of gRPC, Prometheus and files."""
+"""The service's values and sinks, without gRPC, Prometheus or files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ModelDefinition:
     """A model as its user asked for it.
 
     Raises:
-        InvalidRequest: the name or the input names are not what they must be.
+        InvalidRequest: the name or the input names are invalid.
     """
 
     model_id: str
@@ -78,7 +78,7 @@ class ModelDefinition:
     targets are inputs, and have their names."""
 
     def __post_init__(self) -> None:
-        """Check what the spec itself does not know."""
+        """Check the rules that the spec itself does not check."""
         check_model_id(self.model_id)
         spec = self.spec
         _check_names("spec.input_names", self.input_names, "input_size", spec.input_size)
@@ -174,10 +174,10 @@ Answer = ChunkResult | Refused
 
 
 class ModelState(enum.StrEnum):
-    """What a model does with steps. `engine/lifecycle.py` has the transitions."""
+    """The states of a model. `engine/lifecycle.py` has the transitions."""
 
     RECOVERING = "recovering"
-    """It is being brought back from the store."""
+    """It is being recovered from the store."""
     RUNNING = "running"
     """It learns."""
     PAUSED = "paused"
@@ -193,9 +193,9 @@ class ModelState(enum.StrEnum):
     READ_ONLY = "read_only"
     """Its journal is damaged: it predicts, and refuses chunks."""
     FAILED = "failed"
-    """An internal error ended its learning, or it could not be brought back."""
+    """An internal error ended its learning, or it could not be recovered."""
     DRAINING = "draining"
-    """What was accepted is finished; nothing more is accepted."""
+    """It finishes the accepted work, and accepts no more."""
     STOPPED = "stopped"
     """Nothing of it runs any more."""
 
@@ -218,7 +218,7 @@ class ModelStatus:
     state: ModelState
     settings: Settings
     state_reason: str = ""
-    """Why it is in that state, for people; "" where the state says it all."""
+    """Why it is in that state, for people; "" if the state needs no explanation."""
 
     @property
     def model_id(self) -> str:
@@ -228,7 +228,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class UnreadModel:
-    """A model of which nothing but its name is known: its checkpoints have not been read."""
+    """A model whose checkpoints have not been read, so that only its name is known."""
 
     model_id: str
     state: ModelState
@@ -237,7 +237,7 @@ class UnreadModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunReport:
-    """What a model's worker did in one run: one or more ticks, then a new snapshot."""
+    """One run of the trainer: one or more ticks, then a new snapshot."""
 
     ticks: Sequence[TickReport]
     figures: Figures
@@ -262,28 +262,28 @@ class TickReport:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is read when somebody looks, not when it changes."""
+    """Values that are read at a scrape, and not reported at each change."""
 
     streams: int
     queue_chunks: int
     snapshot_age_steps: int
-    """Steps accepted that the snapshot does not hold yet."""
+    """Steps that were accepted but are not visible to predictions yet."""
 
 
 class ModelSink(Protocol):
-    """Where one model reports to. Called on the event loop; must not block."""
+    """Receives the reports of one model. Called on the event loop; must not block."""
 
     def run(self, report: RunReport) -> None:
-        """The trainer did something."""
+        """A run of the trainer ended."""
 
     def flow(self, flow: GradientFlow | None) -> None:
         """How far gradients reach back now; None: it is not known yet."""
 
     def refused(self, reason: str) -> None:
-        """A chunk was refused; `reason` is one of the errors' few words."""
+        """A chunk was refused; `reason` is the error's reason."""
 
     def duplicate(self, steps: int) -> None:
-        """Steps came that had been accepted before."""
+        """A chunk repeated this many accepted steps."""
 
     def predicted(self, seconds: float) -> None:
         """A prediction was answered."""
@@ -292,54 +292,54 @@ class ModelSink(Protocol):
         """A checkpoint was written."""
 
     def committed(self, seconds: float) -> None:
-        """What waited was committed to the journal."""
+        """A transaction was committed to the journal."""
 
     def rolled_back(self) -> None:
         """The model diverged and went back to a checkpoint."""
 
     def recovered(self, seconds: float) -> None:
-        """The model was brought back from the store."""
+        """The model was recovered from the store."""
 
 
 class ReportSink(Protocol):
-    """Where the engine reports to."""
+    """Receives the reports of the engine."""
 
     def open_model(
         self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
     ) -> ModelSink:
-        """A model is there from now on, or again. `gauges` may be called from any thread."""
+        """A model was created or loaded. `gauges` may be called from any thread."""
 
     def rest_model(self, model_id: str) -> None:
-        """The model has left memory. What was counted of it stays; its gauges go."""
+        """The model was unloaded. Its counters stay; its gauges are removed."""
 
     def close_model(self, model_id: str) -> None:
-        """The model is gone, and so is everything reported of it. It need not have been there."""
+        """The model was deleted; remove its reports, if there are any."""
 
     def model_state(self, model_id: str, state: ModelState) -> None:
         """The model is in this state from now on. It need not be in memory."""
 
     def model_failed(self, model_id: str, reason: str) -> None:
-        """The model became FAILED; `reason` is one of few words: what it was doing."""
+        """The model became FAILED; `reason` names the activity that failed."""
 
 
 class MethodSink(Protocol):
-    """Where the calls of one RPC method are counted. Called on the event loop."""
+    """Counts the calls of one RPC method. Called on the event loop."""
 
     def started(self) -> None:
-        """A call came in."""
+        """A call started."""
 
     def received(self) -> None:
-        """One message came in."""
+        """One message was received."""
 
     def sent(self) -> None:
-        """One message went out."""
+        """One message was sent."""
 
     def handled(self, code: str, seconds: float) -> None:
-        """A call ended with this status code, by name, after so long."""
+        """A call ended with this status code, by name, after `seconds`."""
 
 
 class CallSink(Protocol):
-    """Where calls are counted."""
+    """Counts calls."""
 
     def method(self, kind: str, service: str, method: str) -> MethodSink:
         """The counters of one method; `kind` is gRPC's: unary, server_stream, and so on."""

@@ -1,4 +1,4 @@
-"""Models that leave memory and come back: nothing is lost, nobody notices."""
+"""Models that are unloaded and loaded again: nothing is lost, and clients see no difference."""
 
 from __future__ import annotations
 

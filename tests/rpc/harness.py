@@ -26,7 +26,7 @@ from bptt_core import Learner, ModelSpec
 
 
 class Gate(ThreadPoolExecutor):
-    """A pool whose jobs wait while it is closed: a trainer that is busy for as long as needed."""
+    """A pool whose tasks wait while it is closed: keeps a trainer busy for as long as needed."""
 
     def __init__(self) -> None:
         super().__init__(2)

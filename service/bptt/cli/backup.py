@@ -24,7 +24,7 @@ Example:
 def backup(folder: Path, target: Path, as_json: bool) -> None:
     """Copy the data folder DIR to TARGET, which must not exist.
 
-    A server may run on DIR and learn meanwhile. Each model is copied as it is at one moment, with
+    A server may run on DIR and learn during this. Each model is copied as it is at one moment, with
     all that was acknowledged before the copy began. A server started on the copy continues from
     there. `bptt verify` checks the copy.
     """

@@ -159,7 +159,7 @@ class _Demo:
             for each in done:
                 each.result()
         finally:
-            # Also when SIGTERM cancels this task: an exception nobody retrieves is a traceback.
+            # Also when SIGTERM cancels this task: an unretrieved exception prints a traceback.
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)

@@ -9,7 +9,6 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
-from bptt.cli import INTERRUPTED
 from bptt.cli.console import address_option, json_option, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
@@ -17,6 +16,7 @@ from bptt.cli.learn_run import LearnRun
 from bptt.cli.plan import LearnOptions
 from bptt.cli.read_options import read_options, READING
 from bptt.client import ModelSpec
+from bptt.exit_status import INTERRUPTED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _HINTS = get_type_hints(ModelSpec)

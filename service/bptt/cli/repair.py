@@ -1,4 +1,4 @@
-"""`bptt repair`: shows what a damaged model would lose, and brings it back without that."""
+"""`bptt repair`: shows what a repair of a damaged model would lose, and repairs the model."""
 
 from __future__ import annotations
 

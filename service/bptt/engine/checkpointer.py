@@ -1,13 +1,13 @@
-"""When a model's checkpoints are written, and how: beside the learning, from a copy.
+"""Writes a model's checkpoints from copies, while it keeps learning.
 
 Rules:
 - A checkpoint is due after so many records, or so many seconds after the first record it would
-  hold. It changes nothing in the model, so the time of writing does not matter to what is learned.
+  hold. It changes nothing in the model, so the time of writing does not change what is learned.
 - The copy is made between two runs; the file is written while the next ones go on.
-- A checkpoint is written once all that it holds is in the journal.
+- A checkpoint is written once all records that it includes are in the journal.
 - Writing one prunes others, but never one that a command is about to name: see `naming`.
-- What a restart has replayed is due at once: else a server that ends again and again before one
-  is due replays more each time.
+- After a replay a checkpoint is due at once: otherwise a server that is killed again and again
+  before a checkpoint is due would replay more each time.
 - One at a time. A failed write is logged, and tried again when the next checkpoint is due.
 """
 
@@ -37,14 +37,14 @@ class Checkpointer:
         unsaved: the model has changed since the last checkpoint.
 
     Args:
-        model_id: whose they are.
-        store: where they go; None: nowhere, and none is ever due.
+        model_id: the model.
+        store: where checkpoints are written. None: nowhere; no checkpoint is ever due.
         journal: of the model.
         executor: where files are written.
-        config: how often.
-        sink: gets the time that each took.
+        config: how often they are written.
+        sink: receives the duration of each write.
         lsn: the last record that the newest checkpoint, or its replayed journal, holds.
-        wake: called when one becomes due by the clock.
+        wake: called when a checkpoint becomes due by the clock.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The one transition: what a record does to a learner.
+"""The one transition: applies a record to a learner.
 
-Live learning, recovery, `bptt verify` and `bptt replay` all call `apply_record`, so that what is
-replayed is what was done.
+Live learning, recovery, `bptt verify` and `bptt replay` all call `apply_record`, so that a
+replay repeats exactly what was learned.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Applied:
     """What became of a record."""
 
     learner: Learner
-    """The one that goes on: the same, unless the record restored another."""
+    """The learner to continue with: the same one, unless the record restored another."""
     result: TickResult | None
     """Of a tick."""
 
 
 def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None = None) -> Applied:
-    """Do to a learner what a record says. A function of its arguments and nothing else.
+    """Apply a record to a learner. The result depends on the arguments only.
 
     Args:
         learner: changed; at the record before this one.
@@ -55,7 +55,7 @@ def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None =
 def apply_body(
     learner: Learner, body: Tick | Command, load: LoadCheckpoint | None = None
 ) -> Applied:
-    """As `apply_record`, for what has no number yet."""
+    """As `apply_record`, for a record that has no number yet."""
     if not isinstance(body, Command):
         return Applied(learner, learner.apply(body))
     arguments = body.arguments

@@ -1,4 +1,4 @@
-"""From a store back to a learner that goes on where it was."""
+"""Rebuilds a learner from its store, in the state of its last record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recovered:
     """Those that its newest whole checkpoint holds; the rest was replayed."""
     replayed_steps: int
     damage: str | None
-    """What is wrong with its journal; None: nothing, it may go on."""
+    """The damage found in its journal; None: no damage, the model may learn."""
     views: StreamViews
     """Of its streams: made here, for 100,000 of them take a second."""
 
@@ -91,7 +91,7 @@ def recover(
 
 
 class _Unreplayable(Exception):
-    """A record broke the learner in a way that nobody foresaw."""
+    """Applying a record raised an unexpected exception."""
 
     def __init__(self, lsn: int, error: Exception) -> None:
         super().__init__(f"record {lsn} cannot be learned again: {error!r}")
@@ -208,7 +208,7 @@ class _Replay:
         self.learner, self.lsn = applied.learner, record.lsn
 
     def _warn_of_differences(self, checkpoint: Checkpoint) -> None:
-        """Other processors and libraries round differently: what is replayed may differ."""
+        """Warn that another processor or library may round differently during the replay."""
         for difference in differences(checkpoint.fingerprint):
             log.warning(
                 "model %s: its journal is replayed on another machine than it was written on: %s",

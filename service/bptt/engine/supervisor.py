@@ -1,9 +1,9 @@
-"""Brings models back from the store: at the start, when one is asked for, after a failure.
+"""Recovers models from the store: at the start, on request, and after a failure.
 
 Rules:
-- One model that cannot be brought back is FAILED, and the others are served.
-- A model whose worker has ended comes back by itself: after FIRST_PAUSE_SECONDS at first, and after
-  twice as long each time that it fails again soon. After RETRIES_MAX times it stays FAILED.
+- A model that cannot be recovered is FAILED, and the others are served.
+- A model whose worker has ended is recovered automatically: after FIRST_PAUSE_SECONDS at first, and
+  after twice as long each time it fails again soon. After RETRIES_MAX times it stays FAILED.
 - Damage is not tried again: the same bytes give the same error.
 - Before a failed model is read back, nothing of its old trainer writes to the store any more.
 """
@@ -36,19 +36,19 @@ from bptt_core import Learner
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
-"""Before a failed model is brought back: long enough for a short want of memory to pass, short
-enough that clients who reconnect hardly notice."""
+"""Pause before a failed model is recovered: long enough for a short lack of memory to pass, short
+enough that clients that reconnect hardly notice."""
 
 RETRIES_MAX = 5
-"""Pauses of 0.5, 1, 2, 4 and 8 s: what has not passed after these is a defect, or a chunk that
-breaks the model each time its client sends it again."""
+"""Pauses of 0.5, 1, 2, 4 and 8 s: a failure that outlasts these is a defect, or a chunk that breaks
+the model each time its client sends it again."""
 
 QUIET_SECONDS = 60.0
-"""A model that has run for so long since its last failure is well again: its retries count anew."""
+"""A model that has run for this long since its last failure gets all its retries again."""
 
 FLUSH_SECONDS = 5.0
-"""How long the journal of a failed model may still be written before it is read back; what is not
-committed by then was not acknowledged, and its clients send it again."""
+"""How long the journal of a failed model may still be written before it is read back. Records that
+are not committed by then were not acknowledged, and clients send their steps again."""
 
 _SETTLES = {
     State.RUNNING: Event.RUN,
@@ -182,7 +182,7 @@ class ModelSupervisor:
 
         Args:
             model_id: a model of the store.
-            absent: told what is known before its journal is replayed.
+            absent: receives the status that is known before the journal is replayed.
         """
         assert self._store is not None
 

@@ -66,7 +66,7 @@ class StreamViews(Mapping[str, StreamView]):
         place["last"] = view.last_input
 
     def discard(self, stream_id: str) -> None:
-        """Forget a stream, if it is there."""
+        """Remove a stream's view, if it exists."""
         row = self._rows.pop(stream_id, None)
         if row is not None:
             self._free.append(row)

@@ -63,13 +63,13 @@ class Worker:
 
     Attributes:
         waits: it has nothing to do.
-        doing: what it does, in one word; the label of a failure.
+        doing: its present activity, in one word; the label of a failure.
 
     Args:
         live: the model's learner.
         lifecycle: moved when the model diverges, rolls back, stalls or settles.
         admission: the queue.
-        publisher: publishes what a run did.
+        publisher: publishes the results of runs.
         journal: holds runs back while it is blocked.
         checkpointer: says when a copy of the model is due.
         limits: of a run.
@@ -144,7 +144,7 @@ class Worker:
     async def _work(self) -> None:
         try:
             await self._loop()
-        except Exception as error:  # noqa: BLE001 - its owner is told, at once
+        except Exception as error:  # noqa: BLE001 - its owner is notified at once
             self._fail(error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -185,7 +185,7 @@ class Worker:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    # ------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------ input
 
     def wake(self) -> None:
         """Look again for something to do."""
@@ -230,7 +230,7 @@ class Worker:
     def _is_for_now(self, queued: QueuedChunk) -> bool:
         """Whether a chunk that was just queued may be learned before `accept` returns.
 
-        Its client waits for this answer alone, nobody else sends, and nothing else is to be done.
+        Its client waits for this answer, no other call sends, and no other work is queued.
         """
         return (
             self._publisher.worker_waits
@@ -256,7 +256,7 @@ class Worker:
             outcome = run(self._live.learner, batches, looks=looks)
             self._measured(outcome, batches[0].chunks[0].steps)
             self._publish(outcome)
-        except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
+        except Exception as error:  # noqa: BLE001 - every waiting request gets an answer
             assert self._task is not None
             self._fail(error)
             self._task.cancel()
@@ -284,7 +284,7 @@ class Worker:
             await self._run()
 
     async def _between_runs(self) -> bool:
-        """Do what has to be done with the learner beside runs; True: look again."""
+        """Do the requested work between runs; True: look for more work."""
         if self._must_roll_back:
             self.doing = "rolling_back"
             if self._lifecycle.can(Event.ROLL_BACK):
@@ -319,7 +319,9 @@ class Worker:
                 done.set_exception(error)
         except BaseException:
             if not done.done():
-                done.set_exception(ModelFailed("the model failed meanwhile; see the server's log"))
+                done.set_exception(
+                    ModelFailed("the model failed before this was done; see the server's log")
+                )
             raise  # the learner is in no known state
         else:
             if not done.done():
