@@ -1,14 +1,14 @@
-"""When a model's checkpoints are written, and how: beside the learning, from a copy.
+"""Writes a model's checkpoints from a copy, while the model learns.
 
 Rules:
-- A checkpoint is due after so many records, or so many seconds after the first record it would
-  hold. It changes nothing in the model, so the time of writing does not matter to what is learned.
-- The copy is made between two runs; the file is written while the next ones go on.
-- A checkpoint is written once all that it holds is in the journal.
-- Writing one prunes others, but never one that a command is about to name: see `naming`.
-- What a restart has replayed is due at once: else a server that ends again and again before one
-  is due replays more each time.
-- One at a time. A failed write is logged, and tried again when the next checkpoint is due.
+- A checkpoint is due after a number of records, or a number of seconds after the first unsaved
+  record. Writing one does not change the model, so its time does not affect what is learned.
+- The copy is made between two runs; the file is written during the next runs.
+- A checkpoint is written after all its records are in the journal.
+- A write prunes other checkpoints, but never one that a command is about to name: see `naming`.
+- After a replay a checkpoint is due at once. Otherwise a server that ends again and again would
+  replay more records each time.
+- Writes do not overlap. A failed write is logged and retried when the next checkpoint is due.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The checkpoints of one model. Lives on the event loop.
+    """Writes the checkpoints of one model. Lives on the event loop.
 
     Attributes:
-        due: a copy should be made now.
-        unsaved: the model has changed since the last checkpoint.
+        due: True if a copy should be made now.
+        unsaved: True if the model has changed since the last checkpoint.
 
     Args:
-        model_id: whose they are.
-        store: where they go; None: nowhere, and none is ever due.
-        journal: of the model.
-        executor: where files are written.
-        config: how often.
-        sink: gets the time that each took.
-        lsn: the last record that the newest checkpoint, or its replayed journal, holds.
-        wake: called when one becomes due by the clock.
+        model_id: the model's name.
+        store: stores the checkpoints; None: no checkpoint is ever due.
+        journal: the model's journal.
+        executor: threads that write files.
+        config: the checkpoint interval.
+        sink: gets the duration of each write.
+        lsn: the last record of the newest checkpoint or of the replayed journal.
+        wake: called when a checkpoint becomes due by time.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Checkpointer:
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()  # while a file is written, and others are pruned
+        self._lock = asyncio.Lock()  # held while a file is written and others are pruned
         self._named_at = 0  # the last record that names a checkpoint
-        self._saved_lsn = -1  # of the newest checkpoint that was written here
+        self._saved_lsn = -1  # of the newest checkpoint written by this object
         self._stopped = False
         self._closed: ServiceError | None = None
 
     def changed(self, lsn: int) -> None:
-        """The model has applied records up to this one."""
+        """Note that the model has applied records up to this one."""
         self.unsaved = True
         if self._store is None or self._is_writing:
             return
@@ -88,7 +88,7 @@ class Checkpointer:
             self._in_time()
 
     def replayed(self) -> None:
-        """The model was brought back from a checkpoint and records behind it."""
+        """Note that the model was recovered from a checkpoint and later records."""
         self.due = self.unsaved = True
 
     @property
@@ -107,18 +107,18 @@ class Checkpointer:
             self._wake()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write a copy that was just made, while learning goes on; a failure is logged."""
+        """Start to write a fresh copy in the background; a failure is logged."""
         self._taken(checkpoint)
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
     async def save(self, checkpoint: Checkpoint) -> CheckpointInfo:
-        """Write a copy that was just made, after any that is being written.
+        """Write a fresh copy, after any write in progress.
 
         Returns:
-            The checkpoint that holds the copy: it, or a newer one that was written meanwhile.
+            The written checkpoint, or a newer one that was written meanwhile.
 
         Raises:
-            ServiceError: it could not be written.
+            ServiceError: the checkpoint could not be written.
         """
         self._taken(checkpoint)
         try:
@@ -136,14 +136,14 @@ class Checkpointer:
         return written[0]
 
     async def stop(self) -> None:
-        """Begin no more writes; one that has begun is finished."""
+        """Begin no more writes, and wait for the one in progress."""
         self.due, self._stopped = False, True
         self._cancel_timer()
         if self._writing is not None:
             await asyncio.wait([self._writing])
 
     async def close(self, why: ServiceError) -> None:
-        """As `stop`; when this returns, no thread writes a checkpoint, and none ever will."""
+        """Stop as `stop`; after it returns, no thread writes a checkpoint any more."""
         self._closed = why
         await self.stop()
         async with self._lock:
@@ -153,21 +153,21 @@ class Checkpointer:
     async def naming(self) -> AsyncIterator[None]:
         """Block pruning until the command that names a checkpoint is durable.
 
-        The body reads the checkpoint, and puts the command into the journal. From the commit on the
-        journal keeps the checkpoint.
+        The body reads the checkpoint and puts the command into the journal. After the commit the
+        journal protects the checkpoint.
         """
         async with self._lock:
             yield
             self._named_at = self._journal.last
 
     async def settled(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait for the write in progress."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing])
 
     @property
     def is_settled(self) -> bool:
-        """Whether the newest checkpoint holds all of the model, and nothing is being written."""
+        """True if the newest checkpoint holds the whole model and no write is in progress."""
         return not (self.unsaved or self.due or self._is_writing or self._lock.locked())
 
     def _taken(self, checkpoint: Checkpoint) -> None:
@@ -190,13 +190,13 @@ class Checkpointer:
         except Exception:
             self.unsaved = True
             log.exception("model %s not saved", self._model_id)
-        if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
+        if self.unsaved and not self._stopped:  # later changes, or a failed write
             self._in_time()
 
     async def _write(
         self, checkpoint: Checkpoint, written: list[CheckpointInfo] | None = None
     ) -> None:
-        """Write a copy; `written` gets the checkpoint that holds it, if that is asked for."""
+        """Write a copy; append the checkpoint that holds it to `written`, if given."""
         if self._store is None:
             raise StorageFailed("there is no store to write checkpoints to")
         store, lsn = self._store, checkpoint.lsn
@@ -205,11 +205,11 @@ class Checkpointer:
             async with self._lock:
                 if self._closed is not None:
                     raise self._closed
-                if self._journal.committed < self._named_at:  # which has grown since
+                if self._journal.committed < self._named_at:  # the number has grown meanwhile
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()
-                if lsn >= self._saved_lsn:  # else a newer one is there, and keeps it out
+                if lsn >= self._saved_lsn:  # else a newer checkpoint exists
                     await loop.run_in_executor(self._executor, store.save, checkpoint)
                     self._saved_lsn = lsn
                 seconds = time.perf_counter() - start

@@ -1,8 +1,8 @@
 """The published state of a model: its snapshot, its streams, its figures.
 
-A run on the event loop leaves the published state behind; it catches up when somebody reads it, for
-copies that nobody reads took a third of such a run. A run in a thread brings its copies along: the
-learner cannot be read meanwhile, so nothing is behind while such a run is being made.
+A run on the event loop does not copy its changes: copies that were never read took a third of the
+run. The published state catches up when it is read. A run in a thread makes the copies itself,
+because the learner cannot be read meanwhile; the published state has caught up before it begins.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from bptt.engine.views import StreamViews
 from bptt_core import Figures, Learner, Snapshot
 
 LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy for milliseconds
-BEHIND_RUNS_MAX = 32  # one copy in so many costs next to nothing, and what counts time sees it
+BEHIND_RUNS_MAX = 32  # one copy in 32 runs costs little, and reports stay recent
 
 
 class PublishedState:
-    """Of one model. Lives on the event loop.
+    """The published state of one model. Lives on the event loop.
 
     Args:
-        learner: read when somebody looks; while `catch_up` has nothing to do, another thread may
-            have it.
-        on_figures: called with the figures published until now, and the new ones.
-        views: of the learner's streams; None: they are made.
+        learner: read by `catch_up` if the state is behind; otherwise another thread may use it.
+        on_figures: called with the previous and the new figures.
+        views: views of the learner's streams; None: they are created.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class PublishedState:
         self._views = StreamViews.of(learner) if views is None else views
         self._figures = learner.figures
         self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self._behind: dict[str, int] = {}  # streams that have moved since, and their next steps
-        self._runs = 0  # since
-        self._seconds = 0.0  # of these runs
+        self._behind: dict[str, int] = {}  # streams changed since then, and their next steps
+        self._runs = 0  # runs since then
+        self._seconds = 0.0  # duration of these runs
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def snapshot(self) -> Snapshot:
-        """What predictions read. Immutable."""
+        """The immutable snapshot that predictions read."""
         self.catch_up()
         return self._snapshot
 
@@ -63,7 +62,7 @@ class PublishedState:
 
     @property
     def figures(self) -> Figures:
-        """How the model does, as of the snapshot."""
+        """The model's figures, as of the snapshot."""
         self.catch_up()
         return self._figures
 
@@ -74,37 +73,37 @@ class PublishedState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether one more run may leave the published state behind."""
+        """True if one more run may leave the published state behind."""
         return self._runs < BEHIND_RUNS_MAX
 
     def next_step(self, stream_id: str) -> int:
-        """The number of a stream's next step; 0 for one that is not known."""
+        """The number of a stream's next step; 0 for an unknown stream."""
         return self._behind.get(stream_id) or self._views.next_step(stream_id)
 
     def incarnation(self, stream_id: str) -> int:
-        """The stream's incarnation; 0 for one that is not known."""
+        """The stream's incarnation; 0 for an unknown stream."""
         return self._views.incarnation(stream_id)
 
     def knows(self, stream_id: str) -> bool:
-        """Whether there is a stream of that name."""
+        """True if a stream has that name."""
         return stream_id in self._views
 
     def __len__(self) -> int:
         return len(self._views)
 
     def error_band(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As `Snapshot.error_band`, of the newest; costs no snapshot. Until the next run, one."""
+        """The current error band, as `Snapshot.error_band`; computed once for each run."""
         if self._band is None:
             self._band = (self._learner if self._behind else self._snapshot).error_band()
         return self._band
 
-    # ------------------------------------------------------------------ what is new
+    # ------------------------------------------------------------------ changes
 
     def takes(self, outcome: Outcome) -> None:
-        """Publish a run that brought its copies along."""
+        """Publish a run that made its own copies."""
         assert outcome.snapshot is not None
         assert outcome.report is not None
-        for stream_id in self._behind:  # none, but of a run on the loop
+        for stream_id in self._behind:  # empty unless the run was on the event loop
             self._views[stream_id] = self._learner.stream_view(stream_id)
         for stream_id, view in outcome.views.items():
             if view is None:
@@ -118,7 +117,7 @@ class PublishedState:
         self._figures_are(outcome.report.figures)
 
     def is_behind(self, outcome: Outcome) -> None:
-        """Note a run on the event loop, which made no copies. Its streams are known."""
+        """Note a run on the event loop, which made no copies and opened no stream."""
         self._loop = asyncio.get_running_loop()
         self._band = None
         for _, moves in outcome.records:
@@ -127,10 +126,10 @@ class PublishedState:
         self._runs += 1
         self._seconds += outcome.seconds
         if any(each.updates and each.updates[-1].skipped for each in outcome.ticks):
-            self.catch_up()  # it may have diverged, which answers tell
+            self.catch_up()  # the model may have diverged, which answers show
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """Publish another learner: everything may differ."""
+        """Publish another learner; everything may differ."""
         self._learner, self._snapshot, self._views = learner, snapshot, views
         self._band = None
         self._figures_are(learner.figures)
@@ -140,7 +139,7 @@ class PublishedState:
         del self._learner, self._snapshot
 
     def freeze(self) -> None:
-        """Show the last whole state from now on: the learner is in no known state."""
+        """Keep the last consistent state from now on, because the learner's state is undefined."""
         self._behind.clear()
         self._band = None
 
@@ -149,7 +148,7 @@ class PublishedState:
         self._figures_are(figures)
 
     def catch_up(self) -> None:
-        """Copy what runs on the event loop have changed."""
+        """Copy the changes of runs on the event loop."""
         if not self._behind:
             return
         streams = list(self._behind)
@@ -178,7 +177,7 @@ class PublishedState:
 
         try:
             self._loop.call_soon_threadsafe(look)
-        except RuntimeError:  # the loop is closed: nothing moves any more
+        except RuntimeError:  # the loop is closed: nothing changes any more
             return
         done.wait(LOOK_SECONDS)
 
