@@ -1,4 +1,4 @@
-"""What happens to a model whose worker has ended: the seam to whoever brings it back."""
+"""The interface between a failed trainer and the supervisor that recovers it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from bptt.errors import ModelFailed, ServiceError
 
 
 class Supervisor(Protocol):
-    """Brings failed models back."""
+    """Recovers failed models."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
-        """The worker of a model has ended.
+        """Handle the end of a model's worker.
 
         Args:
-            model_id: the model.
-            lifecycle: of the model, in the state in which its worker ended.
-            doing: what the worker did, in one word.
+            model_id: the model's name.
+            lifecycle: the model's lifecycle, in the state in which the worker ended.
+            doing: the worker's activity in one word.
 
         Returns:
-            The error for requests until the model is back, or for good.
+            The error for requests until the model is recovered, or for good.
         """
 
 
 class Unsupervised:
-    """Leaves a model FAILED: nobody brings it back."""
+    """Leaves failed models FAILED."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
         """See `Supervisor`."""
@@ -33,7 +33,7 @@ class Unsupervised:
 
 
 def failed_for_good(model_id: str) -> ModelFailed:
-    """The error of a model that is not brought back by itself."""
+    """The error of a model that is not recovered automatically."""
     return ModelFailed(
         f"model {model_id} stopped learning after an internal error; "
         "a restart of the server brings it back as it was before that"

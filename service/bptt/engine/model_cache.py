@@ -1,12 +1,13 @@
-"""Keeps at most so many models in memory; the others are in the store only.
+"""Keeps a bounded number of models in memory; the others are in the store only.
 
 Rules:
-- When more than the limit are in memory, the model that was used longest ago leaves.
-- A model in use stays: an open Learn call, a chunk or command that is not answered, a record
-  that is not durable.
-- Before a model leaves, a checkpoint of it is written while it goes on. If that fails, or a request
-  uses the model meanwhile, it stays. So nothing is lost, whatever the durability is.
-- A model comes back when a request asks for it. Other models do not wait for that.
+- If more models than the limit are in memory, the least recently used one leaves.
+- A model in use stays: one with an open Learn call, an unanswered chunk or command, or a record
+  that
+  is not durable.
+- Before a model leaves, its checkpoint is written while it still works. If that fails, or a request
+  uses the model meanwhile, it stays. So nothing is lost at any durability.
+- A request for a model recovers it. Other models do not wait for the recovery.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from bptt.errors import Recovering, ServiceError
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.5
-"""Until the models in memory are looked at again, where all are in use or one cannot be saved."""
+"""Pause before the next attempt if all models are in use or one cannot be saved."""
 
 
 class ModelCache:
-    """The models of a registry that are in the store only. Lives on the event loop.
+    """Moves the models of a registry out of memory and back. Lives on the event loop.
 
     Attributes:
-        states: of those models, as they were when they left memory.
+        states: status of each model in the store only, as of when it left memory.
 
     Args:
-        in_memory: the registry's models that are in memory; those that leave are taken out.
-        limit: how many may be.
-        sink: hears which model leaves.
-        bring_back: puts a model back into `in_memory`, and takes it from `states`.
+        in_memory: the registry's models in memory; those that leave are removed.
+        limit: models in memory at most.
+        sink: receives which models leave.
+        bring_back: recovers a model into `in_memory` and removes it from `states`.
     """
 
     def __init__(
@@ -54,27 +55,25 @@ class ModelCache:
         self._sink = sink
         self._bring_back = bring_back
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._wanted: Counter[str] = (
-            Counter()
-        )  # requests that wait for a model, and will use it at once
+        self._wanted: Counter[str] = Counter()  # requests that wait for a model and will use it
         self._clearing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
     @property
     def has_room(self) -> bool:
-        """Whether one more model may be in memory."""
+        """True if one more model may be in memory."""
         return len(self._in_memory) < self._limit
 
     @property
     def waking(self) -> frozenset[str]:
-        """Names of the models that are being brought back."""
+        """Names of the models that are being recovered."""
         return frozenset(self._waking)
 
     async def wake(self, model_id: str) -> None:
-        """Have a model brought back; it is in memory, or gone, when this returns.
+        """Recover a model; after it returns, the model is in memory or deleted.
 
         Raises:
-            ServiceError: it cannot be brought back.
+            ServiceError: the model cannot be recovered.
         """
         self._wanted[model_id] += 1
         try:
@@ -96,13 +95,13 @@ class ModelCache:
             del self._waking[model_id]
 
     def make_room(self) -> None:
-        """Have models leave memory, where there are more than may be."""
+        """Start to move models out of memory if there are more than the limit."""
         is_clearing = self._clearing is not None and not self._clearing.done()
         if len(self._in_memory) > self._limit and not is_clearing:
             self._clearing = asyncio.create_task(self._clear(), name="models leave memory")
 
     async def stop(self) -> None:
-        """Move nothing more; what is being moved is finished."""
+        """Begin no more moves, and wait for those in progress."""
         self._stopped.set()
         if self._clearing is not None:
             await asyncio.wait([self._clearing])
@@ -117,7 +116,7 @@ class ModelCache:
                     await asyncio.wait_for(self._stopped.wait(), PAUSE_SECONDS)
 
     def _used_longest_ago(self) -> Trainer | None:
-        """None: all are in use."""
+        """The least recently used idle model; None if all are in use."""
         idle = [
             trainer
             for model_id, trainer in self._in_memory.items()
@@ -126,22 +125,22 @@ class ModelCache:
         return min(idle, key=lambda trainer: trainer.used_at, default=None)
 
     async def _put_away(self, trainer: Trainer) -> bool:
-        """Save a model, and take it out of memory if nobody has used it meanwhile."""
+        """Save a model, and remove it from memory unless a request has used it meanwhile."""
         model_id = trainer.definition.model_id
         try:
             await trainer.settle()
         except ServiceError as error:
             log.warning("model %s stays in memory: %s", model_id, error.message)
-            trainer.used_at = time.monotonic()  # others first
+            trainer.used_at = time.monotonic()  # try other models first
             return False
         is_there = self._in_memory.get(model_id) is trainer
         if is_there and trainer.is_settled and model_id not in self._wanted:
             del self._in_memory[model_id]
             status = self.states[model_id] = trainer.status
             self._sink.rest_model(model_id)
-            with contextlib.suppress(ServiceError):  # there is nothing left to write
+            with contextlib.suppress(ServiceError):  # nothing is left to write
                 await trainer.stop(refusal=Recovering.of(model_id), save=False)
             trainer.forget()
-            self._sink.model_state(model_id, status.state)  # it comes back when asked for
+            self._sink.model_state(model_id, status.state)  # a request recovers it
             log.debug("model %s has left memory", model_id)
         return True

@@ -1,4 +1,4 @@
-"""What has to be done with a learner between two runs, and who waits for it."""
+"""A queue of work that a worker does between two runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Request = tuple[Work, asyncio.Future[Any]]
 
 
 class RequestQueue:
-    """Work that waits for a worker. Lives on the event loop."""
+    """Work that waits for one worker. Lives on the event loop."""
 
     def __init__(self) -> None:
         self._soon: deque[Request] = deque()  # between the next two runs
-        self._last: deque[Request] = deque()  # once all that was accepted is applied
+        self._last: deque[Request] = deque()  # after all accepted chunks are applied
 
     def __bool__(self) -> bool:
         return bool(self._soon or self._last)
 
     @property
     def wait_for_queue(self) -> bool:
-        """Whether some work waits until all that was accepted is applied."""
+        """True if some work waits until all accepted chunks are applied."""
         return bool(self._last)
 
     def put(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
@@ -34,18 +34,18 @@ class RequestQueue:
 
         Args:
             work: called by the worker, between two runs.
-            after_queue: once everything that was accepted is applied; else between the next two
-                runs, for a busy queue may never be empty.
+            after_queue: True waits until all accepted chunks are applied. False waits only for the
+                current run, because a busy queue may never become empty.
 
         Returns:
-            A future with the result of the work, or its error.
+            A future with the result or error of the work.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         (self._last if after_queue else self._soon).append((work, done))
         return done
 
     def next(self, *, queue_is_empty: bool, may_write: bool) -> Request | None:
-        """The request whose turn it is; None: none."""
+        """Remove and return the next request; None if none may run now."""
         if self._last and queue_is_empty:
             return self._last.popleft()
         if self._soon and may_write:
@@ -53,10 +53,10 @@ class RequestQueue:
         return None
 
     def refuse(self, error: ServiceError) -> None:
-        """End all that wait with an error."""
+        """End all requests with an error."""
         for requests in (self._soon, self._last):
             while requests:
                 _, done = requests.popleft()
                 if not done.done():
                     done.set_exception(error)
-                    done.exception()  # who asked may have hung up: then nobody looks at it
+                    done.exception()  # retrieve it: the caller may have been cancelled

@@ -1,10 +1,10 @@
-"""The answers of one Learn call, handed out in the order of its chunks.
+"""The answers of one Learn call, in the order of its chunks.
 
 Rules:
-- A chunk takes a pending response when it is read; its answer fills that place when it is made.
-- Answers leave in the order of the chunks, in whatever order they were made.
-- Pending responses are bounded in number and weight: while the queue is full, nothing is read.
-- A waiting task is woken once, however many answers come at the same time.
+- A chunk gets a pending response when it is read; its answer fills the pending response later.
+- Answers are returned in the order of the chunks, whatever order they were filled in.
+- Pending responses are bounded in number and weight: while the queue is full, the call is not read.
+- A waiting task is woken once for all answers that are ready at the same time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import deque
 from bptt.domain import Answer
 
 CROWD_MEMORY = 64
-"""Chunks over which the queue remembers that a client sent on without waiting. Answers that are
-made at once leave no two chunks pending, though the client does not wait."""
+"""Chunks for which the queue remembers that a client sends without waiting. If answers are fast,
+two chunks may never be pending at once although the client does not wait."""
 
 
 class News(enum.Enum):
-    """Wakes the reader: something else than an answer has to be sent."""
+    """Wakes the reader for a message that is not an answer."""
 
     DURABLE_ADVANCED = enum.auto()
 
@@ -30,7 +30,7 @@ DURABLE_ADVANCED = News.DURABLE_ADVANCED
 
 
 class PendingResponse:
-    """The place of one chunk's answer; `index` counts them from 0."""
+    """The pending answer of one chunk; `index` counts a call's chunks from 0."""
 
     __slots__ = ("_responses", "answer", "index", "weight")
 
@@ -42,26 +42,26 @@ class PendingResponse:
 
     @property
     def alone(self) -> bool:
-        """Whether the client waits for each answer before it sends on, as far as can be seen."""
+        """True if the client appears to wait for each answer before it sends the next chunk."""
         responses = self._responses
         return len(responses) == 1 and self.index > responses.crowded_at + CROWD_MEMORY
 
     def fill(self, answer: Answer) -> None:
-        """Answer the chunk. At most once."""
+        """Answer the chunk. Call it at most once."""
         assert self.answer is None
         self.answer = answer
         self._responses._filled(self)
 
 
 class ResponseQueue:
-    """The answers of one call. Lives on the event loop; one task reads, one fills up.
+    """The answers of one call. Lives on the event loop, with one reading and one writing task.
 
     Attributes:
-        crowded_at: index of the last chunk that came while another one was pending.
+        crowded_at: index of the last chunk that arrived while another one was pending.
 
     Args:
-        answers_max: pending responses at once.
-        weight_max: their weight, in bytes; one response of any weight always has room.
+        answers_max: maximum number of pending responses.
+        weight_max: maximum weight in bytes; a single response of any weight has room.
     """
 
     def __init__(self, answers_max: int, weight_max: int) -> None:
@@ -80,7 +80,7 @@ class ResponseQueue:
         return len(self._pending)
 
     def pending(self, weight: int) -> PendingResponse:
-        """A place for the next answer, which will weigh so many bytes."""
+        """Add a pending response with a weight in bytes."""
         pending = PendingResponse(self, self._taken, weight)
         if self._pending:
             self.crowded_at = self._taken
@@ -90,9 +90,9 @@ class ResponseQueue:
         return pending
 
     def end(self, error: Exception | None = None) -> None:
-        """No chunk follows. The call fails with `error` after the last answer, or ends well.
+        """Note that no chunk follows. After the last answer the call fails with `error`, if given.
 
-        An error replaces a good end; nothing replaces an error.
+        An error replaces an end without error; nothing replaces an error.
         """
         if self._end is None or self._end[0] is None:
             self._end = (error,)
@@ -100,12 +100,12 @@ class ResponseQueue:
 
     @property
     def ended(self) -> bool:
-        """Whether no chunk follows."""
+        """True if no chunk follows."""
         return self._end is not None
 
     @property
     def full(self) -> bool:
-        """Whether the next chunk must wait."""
+        """True if the next chunk must wait."""
         return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
 
     async def room(self) -> None:
@@ -115,7 +115,7 @@ class ResponseQueue:
             await self._filler
 
     def notify(self) -> None:
-        """Have `next` return `DURABLE_ADVANCED` if no answer is ready."""
+        """Make `next` return `DURABLE_ADVANCED` if no answer is ready."""
         self._news = True
         _wake(self._reader)
 
@@ -123,7 +123,7 @@ class ResponseQueue:
         """The next answer in order; `DURABLE_ADVANCED` after a `notify`, None at the end.
 
         Raises:
-            Exception: with which the call was ended, after the last answer.
+            Exception: the error given to `end`, after the last answer.
         """
         while not self._pending or self._pending[0].answer is None:
             if self._news:

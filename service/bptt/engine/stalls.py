@@ -1,4 +1,4 @@
-"""A store that refuses commits: the model is STALLED, and nobody waits for the store for ever."""
+"""Watches a store that refuses commits: the model is STALLED, and waiting tasks get an error."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bptt.engine.lifecycle import Lifecycle, SETTLED
 from bptt.engine.worker import Worker
 
 STALL_SECONDS = 10.0
-"""How long those who wait for a store that refuses commits are kept waiting; then they are told
-when to come back. A commit is tried again every two seconds at least, so hiccups pass unseen."""
+"""How long tasks wait for a store that refuses commits; then they get an error that says when to
+retry. A commit is retried at least every two seconds, so short failures stay unnoticed."""
 
 
 class StallWatch:
     """Watches the journal of one model. Lives on the event loop.
 
     Args:
-        lifecycle: of the model.
-        worker: moves the lifecycle, and refuses what waits in the queue.
-        journal: what is watched.
+        lifecycle: the model's lifecycle.
+        worker: moves the lifecycle, and refuses the queue.
+        journal: the watched journal.
     """
 
     def __init__(self, lifecycle: Lifecycle, worker: Worker, journal: JournalWriter) -> None:
@@ -31,7 +31,7 @@ class StallWatch:
         self._is_deleted = False
 
     def journal_changed(self) -> None:
-        """A commit failed, or worked again, or the journal takes more."""
+        """React to a change of the journal's `failure` or `blocked`."""
         self._worker.wake()
         state, failure = self._lifecycle.state, self._journal.failure
         if state in SETTLED or state is State.STALLED:
@@ -44,7 +44,7 @@ class StallWatch:
             self._wait()
 
     def model_is_deleted(self) -> None:
-        """Refuse what is queued as soon as the store refuses commits, and not later."""
+        """Note a deletion: the queue is refused as soon as the store refuses commits."""
         self._is_deleted = True
         if self._journal.failure is not None:
             self._worker.refuse_rest(self._journal.failure)
@@ -54,17 +54,17 @@ class StallWatch:
         self._timer = loop.call_later(STALL_SECONDS, self._too_long)
 
     def _too_long(self) -> None:
-        """Answer what waits for the store; whoever waits from now on waits as long again."""
+        """Refuse everything that waits for the store; later waits get the full time."""
         failure, self._timer = self._journal.failure, None
         if failure is None or self._journal.broken is not None:
             return
         self._journal.refuse_waiters(failure)
-        if self._lifecycle.state is not State.DRAINING:  # a stop has a time of its own
+        if self._lifecycle.state is not State.DRAINING:  # a stop has its own limit
             self._worker.refuse_queue(failure)
             self._wait()
 
     def cancel(self) -> None:
-        """Watch no more, until the journal changes again."""
+        """Stop the timer until the journal changes again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

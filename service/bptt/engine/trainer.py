@@ -1,16 +1,16 @@
-"""A model in memory: its parts, put together, and its entrances.
+"""A model in memory: connects its parts and offers its entry points.
 
     accept → AdmissionQueue → Worker (in a thread: apply, snapshot) → Publisher → answers
                                                                           └→ JournalWriter → durable
 
 Rules:
-- Every entrance asks the lifecycle first: `admit(operation)`.
-- A chunk is placed in its stream when it is accepted, and what is accepted is applied or refused,
-  whether or not its client hangs up.
-- Answers do not wait for the journal. `durable_step` says how far a stream is durable, and
-  `durable_listeners` are called when that has advanced.
-- The worker has an owner: when its task ends, for whatever reason, the model is FAILED, and all
-  that waits is answered.
+- Every entry point first asks the lifecycle: `admit(operation)`.
+- A chunk gets its position in its stream when it is accepted. Every accepted chunk is applied or
+  refused, even if its client cancels the call.
+- Answers do not wait for the journal. `durable_step` gives a stream's durable step, and
+  `durable_listeners` are called when it has advanced.
+- When the worker's task ends for any reason but a stop, the model is FAILED and everything that
+  waits is answered.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ log = logging.getLogger(__name__)
 
 
 class Trainer(ModelReader):
-    """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
+    """A model in memory. Lives on the event loop; call `start` there first, and `stop` at the end.
 
     Attributes:
-        load_id: a random number of this loading of the model into memory. What was applied but not
-            durable may be gone under another one.
-        used_at: when a request last asked for the model, or a call left it; monotonic clock.
+        load_id: a random number drawn when the model is loaded. If it has changed, steps that were
+            applied but not durable may be lost.
+        used_at: time of the last request, or of the last end of a call; monotonic clock.
         listeners: called with the reason when the model stops or fails.
 
     Args:
-        definition: the model as its user asked for it.
-        learner: of the definition, after record `lsn`.
-        executor: where it learns.
-        storage: where threads wait for the disk; None: `executor`.
-        store: where the model is kept; None: nowhere.
-        sink: where the server reports to.
-        config: limits, and how often it is saved.
+        definition: the model's definition.
+        learner: a learner of the definition, after record `lsn`.
+        executor: threads that learn.
+        storage: threads that wait for the disk; None: `executor`.
+        store: stores the model; None: the model is not stored.
+        sink: receives the server's reports.
+        config: limits, and the checkpoint interval.
         lsn: the last record that the learner has applied.
-        saved_lsn: the last record that its newest whole checkpoint holds; None: `lsn`.
-        damage: what is wrong with its journal; None: nothing. A damaged model only predicts.
-        views: of the learner's streams; None: they are made.
+        saved_lsn: the last record in its newest intact checkpoint; None: `lsn`.
+        damage: damage of its journal; None: intact. A damaged model only predicts.
+        views: views of the learner's streams; None: they are created.
         lifecycle: in state RECOVERING; None: a new one.
-        supervisor: hears of failures; None: nobody does.
+        supervisor: recovers the model after a failure; None: it stays FAILED.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class Trainer(ModelReader):
         self.used_at = time.monotonic()
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self._supervisor = supervisor or Unsupervised()
-        self._busy: set[asyncio.Task[Any]] = set()  # tasks that ask something of the model
-        self._store = store if damage is None else None  # written to no more if it is damaged
+        self._busy: set[asyncio.Task[Any]] = set()  # tasks that use the model
+        self._store = store if damage is None else None  # a damaged model is not written
         self._damage = damage
         self._admission = AdmissionQueue(
             definition.spec, config.limits, self._publisher.published, self.sink.duplicate
@@ -153,7 +153,7 @@ class Trainer(ModelReader):
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Begin to work off the queue; the lifecycle leaves RECOVERING."""
+        """Start the worker; the lifecycle leaves RECOVERING."""
         learner, must_roll_back = self._live.learner, False
         if self._replayed:
             self._checkpointer.replayed()
@@ -173,13 +173,13 @@ class Trainer(ModelReader):
         )
 
     async def stop(self, *, refusal: ServiceError, save: bool, grace: float = math.inf) -> None:
-        """Accept nothing more, finish what was accepted, save it if asked to.
+        """Refuse new requests, finish accepted chunks, and save the model if `save` is True.
 
         Args:
             refusal: the error for new requests.
-            save: write a checkpoint in the end. Else the model is about to be forgotten: what
-                cannot be committed at once is refused.
-            grace: seconds to finish in; what is left then is refused.
+            save: True writes a checkpoint at the end. False is for a model that is about to be
+                deleted: chunks that cannot be committed at once are refused.
+            grace: seconds to finish in; the rest of the queue is then refused.
 
         Raises:
             StorageFailed: the checkpoint, or the journal, could not be written.
@@ -197,7 +197,7 @@ class Trainer(ModelReader):
             timer = loop.call_later(grace, self._run_out_of_time, refusal)
         try:
             await self._worker.ended()
-            whole = self.lifecycle.state is State.DRAINING  # else it failed, now or before
+            whole = self.lifecycle.state is State.DRAINING  # else the model has failed
             if not (save and whole):
                 self._journal.give_up(refusal)
             await self._checkpointer.stop()
@@ -215,11 +215,11 @@ class Trainer(ModelReader):
                 self.lifecycle.apply(Event.STOP, refusal)
 
     async def close(self, why: ServiceError, grace: float = 0.0) -> None:
-        """Have nothing of it write to the store any more.
+        """End all writes of the model to the store.
 
         Args:
-            why: the error for those who wait for a commit or checkpoint.
-            grace: seconds in which what was applied may still be committed.
+            why: the error for tasks that wait for a commit or checkpoint.
+            grace: seconds in which applied records may still be committed.
         """
         if grace and self._journal.broken is None:
             task = asyncio.ensure_future(self._journal.up_to(self._journal.last))
@@ -235,7 +235,7 @@ class Trainer(ModelReader):
         self._journal.give_up(why)
 
     def _worker_failed(self, error: BaseException) -> None:
-        """The worker has ended: the model is FAILED, and nobody goes on waiting for it."""
+        """Set the model to FAILED after its worker has ended, and answer everything that waits."""
         doing, model_id = self._worker.doing, self.definition.model_id
         log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
         self._publisher.published.freeze()
@@ -254,7 +254,7 @@ class Trainer(ModelReader):
 
     @property
     def stays(self) -> bool:
-        """Whether the model must stay in memory: in use, or holds state that is stored nowhere."""
+        """True if the model is in use, or holds state that is stored nowhere else."""
         waits = self._admission.in_use or self._worker.in_use
         writes = self._journal.committed != self._journal.last
         in_use = self.listeners or waits or writes or self._busy
@@ -266,19 +266,19 @@ class Trainer(ModelReader):
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is lost if the model leaves memory now."""
+        """True if the model can leave memory without a loss."""
         return self._checkpointer.is_settled and not self.stays
 
     def forget(self) -> None:
-        """Free the memory of a model that has stopped now: its trainer stands in cycles."""
+        """Free the memory of a stopped model at once: reference cycles would keep it."""
         del self._live.learner
         self._publisher.published.forget()
 
-    # ------------------------------------------------------------------ what parts tell
+    # ------------------------------------------------------------------ state of the parts
 
     @property
     def stalled(self) -> ServiceError | None:
-        """Why nothing can be committed for now; None: it can."""
+        """The error of the last commit; None if it succeeded."""
         return self._journal.failure
 
     def _figures_changed(self) -> None:
@@ -287,12 +287,12 @@ class Trainer(ModelReader):
 
     @property
     def waits(self) -> bool:
-        """Whether its worker has nothing to do."""
+        """True while the worker is idle."""
         return self._worker.waits
 
     @property
     def lsn(self) -> int:
-        """Number of the last record in the life of the model."""
+        """The lsn of the model's last record."""
         return self._journal.last
 
     @property
@@ -312,12 +312,12 @@ class Trainer(ModelReader):
     # ------------------------------------------------------------------ chunks and commands
 
     def expected_step(self, stream_id: str) -> int:
-        """The step after all that was accepted of a stream; 0 for one that is not known."""
+        """The step after the accepted steps of a stream; 0 for an unknown stream."""
         return self._admission.expected_step(stream_id)
 
     @property
     def full(self) -> bool:
-        """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
+        """True if a chunk must wait for room in the queue, or behind other waiting tasks."""
         return self._admission.full
 
     async def room(self) -> None:
@@ -325,11 +325,11 @@ class Trainer(ModelReader):
         await self._admission.room()
 
     def accept(self, incoming: IncomingChunk, pending: Response, sender: object = None) -> None:
-        """Give a chunk its place in its stream; the answer fills `pending`.
+        """Accept a chunk at the end of its stream; the answer fills `pending`.
 
         Args:
-            incoming: well-formed.
-            pending: of the call's response queue.
+            incoming: a well-formed chunk.
+            pending: its place in the call's response queue.
             sender: the open call. From its first chunk of a stream until `leave`, no other call may
                 send that stream. None: no call.
 
@@ -337,17 +337,17 @@ class Trainer(ModelReader):
             ServiceError: the chunk is refused; nothing was changed.
         """
         self.lifecycle.admit(Operation.LEARN)
-        if self._journal.failure is not None:  # while it is rolled back, say
+        if self._journal.failure is not None:  # for example during a roll-back
             raise self._journal.failure
         self._worker.came(self._admission.place(incoming, pending, sender))
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
-        """A call has ended: others may send its streams."""
+        """Release the streams of a call that has ended: other calls may send them."""
         self.used_at = time.monotonic()
         self._admission.leave(sender, stream_ids)
 
     async def command(self, command: StreamCommand) -> int:
-        """Reset or delete a stream after what was accepted of it; durable when this returns.
+        """Reset or delete a stream after its accepted chunks, and wait until that is durable.
 
         Args:
             command: its `done` must be a future of this event loop.
@@ -356,8 +356,8 @@ class Trainer(ModelReader):
             The stream's next step.
 
         Raises:
-            UnknownStream: there is none of that name.
-            ServiceError: the model takes nothing now.
+            UnknownStream: no stream has that name.
+            ServiceError: the model's state does not admit the command.
         """
         self.lifecycle.admit(Operation.CHANGE_STREAM)
         assert isinstance(command.done, asyncio.Future)
@@ -368,10 +368,10 @@ class Trainer(ModelReader):
         return next_step
 
     async def durable(self) -> None:
-        """Wait until all that is applied now is durable.
+        """Wait until all applied records are durable.
 
         Raises:
-            ServiceError: it never will be, or the store has refused commits for too long.
+            ServiceError: they cannot become durable, or the store has refused commits for too long.
         """
         await self._journal.up_to(self._journal.last)
 
@@ -395,4 +395,4 @@ class Trainer(ModelReader):
 
 
 _STAYS = frozenset({State.RECOVERING, State.FAILED, State.RESTORING, State.ROLLING_BACK})
-"""States in which a model is about to change by itself."""
+"""States in which a model must not leave memory."""
