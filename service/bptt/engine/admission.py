@@ -65,7 +65,7 @@ class AdmissionQueue:
 
     @property
     def sends_one(self) -> bool:
-        """Whether one stream is being sent, by one call."""
+        """True if exactly one stream is being sent."""
         return len(self._senders) == 1
 
     def expected_step(self, stream_id: str) -> int:
@@ -113,7 +113,7 @@ class AdmissionQueue:
                 waiter.set_result(None)
                 return
 
-    # ------------------------------------------------------------------ places
+    # ------------------------------------------------------------------ positions
 
     def place(
         self,
@@ -121,7 +121,7 @@ class AdmissionQueue:
         pending: Response,
         sender: object,
     ) -> QueuedChunk:
-        """Put a chunk at the end of its stream.
+        """Queue a chunk at the end of its stream.
 
         Raises:
             ServiceError: the chunk is refused; nothing was changed.
@@ -148,7 +148,7 @@ class AdmissionQueue:
                 targets, labelled = self._still_in_time(incoming, first, expected)
             elif targets is not None:
                 targets = targets[trimmed:]
-            ends = ends and trimmed < steps  # a sequence that had ended does not end again
+            ends = ends and trimmed < steps  # a sequence that has ended does not end again
         queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), pending)
         self._put(queued, expected + steps - trimmed)
         self.steps += steps - trimmed
@@ -218,7 +218,7 @@ class AdmissionQueue:
         return batches
 
     def put_back(self, batches: Sequence[TickBatch]) -> None:
-        """As `FairQueue.put_back`."""
+        """See `FairQueue.put_back`."""
         self.queue.put_back(batches)
 
     def done(self, stream_id: str, steps: int) -> None:

@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The checkpoints of one model. Lives on the event loop.
+    """Writes the checkpoints of one model. Lives on the event loop.
 
     Attributes:
-        due: a copy should be made now.
-        unsaved: the model has changed since the last checkpoint.
+        due: True if a copy should be made now.
+        unsaved: True if the model has changed since the last checkpoint.
 
     Args:
         model_id: the model.
@@ -71,14 +71,14 @@ class Checkpointer:
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()  # while a file is written, and others are pruned
+        self._lock = asyncio.Lock()  # held while a file is written and others are pruned
         self._named_at = 0  # the last record that names a checkpoint
-        self._saved_lsn = -1  # of the newest checkpoint that was written here
+        self._saved_lsn = -1  # of the newest checkpoint written by this object
         self._stopped = False
         self._closed: ServiceError | None = None
 
     def changed(self, lsn: int) -> None:
-        """The model has applied records up to this one."""
+        """Note that the model has applied records up to this one."""
         self.unsaved = True
         if self._store is None or self._is_writing:
             return
@@ -112,13 +112,13 @@ class Checkpointer:
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
     async def save(self, checkpoint: Checkpoint) -> CheckpointInfo:
-        """Write a copy that was just made, after any that is being written.
+        """Write a fresh copy, after any write in progress.
 
         Returns:
             The checkpoint that holds the copy, or a newer one that was written in the meantime.
 
         Raises:
-            ServiceError: it could not be written.
+            ServiceError: the checkpoint could not be written.
         """
         self._taken(checkpoint)
         try:
@@ -136,14 +136,14 @@ class Checkpointer:
         return written[0]
 
     async def stop(self) -> None:
-        """Begin no more writes; one that has begun is finished."""
+        """Begin no more writes, and wait for the one in progress."""
         self.due, self._stopped = False, True
         self._cancel_timer()
         if self._writing is not None:
             await asyncio.wait([self._writing])
 
     async def close(self, why: ServiceError) -> None:
-        """As `stop`; when this returns, no thread writes a checkpoint, and none ever will."""
+        """Stop as `stop`; after it returns, no thread writes a checkpoint any more."""
         self._closed = why
         await self.stop()
         async with self._lock:
@@ -153,21 +153,21 @@ class Checkpointer:
     async def naming(self) -> AsyncIterator[None]:
         """Block pruning until the command that names a checkpoint is durable.
 
-        The body reads the checkpoint, and puts the command into the journal. From the commit on the
-        journal keeps the checkpoint.
+        The body reads the checkpoint and puts the command into the journal. After the commit the
+        journal protects the checkpoint.
         """
         async with self._lock:
             yield
             self._named_at = self._journal.last
 
     async def settled(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait for the write in progress."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing])
 
     @property
     def is_settled(self) -> bool:
-        """Whether the newest checkpoint holds all of the model, and nothing is being written."""
+        """True if the newest checkpoint holds the whole model and no write is in progress."""
         return not (self.unsaved or self.due or self._is_writing or self._lock.locked())
 
     def _taken(self, checkpoint: Checkpoint) -> None:
@@ -196,7 +196,7 @@ class Checkpointer:
     async def _write(
         self, checkpoint: Checkpoint, written: list[CheckpointInfo] | None = None
     ) -> None:
-        """Write a copy; `written` gets the checkpoint that holds it, if that is asked for."""
+        """Write a copy; append the checkpoint that holds it to `written`, if given."""
         if self._store is None:
             raise StorageFailed("there is no store to write checkpoints to")
         store, lsn = self._store, checkpoint.lsn
@@ -205,7 +205,7 @@ class Checkpointer:
             async with self._lock:
                 if self._closed is not None:
                     raise self._closed
-                if self._journal.committed < self._named_at:  # which has grown since
+                if self._journal.committed < self._named_at:  # the number has grown meanwhile
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()

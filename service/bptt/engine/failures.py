@@ -20,7 +20,7 @@ class Supervisor(Protocol):
             doing: the activity that failed, in one word.
 
         Returns:
-            The error for requests until the model is back, or for good.
+            The error for requests until the model is recovered, or for good.
         """
 
 

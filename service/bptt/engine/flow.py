@@ -1,7 +1,7 @@
-"""When the gradient flow of a model is measured, and the measurement.
+"""Measures the gradient flow of a model at intervals.
 
-A measurement is put off until it costs at most COST_SHARE_MAX of the time spent learning since the
-last one: its cost grows with the window and the network, but not at the rate of updates.
+A measurement is postponed until its cost is at most COST_SHARE_MAX of the learning time since the
+last one. Its cost grows with the window and the network, not with the rate of updates.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ log = logging.getLogger(__name__)
 
 COST_SHARE_MAX = 0.005
 
-LOOKS_MAX = 2  # times k2: with k1 = k2 and chunks of as many steps, a run leaves no window at all
+LOOKS_MAX = 2  # times k2: if k1, k2 and the chunk's length are equal, a run leaves no window
 
 
 class FlowWatch:
-    """Watches one model. `is_due` costs nothing; `look` is for a trainer's thread."""
+    """Measures the gradient flow of one model. `is_due` is cheap; call `look` in a thread."""
 
     def __init__(self, every_updates: int) -> None:
         """Set the number of updates between two measurements; 0: never."""
         self._every = every_updates
         self._next_update = 1
         self._updates = 0
-        self._learned_seconds = 0.0  # since the last look
-        self._cost_seconds = 0.0  # of the last look
-        self._looks = 0  # since it was due and a window was longer than all before
-        self._longest = 1  # window since it was due
+        self._learned_seconds = 0.0  # since the last measurement
+        self._cost_seconds = 0.0  # of the last measurement
+        self._looks = 0  # attempts since the longest window was seen
+        self._longest = 1  # steps of the longest window since a measurement became due
         self._latest: GradientFlow | None = None
 
     def is_due(self, outcome: Outcome) -> bool:
-        """Whether to look now, after a run that is published."""
+        """True if a measurement is due after this published run."""
         if not self._every or outcome.report is None or not outcome.answers:
             return False
         self._updates = outcome.report.figures.updates
@@ -45,7 +45,7 @@ class FlowWatch:
         )
 
     def look(self, learner: Learner, outcome: Outcome) -> GradientFlow | None:
-        """The newest there is: of a stream of the run, if its window is long enough, or the last.
+        """Measure a stream of the run; return the last measurement if its window is too short.
 
         Numerical problems raise nothing: a value that cannot be measured is None.
         """
@@ -58,12 +58,12 @@ class FlowWatch:
             if self._looks > LOOKS_MAX * learner.spec.k2:
                 self._wait()
             return self._latest
-        rows = slice(0, learner.spec.k2)  # it may hold more, whose targets are still to come
+        rows = slice(0, learner.spec.k2)  # more rows are steps whose targets are still unknown
         try:
             self._latest = gradient_flow(
                 learner.spec, learner.parameters(), features[rows], state, seed=learner.spec.seed
             )
-        except Exception as error:  # noqa: BLE001 - a model that diverged, most likely; it goes on
+        except Exception as error:  # noqa: BLE001 - usually the model has diverged
             log.warning("gradient flow not measured: %s", error)
             self._latest = None
         self._cost_seconds = time.perf_counter() - start
@@ -71,17 +71,17 @@ class FlowWatch:
         return self._latest
 
     def _wait(self) -> None:
-        """Until it is due again."""
+        """Start the next interval."""
         self._next_update = self._updates + self._every
         self._learned_seconds = 0.0
         self._looks, self._longest = 0, 1
 
     def _is_long_enough(self, steps: int, k1: int, k2: int) -> bool:
-        """A window grows to k2 steps and is cut to k2 - k1 by an update. Wait for a long one.
+        """True if the window is full, or no longer one is expected.
 
-        What a run leaves depends on how the sequence comes. It repeats within k1 runs; then the
-        longest that was seen is the longest there will be. Sequences that are shorter than a window
-        get k2 runs.
+        A window grows to k2 steps, and an update cuts it to k2 - k1. Its length after a run depends
+        on the chunks' lengths and repeats within k1 runs; the longest one seen by then is the
+        longest possible. Sequences shorter than a window get k2 runs.
         """
         if steps > self._longest:
             self._longest, self._looks = steps, 0

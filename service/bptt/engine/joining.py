@@ -1,11 +1,11 @@
-"""Joins waiting chunks of one stream: one call of the core for all of them, and one record.
+"""Joins waiting chunks of one stream into one call of the core and one record.
 
-A call costs as much as fifteen steps, however few it holds, and each waits for the interpreter's
-lock. Joining a stream's chunks changes no bit of what is learned, so chunks that follow one another
-may be applied together; each chunk still gets its own answer.
+A call has a fixed cost of about fifteen steps and waits for the GIL. Joining a stream's chunks does
+not change a bit of what is learned, so consecutive chunks are applied together; each chunk still
+gets its own answer.
 
-Not joined are chunks whose updates cannot be told apart by counting steps, those of several
-streams, whose windows would form other batches, and those of a model that rolls back.
+Chunks are not joined if their updates cannot be assigned by counting steps, if they belong to
+several streams (their windows would form other batches), or if the model may roll back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bptt_core import Chunk, ChunkResult, ModelSpec
 
 
 def groups(spec: ModelSpec, batches: Sequence[TickBatch]) -> Iterator[Sequence[TickBatch]]:
-    """The batches in order; single-chunk batches that may be joined are in one group."""
+    """Group the batches in order; single-chunk batches that may be joined form one group."""
     joinable = _joinable(spec)
     start = 0
     for stop in range(1, len(batches) + 1):
@@ -30,13 +30,13 @@ def groups(spec: ModelSpec, batches: Sequence[TickBatch]) -> Iterator[Sequence[T
 
 
 def _joinable(spec: ModelSpec) -> bool:
-    """Whether every k1 steps there is an update: a window without any target has none."""
+    """True if every k1 steps give an update; a window without any target gives none."""
     missing = spec.missing_inputs or spec.missing_targets or spec.label_delay
     return not missing and spec.on_divergence != "roll_back"
 
 
 def _follows(before: TickBatch, after: TickBatch) -> bool:
-    """Whether two batches hold nothing but a chunk each, of one stream and sequence."""
+    """True if both batches hold only one chunk, and both chunks are of one stream and sequence."""
     if before.commands or before.duplicates or after.commands or after.duplicates:
         return False
     if len(before.chunks) != 1 or len(after.chunks) != 1:
@@ -51,7 +51,7 @@ def _follows(before: TickBatch, after: TickBatch) -> bool:
 
 
 def join(queued: Sequence[QueuedChunk]) -> Chunk:
-    """One chunk of the steps of all."""
+    """Join the steps of all chunks into one chunk."""
     chunks = [each.chunk for each in queued]
     targets = [each.targets for each in chunks if each.targets is not None]
     return Chunk(
@@ -80,7 +80,7 @@ def split(
     for place, each in enumerate(queued, start=1):
         stop = start + each.steps
         done = _windows(spec, sequence_step + stop) - before
-        if place == len(queued):  # the end of a sequence learns what is left of it
+        if place == len(queued):  # the end of a sequence learns its last steps
             done = len(updates)
         predictions, scores = result.predictions, result.anomaly_scores
         results.append(
@@ -99,5 +99,5 @@ def split(
 
 
 def _windows(spec: ModelSpec, sequence_step: int) -> int:
-    """Windows that are learned when so many steps of a sequence have come."""
+    """Number of windows learned after this many steps of a sequence."""
     return max(0, sequence_step - spec.delay) // spec.k1

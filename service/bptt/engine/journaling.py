@@ -36,7 +36,7 @@ LAST_PAUSE_SECONDS = 2.0  # ... up to this: the longest pause once the disk has 
 
 
 def weight(body: Tick | Command) -> int:
-    """Bytes that a record's arrays hold."""
+    """Size of a record's arrays in bytes."""
     if isinstance(body, Command):
         return 0
     held = sum(each.inputs.nbytes for each in body)
@@ -45,12 +45,12 @@ def weight(body: Tick | Command) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Behind:
-    """A stream with moves that are not durable, until it is deleted or the model goes back."""
+    """A stream whose newest steps are not durable. Ends when it is deleted or rolled back."""
 
     durable: int
     """All steps before this one are durable."""
     reached: int
-    """The step after all that is applied."""
+    """The step after all applied steps."""
     waiting: int = 0
     """Moves that are not durable yet."""
 
@@ -63,10 +63,10 @@ class DurableSteps:
         self._behind: dict[str, _Behind] = {}
 
     def applied(self, lsn: int, moves: Iterable[Move]) -> None:
-        """A record moved these streams, and is not durable yet."""
+        """Note a record that moved these streams and is not durable yet."""
         for stream_id, before, after in moves:
             behind = self._behind.get(stream_id)
-            if behind is None or before < behind.reached:  # it was deleted, or taken back
+            if behind is None or before < behind.reached:  # deleted, or rolled back
                 behind = self._behind[stream_id] = _Behind(before, before)
             behind.waiting += 1
             behind.reached = after
@@ -76,7 +76,7 @@ class DurableSteps:
         """Note that all records up to this one are durable.
 
         Returns:
-            Whether steps of a stream became durable.
+            True if steps of a stream became durable.
         """
         advanced = False
         while self._moves and self._moves[0][0] <= lsn:
@@ -89,26 +89,26 @@ class DurableSteps:
         return advanced
 
     def step(self, stream_id: str, next_step: int) -> int:
-        """The durable step of a stream that has reached `next_step`: all before it are durable."""
+        """The step before which all steps of a stream at `next_step` are durable."""
         behind = self._behind.get(stream_id)
         return next_step if behind is None else behind.durable
 
 
 class JournalWriter:
-    """Puts a model's records into the store's journal. Lives on the event loop.
+    """Writes a model's records to the store's journal. Lives on the event loop.
 
     Attributes:
-        last: number of the last record that was put.
-        committed: number of the last one that is durable.
-        failure: why the last commit failed; None while all is well.
-        broken: why nothing can ever be committed again; None while it can.
+        last: lsn of the last record put.
+        committed: lsn of the last durable record.
+        failure: the error of the last commit; None if it succeeded.
+        broken: the error after which nothing is committed any more; None before it.
 
     Args:
-        model_id: whose records they are.
-        store: where they go; None: nowhere, and a record is at once as durable as it gets.
-        executor: where commits wait for the disk.
-        last: number of the last record that the store has.
-        on_commit: called with `committed` when it has grown, and the seconds that took.
+        model_id: the model's name.
+        store: stores the journal; None: every record counts as committed at once.
+        executor: threads that wait for the disk.
+        last: lsn of the last record in the store.
+        on_commit: called after a commit with `committed` and the duration in seconds.
         on_change: called when `blocked` or `failure` has changed.
     """
 
@@ -133,19 +133,19 @@ class JournalWriter:
         self._waiting: list[Record] = []
         self._weight = 0
         self._task: asyncio.Task[None] | None = None
-        self._appending: asyncio.Future[None] | None = None  # the thread that is in the store
-        self._timer: asyncio.TimerHandle | None = None  # until enough is gathered
+        self._appending: asyncio.Future[None] | None = None  # the write in a thread
+        self._timer: asyncio.TimerHandle | None = None  # ends the gathering
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing more should be applied for now."""
+        """True while no further record should be applied."""
         if self.failure is not None or self.broken is not None:
             return True
         return self.last - self.committed >= WAITING_RECORDS_MAX or self._weight > WAITING_BYTES_MAX
 
     def put(self, body: Tick | Command) -> int:
-        """Number a record that was applied, and have it made durable."""
+        """Number an applied record and queue it for the next transaction."""
         self.last += 1
         if self._store is None:
             self.committed = self.last
@@ -170,10 +170,10 @@ class JournalWriter:
             self._task = asyncio.create_task(self._write(), name=f"journal {self._model_id}")
 
     async def up_to(self, lsn: int) -> None:
-        """Wait until a record and all before it are durable.
+        """Wait until a record and all earlier ones are durable.
 
         Raises:
-            ServiceError: they never will be, or the store has refused commits for too long.
+            ServiceError: they cannot become durable, or the store has refused commits for too long.
         """
         if self.committed >= lsn:
             return
@@ -185,7 +185,7 @@ class JournalWriter:
         await waiter
 
     def refuse_waiters(self, why: ServiceError) -> None:
-        """End all that wait for a commit with an error; the commit is tried on."""
+        """Answer all tasks that wait for a commit with an error; the commit is still retried."""
         waiters, self._waiters = self._waiters, deque()
         for _, waiter in waiters:
             if not waiter.done():
@@ -201,7 +201,7 @@ class JournalWriter:
                 self._task.cancel()
 
     async def close(self, why: ServiceError) -> None:
-        """As `give_up`; when this returns, no thread writes to the journal any more."""
+        """Give up as `give_up`; after it returns, no thread writes to the journal any more."""
         self.give_up(why)
         if self.broken is None:
             self._break(why)
@@ -226,7 +226,7 @@ class JournalWriter:
                 self._say_failed(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001 - kept, and given to all that wait
+            except Exception as error:  # noqa: BLE001 - kept, and raised in all waiting tasks
                 log.error("model %s: the journal is closed: %s", self._model_id, error)
                 self._break(error)
             else:

@@ -29,7 +29,7 @@ PAUSE_SECONDS = 0.5
 
 
 class ModelCache:
-    """The models of a registry that are in the store only. Lives on the event loop.
+    """Moves the models of a registry out of memory and back. Lives on the event loop.
 
     Attributes:
         states: the status of each unloaded model at the time of its unloading.
@@ -60,7 +60,7 @@ class ModelCache:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more model may be in memory."""
+        """True if one more model may be in memory."""
         return len(self._in_memory) < self._limit
 
     @property
@@ -115,7 +115,7 @@ class ModelCache:
                     await asyncio.wait_for(self._stopped.wait(), PAUSE_SECONDS)
 
     def _used_longest_ago(self) -> Trainer | None:
-        """None: all are in use."""
+        """The least recently used idle model; None if all are in use."""
         idle = [
             trainer
             for model_id, trainer in self._in_memory.items()
@@ -130,7 +130,7 @@ class ModelCache:
             await trainer.settle()
         except ServiceError as error:
             log.warning("model %s stays in memory: %s", model_id, error.message)
-            trainer.used_at = time.monotonic()  # others first
+            trainer.used_at = time.monotonic()  # try other models first
             return False
         is_there = self._in_memory.get(model_id) is trainer
         if is_there and trainer.is_settled and model_id not in self._wanted:

@@ -44,14 +44,14 @@ class PublishedState:
         self._views = StreamViews.of(learner) if views is None else views
         self._figures = learner.figures
         self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self._behind: dict[str, int] = {}  # streams that have moved since, and their next steps
-        self._runs = 0  # since
-        self._seconds = 0.0  # of these runs
+        self._behind: dict[str, int] = {}  # streams changed since then, and their next steps
+        self._runs = 0  # runs since then
+        self._seconds = 0.0  # duration of these runs
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def snapshot(self) -> Snapshot:
-        """What predictions read. Immutable."""
+        """The immutable snapshot that predictions read."""
         self.catch_up()
         return self._snapshot
 
@@ -63,7 +63,7 @@ class PublishedState:
 
     @property
     def figures(self) -> Figures:
-        """How the model does, as of the snapshot."""
+        """The model's figures, as of the snapshot."""
         self.catch_up()
         return self._figures
 
@@ -74,19 +74,19 @@ class PublishedState:
 
     @property
     def may_wait(self) -> bool:
-        """Whether one more run may leave the published state behind."""
+        """True if one more run may leave the published state behind."""
         return self._runs < BEHIND_RUNS_MAX
 
     def next_step(self, stream_id: str) -> int:
-        """The number of a stream's next step; 0 for one that is not known."""
+        """The number of a stream's next step; 0 for an unknown stream."""
         return self._behind.get(stream_id) or self._views.next_step(stream_id)
 
     def incarnation(self, stream_id: str) -> int:
-        """The stream's incarnation; 0 for one that is not known."""
+        """The stream's incarnation; 0 for an unknown stream."""
         return self._views.incarnation(stream_id)
 
     def knows(self, stream_id: str) -> bool:
-        """Whether there is a stream of that name."""
+        """True if a stream has that name."""
         return stream_id in self._views
 
     def __len__(self) -> int:
@@ -178,7 +178,7 @@ class PublishedState:
 
         try:
             self._loop.call_soon_threadsafe(look)
-        except RuntimeError:  # the loop is closed: nothing moves any more
+        except RuntimeError:  # the loop is closed: nothing changes any more
             return
         done.wait(LOOK_SECONDS)
 

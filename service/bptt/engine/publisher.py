@@ -1,4 +1,4 @@
-"""What leaves the worker: the published state, records for the journal, answers, reports."""
+"""Publishes a worker's results: published state, journal records, answers and reports."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Publisher:
     """Publishes the results of one model's worker. Lives on the event loop.
 
     Attributes:
-        published: what predictions and other readers see.
-        sink: where the model reports to.
-        durable_listeners: called when more records of the journal have become durable.
+        published: the state that predictions and other readers see.
+        sink: receives the model's reports.
+        durable_listeners: called when more journal records have become durable.
         on_figures: called when the figures or settings have changed.
-        worker_waits: the worker has nothing to do, so runs are made on the event loop.
+        worker_waits: True while the worker is idle, so that runs may execute on the event loop.
 
     Args:
         live: the model's learner.
-        views: of the learner's streams; None: they are made.
-        sink: where the server reports to.
+        views: views of the learner's streams; None: they are created.
+        sink: receives the server's reports.
         admission: the model's queue.
-        journaled: whether records go to a store.
+        journaled: True if records go to a store.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Publisher:
     # ------------------------------------------------------------------ a run
 
     def publish(self, outcome: Outcome, *, draining: bool) -> None:
-        """Publish a run on the event loop, in one go: the snapshot, then the answers.
+        """Publish a run on the event loop without a pause: the snapshot, then the answers.
 
         Args:
-            outcome: of a run that did not fail.
-            draining: whether no checkpoint is to become due any more.
+            outcome: the outcome of a run that did not fail.
+            draining: True makes no further checkpoint due.
         """
         if outcome.report is not None:
             self.published.takes(outcome)
@@ -141,13 +141,13 @@ class Publisher:
         self.sink.run(RunReport([], self.published.figures))
 
     def settings_changed(self) -> None:
-        """The learner was configured."""
+        """Publish the learner's new settings."""
         self._live.settings = self._live.learner.settings
         self.published.takes_figures(self._live.learner.figures)
         self.sink.run(RunReport([], self.published.figures))
 
     def _figures_turn(self, before: Figures, figures: Figures) -> None:
-        if self.worker_waits:  # figures of runs on the event loop, which did not report them
+        if self.worker_waits:  # runs on the event loop do not report their figures
             self.sink.run(RunReport([], figures))
         if figures.diverged != before.diverged:
             self._say_divergence(figures)
@@ -165,15 +165,14 @@ class Publisher:
     # ------------------------------------------------------------------ durability
 
     def durable_step(self, stream_id: str) -> int:
-        """All steps of a stream before this one are applied and durable.
+        """The step before which all steps of a stream are applied and durable.
 
-        Without a store, or without a journal, those are all steps that are applied: nothing will
-        ever be more durable.
+        Without a store or a journal every applied step counts as durable.
         """
         return self._durable.step(stream_id, self.published.next_step(stream_id))
 
     def committed(self, lsn: int, seconds: float) -> None:
-        """All records up to this one are durable; the commit took so long."""
+        """Note a commit: all records up to `lsn` are durable. It took `seconds`."""
         self.sink.committed(seconds)
         self._durable.committed(lsn)
         for listener in list(self.durable_listeners):

@@ -1,4 +1,4 @@
-"""All models of a server: made, found, listed, changed, deleted, and in the end stopped."""
+"""The registry of a server's models: creates, finds, lists, changes, deletes and stops them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bptt_core import Learner, ModelSpec
 
 log = logging.getLogger(__name__)
 
-COMPILED_SECONDS = 2.0  # what loading kernels that are compiled never takes
+COMPILED_SECONDS = 2.0  # loading compiled kernels always takes less
 
 T = TypeVar("T")
 
@@ -42,19 +42,19 @@ T = TypeVar("T")
 class Registry:
     """The models of one server. Lives on the event loop.
 
-    A name is in one of five places: `making`, in memory, asleep (in the store only), absent (being
-    brought back, or failed), or being deleted.
+    A model's name is in one of five places: `making`, in memory, asleep (in the store only), absent
+    (being recovered, or failed), or being deleted.
 
     Attributes:
-        making: names of the models that are being made.
+        making: names of the models that are being created.
 
     Args:
-        config: limits, and how often models are saved.
-        executor: where models learn.
-        store: where they are kept, already open; None: nowhere.
-        sink: where they report to.
-        make_learner: how a learner is made.
-        storage: where threads wait for the disk; None: `executor`.
+        config: limits, and the checkpoint interval.
+        executor: threads that learn.
+        store: stores the models, already open; None: models are not stored.
+        sink: receives the models' reports.
+        make_learner: creates a learner.
+        storage: threads that wait for the disk; None: `executor`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Registry:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ look-up
 
     def get(self, model_id: str, operation: Operation = Operation.SHOW) -> Trainer:
         """The model of this name, if it is in memory.
@@ -93,9 +93,9 @@ class Registry:
             operation: the operation that is requested.
 
         Raises:
-            UnknownModel: there is none.
-            Recovering: it is in the store only.
-            ServiceError: its state does not admit the operation, or it has no snapshot.
+            UnknownModel: no model has that name.
+            Recovering: the model is in the store only.
+            ServiceError: its state does not admit the operation, or it is absent.
         """
         trainer = self._models.get(model_id)
         if trainer is not None:
@@ -111,7 +111,7 @@ class Registry:
     async def find(self, model_id: str, operation: Operation = Operation.SHOW) -> Trainer:
         """The model of this name, loaded again if it was unloaded.
 
-        It stays there at least until the caller awaits something. Raises as `get`.
+        It stays in memory at least until the caller awaits. Raises as `get`.
         """
         if model_id in self._model_cache.states:
             self.check_running()
@@ -121,10 +121,10 @@ class Registry:
         return trainer
 
     def status(self, model_id: str) -> ModelStatus | UnreadModel:
-        """The model of this name as it is now, in memory or not.
+        """The current status of a model, in memory or not.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: no model has that name.
         """
         asleep = self._model_cache.states.get(model_id)
         if asleep is not None:
@@ -135,9 +135,9 @@ class Registry:
         return self.get(model_id).status
 
     def page(self, after: str, size: int) -> tuple[list[ModelStatus | UnreadModel], str]:
-        """Models by name, and the name after which the next page begins; "" on the last.
+        """Models in order of name, and the name after which the next page begins; "" on the last.
 
-        Models that are not in memory, and those that failed, are listed too.
+        Includes models that are not in memory and failed ones.
         """
         names, following = page(
             {*self._models, *self._model_cache.states, *self._absent}, after, size
@@ -152,15 +152,16 @@ class Registry:
         """The tables of names: one of them has a model's name, unless it is being deleted."""
         return self._models, self._model_cache.states, self._absent, self.making
 
-    # ------------------------------------------------------------------ making
+    # ------------------------------------------------------------------ creation
 
     async def create(self, definition: ModelDefinition) -> Trainer:
         """Create a model, and save it before any request can see it.
 
-        Once begun it is finished, even if the client that asked for it hangs up.
+        A creation that has begun is finished, even if its client cancels the call.
 
         Raises:
-            ServiceError: it exists, is too large, one too many, or could not be saved.
+            ServiceError: the model exists, is too large, exceeds the number of models, or could
+                not be saved.
         """
         self.check_running()
         definition.check_size(self._config.limits)
@@ -183,7 +184,7 @@ class Registry:
                 raise ModelExists.of(model_id)  # never write into a folder of another model
             learner = self._make_learner(definition.spec)
             start = time.perf_counter()
-            learner.warm_up()  # compiles the kernels, if this machine has not yet
+            learner.warm_up()  # compiles the kernels if they are not compiled yet
             seconds = time.perf_counter() - start
             if seconds > COMPILED_SECONDS:
                 log.info("kernels for %s compiled in %.0f s", definition.spec.cell, seconds)
@@ -212,19 +213,19 @@ class Registry:
         )
         return trainer
 
-    # ------------------------------------------------------------------ deleting
+    # ------------------------------------------------------------------ deletion
 
     async def delete(self, model_id: str) -> None:
         """Delete a model, after its accepted chunks are learned or refused.
 
         Raises:
-            UnknownModel: there is none of that name.
-            StorageFailed: what is stored of it could not be deleted; it is FAILED, and may be
-                deleted again.
+            UnknownModel: no model has that name.
+            StorageFailed: its files could not be deleted; the model is FAILED, and its deletion may
+                be repeated.
             ServiceError: its state does not admit a deletion.
         """
         self.check_running()
-        if model_id in self._deleting:  # by another call: what that one gets, this one gets
+        if model_id in self._deleting:  # by another call: raise the same error
             await asyncio.shield(self._deleting[model_id])
             raise UnknownModel.of(model_id)
         if model_id in self._model_cache.waking:
@@ -265,7 +266,7 @@ class Registry:
         log.info("model %s deleted", model_id)
 
     def _stays_failed(self, model_id: str, known: ModelStatus | None, error: Exception) -> None:
-        """A model could not be deleted: its name is taken, and it may be deleted again."""
+        """Keep the name of a model whose deletion failed, so that the deletion can be repeated."""
         told = error.message if isinstance(error, ServiceError) else "internal error"
         log.error("model %s not deleted: %s", model_id, told)
         lifecycle = self._supervisor.lifecycle(model_id)
@@ -273,10 +274,10 @@ class Registry:
         why = f"model {model_id} could not be deleted ({told}); delete it again"
         lifecycle.apply(Event.FAIL, ModelFailed(why))
 
-    # ------------------------------------------------------------------ changing
+    # ------------------------------------------------------------------ administration
 
     async def update_model(self, model_id: str, **changes: Any) -> Trainer:
-        """Change how a model learns, between two runs. Raises as `get`, and InvalidRequest."""
+        """Change a model's settings between two runs. Raises as `get`, and InvalidRequest."""
         self.check_running()
         trainer = await self.find(model_id, Operation.CONFIGURE)
         await self._in_use(trainer, trainer.configure(changes))
@@ -296,7 +297,7 @@ class Registry:
         return await (await self.find(model_id, Operation.LIST_CHECKPOINTS)).checkpoints()
 
     async def restore_checkpoint(self, model_id: str, lsn: int) -> Trainer:
-        """Take a model back to a checkpoint. Raises as `get`, NotFound, and StorageFailed."""
+        """Restore a model from a checkpoint. Raises as `get`, NotFound, and StorageFailed."""
         trainer = await self.find(model_id, Operation.RESTORE)
         await self._in_use(trainer, trainer.restore(lsn))
         return trainer
@@ -357,13 +358,13 @@ class Registry:
         """Finish the accepted work within `grace` seconds, and save every model.
 
         Returns:
-            Why models could not be saved.
+            The errors of models that could not be saved.
         """
         self._stopping = True
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         await self._supervisor.stop()
-        with contextlib.suppress(TimeoutError):  # what hangs on a disk hangs on it below, too
+        with contextlib.suppress(TimeoutError):  # a hanging disk is bounded below
             async with asyncio.timeout(grace if math.isfinite(grace) else None):
                 await self._model_cache.stop()
                 if self._tasks:
@@ -386,7 +387,7 @@ class Registry:
 
 
 def page(names: Iterable[str], after: str, size: int) -> tuple[list[str], str]:
-    """The first `size` names behind `after` in order, and the last of them if more follow."""
+    """The first `size` names after `after` in order, and the last of them if more follow."""
     found = heapq.nsmallest(size + 1, (name for name in names if name > after))
     if len(found) > size:
         return found[:size], found[size - 1]

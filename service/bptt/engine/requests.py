@@ -34,18 +34,18 @@ class RequestQueue:
 
         Args:
             work: called by the worker, between two runs.
-            after_queue: once everything that was accepted is applied; else between the next two
-                runs, for a busy queue may never be empty.
+            after_queue: True waits until all accepted chunks are applied. False waits only for the
+                current run, because a busy queue may never become empty.
 
         Returns:
-            A future with the result of the work, or its error.
+            A future with the result or error of the work.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         (self._last if after_queue else self._soon).append((work, done))
         return done
 
     def next(self, *, queue_is_empty: bool, may_write: bool) -> Request | None:
-        """The request whose turn it is; None: none."""
+        """Remove and return the next request; None if none may run now."""
         if self._last and queue_is_empty:
             return self._last.popleft()
         if self._soon and may_write:

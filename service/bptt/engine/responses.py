@@ -1,4 +1,4 @@
-"""The answers of one Learn call, handed out in the order of its chunks.
+"""The answers of one Learn call, in the order of its chunks.
 
 Rules:
 - Reading a chunk creates a `PendingResponse`; its answer fills it later, in any order.
@@ -94,7 +94,7 @@ class ResponseQueue:
     def end(self, error: Exception | None = None) -> None:
         """Accept no more responses; after the last answer the call fails with `error`, or ends.
 
-        An error replaces a good end; nothing replaces an error.
+        An error replaces an end without error; nothing replaces an error.
         """
         if self._end is None or self._end[0] is None:
             self._end = (error,)

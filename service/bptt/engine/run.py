@@ -1,6 +1,6 @@
 """Applies batches to the learner in a trainer's thread, and copies the state to publish.
 
-Everything here is a function of the learner and the batches; the event loop publishes the outcome.
+All functions here depend on the learner and the batches only; the event loop publishes the outcome.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bptt_core.errors import BpttError, UnknownStream
 
 
 def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -> Outcome:
-    """Apply the batches in order. Raises nothing: a failure is part of the outcome.
+    """Apply the batches in order. Never raises: a failure is part of the outcome.
 
     Args:
         learner: changed.
@@ -44,19 +44,19 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
             if _must_roll_back(learner, outcome):
                 outcome.diverged, outcome.rest = True, list(batches[place:])
                 break
-        if looks or outcome.commands:  # commands move streams in ways that `records` does not tell
+        if looks or outcome.commands:  # `records` does not show how commands move streams
             outcome.views = {each: _view(learner, each) for each in outcome.touched}
             outcome.report = RunReport(outcome.ticks, learner.figures)
             outcome.snapshot = learner.snapshot()
         outcome.seconds = time.perf_counter() - start
         outcome.own_seconds = time.thread_time() - own_start
-    except Exception as error:  # noqa: BLE001 - the learner is then in no known state
+    except Exception as error:  # noqa: BLE001 - the learner's state is then undefined
         outcome.failure = error
     return outcome
 
 
 def _must_roll_back(learner: Learner, outcome: Outcome) -> bool:
-    """Whether the last tick made the model diverge; it makes no update once it has."""
+    """True if the last tick made the model diverge; a diverged model makes no update."""
     updates = outcome.ticks[-1].updates if outcome.ticks else ()
     if not updates or not updates[-1].skipped or learner.spec.on_divergence != "roll_back":
         return False
@@ -74,7 +74,7 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
         if len(chunks) == 1:
             outcome.answers.append((chunks[0], from_core(error)))
             return
-        for each in chunks:  # nothing was changed: one bad chunk does not take others with it
+        for each in chunks:  # nothing was changed: apply the good chunks without the bad one
             _apply(learner, [each], outcome)
         return
     assert result is not None
@@ -92,7 +92,7 @@ def _apply(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> Non
 def _in_sequence(
     learner: Learner, queued: list[QueuedChunk], outcome: Outcome
 ) -> tuple[Tick, list[QueuedChunk]]:
-    """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
+    """Make a tick of the chunks; drop late labels of steps before a roll-back.
 
     A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
     nothing of it, so their labels are not refused. Chunks without new steps are answered.
@@ -112,7 +112,7 @@ def _in_sequence(
 
 
 def _less_labels(learner: Learner, chunk: Chunk) -> Chunk:
-    """The chunk without labels of steps before its stream's sequence; too late ones stay."""
+    """Drop labels of steps before the stream's sequence, but keep labels that are too late."""
     first, labels = chunk.first_target_step, chunk.targets
     if first is None or labels is None:
         return chunk
@@ -127,7 +127,7 @@ def _less_labels(learner: Learner, chunk: Chunk) -> Chunk:
 
 
 def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome) -> None:
-    """Apply chunks of one stream as one."""
+    """Apply chunks of one stream as one chunk."""
     view = _view(learner, chunks[0].stream_id)
     start = time.perf_counter()
     try:

@@ -59,12 +59,12 @@ class StallWatch:
         if failure is None or self._journal.broken is not None:
             return
         self._journal.refuse_waiters(failure)
-        if self._lifecycle.state is not State.DRAINING:  # a stop has a time of its own
+        if self._lifecycle.state is not State.DRAINING:  # a stop has its own limit
             self._worker.refuse_queue(failure)
             self._wait()
 
     def cancel(self) -> None:
-        """Watch no more, until the journal changes again."""
+        """Stop the timer until the journal changes again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

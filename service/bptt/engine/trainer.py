@@ -1,4 +1,4 @@
-"""A model in memory: its parts, put together, and its entrances.
+"""A model in memory: connects its parts and offers its entry points.
 
     accept → AdmissionQueue → Worker (in a thread: apply, snapshot) → Publisher → answers
                                                                           └→ JournalWriter → durable
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer(ModelReader):
-    """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
+    """A model in memory. Lives on the event loop; call `start` there first, and `stop` at the end.
 
     Attributes:
         load_id: a random number of this loading of the model into memory. Under another
@@ -61,13 +61,13 @@ class Trainer(ModelReader):
         listeners: called with the reason when the model stops or fails.
 
     Args:
-        definition: the model as its user asked for it.
-        learner: of the definition, after record `lsn`.
-        executor: where it learns.
-        storage: where threads wait for the disk; None: `executor`.
-        store: where the model is kept; None: nowhere.
-        sink: where the server reports to.
-        config: limits, and how often it is saved.
+        definition: the model's definition.
+        learner: a learner of the definition, after record `lsn`.
+        executor: threads that learn.
+        storage: threads that wait for the disk; None: `executor`.
+        store: stores the model; None: the model is not stored.
+        sink: receives the server's reports.
+        config: limits, and the checkpoint interval.
         lsn: the last record that the learner has applied.
         saved_lsn: the last record that its newest whole checkpoint holds; None: `lsn`.
         damage: the damage in its journal. None: no damage. A damaged model only predicts.
@@ -102,8 +102,8 @@ class Trainer(ModelReader):
         self.used_at = time.monotonic()
         self.listeners: set[Callable[[ServiceError], None]] = set()
         self._supervisor = supervisor or Unsupervised()
-        self._busy: set[asyncio.Task[Any]] = set()  # tasks that ask something of the model
-        self._store = store if damage is None else None  # written to no more if it is damaged
+        self._busy: set[asyncio.Task[Any]] = set()  # tasks that use the model
+        self._store = store if damage is None else None  # a damaged model is not written
         self._damage = damage
         self._admission = AdmissionQueue(
             definition.spec, config.limits, self._publisher.published, self.sink.duplicate
@@ -153,7 +153,7 @@ class Trainer(ModelReader):
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Begin to work off the queue; the lifecycle leaves RECOVERING."""
+        """Start the worker; the lifecycle leaves RECOVERING."""
         learner, must_roll_back = self._live.learner, False
         if self._replayed:
             self._checkpointer.replayed()
@@ -197,7 +197,7 @@ class Trainer(ModelReader):
             timer = loop.call_later(grace, self._run_out_of_time, refusal)
         try:
             await self._worker.ended()
-            whole = self.lifecycle.state is State.DRAINING  # else it failed, now or before
+            whole = self.lifecycle.state is State.DRAINING  # else the model has failed
             if not (save and whole):
                 self._journal.give_up(refusal)
             await self._checkpointer.stop()
@@ -254,7 +254,7 @@ class Trainer(ModelReader):
 
     @property
     def stays(self) -> bool:
-        """Whether the model must stay in memory: in use, or holds state that is stored nowhere."""
+        """True if the model is in use, or holds state that is stored nowhere else."""
         waits = self._admission.in_use or self._worker.in_use
         writes = self._journal.committed != self._journal.last
         in_use = self.listeners or waits or writes or self._busy
@@ -266,15 +266,15 @@ class Trainer(ModelReader):
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is lost if the model leaves memory now."""
+        """True if the model can leave memory without a loss."""
         return self._checkpointer.is_settled and not self.stays
 
     def forget(self) -> None:
-        """Free the memory of a model that has stopped now: its trainer stands in cycles."""
+        """Free the memory of a stopped model at once: reference cycles would keep it."""
         del self._live.learner
         self._publisher.published.forget()
 
-    # ------------------------------------------------------------------ what parts tell
+    # ------------------------------------------------------------------ state of the parts
 
     @property
     def stalled(self) -> ServiceError | None:
@@ -292,7 +292,7 @@ class Trainer(ModelReader):
 
     @property
     def lsn(self) -> int:
-        """Number of the last record in the life of the model."""
+        """The lsn of the model's last record."""
         return self._journal.last
 
     @property
@@ -328,8 +328,8 @@ class Trainer(ModelReader):
         """Admit a chunk to its stream and the queue; the answer fills `pending`.
 
         Args:
-            incoming: well-formed.
-            pending: of the call's response queue.
+            incoming: a well-formed chunk.
+            pending: its place in the call's response queue.
             sender: the open call. From its first chunk of a stream until `leave`, no other call may
                 send that stream. None: no call.
 
@@ -337,7 +337,7 @@ class Trainer(ModelReader):
             ServiceError: the chunk is refused; nothing was changed.
         """
         self.lifecycle.admit(Operation.LEARN)
-        if self._journal.failure is not None:  # while it is rolled back, say
+        if self._journal.failure is not None:  # for example during a roll-back
             raise self._journal.failure
         self._worker.came(self._admission.place(incoming, pending, sender))
 
@@ -356,8 +356,8 @@ class Trainer(ModelReader):
             The stream's next step.
 
         Raises:
-            UnknownStream: there is none of that name.
-            ServiceError: the model takes nothing now.
+            UnknownStream: no stream has that name.
+            ServiceError: the model's state does not admit the command.
         """
         self.lifecycle.admit(Operation.CHANGE_STREAM)
         assert isinstance(command.done, asyncio.Future)
@@ -371,7 +371,7 @@ class Trainer(ModelReader):
         """Wait until all records applied by now are durable.
 
         Raises:
-            ServiceError: it never will be, or the store has refused commits for too long.
+            ServiceError: they cannot become durable, or the store has refused commits for too long.
         """
         await self._journal.up_to(self._journal.last)
 
@@ -395,4 +395,4 @@ class Trainer(ModelReader):
 
 
 _STAYS = frozenset({State.RECOVERING, State.FAILED, State.RESTORING, State.ROLLING_BACK})
-"""States in which a model is about to change by itself."""
+"""States in which a model must not leave memory."""
