@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from rich.console import Console
 
 from bptt import v1 as pb
 from bptt.cli.models import _table
+from bptt.client import Client
 from bptt.client.convert import model_from_proto
 from bptt.domain import ModelState, UnreadModel
 from bptt.rpc.convert_models import model_to_proto
@@ -27,11 +29,16 @@ def test_a_model_that_is_being_recovered_has_a_row() -> None:
     assert set(row[1:]) == {"recovering", "–"}
 
 
+async def _create(address: str, *names: str) -> None:
+    async with Client.connect(address) as client:
+        for name in names:
+            await client.create_model(name, {"input_size": 1, "hidden_size": 4})
+
+
 def test_a_failed_model_is_listed_with_the_reason(tmp_path: Path) -> None:
     with serving("--data", str(tmp_path)) as server:
         bptt = Bptt(server)
-        for name in ("ride", "sea"):
-            assert bptt("learn", "-", "--model", name, stdin="x\n1\n2\n").status == 0
+        asyncio.run(_create(server.address, "ride", "sea"))
         assert bptt("models").out.splitlines()[-1].startswith("error: "), "both are running"
     damaged = tmp_path / "models" / "ride"
     for checkpoint in damaged.glob("checkpoint-*.safetensors"):
