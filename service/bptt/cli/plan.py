@@ -74,6 +74,18 @@ class FileScan:
     """Intervals of at least GAP_FACTOR times the median."""
 
 
+def check_read(model: Model) -> Model:
+    """Return a model whose spec the server knows.
+
+    Raises:
+        InputError: the server has read nothing of it, because it is recovering or damaged.
+    """
+    if "task" not in model.spec:
+        wait = f"model {model.model_id} is {model.state}; try again later"
+        raise InputError(model.state_reason or wait)
+    return model
+
+
 def make_plan(options: LearnOptions, sample: Sample, model: Model | None, notify: Notify) -> Plan:
     """Decide which columns are inputs, targets and times.
 
