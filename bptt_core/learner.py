@@ -42,7 +42,7 @@ from bptt_core.transition import ROW, Steps
 
 Array = NDArray[Any]
 
-STATE_FORMAT = 2  # of what `Learner.state` gives
+STATE_FORMAT = 2  # format number of `Learner.state`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class FeedResult:
 
     updates: tuple[UpdateReport, ...]
     predictions: Array | None
-    """(T, B, O) in the user's units."""
+    """(T, B, O) in the user's units; None if they were not asked for."""
 
 
 class Learner:
@@ -85,12 +85,13 @@ class Learner:
         """Learn a tick. This is the only transition of the state.
 
         Args:
-            tick: at most one chunk a stream; the order matters.
+            tick: at most one chunk for each stream; their order changes the result.
             predictions: False saves a third of the work, and does not update the figures of merit.
 
         Raises:
             InvalidArgument: a chunk's shape, type or value is wrong; the subclass says which.
-            LabelTooLate, LabelTooEarly: a target's step cannot be learned any more, or not yet.
+            LabelTooLate: a target's step can no longer be learned.
+            LabelTooEarly: a target's step has not been read yet.
             OrderError: a chunk does not begin with its stream's next step.
         If an error is raised, nothing was changed.
         """
@@ -160,9 +161,9 @@ class Learner:
             learning_rate: > 0; replaces the spec's learning rate and schedule.
             clip: how the gradient is clipped.
             clip_threshold: the bound of the clip, > 0.
-            paused: True: learn nothing until it is False again. Targets that become due meanwhile,
-                and those that wait for their update, are never learned. False also lets a diverged
-                model learn again.
+            paused: True stops learning until it is False again. Targets that become due meanwhile,
+                and targets that wait for their update, are never learned. False also lets a
+                diverged model learn again.
 
         Raises:
             InvalidArgument: a value is out of its bounds; nothing was changed.
@@ -231,23 +232,23 @@ class Learner:
         return int(self._table.arrays.counters[self._row(stream_id), NEXT_STEP])
 
     def incarnation(self, stream_id: str) -> int:
-        """Number of the stream's opening in the life of the model, from 1.
+        """The stream's incarnation number, which the model counts from 1 when it opens a stream.
 
-        A stream that was deleted and opened again has another number than before, and no two
-        streams have the same.
+        No two streams have the same number, and a stream that is deleted and opened again gets a
+        new one.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: no stream has that name.
         """
         return int(self._table.incarnations[self._row(stream_id)])
 
     @property
     def last_incarnation(self) -> int:
-        """The highest number that `incarnation` ever gave; 0 before the first stream."""
+        """The highest incarnation number given so far; 0 before the first stream."""
         return self._table.opened
 
     def number_streams_above(self, incarnation: int) -> None:
-        """Give streams that are opened from now on numbers above this one."""
+        """Number streams opened from now on above this incarnation."""
         self._table.opened = max(self._table.opened, incarnation)
 
     def reset_stream(self, stream_id: str) -> None:
@@ -280,16 +281,16 @@ class Learner:
         counters = self._table.arrays.counters[row]
         return int(counters[NEXT_STEP]), int(counters[SEQUENCE_STEP])
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ views of the state
 
     @property
     def parameter_count(self) -> int:
-        """P."""
+        """Number of the network's parameters, P."""
         return self._model.parameters.size
 
     @property
     def figures(self) -> Figures:
-        """Figures of the model."""
+        """Loss, gradient norms, counters and figures of merit of the model."""
         counters, last = self._model.counters.tolist(), self._model.last.tolist()
         if self._norm is None or self._norm[0] != counters[UPDATES]:
             self._norm = (
@@ -391,10 +392,10 @@ class Learner:
         params.load(self.spec, self._model.parameters, source)
         self._norm = self._published = None
 
-    # ------------------------------------------------------------------ keeping
+    # ------------------------------------------------------------------ storage
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """The whole state of the learner, as arrays and as values for JSON."""
+        """The whole state of the learner: arrays, and metadata that JSON can hold."""
         names, streams = self._table.compact()
         arrays = {f"model.{name}": array.copy() for name, array in self._model._asdict().items()}
         arrays |= {f"streams.{name}": array for name, array in streams.items()}
@@ -427,7 +428,7 @@ class Learner:
             array[...] = arrays[f"model.{name}"]
         streams = {name: arrays[f"streams.{name}"] for name in learner._table.arrays._fields}
         names = list(metadata["streams"])
-        numbers = np.arange(1, len(names) + 1)  # of older states, which have none
+        numbers = np.arange(1, len(names) + 1)  # for older states, which lack them
         streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
         learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
         return learner

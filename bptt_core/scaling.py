@@ -41,11 +41,11 @@ class Prepared(NamedTuple):
     """(T, F) of the spec's dtype."""
     targets: Array
     """(N, target_width): the targets that this step completes (for a forecast, those of the step
-    `horizon` earlier); NaN where there is none."""
+    `horizon` earlier); NaN if it is missing."""
     base: Array
     """(T, O) float64: the value that a prediction made at this step is added to."""
     unit: Array
-    """(T, O) float64."""
+    """(T, O) float64: the factor that the output of this step is multiplied by."""
     naive: Array
     """The naive forecast, float64. Regression: (N, O) the mean of the targets so far. Classes: (N,
     1) the cross-entropy of their frequencies so far. Forecast: (T, targets) the last values seen at
@@ -91,7 +91,7 @@ def prepare(
     y: Array | None,
     ends: bool,
 ) -> Prepared:
-    """Scale steps of one stream and learn their statistics.
+    """Scale steps of one stream and add them to the statistics.
 
     Args:
         spec: the model's.

@@ -28,14 +28,14 @@ Array = NDArray[Any]
 
 FADING = 1e-3  # weight of one target in the figures of merit
 LEAST_PROBABILITY = 1e-300  # lower bound of a class's probability in the figures: 997 bits
-BAND = (0.05, 0.95)  # quantiles of the error band: nine of ten errors lie between
+BAND = (0.05, 0.95)  # quantiles of the error band, which holds 90 % of recent errors
 # Errors between two computations of the quantiles: one for each error would cost more than the
 # prediction.
 BAND_EVERY = 32
-# At most so many computations for each turn of the ring: one every 32 errors in a ring of 512 took
+# Bounds the computations for each turn of the ring: one every 32 errors in a ring of 512 took
 # 1.3 of the 3.1 µs of a step with 8 outputs.
 BAND_RINGS = 4
-BAND_ERRORS_MIN = 20  # of an output, before it has a band: one in each tail
+BAND_ERRORS_MIN = 20  # errors of an output before it has a band: one in each tail
 SURPRISES_MIN = 32  # errors of a stream before their deviation is used
 SURPRISES_MAX = 1000  # errors over which a stream's mean and deviation are averaged
 
@@ -161,7 +161,7 @@ def _take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
 
 
 def _keep(model: Model, error: Array) -> None:
-    """Keep one error of every output (O,), NaN where there is none, for the error band."""
+    """Keep one error of every output (O,), NaN if it is missing, for the error band."""
     if not np.isfinite(error).any():
         return
     rows = len(model.errors)
@@ -239,7 +239,7 @@ def of_classes(model: Model) -> tuple[float, float]:
 
 
 def error_band(model: Model) -> tuple[Array, Array]:
-    """As `Learner.error_band`."""
+    """See `Learner.error_band`."""
     if np.isnan(model.error_band).all():
         return np.empty(0), np.empty(0)
     low, high = model.error_band

@@ -47,7 +47,7 @@ class Advanced(NamedTuple):
     members: Array
     """(n, 2) int64: pairs (report, lane), in order: the lanes that took part in each update."""
     scores: Array = np.empty(0)
-    """(N,) float64: anomaly scores of all steps of a forecast that are predicted, else empty."""
+    """(N,) float64: anomaly scores of all steps of a forecast with predictions, else empty."""
 
 
 class Lanes(NamedTuple):
@@ -64,7 +64,7 @@ class Lanes(NamedTuple):
     target_starts: Array
     """(B,) int64: first row of each lane in `targets`."""
     features: Array
-    """(N, F)"""
+    """(N, F) features of the steps."""
     targets: Array
     """(N + B label_delay, target_width): the targets of a lane's steps, then those of its last
     label_delay steps if its sequence ends."""
@@ -78,7 +78,7 @@ class Log:
         self.members: list[tuple[int, int]] = []
 
     def result(self) -> Advanced:
-        """As arrays."""
+        """The log as arrays."""
         reports = np.array(self.reports, np.float64).reshape(-1, REPORT_COLUMNS)
         return Advanced(reports, np.array(self.members, np.int64).reshape(-1, 2))
 
@@ -93,8 +93,8 @@ def advance(
         model: changed.
         streams: changed.
         lanes: the steps.
-        outputs: (N, O), filled with the raw output of every step before it is learned; None: not
-            wanted.
+        outputs: (N, O), filled with the raw output of every step before it is learned. None:
+            outputs are not computed.
     """
     log = Log()
     late = spec.delay > 0
@@ -172,7 +172,7 @@ def _finish(
     """Learn the unfinished windows of sequences that end, and reset their streams."""
     ending = done[lanes.ends[done] != 0]
     rows = lanes.rows[ending]
-    for i in range(spec.label_delay):  # labels of the last steps, as far as they are known
+    for i in range(spec.label_delay):  # the known labels of the last steps
         complete = streams.counters[rows, SEQUENCE_STEP] + i >= spec.label_delay
         mine = ending[complete]
         labels = lanes.targets[lanes.target_starts[mine] + lanes.lengths[mine] + i]

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @inlined
 def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
-    """Take x into counts, means and sums of squared deviations, in place; NaN is left out."""
+    """Add x to counts, means and sums of squared deviations, in place; NaN is left out."""
     for i in range(x.size):
         if not math.isnan(x[i]):
             count[i] += 1
@@ -29,7 +29,7 @@ def welford(count: Array, mean: Array, m2: Array, x: Array) -> None:
 
 @compiled
 def deviation(count: float, m2: float) -> float:
-    """Standard deviation, and 1 where there is none yet."""
+    """Standard deviation; 1 where all values so far are equal."""
     return math.sqrt(m2 / max(count, 1.0)) if m2 > 0 else 1.0
 
 
@@ -37,7 +37,7 @@ def deviation(count: float, m2: float) -> float:
 def level_features(
     sizes: Sizes, count: Array, mean: Array, m2: Array, x: Array, features: Array
 ) -> None:
-    """Take inputs x (D,) into their statistics; levels into features, and flags at their end."""
+    """Add inputs x (D,) to their statistics; write levels, then presence flags, to features."""
     D = x.size
     if sizes.scaled or sizes.missing_inputs:
         welford(count, mean, m2, x)
@@ -55,7 +55,7 @@ def level_features(
 
 @inlined
 def take_changes(count: Array, mean: Array, m2: Array, ahead: int, x: Array, before: Array) -> None:
-    """Take the changes from `before` (D,) to x (D,) into row `ahead` of their statistics."""
+    """Add the changes from `before` (D,) to x (D,) to row `ahead` of their statistics."""
     for i in range(x.size):
         change = x[i] - before[i]
         if not math.isnan(change):
@@ -67,14 +67,14 @@ def take_changes(count: Array, mean: Array, m2: Array, ahead: int, x: Array, bef
 
 @compiled
 def class_entropy(seen: Array, total: Array, wanted: float) -> float:
-    """Cross-entropy of the class frequencies before this one, which is then counted; NaN of none.
+    """Cross-entropy of the class frequencies so far; then count this class. NaN if it is missing.
 
-    Every class counts as seen once more than it was, so that a new one is not impossible.
+    One is added to the count of each class, so that the probability of a new one is not 0.
 
     Args:
-        seen: (classes,) how often each came; changed.
-        total: (1, 1) all of them together; changed.
-        wanted: the class; NaN where there is none.
+        seen: (classes,) count of each class; changed.
+        total: (1, 1) sum of the counts; changed.
+        wanted: the class; NaN if it is missing.
     """
     if math.isnan(wanted):
         return wanted
@@ -89,7 +89,7 @@ def class_entropy(seen: Array, total: Array, wanted: float) -> float:
 def prepare_tokens(
     model: Model, x: Array, features: Array, targets: Array, naive: Array, truth: Array
 ) -> None:
-    """Next token; arrays as in `bptt_core.scaling.Prepared`, filled."""
+    """Prepare tokens: fill arrays as in `bptt_core.scaling.Prepared`."""
     for t in range(x.shape[0]):
         features[t, 0] = targets[t, 0] = truth[t, 0] = x[t, 0]
         naive[t, 0] = class_entropy(model.class_counts, model.target_count, x[t, 0])
@@ -111,7 +111,7 @@ def prepare_steps(
     naive: Array,
     truth: Array,
 ) -> None:
-    """Regression and classification; arrays as in `bptt_core.scaling.Prepared`, filled.
+    """Prepare regression or classification: fill arrays as in `bptt_core.scaling.Prepared`.
 
     Args:
         sizes: the spec's.
@@ -172,13 +172,13 @@ def prepare_forecast(
     naive: Array,
     truth: Array,
 ) -> None:
-    """Forecast; arrays as in `bptt_core.scaling.Prepared`, filled.
+    """Prepare steps of a forecast: fill arrays as in `bptt_core.scaling.Prepared`.
 
     Args:
         sizes: the spec's.
         columns: (targets,) inputs that are forecast.
         model: statistics; changed.
-        recent: (h, D) the stream's last inputs; (2h, D) where they may be missing; changed.
+        recent: (h, D) the stream's last inputs; (2h, D) if they may be missing; changed.
         begin: steps in the stream's sequence before these.
         x: (T, D) inputs in the user's units.
         features: filled.

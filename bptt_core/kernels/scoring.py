@@ -1,7 +1,7 @@
 """Figures of merit: the twin of `bptt_core.scoring`.
 
-What is done at every step is told the few arrays that it needs, and not the whole model: a call
-with as many would cost more than its work.
+Kernels that run at every step take only the arrays they use: passing all arrays of the model would
+cost more than the work itself.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from bptt_core.state import ERRORS, Model
 Array = NDArray[Any]
 
 LOW, HIGH = BAND
-BAND_MARGIN = 0.1  # of its width, within which a band's edge is looked for first
+BAND_MARGIN = 0.1  # share of the band's width in which its new edge is searched first
 
 
 @inlined
 def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error: float) -> None:
-    """Take one absolute error and the naive forecast's into the fading sums, if both are there.
+    """Add one absolute error and the naive forecast's to the fading averages, if both are finite.
 
-    Without a branch, so that a loop over outputs is done several at a time.
+    There is no branch, so that a loop over outputs is vectorised.
     """
     there = is_finite(error) and is_finite(naive_error)
     share = FADING if there else 0.0
@@ -49,14 +49,14 @@ def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error:
 def take_class(
     errors: Array, naive_errors: Array, hits: Array, odds: Array, wanted: float, naive: float
 ) -> None:
-    """Take one target into the figures of classes; as `bptt_core.scoring._take_class`.
+    """Add one target to the figures of classes; as `bptt_core.scoring._take_class`.
 
     Args:
         errors: `Model.error`; changed.
         naive_errors: `Model.naive_error`; changed.
         hits: `Model.hits`; changed.
-        odds: (O,) probabilities that were given.
-        wanted: the class; NaN where there is none.
+        odds: (O,) predicted probabilities.
+        wanted: the class; NaN if it is missing.
         naive: cross-entropy of the class frequencies.
     """
     if math.isnan(wanted) or not is_finite(odds[int(wanted)]):
@@ -73,11 +73,11 @@ def take_class(
 
 @compiled
 def quantile(values: Array, n: int, share: float, bound: float, tail: Array) -> float:
-    """Of the first n values; as `bptt_core.scoring._quantile`, which is told them in order.
+    """Quantile of the first n values; as `bptt_core.scoring._quantile`, but of unsorted values.
 
-    Only the tail that the quantile lies in is put in order, in `tail` (n,) or longer, and of it
-    only what is not beyond `bound`, a guess: where that leaves too few, all are looked at again.
-    NaN: there is no guess.
+    Sorts only the tail that contains the quantile, into `tail` (n,) or longer. Values beyond
+    `bound`, an estimate, are left out; if too few remain, all values are searched. A `bound` of
+    NaN leaves out none.
     """
     if n < BAND_ERRORS_MIN:
         return math.nan
@@ -110,15 +110,15 @@ def quantile(values: Array, n: int, share: float, bound: float, tail: Array) -> 
 def keep_errors(
     kept: Array, counters: Array, band: Array, errors: Array, column: Array, tail: Array
 ) -> None:
-    """Keep one error of every output (O,), NaN where there is none; as `bptt_core.scoring._keep`.
+    """Keep one error of every output (O,), NaN if it is missing; as `bptt_core.scoring._keep`.
 
     Args:
         kept: `Model.errors`; changed.
         counters: `Model.counters`; changed.
         band: `Model.error_band`; changed.
-        errors: (O,)
-        column: scratch of a number for each row of the ring.
-        tail: the same.
+        errors: (O,) in the user's units.
+        column: (rows,) scratch; `rows` is the length of the ring `kept`.
+        tail: (rows,) scratch.
     """
     found = False
     for i in range(errors.size):
@@ -136,9 +136,10 @@ def keep_errors(
 
 @compiled
 def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) -> None:
-    """Fill band (2, O) with the quantiles of what is kept of `count` errors.
+    """Fill band (2, O) with the quantiles of the kept errors.
 
-    They will be near those of the last time: whatever lies further in is passed over.
+    The new quantiles are usually close to the previous ones, so errors further inside the band are
+    skipped in the first search.
     """
     rows = min(count, kept.shape[0])
     for i in range(kept.shape[1]):
@@ -193,7 +194,7 @@ def score_labels(
     column: Array,
     tail: Array,
 ) -> None:
-    """Regression and classification; `held` (label_delay, O) keeps the newest predictions.
+    """Score regression or classification; `held` (label_delay, O) keeps the newest predictions.
 
     Args:
         sizes: the spec's.
@@ -225,7 +226,7 @@ def score_labels(
 
 @compiled
 def score_tokens(model: Model, predictions: Array, naive: Array, truth: Array) -> None:
-    """All tokens but the first, each against the prediction (T, O) of the one before."""
+    """Score all tokens but the first against the prediction (T, O) made at the token before."""
     for t in range(1, truth.shape[0]):
         take_class(
             model.error, model.naive_error, model.hits, predictions[t - 1], truth[t, 0], naive[t, 0]
@@ -248,7 +249,7 @@ def score_forecast(
     tail: Array,
     scores: Array,
 ) -> None:
-    """Errors of earlier forecasts whose truth has come; `held` (h, O + n) keeps the newest.
+    """Score earlier forecasts whose truth is now known; `held` (h, O + n) keeps the newest.
 
     Args:
         sizes: the spec's.
@@ -257,8 +258,8 @@ def score_forecast(
         recent_surprise: (3,) of the stream; changed.
         begin: steps in the stream's sequence before these.
         predictions: (T, O).
-        unit: (T, O).
-        naive: (T, n) values seen last.
+        unit: (T, O), as in `bptt_core.scaling.Prepared`.
+        naive: (T, n) last values seen.
         truth: (T, n) values of the target columns.
         errors: (O,) scratch.
         column: scratch, as in `keep_errors`.

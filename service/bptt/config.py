@@ -1,4 +1,4 @@
-"""How a server is set up: `ServerConfig`, with every limit and the reason for its value."""
+"""The configuration of a server: `ServerConfig`, with every limit and the reason for its value."""
 
 from __future__ import annotations
 
@@ -10,97 +10,102 @@ from typing import get_args, Literal
 from bptt.errors import InvalidRequest
 
 Durability = Literal["full", "process", "none"]
-"""An acknowledged step survives the machine's end, the process's end, or a clean stop only."""
+"""What an acknowledged step survives: `full`, a crash of the machine; `process`, a crash of the
+process; `none`, only a clean stop."""
 
 MESSAGE_BYTES_MAX = 4 << 20
-"""gRPC's own default, which clients in other languages have too; a million values a chunk."""
+"""gRPC's default, also in other languages' clients. Holds a chunk of a million float32 values."""
 
 STREAM_ID_BYTES_MAX = 256
-"""A name, not a payload: a million streams' names then stay below 256 MB."""
+"""The names of a million streams then take at most 256 MB."""
 
 CHUNK_STEPS_MAX = 16_384
-"""With k1 = 1 a chunk is answered with as many update reports, 60 bytes each: 1 MB."""
+"""With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
 
 ANSWER_VALUES_MAX = 700_000
-"""Predictions in one answer: 2.8 MB, so that with its update reports it stays below
-MESSAGE_BYTES_MAX, the most that a client of gRPC reads by default."""
+"""Predicted values in one answer: 2.8 MB. With its update reports an answer then stays below
+MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
 
 TOP_TOKENS_DEFAULT = 5
 TOP_TOKENS_MAX = 100
-"""Likeliest tokens that an answer names for each step: 800 bytes a step at the most."""
+"""Likeliest tokens in an answer for each step: at most 800 bytes a step."""
 
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1000
 """A page of streams is then at most 270 KB."""
 
 PAGE_BYTES_MAX = 2 << 20
-"""Of a page of models, whose input names may take a megabyte each; a page has at least one."""
+"""Size of a page of models, whose input names may take a megabyte each; a page has at least one
+model."""
 
 INPUT_NAME_BYTES_MAX = 256
-"""A column's title; 4096 of them still fit one message."""
+"""4,096 input names of this length fit one message."""
 
 READ_AHEAD_BYTES = 1 << 20
-"""What HTTP/2 takes from a call that the server does not read: bounds a waiting client's share of
-memory, and is wide enough for a fast one (flow control is not probed for a wider window)."""
+"""HTTP/2 window of a call: the bytes buffered while the server does not read it. Bounds the memory
+of a waiting client and does not slow down a fast one. gRPC does not probe for a larger window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one server holds at most. All bounds are inclusive."""
+    """Upper bounds of one server. All are inclusive."""
 
     models: int = 1000
-    """Models. Those in memory (`models_in_memory`) have an asyncio task each and, of the default
-    size, half a megabyte; of the others a definition and figures are kept."""
+    """Models. A model in memory (see `models_in_memory`) has an asyncio task and, at the default
+    size, takes half a megabyte; of other models only the definition and figures stay in memory."""
     streams: int = 100_000
     """Streams of one model; 4 KB each at the default size is 400 MB."""
     parameters: int = 50_000_000
-    """Of one model. 200 MB a copy in float32, and there are five: parameters, gradient, two of
-    Adam's moments, snapshot."""
+    """Parameters of one model. A float32 copy takes 200 MB, and there are five: parameters,
+    gradient, Adam's two moments, snapshot."""
     model_bytes: int = 2 << 30
-    """Of one model with its first stream: those five copies, and the buffers of its updates, which
-    hold the activations of k2 steps of `max_batch_streams` windows."""
+    """Memory of one model with its first stream: the five copies, and the buffers of its updates,
+    which hold the activations of k2 steps of `max_batch_streams` windows."""
     streams_bytes: int = 2 << 30
-    """Of one model's streams, which may not be the small ones of the default size: 4,096 steps of
-    4,096 inputs are 64 MB a stream. Room is made in doublings, so up to twice as much address space
-    is taken, and half as much again while it is copied."""
+    """Memory of one model's streams. A stream may be large: 4,096 steps of 4,096 inputs take 64 MB.
+    Arrays grow by doubling, so they reserve up to twice this bound, and three times while they are
+    copied."""
     queue_chunks: int = 1024
-    """Chunks that wait for one model: 8 MB at 8 KB a chunk. When it is full the client waits."""
+    """Chunks in the queue of one model: 8 MB at 8 KB a chunk. A full queue makes clients wait."""
     queue_bytes: int = 32 << 20
-    """The same in bytes, for large chunks: eight of the largest."""
+    """Bytes in the queue of one model: eight chunks of the largest size."""
     queue_seconds: float = 30.0
-    """How long a client waits for that queue, which is worked off in a second or two; then its call
-    ends, and it is told when to come back."""
+    """How long a client waits for room in that queue, which usually empties in one or two seconds.
+    After that its call ends with an error that says when to retry."""
     call_answers: int = 1024
-    """Chunks of one Learn call that are not answered yet or whose answer is not yet sent: a client
-    that does not read its answers is not read from."""
+    """Chunks of one Learn call without a sent answer. Beyond it the server stops reading the call
+    until the client reads its answers."""
     call_bytes: int = 16 << 20
-    """The same in bytes of predictions, which a horizon of 64 makes 64 times as long as inputs."""
+    """Bytes of predictions in those answers: a horizon of 64 makes them 64 times as long as the
+    inputs."""
     run_chunks: int = 256
-    """Chunks that the trainer takes at once. Bounds the time between two snapshots."""
+    """Chunks in one run of the trainer. Bounds the time between two snapshots."""
     run_steps: int = 2048
-    """The same in steps, for long chunks. What a run did is counted on the event loop in one go:
-    2.2 ms for the 4,096 updates of 16,384 steps, measured, in which no prediction is answered."""
+    """Steps in one run. The event loop counts a run's updates without a pause, and answers no
+    prediction meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What the data folder keeps of each model.
+    """What the data folder keeps for each model.
 
     Raises:
         InvalidRequest: a field is out of its bounds; the error names it.
     """
 
     checkpoints: int = 3
-    """Of the newest: two to go back to should the newest be damaged. The best is kept beside."""
+    """Newest checkpoints: the default leaves two to fall back to if the newest is damaged. The best
+    checkpoint is kept as well."""
     history_bytes: int = 64 << 20
-    """Of journal beyond what recovery needs, for `bptt replay`: 1.8 million steps of 8 float32 in
-    chunks of 64."""
+    """Journal bytes beyond what recovery needs, for `bptt replay`: the default holds 1.8 million
+    steps of 8 float32 values in chunks of 64."""
     model_bytes: int = 4 << 30
-    """Of checkpoints and journal. Beyond it history goes first, then checkpoints, the oldest first
-    and never the newest; the journal behind the newest stays whatever it takes."""
+    """Bytes of checkpoints and journal. Beyond it, history is deleted first, then checkpoints from
+    the oldest on. The newest checkpoint and the journal after it always stay."""
     open_journals: int = 128
-    """At one time, three files and a mark each: half of the 1,024 files that a process may open by
-    default; the other half is for clients."""
+    """Journals open at one time. Each takes three files and one for its commit watermark, so they
+    use half of the 1,024 files that a process may open by default; the other half is for
+    clients."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -114,7 +119,7 @@ _KEPT_LEAST = {"checkpoints": 1, "history_bytes": 0, "model_bytes": 1, "open_jou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Everything a server needs to know.
+    """All settings of a server.
 
     Raises:
         InvalidRequest: a field is out of its bounds; the error names it.
@@ -122,41 +127,43 @@ class ServerConfig:
 
     address: str = "127.0.0.1:50051"
     """Where gRPC listens, host:port. Port 0: a free one. There is no authentication: listen on
-    loopback unless something in front of the server does that."""
+    loopback unless a proxy in front of the server authenticates clients."""
     metrics_address: str | None = "127.0.0.1:9464"
-    """Where Prometheus scrapes /metrics, host:port. Port 0: a free one. None: nowhere."""
+    """Where Prometheus scrapes /metrics, host:port. Port 0: a free one. None: metrics are not
+    served."""
     data: Path | None = None
-    """Folder of journals and checkpoints. None: nothing is stored, and a stop forgets every
-    model."""
+    """Folder of journals and checkpoints. None: nothing is stored, and models are lost when the
+    server stops."""
     durability: Durability = "full"
-    """What an acknowledged step outlives: `full` the machine's end, `process` the process's, `none`
-    only a clean stop, for there is no journal."""
+    """See `Durability`. `none` writes no journal."""
     kept: Kept = field(default_factory=Kept)
-    """What is kept in `data`."""
+    """How much of each model is kept in `data`."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads that learn, shared by all models: as many as cores, for kernels run without the
-    interpreter's lock."""
+    """Threads that learn, shared by all models. As many as cores, because kernels run without the
+    GIL."""
     checkpoint_records: int = 10_000
-    """A model is saved after so many ticks, and every `checkpoint_seconds` while it learns."""
+    """A checkpoint is written after this many records, and every `checkpoint_seconds` of
+    learning."""
     checkpoint_seconds: float = 10.0
-    """What a server that was killed replays is at most what was learned in this time, which takes
-    no longer than it did; without a journal it is what it forgets."""
+    """A killed server replays at most what it learned in this time, which takes no longer than
+    learning it did. Without a journal this is what it loses."""
     gradient_flow_updates: int = 1000
-    """Least updates of a model between two looks at how far its gradients reach back; 0: never.
-    A look costs as much as 30 to 60 updates, and is put off where it would take more than half a
-    percent of the time spent learning."""
+    """Minimum updates of a model between two measurements of its gradient flow; 0: never. One
+    measurement costs as much as 30 to 60 updates; it is postponed until it takes at most half a
+    percent of the learning time."""
     models_in_memory: int = 128
-    """Models that stay in memory; beyond it those that were used longest ago are saved and leave
-    it, and come back when somebody asks for them. As many as may have their journals open, so one
-    that is in memory need not open it for each commit; half a megabyte each, of the default size.
-    Models with an open Learn call stay, and so do all where there is no `data`."""
+    """Models in memory. Beyond it the least recently used models are saved and leave memory; a
+    request brings them back. The default equals the number of open journals, so that a model in
+    memory need not open its journal for each commit. A model of the default size takes half a
+    megabyte. Models with an open Learn call stay in memory; without `data` all models stay."""
     grace_seconds: float = 20.0
-    """What a stop waits for clients that do not read their answers; Kubernetes kills after 30."""
+    """How long a stop waits for clients that do not read their answers. Kubernetes kills after 30
+    s."""
     limits: Limits = field(default_factory=Limits)
-    """What the server holds at most."""
+    """Upper bounds of the server."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a look at the machine."""
+        """Check the bounds that do not depend on the machine."""
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)

@@ -1,4 +1,4 @@
-"""What the service speaks of, free of gRPC, Prometheus and files."""
+"""Value types and sink protocols of the service, free of gRPC, Prometheus and files."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _MODEL_ID_BOUND = (
 
 
 def check_model_id(model_id: str) -> str:
-    """The name itself, which is safe as a folder's name and in a log line.
+    """Return a valid model name unchanged; it is safe as a folder's name and in a log line.
 
     Raises:
-        InvalidRequest: it is not a model's name.
+        InvalidRequest: the name is not valid.
     """
     if not _MODEL_ID.fullmatch(model_id):
         raise InvalidRequest.of("model_id", shorten(repr(model_id)), _MODEL_ID_BOUND)
@@ -48,10 +48,10 @@ def check_model_id(model_id: str) -> str:
 
 
 def check_stream_id(stream_id: str) -> str:
-    """The name itself.
+    """Return a valid stream name unchanged.
 
     Raises:
-        InvalidRequest: it has no bytes, or more than STREAM_ID_BYTES_MAX.
+        InvalidRequest: the name is empty, or longer than STREAM_ID_BYTES_MAX.
     """
     size = len(stream_id.encode())
     if not 1 <= size <= STREAM_ID_BYTES_MAX:
@@ -66,19 +66,19 @@ class ModelDefinition:
     """A model as its user asked for it.
 
     Raises:
-        InvalidRequest: the name or the input names are not what they must be.
+        InvalidRequest: the name, or an input or target name, is not valid.
     """
 
     model_id: str
     spec: ModelSpec
     input_names: tuple[str, ...] = ()
-    """Names of the inputs, for people: none, or as many as `input_size`."""
+    """Display names of the inputs: none, or `input_size` of them."""
     target_names: tuple[str, ...] = ()
-    """Names of the targets or classes, for people: none, or as many as there are. A forecast's
-    targets are inputs, and have their names."""
+    """Display names of the targets or classes: none, or one for each. The targets of a forecast are
+    inputs and have the inputs' names."""
 
     def __post_init__(self) -> None:
-        """Check what the spec itself does not know."""
+        """Check the names, which the spec does not contain."""
         check_model_id(self.model_id)
         spec = self.spec
         _check_names("spec.input_names", self.input_names, "input_size", spec.input_size)
@@ -88,10 +88,10 @@ class ModelDefinition:
         _check_names("spec.target_names", self.target_names, "output_size", spec.target_count)
 
     def check_size(self, limits: Limits) -> None:
-        """Refuse a network that the server could not hold, before any of it is made.
+        """Refuse a network that is too large for the server, before it is allocated.
 
         Raises:
-            InvalidRequest: it has more parameters than the limit, or takes more memory.
+            InvalidRequest: the network exceeds the limit of parameters or memory.
         """
         count = params.count(self.spec)
         if count > limits.parameters:
@@ -102,7 +102,7 @@ class ModelDefinition:
         self._check_bytes(limits)
 
     def _check_bytes(self, limits: Limits) -> None:
-        """Refuse what could not be held while it learns; the field that would help is named."""
+        """Refuse a network whose learning takes too much memory; name the field to reduce."""
         bound = limits.model_bytes
         if _bytes(self.spec, limits) <= bound:
             return
@@ -127,7 +127,7 @@ class ModelDefinition:
 
 
 def _bytes(spec: ModelSpec, limits: Limits) -> int:
-    """Of a model and a stream of it, in ticks of as many streams as a run may have."""
+    """Memory of a model and one stream, for ticks of as many streams as a run may have."""
     tick_streams = max(spec.max_batch_streams, limits.run_chunks)
     return bytes_of_model(spec, tick_streams) + bytes_of_stream(spec)
 
@@ -143,11 +143,11 @@ def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IncomingChunk:
-    """A chunk that is well-formed, but has no place in its stream yet."""
+    """A well-formed chunk that has no position in its stream yet."""
 
     stream_id: str
     first_step: int | None
-    """None: at the stream's end."""
+    """None: append to the stream."""
     inputs: FloatArray | IntArray
     """(T, D), or (T,) token ids. T >= 1; with a label delay it may be 0."""
     targets: FloatArray | IntArray | None
@@ -156,7 +156,7 @@ class IncomingChunk:
     first_target_step: int | None = None
     """Step of the first target. None: the first step of the chunk."""
     incarnation: int = 0
-    """Incarnation of the stream that the chunk belongs to; 0: any, or a new one."""
+    """Incarnation of the stream that the chunk belongs to; 0: the current one, or a new one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,30 +174,30 @@ Answer = ChunkResult | Refused
 
 
 class ModelState(enum.StrEnum):
-    """What a model does with steps. `engine/lifecycle.py` has the transitions."""
+    """The states of a model. `engine/lifecycle.py` has the transitions."""
 
     RECOVERING = "recovering"
-    """It is being brought back from the store."""
+    """The model is being recovered from the store."""
     RUNNING = "running"
-    """It learns."""
+    """The model learns."""
     PAUSED = "paused"
-    """Chunks are read and predicted; nothing is learned, as an operator asked."""
+    """Chunks are read and predicted, but not learned: an operator paused the model."""
     DIVERGED = "diverged"
-    """As PAUSED, because too many updates in a row were not finite."""
+    """Like PAUSED, because too many updates in a row were not finite."""
     STALLED = "stalled"
     """The store refuses commits for now; chunks are refused."""
     RESTORING = "restoring"
-    """It goes back to a checkpoint that an operator chose; chunks are refused."""
+    """An operator restores a checkpoint; chunks are refused."""
     ROLLING_BACK = "rolling_back"
-    """It goes back to a checkpoint because it diverged; chunks wait."""
+    """The model diverged and rolls back to a checkpoint; chunks wait."""
     READ_ONLY = "read_only"
-    """Its journal is damaged: it predicts, and refuses chunks."""
+    """The journal is damaged: the model predicts, and refuses chunks."""
     FAILED = "failed"
-    """An internal error ended its learning, or it could not be brought back."""
+    """An internal error ended learning, or recovery failed."""
     DRAINING = "draining"
-    """What was accepted is finished; nothing more is accepted."""
+    """Accepted chunks are finished; new ones are refused."""
     STOPPED = "stopped"
-    """Nothing of it runs any more."""
+    """The model's tasks have ended."""
 
 
 def state_of(settings: Settings, figures: Figures) -> ModelState:
@@ -209,7 +209,7 @@ def state_of(settings: Settings, figures: Figures) -> ModelState:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model as it is now."""
+    """The current status of a model."""
 
     definition: ModelDefinition
     parameters: int
@@ -218,7 +218,7 @@ class ModelStatus:
     state: ModelState
     settings: Settings
     state_reason: str = ""
-    """Why it is in that state, for people; "" where the state says it all."""
+    """Explanation of the state for people; "" if the state needs none."""
 
     @property
     def model_id(self) -> str:
@@ -228,7 +228,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class UnreadModel:
-    """A model of which nothing but its name is known: its checkpoints have not been read."""
+    """A model of which only the name is known: its checkpoints have not been read."""
 
     model_id: str
     state: ModelState
@@ -237,7 +237,7 @@ class UnreadModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunReport:
-    """What a model's worker did in one run: one or more ticks, then a new snapshot."""
+    """Result of one run of a model's worker: one or more ticks, then a new snapshot."""
 
     ticks: Sequence[TickReport]
     figures: Figures
@@ -250,40 +250,40 @@ class TickReport:
     streams: int
     steps: int
     updates: Sequence[UpdateReport]
-    """Each with the prequential loss of its new steps: of predictions made before it."""
+    """Each with the prequential loss of its new steps."""
     seconds: float
     chunks: Sequence[Chunk] = ()
-    """The steps and targets of the tick, a chunk for each of its streams."""
+    """The steps and targets of the tick: one chunk for each stream."""
     results: Sequence[ChunkResult] = ()
-    """What became of each chunk: the predictions, each made before its target was learned, and the
-    anomaly scores. With `chunks` they give the prequential error of every step, which a detector of
-    drift needs. They are the learner's own arrays: copy what is kept."""
+    """The result of each chunk: predictions made before their target was learned, and anomaly
+    scores. Together with `chunks` they give the prequential error of every step, which a drift
+    detector needs. The arrays belong to the learner: copy them to keep them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is read when somebody looks, not when it changes."""
+    """Values that are read at each scrape, and not reported when they change."""
 
     streams: int
     queue_chunks: int
     snapshot_age_steps: int
-    """Steps accepted that the snapshot does not hold yet."""
+    """Accepted steps that the snapshot does not contain yet."""
 
 
 class ModelSink(Protocol):
-    """Where one model reports to. Called on the event loop; must not block."""
+    """Receives the reports of one model. Called on the event loop; must not block."""
 
     def run(self, report: RunReport) -> None:
-        """The trainer did something."""
+        """The worker finished a run."""
 
     def flow(self, flow: GradientFlow | None) -> None:
-        """How far gradients reach back now; None: it is not known yet."""
+        """The gradient flow was measured; None: it is unknown."""
 
     def refused(self, reason: str) -> None:
-        """A chunk was refused; `reason` is one of the errors' few words."""
+        """A chunk was refused; `reason` is the error's machine-readable reason."""
 
     def duplicate(self, steps: int) -> None:
-        """Steps came that had been accepted before."""
+        """This many steps were received again and trimmed."""
 
     def predicted(self, seconds: float) -> None:
         """A prediction was answered."""
@@ -292,54 +292,54 @@ class ModelSink(Protocol):
         """A checkpoint was written."""
 
     def committed(self, seconds: float) -> None:
-        """What waited was committed to the journal."""
+        """A transaction was committed to the journal."""
 
     def rolled_back(self) -> None:
-        """The model diverged and went back to a checkpoint."""
+        """The model diverged and rolled back to a checkpoint."""
 
     def recovered(self, seconds: float) -> None:
-        """The model was brought back from the store."""
+        """The model was recovered from the store."""
 
 
 class ReportSink(Protocol):
-    """Where the engine reports to."""
+    """Receives the reports of the engine."""
 
     def open_model(
         self, model_id: str, figures: Figures, gauges: Callable[[], Gauges]
     ) -> ModelSink:
-        """A model is there from now on, or again. `gauges` may be called from any thread."""
+        """A model is now in memory. `gauges` may be called from any thread."""
 
     def rest_model(self, model_id: str) -> None:
-        """The model has left memory. What was counted of it stays; its gauges go."""
+        """The model has left memory. Its counters stay; its gauges are removed."""
 
     def close_model(self, model_id: str) -> None:
-        """The model is gone, and so is everything reported of it. It need not have been there."""
+        """The model was deleted: remove everything reported for it. An unknown name is ignored."""
 
     def model_state(self, model_id: str, state: ModelState) -> None:
-        """The model is in this state from now on. It need not be in memory."""
+        """The model changed to this state. It need not be in memory."""
 
     def model_failed(self, model_id: str, reason: str) -> None:
-        """The model became FAILED; `reason` is one of few words: what it was doing."""
+        """The model became FAILED; `reason` is a metric label that names the activity."""
 
 
 class MethodSink(Protocol):
-    """Where the calls of one RPC method are counted. Called on the event loop."""
+    """Counts the calls of one RPC method. Called on the event loop."""
 
     def started(self) -> None:
-        """A call came in."""
+        """A call began."""
 
     def received(self) -> None:
-        """One message came in."""
+        """A message was received."""
 
     def sent(self) -> None:
-        """One message went out."""
+        """A message was sent."""
 
     def handled(self, code: str, seconds: float) -> None:
-        """A call ended with this status code, by name, after so long."""
+        """A call ended with this status code, by name, after `seconds`."""
 
 
 class CallSink(Protocol):
-    """Where calls are counted."""
+    """Counts calls."""
 
     def method(self, kind: str, service: str, method: str) -> MethodSink:
         """The counters of one method; `kind` is gRPC's: unary, server_stream, and so on."""

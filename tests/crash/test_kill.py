@@ -80,7 +80,7 @@ async def kill_at_a_random_moment(
 
 
 async def learned_without_a_kill(folder: Path, chunks: int) -> State:
-    """What the single stream's model is after the same chunks on a server that nobody disturbs."""
+    """The single stream's model after the same chunks on an undisturbed server."""
     async with restarted(folder, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("one", SPEC)

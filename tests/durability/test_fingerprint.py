@@ -1,4 +1,4 @@
-"""What the bits depend on is told, and so is how it differs."""
+"""The fingerprint names what the bits depend on, and how two fingerprints differ."""
 
 from __future__ import annotations
 

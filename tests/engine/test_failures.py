@@ -162,7 +162,7 @@ async def test_a_model_that_breaks_each_time_is_brought_back_a_bounded_number_of
         await until(lambda: "stays failed" in caplog.text)
         assert host.state is State.FAILED
         assert failures(host) == {"recovery": 4}
-        with pytest.raises(ModelFailed, match="could not be brought back"):
+        with pytest.raises(ModelFailed, match="could not be recovered"):
             await host.registry.find("m", Operation.PREDICT)
         assert host.health["m"] is False
 

@@ -1,4 +1,4 @@
-"""What is told of a model that does not do all that it is there for: diverged, or not back yet."""
+"""Health and metrics of a model that does not learn: diverged, or still recovering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that was brought back is saved with what was replayed, whether it learns more or not."""
+"""A recovered model is saved with the replayed records, whether it learns more or not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def killed(store: SqliteStore) -> Learner:
 
 
 async def stopped(store: SqliteStore) -> Recovered:
-    """A server starts on the store and is stopped, and nobody learns; what the next one finds."""
+    """Start a server on the store and stop it without learning; return what the next one finds."""
     with ThreadPoolExecutor(1) as executor:
         registry = Registry(ServerConfig(), executor, store, Metrics())
         await registry.recover()

@@ -50,7 +50,7 @@ async def test_an_unexpected_exception_is_internal_without_its_text_and_logged_o
 
 
 class _BreaksAtSecondTick(Learner):
-    """A learner that fails in a way that nobody foresaw."""
+    """A learner that raises an unexpected exception."""
 
     def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         if self.figures.steps >= 4:

@@ -179,7 +179,7 @@ async def test_of_two_calls_on_one_stream_the_first_keeps_it(server: Harness) ->
     first, second = await server.learn(), await server.learn()
     await first.send("s", wave(4), first_step=0)
     assert (await first.learned()).next_step == 4
-    for first_step in (0, 4):  # a resend is refused, too: who sends must know that it is not alone
+    for first_step in (0, 4):  # a resend is refused too: the sender must know of the other call
         await second.send("s", wave(4, first_step), first_step=first_step)
         refused = await second.refused()
         assert refused.code == grpc.StatusCode.ABORTED.value[0]

@@ -1,4 +1,4 @@
-"""What the rest of the service needs of a store: of the engine's and of the offline commands'.
+"""The `Store` protocol: the operations that the engine and the offline commands use.
 
 A model's life is a sequence of records, numbered 1, 2, 3, …: ticks, and commands such as a reset of
 a stream. A record's number is its log sequence number, `lsn`. The journal holds the records; a
@@ -176,7 +176,7 @@ class StoreReader(Protocol):
         """
 
     def salvage(self, model_id: str) -> Iterator[tuple[int, Record | str]]:
-        """All records that are there, in order: each whole, or what is wrong with it.
+        """All records, in order: each is whole, or a description of its damage.
 
         A journal that cannot be read at all has none; `problems` says why.
         """
@@ -282,9 +282,9 @@ class Store(StoreReader, StoreTools, Protocol):
             records: numbered on from the journal's last, without a gap.
 
         Raises:
-            StorageFailed: they could not be written: none of them is there, and the same call may
+            StorageFailed: they could not be written: none was stored, and the same call may
                 succeed later.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
             ValueError: they are not numbered on from the journal's last.
         """
 
@@ -292,7 +292,7 @@ class Store(StoreReader, StoreTools, Protocol):
         """As `records`, for the writer: from the call on no other writer can add to them.
 
         Raises:
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
             DataDamaged: see `records`.
             StorageFailed: the journal cannot be read.
         """
@@ -308,7 +308,7 @@ class Store(StoreReader, StoreTools, Protocol):
 
         Raises:
             StorageFailed: it could not be written; those before it are untouched.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
         """
 
     def delete(self, model_id: str) -> None:
@@ -316,5 +316,5 @@ class Store(StoreReader, StoreTools, Protocol):
 
         Raises:
             StorageFailed: it could not be deleted.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
         """

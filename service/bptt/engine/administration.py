@@ -1,4 +1,4 @@
-"""What is done to a model between two runs: settings, checkpoints, restores, roll-backs.
+"""Changes a model between two runs: settings, checkpoints, restores, roll-backs.
 
 Each method that changes the learner is given to the worker, which calls it between two runs; so the
 learner is never in two hands.
@@ -108,7 +108,7 @@ class Administration:
         return await self._checkpointer.save(checkpoint)
 
     async def settle(self) -> None:
-        """Save all of the model. It goes on meanwhile: ask `is_settled` afterwards.
+        """Save the model while it keeps working: check `is_settled` afterwards.
 
         Raises:
             ServiceError: it could not be saved.
@@ -195,7 +195,7 @@ class Administration:
             await self._go_back(command, lambda _: checkpoint)
         self._publisher.sink.rolled_back()
         log.warning(
-            "model %s rolled back to what it was after %d steps, its learning rate is now %g: %d "
+            "model %s rolled back to its state after %d steps, its learning rate is now %g: %d "
             "updates in a row were not finite",
             self._model_id,
             checkpoint.steps,
@@ -204,7 +204,7 @@ class Administration:
         )
 
     async def _go_back(self, command: Command, load: LoadCheckpoint) -> None:
-        """Do what a command says that names a checkpoint."""
+        """Apply a command that names a checkpoint."""
 
         def in_thread() -> tuple[Learner, Snapshot, StreamViews]:
             learner = apply_body(self._live.learner, command, load).learner

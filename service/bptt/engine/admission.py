@@ -1,10 +1,10 @@
-"""Admission of chunks: each gets a place in its stream, and in the queue of its model.
+"""Admits chunks: to their position in their stream, and to the queue of their model.
 
 Rules:
-- A chunk is placed behind all that was accepted of its stream, learned or not: what it repeats is
-  trimmed away, and after a gap it is refused.
-- From the first chunk that a call sends of a stream until the call ends, no other call may send it.
-- The queue is bounded; those who wait for room are served in order of arrival.
+- A chunk follows all accepted steps of its stream, learned or not: repeated steps are trimmed, and
+  a chunk after a gap is refused.
+- From a call's first chunk of a stream until the call ends, no other call may send the stream.
+- The queue is bounded; waiters for room are served in order of arrival.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ ANY_INCARNATION = -1
 
 
 class AdmissionQueue:
-    """Of one model. Lives on the event loop.
+    """The admission queue of one model. Lives on the event loop.
 
     Attributes:
-        queue: what waits to be learned.
-        steps: accepted, but not learned yet.
+        queue: chunks and commands that wait for the worker.
+        steps: steps that are accepted but not learned yet.
 
     Args:
-        spec: the model's.
-        limits: of the queue, and of streams.
+        spec: the model's spec.
+        limits: bounds of the queue and of streams.
         published: positions of streams that have nothing queued.
-        duplicate: called with the number of steps that came again.
+        duplicate: called with the number of repeated steps in a chunk.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class AdmissionQueue:
         self._duplicate = duplicate
         by_bytes = limits.streams_bytes // bytes_of_stream(spec)
         self._streams_max = min(limits.streams, max(1, by_bytes))
-        # stream: [step after all that was accepted, entries, incarnation that one of them deletes]
+        # stream: [step after all accepted steps, entries, incarnation that one of them deletes]
         self._accepted: dict[str, list[int]] = {}
         self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self._space: deque[asyncio.Future[None]] = deque()
 
     @property
     def in_use(self) -> bool:
-        """Whether a chunk waits to be applied, or a task waits for room."""
+        """Whether a chunk is queued or unanswered, or a call waits for room."""
         return bool(self._accepted or self._space)
 
     @property
@@ -69,7 +69,7 @@ class AdmissionQueue:
         return len(self._senders) == 1
 
     def expected_step(self, stream_id: str) -> int:
-        """The step after all that was accepted of a stream; 0 for one that is not known."""
+        """The step after all accepted steps of a stream; 0 for an unknown stream."""
         accepted = self._accepted.get(stream_id)
         if accepted is not None:
             return accepted[0]
@@ -79,7 +79,7 @@ class AdmissionQueue:
 
     @property
     def full(self) -> bool:
-        """Whether a chunk must wait for room in the queue, or behind others that wait."""
+        """Whether a chunk must wait: the queue is full, or earlier calls wait for room."""
         return bool(self._space) or self._is_full
 
     @property
@@ -88,7 +88,7 @@ class AdmissionQueue:
         return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
 
     async def room(self) -> None:
-        """Wait until the queue has room for a chunk. First come, first served."""
+        """Wait, in order of arrival, until the queue has room for a chunk."""
         if not self.full:
             return
         loop = asyncio.get_running_loop()
@@ -96,17 +96,17 @@ class AdmissionQueue:
         self._space.append(waiter)
         try:
             await waiter
-            while self._is_full:  # another task was quicker: this one keeps its place
+            while self._is_full:  # another chunk took the room: this call stays first in line
                 waiter = loop.create_future()
                 self._space.appendleft(waiter)
                 await waiter
         finally:
-            if waiter in self._space:  # it waits no longer, and nobody should behind it
+            if waiter in self._space:  # cancelled: later waiters must not wait for it
                 self._space.remove(waiter)
-            loop.call_soon(self._wake_waiters)  # what it does not take is for the next
+            loop.call_soon(self._wake_waiters)  # room that it leaves is for the next
 
     def _wake_waiters(self) -> None:
-        """Let the first go on, if there is room; it lets the next one when it has what it needs."""
+        """Wake the first waiter, if there is room; it wakes the next one once it is served."""
         while self._space and not self._is_full:
             waiter = self._space.popleft()
             if not waiter.done():
@@ -159,11 +159,12 @@ class AdmissionQueue:
     def _still_in_time(
         self, incoming: IncomingChunk, first: int, expected: int
     ) -> tuple[FloatArray | IntArray | None, int | None]:
-        """Late targets of a chunk that came before, in part at least, and the step of the first.
+        """The targets of a repeated chunk that may still be learned, and the step of the first.
 
-        Those of a chunk that came as a whole were taken then. Of one that is new in part, what has
-        left the delay window is passed over: it may have been taken, too. A chunk without steps
-        does not tell whether it came before, so its labels are taken as they are.
+        A chunk that repeats known steps only has no such targets: they were accepted with it
+        before. A chunk with some new steps keeps the targets within the delay window; the older
+        ones may have been accepted before. Whether a chunk without steps is a repetition is
+        unknown, so all its targets are kept.
         """
         targets, steps = incoming.targets, len(incoming.inputs)
         if targets is None or 0 < steps <= expected - first:
@@ -175,10 +176,10 @@ class AdmissionQueue:
         return (targets[past:], labelled + past) if past < len(targets) else (None, None)
 
     def put(self, command: StreamCommand) -> None:
-        """Put a command behind what was accepted of its stream.
+        """Queue a command after all accepted chunks of its stream.
 
         Raises:
-            UnknownStream: there is none of that name.
+            UnknownStream: the model has no stream of that name.
         """
         stream_id = command.stream_id
         if stream_id not in self._accepted and not self._published.knows(stream_id):
@@ -187,11 +188,11 @@ class AdmissionQueue:
             self._put(command, self.expected_step(stream_id))
             return
         self._put(command, 0)
-        # A stream that is still to be opened has no number yet: then no chunk can name it.
+        # A stream whose first chunk is queued has no number yet, so no chunk can name it.
         self._accepted[stream_id][2] = self._published.incarnation(stream_id) or ANY_INCARNATION
 
     def _check_incarnation(self, stream_id: str, incarnation: int) -> None:
-        """Refuse a chunk of an incarnation that is deleted, or will be by what is queued."""
+        """Refuse a chunk of an incarnation that is deleted, or that a queued command deletes."""
         accepted = self._accepted.get(stream_id)
         deleted = accepted is not None and accepted[2] in (incarnation, ANY_INCARNATION)
         if deleted or self._published.incarnation(stream_id) != incarnation:
@@ -211,7 +212,7 @@ class AdmissionQueue:
             raise LimitReached.of("streams", self._streams_max)
 
     def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
-        """As `FairQueue.take`; tasks that wait for room go on."""
+        """As `FairQueue.take`; also wakes waiters for room."""
         batches = self.queue.take(chunks_max, steps_max)
         self._wake_waiters()
         return batches
@@ -221,15 +222,15 @@ class AdmissionQueue:
         self.queue.put_back(batches)
 
     def done(self, stream_id: str, steps: int) -> None:
-        """An entry of a stream was answered."""
+        """Note that an entry of a stream was answered."""
         accepted = self._accepted[stream_id]
         accepted[1] -= 1
         if not accepted[1]:
-            del self._accepted[stream_id]  # from here on what is shown says where it is
+            del self._accepted[stream_id]  # from here on the published state has its position
         self.steps -= steps
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:
-        """A call has ended: others may send its streams."""
+        """Release the streams of a call that has ended: other calls may send them."""
         for stream_id in stream_ids:
             if self._senders.get(stream_id) is sender:
                 del self._senders[stream_id]

@@ -1,13 +1,13 @@
-"""When a model's checkpoints are written, and how: beside the learning, from a copy.
+"""Writes a model's checkpoints from copies, while it keeps learning.
 
 Rules:
 - A checkpoint is due after so many records, or so many seconds after the first record it would
-  hold. It changes nothing in the model, so the time of writing does not matter to what is learned.
+  hold. It changes nothing in the model, so the time of writing does not change what is learned.
 - The copy is made between two runs; the file is written while the next ones go on.
-- A checkpoint is written once all that it holds is in the journal.
+- A checkpoint is written once all records that it includes are in the journal.
 - Writing one prunes others, but never one that a command is about to name: see `naming`.
-- What a restart has replayed is due at once: else a server that ends again and again before one
-  is due replays more each time.
+- After a replay a checkpoint is due at once: otherwise a server that is killed again and again
+  before a checkpoint is due would replay more each time.
 - One at a time. A failed write is logged, and tried again when the next checkpoint is due.
 """
 
@@ -37,14 +37,14 @@ class Checkpointer:
         unsaved: the model has changed since the last checkpoint.
 
     Args:
-        model_id: whose they are.
-        store: where they go; None: nowhere, and none is ever due.
+        model_id: the model.
+        store: where checkpoints are written. None: nowhere; no checkpoint is ever due.
         journal: of the model.
         executor: where files are written.
-        config: how often.
-        sink: gets the time that each took.
+        config: how often they are written.
+        sink: receives the duration of each write.
         lsn: the last record that the newest checkpoint, or its replayed journal, holds.
-        wake: called when one becomes due by the clock.
+        wake: called when a checkpoint becomes due by the clock.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpointer:
             self._in_time()
 
     def replayed(self) -> None:
-        """The model was brought back from a checkpoint and records behind it."""
+        """Note that the model was recovered from a checkpoint and the records after it."""
         self.due = self.unsaved = True
 
     @property
@@ -107,7 +107,7 @@ class Checkpointer:
             self._wake()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write a copy that was just made, while learning goes on; a failure is logged."""
+        """Write a copy that was just made, while learning continues; a failure is logged."""
         self._taken(checkpoint)
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
@@ -115,7 +115,7 @@ class Checkpointer:
         """Write a copy that was just made, after any that is being written.
 
         Returns:
-            The checkpoint that holds the copy: it, or a newer one that was written meanwhile.
+            The checkpoint that holds the copy, or a newer one that was written in the meantime.
 
         Raises:
             ServiceError: it could not be written.
@@ -190,7 +190,7 @@ class Checkpointer:
         except Exception:
             self.unsaved = True
             log.exception("model %s not saved", self._model_id)
-        if self.unsaved and not self._stopped:  # what changed meanwhile, or failed, has its turn
+        if self.unsaved and not self._stopped:  # changed since the copy, or the write failed
             self._in_time()
 
     async def _write(
@@ -209,7 +209,7 @@ class Checkpointer:
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()
-                if lsn >= self._saved_lsn:  # else a newer one is there, and keeps it out
+                if lsn >= self._saved_lsn:  # else a newer one exists
                     await loop.run_in_executor(self._executor, store.save, checkpoint)
                     self._saved_lsn = lsn
                 seconds = time.perf_counter() - start

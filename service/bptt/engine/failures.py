@@ -1,4 +1,4 @@
-"""What happens to a model whose worker has ended: the seam to whoever brings it back."""
+"""The interface between a worker that has failed and the supervisor that recovers its model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bptt.errors import ModelFailed, ServiceError
 
 
 class Supervisor(Protocol):
-    """Brings failed models back."""
+    """Recovers failed models."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
-        """The worker of a model has ended.
+        """Handle the failure of a model's worker.
 
         Args:
             model_id: the model.
             lifecycle: of the model, in the state in which its worker ended.
-            doing: what the worker did, in one word.
+            doing: the activity that failed, in one word.
 
         Returns:
             The error for requests until the model is back, or for good.
@@ -25,7 +25,7 @@ class Supervisor(Protocol):
 
 
 class Unsupervised:
-    """Leaves a model FAILED: nobody brings it back."""
+    """Leaves a model FAILED and does not recover it."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
         """See `Supervisor`."""
@@ -33,8 +33,8 @@ class Unsupervised:
 
 
 def failed_for_good(model_id: str) -> ModelFailed:
-    """The error of a model that is not brought back by itself."""
+    """The error of a model that is not recovered automatically."""
     return ModelFailed(
         f"model {model_id} stopped learning after an internal error; "
-        "a restart of the server brings it back as it was before that"
+        "a restart of the server recovers it as it was before the error"
     )

@@ -47,7 +47,7 @@ class FlowWatch:
     def look(self, learner: Learner, outcome: Outcome) -> GradientFlow | None:
         """The newest there is: of a stream of the run, if its window is long enough, or the last.
 
-        Raises nothing that has to do with numbers: what cannot be measured is None.
+        Numerical problems raise nothing: a value that cannot be measured is None.
         """
         stream_id = outcome.answers[0][0].stream_id
         if outcome.views.get(stream_id) is None:  # refused, or deleted

@@ -70,7 +70,7 @@ def split(
 
     Args:
         spec: the model's.
-        queued: what was joined.
+        queued: the chunks that were joined.
         sequence_step: steps of the stream's sequence before them.
         result: of the joined chunk.
     """

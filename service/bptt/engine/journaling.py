@@ -1,15 +1,15 @@
-"""From applied to durable: the journal's writer, and those who wait for it.
+"""Writes applied records to the journal, and resolves the waiters for their durability.
 
-    applied → JournalWriter.put → one transaction for all that waits (in a thread) → committed
+    applied → JournalWriter.put → one transaction for all waiting records (in a thread) → committed
 
 Rules:
 - Records are numbered in the order in which they were applied, and committed in that order.
-- A transaction gathers what comes within GATHER_SECONDS, unless somebody waits for it. While it is
-  written the next one gathers, so a slow disk makes larger ones.
-- What waits is bounded: while `blocked` is true, nothing more is applied.
-- A commit that fails is tried again until it works or the model leaves memory. Meanwhile nothing is
-  acknowledged and nothing is lost: the records are in memory. Those who wait for a commit are not
-  kept for ever: `refuse_waiters` answers them.
+- A transaction collects the records of GATHER_SECONDS, or is written at once if a waiter needs it.
+  During the write the next one collects, so a slow disk makes larger transactions.
+- The waiting records are bounded: while `blocked` is true, no more records are applied.
+- A commit that fails is tried again until it works or the model leaves memory. Until then nothing
+  is acknowledged and nothing is lost: the records are in memory. Waiters do not wait for ever:
+  `refuse_waiters` answers them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GATHER_SECONDS = 0.002  # with a step a message, a commit each took as much time
 WAITING_RECORDS_MAX = 4096  # a second of small ones, should the disk stand still
 WAITING_BYTES_MAX = 32 << 20  # of their arrays
 FIRST_PAUSE_SECONDS = 0.05  # before a failed commit is tried again; doubled each time ...
-LAST_PAUSE_SECONDS = 2.0  # ... up to this: a person who made room waits no longer
+LAST_PAUSE_SECONDS = 2.0  # ... up to this: the longest pause once the disk has room again
 
 
 def weight(body: Tick | Command) -> int:
@@ -162,7 +162,7 @@ class JournalWriter:
         return self._task is not None and not self._task.done()
 
     def _begin(self) -> None:
-        """Write what was gathered."""
+        """Write the collected records."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -192,7 +192,7 @@ class JournalWriter:
                 waiter.set_exception(why)
 
     def give_up(self, why: ServiceError) -> None:
-        """Commit nothing more; waiters get `why`. What is not durable was not acknowledged."""
+        """Commit no more records; waiters get `why`. The rest was never acknowledged."""
         if self._waiting or self._is_writing:
             self._break(self.failure or why)
             if self._timer is not None:
@@ -277,6 +277,6 @@ class JournalWriter:
 
 
 def _look_at(appended: asyncio.Future[None]) -> None:
-    """Take note of an append's error, which nobody awaits once its task is cancelled."""
+    """Mark an append's error as seen: its task may be cancelled and never awaited."""
     if not appended.cancelled():
         appended.exception()

@@ -1,12 +1,12 @@
-"""Keeps at most so many models in memory; the others are in the store only.
+"""Unloads models when more than the limit are in memory, and loads them again on request.
 
 Rules:
-- When more than the limit are in memory, the model that was used longest ago leaves.
-- A model in use stays: an open Learn call, a chunk or command that is not answered, a record
-  that is not durable.
-- Before a model leaves, a checkpoint of it is written while it goes on. If that fails, or a request
-  uses the model meanwhile, it stays. So nothing is lost, whatever the durability is.
-- A model comes back when a request asks for it. Other models do not wait for that.
+- When more models than the limit are in memory, the least recently used one is unloaded first.
+- A model in use stays: it has an open Learn call, an unanswered chunk or command, or a record that
+  is not durable.
+- Before a model is unloaded, a checkpoint of it is written while it keeps working. If that fails,
+  or the model is used during the write, it stays. So nothing is lost, whatever the durability is.
+- A request for an unloaded model loads it again. Requests for other models do not wait for that.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from bptt.errors import Recovering, ServiceError
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.5
-"""Until the models in memory are looked at again, where all are in use or one cannot be saved."""
+"""Pause before the next attempt, if all models are in use or one could not be saved."""
 
 
 class ModelCache:
     """The models of a registry that are in the store only. Lives on the event loop.
 
     Attributes:
-        states: of those models, as they were when they left memory.
+        states: the status of each unloaded model at the time of its unloading.
 
     Args:
-        in_memory: the registry's models that are in memory; those that leave are taken out.
-        limit: how many may be.
-        sink: hears which model leaves.
-        bring_back: puts a model back into `in_memory`, and takes it from `states`.
+        in_memory: the registry's loaded models; unloaded ones are removed from it.
+        limit: the number of models that may be in memory.
+        sink: notified of each model that is unloaded.
+        bring_back: loads a model into `in_memory`, and removes it from `states`.
     """
 
     def __init__(
@@ -54,9 +54,7 @@ class ModelCache:
         self._sink = sink
         self._bring_back = bring_back
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._wanted: Counter[str] = (
-            Counter()
-        )  # requests that wait for a model, and will use it at once
+        self._wanted: Counter[str] = Counter()  # requests that wait for a model
         self._clearing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -67,14 +65,14 @@ class ModelCache:
 
     @property
     def waking(self) -> frozenset[str]:
-        """Names of the models that are being brought back."""
+        """Names of the models that are being loaded."""
         return frozenset(self._waking)
 
     async def wake(self, model_id: str) -> None:
-        """Have a model brought back; it is in memory, or gone, when this returns.
+        """Load a model; when this returns, it is in memory or deleted.
 
         Raises:
-            ServiceError: it cannot be brought back.
+            ServiceError: it could not be loaded.
         """
         self._wanted[model_id] += 1
         try:
@@ -96,13 +94,13 @@ class ModelCache:
             del self._waking[model_id]
 
     def make_room(self) -> None:
-        """Have models leave memory, where there are more than may be."""
+        """Start unloading models, if more than the limit are in memory."""
         is_clearing = self._clearing is not None and not self._clearing.done()
         if len(self._in_memory) > self._limit and not is_clearing:
             self._clearing = asyncio.create_task(self._clear(), name="models leave memory")
 
     async def stop(self) -> None:
-        """Move nothing more; what is being moved is finished."""
+        """Finish the loading and unloading that is under way, and start no more."""
         self._stopped.set()
         if self._clearing is not None:
             await asyncio.wait([self._clearing])
@@ -126,7 +124,7 @@ class ModelCache:
         return min(idle, key=lambda trainer: trainer.used_at, default=None)
 
     async def _put_away(self, trainer: Trainer) -> bool:
-        """Save a model, and take it out of memory if nobody has used it meanwhile."""
+        """Save a model, and unload it if it was not used during the save."""
         model_id = trainer.definition.model_id
         try:
             await trainer.settle()
@@ -139,9 +137,9 @@ class ModelCache:
             del self._in_memory[model_id]
             status = self.states[model_id] = trainer.status
             self._sink.rest_model(model_id)
-            with contextlib.suppress(ServiceError):  # there is nothing left to write
+            with contextlib.suppress(ServiceError):  # it is saved: nothing is left to write
                 await trainer.stop(refusal=Recovering.of(model_id), save=False)
             trainer.forget()
-            self._sink.model_state(model_id, status.state)  # it comes back when asked for
+            self._sink.model_state(model_id, status.state)  # it is loaded again on request
             log.debug("model %s has left memory", model_id)
         return True

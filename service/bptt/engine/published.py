@@ -1,8 +1,8 @@
-"""The published state of a model: its snapshot, its streams, its figures.
+"""The published state of a model: its snapshot, its stream views and its figures.
 
-A run on the event loop leaves the published state behind; it catches up when somebody reads it, for
-copies that nobody reads took a third of such a run. A run in a thread brings its copies along: the
-learner cannot be read meanwhile, so nothing is behind while such a run is being made.
+A run on the event loop does not copy them; `catch_up` copies them when a request reads them. Unread
+copies took a third of such a run. A run in a thread returns its own copies, because no request can
+read the learner during the run. While such a run is under way, the published state is complete.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from bptt.engine.views import StreamViews
 from bptt_core import Figures, Learner, Snapshot
 
 LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy for milliseconds
-BEHIND_RUNS_MAX = 32  # one copy in so many costs next to nothing, and what counts time sees it
+BEHIND_RUNS_MAX = 32  # one copy in so many runs costs little, and its time is measured
 
 
 class PublishedState:
-    """Of one model. Lives on the event loop.
+    """The published state of one model. Lives on the event loop.
 
     Args:
-        learner: read when somebody looks; while `catch_up` has nothing to do, another thread may
-            have it.
-        on_figures: called with the figures published until now, and the new ones.
-        views: of the learner's streams; None: they are made.
+        learner: read by `catch_up`; while `catch_up` has nothing to copy, another thread may use
+            the learner.
+        on_figures: called with the previous and the new figures.
+        views: views of the learner's streams. None: they are created.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class PublishedState:
         return len(self._views)
 
     def error_band(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As `Snapshot.error_band`, of the newest; costs no snapshot. Until the next run, one."""
+        """The newest error band, without a new snapshot; cached until the next run."""
         if self._band is None:
             self._band = (self._learner if self._behind else self._snapshot).error_band()
         return self._band
 
-    # ------------------------------------------------------------------ what is new
+    # ------------------------------------------------------------------ changes
 
     def takes(self, outcome: Outcome) -> None:
-        """Publish a run that brought its copies along."""
+        """Publish the copies that a run in a thread made."""
         assert outcome.snapshot is not None
         assert outcome.report is not None
-        for stream_id in self._behind:  # none, but of a run on the loop
+        for stream_id in self._behind:  # streams of earlier runs on the loop
             self._views[stream_id] = self._learner.stream_view(stream_id)
         for stream_id, view in outcome.views.items():
             if view is None:
@@ -118,7 +118,7 @@ class PublishedState:
         self._figures_are(outcome.report.figures)
 
     def is_behind(self, outcome: Outcome) -> None:
-        """Note a run on the event loop, which made no copies. Its streams are known."""
+        """Note a run on the event loop, which made no copies. Its streams have views already."""
         self._loop = asyncio.get_running_loop()
         self._band = None
         for _, moves in outcome.records:
@@ -127,10 +127,10 @@ class PublishedState:
         self._runs += 1
         self._seconds += outcome.seconds
         if any(each.updates and each.updates[-1].skipped for each in outcome.ticks):
-            self.catch_up()  # it may have diverged, which answers tell
+            self.catch_up()  # it may have diverged, and answers show that
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """Publish another learner: everything may differ."""
+        """Replace the whole state, after a restore or a roll-back."""
         self._learner, self._snapshot, self._views = learner, snapshot, views
         self._band = None
         self._figures_are(learner.figures)
@@ -140,16 +140,16 @@ class PublishedState:
         del self._learner, self._snapshot
 
     def freeze(self) -> None:
-        """Show the last whole state from now on: the learner is in no known state."""
+        """Keep the last complete state for good: the learner's own state is undefined."""
         self._behind.clear()
         self._band = None
 
     def takes_figures(self, figures: Figures) -> None:
-        """Publish figures after the settings have changed."""
+        """Publish figures that changed with the settings."""
         self._figures_are(figures)
 
     def catch_up(self) -> None:
-        """Copy what runs on the event loop have changed."""
+        """Copy the state that runs on the event loop have changed."""
         if not self._behind:
             return
         streams = list(self._behind)

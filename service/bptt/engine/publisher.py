@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Publishes what a worker does with one model. Lives on the event loop.
+    """Publishes the results of one model's worker. Lives on the event loop.
 
     Attributes:
         published: what predictions and other readers see.
@@ -101,7 +101,7 @@ class Publisher:
             queued.pending.fill(self._answer_to(queued, result))
         for command, done in outcome.commands:
             self._admission.done(command.stream_id, 0)
-            if command.done.done():  # who asked has hung up
+            if command.done.done():  # the caller has hung up
                 continue
             if isinstance(done, ServiceError):
                 command.done.set_exception(done)
@@ -118,7 +118,7 @@ class Publisher:
         return result
 
     def refuse(self, batches: Iterable[TickBatch], error: ServiceError) -> None:
-        """Answer what was taken from the queue and is not answered yet with an error."""
+        """Answer all entries that were taken from the queue and not answered yet with an error."""
         refused = Outcome()
         for each in batches:
             waiting = [q for q in each.chunks + each.duplicates if q.pending.answer is None]

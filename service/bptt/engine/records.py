@@ -1,7 +1,7 @@
-"""The one transition: what a record does to a learner.
+"""Applies journal records to a learner, and converts learners to and from checkpoints.
 
-Live learning, recovery, `bptt verify` and `bptt replay` all call `apply_record`, so that what is
-replayed is what was done.
+Live learning, recovery, `bptt verify` and `bptt replay` share `apply_body`, so that a replay
+repeats exactly what was learned.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ LoadCheckpoint = Callable[[int], Checkpoint]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Applied:
-    """What became of a record."""
+    """Result of applying a record."""
 
     learner: Learner
-    """The one that goes on: the same, unless the record restored another."""
+    """The learner to continue with: the same one, unless the record restored another."""
     result: TickResult | None
-    """Of a tick."""
+    """The result of a tick; None for a command."""
 
 
 def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None = None) -> Applied:
-    """Do to a learner what a record says. A function of its arguments and nothing else.
+    """Apply a record to a learner. Depends on its arguments only.
 
     Args:
-        learner: changed; at the record before this one.
+        learner: changed; has applied all earlier records.
         record: a tick or a command.
-        load: reads the checkpoints that the commands `restore` and `roll_back` name. None: they
-            are refused.
+        load: reads the checkpoints that the commands `restore` and `roll_back` name. None: these
+            commands are refused.
 
     Raises:
-        BpttError: the learner refuses it, and is as it was.
-        DataDamaged: the command is not known, or its checkpoint cannot be read back; the learner
-            is as it was.
+        BpttError: the learner refuses the record and is unchanged.
+        DataDamaged: the command is unknown, or its checkpoint cannot be loaded; the learner is
+            unchanged.
     """
     try:
         return apply_body(learner, record.body, load)
@@ -55,7 +55,7 @@ def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None =
 def apply_body(
     learner: Learner, body: Tick | Command, load: LoadCheckpoint | None = None
 ) -> Applied:
-    """As `apply_record`, for what has no number yet."""
+    """Apply a tick or command that has no lsn yet; otherwise as `apply_record`."""
     if not isinstance(body, Command):
         return Applied(learner, learner.apply(body))
     arguments = body.arguments
@@ -113,10 +113,10 @@ def make_checkpoint(definition: ModelDefinition, learner: Learner, lsn: int) -> 
 
 
 def learner_from(checkpoint: Checkpoint) -> Learner:
-    """The learner that a checkpoint holds.
+    """Load the learner of a checkpoint.
 
     Raises:
-        DataDamaged: it is not one of this version's.
+        DataDamaged: the checkpoint does not have this version's form.
     """
     try:
         return Learner.from_state(checkpoint.arrays, checkpoint.metadata["learner"])
@@ -125,10 +125,10 @@ def learner_from(checkpoint: Checkpoint) -> Learner:
 
 
 def definition_from(checkpoint: Checkpoint, learner: Learner) -> ModelDefinition:
-    """What the checkpoint's model was asked to be.
+    """Load the model definition of a checkpoint.
 
     Raises:
-        DataDamaged: it is not one of this version's.
+        DataDamaged: the checkpoint does not have this version's form.
     """
     try:
         names = tuple(checkpoint.metadata["input_names"])

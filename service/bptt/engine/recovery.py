@@ -1,4 +1,4 @@
-"""From a store back to a learner that goes on where it was."""
+"""Recovers a learner from its newest checkpoint and the journal after it."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from bptt_core.errors import BpttError
 
 log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 2.0  # between two lines of the log, while a long journal is replayed
+PROGRESS_SECONDS = 2.0  # between two progress lines in the log during a long replay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
-    """A model as it was when its last record was committed."""
+    """A recovered model, as of its last committed record."""
 
     definition: ModelDefinition
     learner: Learner
     lsn: int
-    """Records in its life."""
+    """The last record of its journal."""
     saved_lsn: int
-    """Those that its newest whole checkpoint holds; the rest was replayed."""
+    """The last record in its newest intact checkpoint; later records were replayed."""
     replayed_steps: int
     damage: str | None
-    """What is wrong with its journal; None: nothing, it may go on."""
+    """Damage of its journal; None: the journal is intact, and the model may learn."""
     views: StreamViews
-    """Of its streams: made here, for 100,000 of them take a second."""
+    """Views of its streams. They are made in this thread because 100,000 of them take a second."""
 
     @property
     def status(self) -> ModelStatus:
-        """The model as it is now."""
+        """The current status of the model."""
         return status_of(self.definition, self.learner, len(self.views))
 
     @property
     def is_settled(self) -> bool:
-        """Whether its newest checkpoint is all of it."""
+        """True if its newest checkpoint holds its whole state."""
         return self.saved_lsn == self.lsn and self.damage is None
 
 
 def status_of(
     definition: ModelDefinition, learner: Learner, streams: int, state: ModelState | None = None
 ) -> ModelStatus:
-    """The status of a model that no trainer has; `state` None: as its learner's figures say."""
+    """The status of a model without a trainer; `state` None: derived from the learner's figures."""
     return ModelStatus(
         definition,
         learner.parameter_count,
@@ -67,31 +67,31 @@ def recover(
     check_going_on: Callable[[], None] = lambda: None,
     on_found: Callable[[ModelStatus], None] = lambda _: None,
 ) -> Recovered:
-    """Read back a model's newest whole checkpoint, and replay the journal behind it.
+    """Load a model's newest intact checkpoint and replay the journal after it.
 
-    Takes time: use a thread. A record that cannot be read or learned again, for whatever reason but
-    want of memory, is damage: the model is given as it was before that record.
+    Blocks: call it in a thread. A record that cannot be read or replayed, for any reason except
+        lack of memory, counts as damage: the result is the model before that record.
 
     Args:
-        store: open.
+        store: already open.
         model_id: a model of the store.
-        check_going_on: called now and then; raises to have it end early.
-        on_found: called with the model as its checkpoint has it, before its journal is replayed.
+        check_going_on: called before each record; raises to end the recovery early.
+        on_found: called with the checkpoint's status before the journal is replayed.
 
     Raises:
-        DataDamaged: none of its checkpoints can be read back.
+        DataDamaged: none of its checkpoints can be loaded.
         StorageFailed: the store cannot be read.
         MemoryError: the model does not fit into memory.
     """
     try:
         return _recover(store, model_id, check_going_on, on_found)
-    except _Unreplayable as error:  # the learner may be half changed: begin again, and stop before
+    except _Unreplayable as error:  # the learner may be half changed: restart and stop earlier
         log.error("model %s: record %d cannot be replayed", model_id, error.lsn, exc_info=error)
         return _recover(store, model_id, check_going_on, on_found, error)
 
 
 class _Unreplayable(Exception):
-    """A record broke the learner in a way that nobody foresaw."""
+    """A record made the learner raise an unexpected exception."""
 
     def __init__(self, lsn: int, error: Exception) -> None:
         super().__init__(f"record {lsn} cannot be learned again: {error!r}")
@@ -128,7 +128,7 @@ def _recover(
 
 
 def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner, ModelDefinition]:
-    """The newest checkpoint that is whole; those that are not are logged."""
+    """The newest intact checkpoint; damaged ones are logged."""
     damage: DataDamaged | None = None
     for info in reversed(store.checkpoints(model_id)):
         try:
@@ -147,7 +147,7 @@ def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner, ModelDefi
 
 
 class _Replay:
-    """The journal's records behind a checkpoint, done again."""
+    """Replays the journal's records after a checkpoint."""
 
     def __init__(
         self,
@@ -168,11 +168,11 @@ class _Replay:
         self._said = time.monotonic()
 
     def run(self, checkpoint: Checkpoint) -> None:
-        """Apply all of them.
+        """Apply all records.
 
         Raises:
-            DataDamaged: a record cannot be read or applied; the learner is as it was before it.
-            _Unreplayable: a record broke the learner, which is in no known state.
+            DataDamaged: a record cannot be read or applied; the learner is as before it.
+            _Unreplayable: a record raised unexpectedly; the learner's state is undefined.
         """
         for record in self._records():
             if self.lsn == checkpoint.lsn:
@@ -208,7 +208,7 @@ class _Replay:
         self.learner, self.lsn = applied.learner, record.lsn
 
     def _warn_of_differences(self, checkpoint: Checkpoint) -> None:
-        """Other processors and libraries round differently: what is replayed may differ."""
+        """Warn of another processor or library: rounding differs, so replay may give other bits."""
         for difference in differences(checkpoint.fingerprint):
             log.warning(
                 "model %s: its journal is replayed on another machine than it was written on: %s",

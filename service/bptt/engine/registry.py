@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition, ModelStatus, ReportSink, UnreadModel
 from bptt.durability import CheckpointInfo, Store
-from bptt.engine.health import Tell, tell_nobody
+from bptt.engine.health import ignore_health, Tell
 from bptt.engine.lifecycle import Event, Operation
 from bptt.engine.records import make_checkpoint
 from bptt.engine.supervisor import AbsentModel, counted, ModelSupervisor
@@ -90,7 +90,7 @@ class Registry:
 
         Args:
             model_id: its name.
-            operation: what is asked of it.
+            operation: the operation that is requested.
 
         Raises:
             UnknownModel: there is none.
@@ -109,7 +109,7 @@ class Registry:
         raise UnknownModel.of(model_id)
 
     async def find(self, model_id: str, operation: Operation = Operation.SHOW) -> Trainer:
-        """The model of this name, brought back into memory if it has left it.
+        """The model of this name, loaded again if it was unloaded.
 
         It stays there at least until the caller awaits something. Raises as `get`.
         """
@@ -215,7 +215,7 @@ class Registry:
     # ------------------------------------------------------------------ deleting
 
     async def delete(self, model_id: str) -> None:
-        """Forget a model, after what it has accepted is learned or refused.
+        """Delete a model, after its accepted chunks are learned or refused.
 
         Raises:
             UnknownModel: there is none of that name.
@@ -228,7 +228,7 @@ class Registry:
             await asyncio.shield(self._deleting[model_id])
             raise UnknownModel.of(model_id)
         if model_id in self._model_cache.waking:
-            with contextlib.suppress(ServiceError):  # what cannot be brought back may be deleted
+            with contextlib.suppress(ServiceError):  # a model that cannot be loaded may be deleted
                 await self.find(model_id)
         if model_id in self._deleting or not self._is_known(model_id):
             raise UnknownModel.of(model_id)
@@ -312,7 +312,7 @@ class Registry:
         return await self._to_its_end(task)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
-        """Await work that goes on when the caller is cancelled."""
+        """Await work that continues if the caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -321,14 +321,14 @@ class Registry:
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # the caller may be gone, and nobody looks at it
+            task.exception()  # the caller may be gone; this marks the error as seen
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self, tell: Tell = tell_nobody) -> None:
-        """Bring back every model of the store, side by side; each is served once it is back.
+    async def recover(self, tell: Tell = ignore_health) -> None:
+        """Recover all models of the store concurrently; each is served once it is recovered.
 
-        A model that cannot be brought back is FAILED, and the others do not wait for it.
+        A model that cannot be recovered is FAILED, and the others do not wait for it.
 
         Args:
             tell: called when a model's health changes.
@@ -350,11 +350,11 @@ class Registry:
             raise ServerStopping
 
     def begin_stop(self) -> None:
-        """Create, delete and bring back nothing from now on. What is accepted is still learned."""
+        """Create, delete and load no more models. Accepted chunks are still learned."""
         self._stopping = True
 
     async def stop(self, grace: float) -> list[ServiceError]:
-        """Finish what was accepted within `grace` seconds, save every model.
+        """Finish the accepted work within `grace` seconds, and save every model.
 
         Returns:
             Why models could not be saved.

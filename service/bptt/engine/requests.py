@@ -1,4 +1,4 @@
-"""What has to be done with a learner between two runs, and who waits for it."""
+"""A queue of work on a learner between two runs, each with a future for its result."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Request = tuple[Work, asyncio.Future[Any]]
 
 
 class RequestQueue:
-    """Work that waits for a worker. Lives on the event loop."""
+    """Work that waits for the worker. Lives on the event loop."""
 
     def __init__(self) -> None:
         self._soon: deque[Request] = deque()  # between the next two runs
-        self._last: deque[Request] = deque()  # once all that was accepted is applied
+        self._last: deque[Request] = deque()  # once all accepted chunks are applied
 
     def __bool__(self) -> bool:
         return bool(self._soon or self._last)
 
     @property
     def wait_for_queue(self) -> bool:
-        """Whether some work waits until all that was accepted is applied."""
+        """Whether some work waits until all accepted chunks are applied."""
         return bool(self._last)
 
     def put(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
@@ -53,10 +53,10 @@ class RequestQueue:
         return None
 
     def refuse(self, error: ServiceError) -> None:
-        """End all that wait with an error."""
+        """Refuse all waiting work with an error."""
         for requests in (self._soon, self._last):
             while requests:
                 _, done = requests.popleft()
                 if not done.done():
                     done.set_exception(error)
-                    done.exception()  # who asked may have hung up: then nobody looks at it
+                    done.exception()  # the caller may have hung up; this marks the error as seen

@@ -1,4 +1,4 @@
-"""A run: applies batches to the learner, and copies what readers may see. For a thread.
+"""Applies batches to the learner in a trainer's thread, and copies the state to publish.
 
 Everything here is a function of the learner and the batches; the event loop publishes the outcome.
 """
@@ -25,7 +25,7 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
     Args:
         learner: changed.
         batches: what to do.
-        looks: whether to copy what readers see: views, figures and snapshot.
+        looks: whether to copy the state to publish: views, figures and snapshot.
     """
     outcome = Outcome()
     start, own_start = time.perf_counter(), time.thread_time()
@@ -95,7 +95,7 @@ def _in_sequence(
     """The chunks as a tick; where the model may roll back, less labels of sequences that ended.
 
     A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
-    nothing of it, so their labels are not refused. Chunks of which nothing is left are answered.
+    nothing of it, so their labels are not refused. Chunks without new steps are answered.
     """
     spec = learner.spec
     if spec.on_divergence != "roll_back" or not spec.label_delay:
@@ -133,7 +133,7 @@ def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome)
     try:
         body = (join(chunks),)
         result = apply_body(learner, body).result
-    except BpttError:  # nothing was changed: each is told what is wrong with it
+    except BpttError:  # nothing was changed: find the error of each chunk
         for each in chunks:
             _apply(learner, [each], outcome)
         return
@@ -162,7 +162,7 @@ def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None
 
 
 def _nothing_new(learner: Learner, stream_id: str) -> ChunkResult:
-    """The answer to a chunk of which nothing is left to learn."""
+    """The answer to a chunk that has no new steps."""
     view = _view(learner, stream_id)
     if view is None:
         return ChunkResult(stream_id, 0, 0, None, ())

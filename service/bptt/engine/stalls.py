@@ -1,4 +1,4 @@
-"""A store that refuses commits: the model is STALLED, and nobody waits for the store for ever."""
+"""Makes a model STALLED while its store refuses commits, so that no request waits for ever."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bptt.engine.lifecycle import Lifecycle, SETTLED
 from bptt.engine.worker import Worker
 
 STALL_SECONDS = 10.0
-"""How long those who wait for a store that refuses commits are kept waiting; then they are told
-when to come back. A commit is tried again every two seconds at least, so hiccups pass unseen."""
+"""How long requests wait for a store that refuses commits; then their error says when to retry. A
+failed commit is tried again every two seconds at least, so short failures stay unseen."""
 
 
 class StallWatch:
@@ -20,7 +20,7 @@ class StallWatch:
     Args:
         lifecycle: of the model.
         worker: moves the lifecycle, and refuses what waits in the queue.
-        journal: what is watched.
+        journal: the journal to watch.
     """
 
     def __init__(self, lifecycle: Lifecycle, worker: Worker, journal: JournalWriter) -> None:
@@ -31,7 +31,7 @@ class StallWatch:
         self._is_deleted = False
 
     def journal_changed(self) -> None:
-        """A commit failed, or worked again, or the journal takes more."""
+        """React to the journal: a commit failed or worked again, or it accepts records again."""
         self._worker.wake()
         state, failure = self._lifecycle.state, self._journal.failure
         if state in SETTLED or state is State.STALLED:
@@ -44,7 +44,7 @@ class StallWatch:
             self._wait()
 
     def model_is_deleted(self) -> None:
-        """Refuse what is queued as soon as the store refuses commits, and not later."""
+        """Refuse queued chunks as soon as the store refuses commits."""
         self._is_deleted = True
         if self._journal.failure is not None:
             self._worker.refuse_rest(self._journal.failure)
@@ -54,7 +54,7 @@ class StallWatch:
         self._timer = loop.call_later(STALL_SECONDS, self._too_long)
 
     def _too_long(self) -> None:
-        """Answer what waits for the store; whoever waits from now on waits as long again."""
+        """Refuse the requests that wait for the store; later ones wait up to STALL_SECONDS."""
         failure, self._timer = self._journal.failure, None
         if failure is None or self._journal.broken is not None:
             return

@@ -1,11 +1,11 @@
-"""Brings models back from the store: at the start, when one is asked for, after a failure.
+"""Recovers models from the store: at the start, on a request, after a failure.
 
 Rules:
-- One model that cannot be brought back is FAILED, and the others are served.
-- A model whose worker has ended comes back by itself: after FIRST_PAUSE_SECONDS at first, and after
-  twice as long each time that it fails again soon. After RETRIES_MAX times it stays FAILED.
-- Damage is not tried again: the same bytes give the same error.
-- Before a failed model is read back, nothing of its old trainer writes to the store any more.
+- A model that cannot be recovered is FAILED; the other models are served.
+- A model whose worker has ended is recovered automatically: first after FIRST_PAUSE_SECONDS, then
+  after a pause that doubles with each further failure. After RETRIES_MAX retries it stays FAILED.
+- A damaged model is not retried: the same bytes give the same error.
+- The old trainer of a failed model stops writing to the store before the model is recovered.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from bptt_core import Learner
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
-"""Before a failed model is brought back: long enough for a short want of memory to pass, short
-enough that clients who reconnect hardly notice."""
+"""Pause before the first retry: long enough for a short lack of memory to pass, and short enough
+for clients that reconnect."""
 
 RETRIES_MAX = 5
-"""Pauses of 0.5, 1, 2, 4 and 8 s: what has not passed after these is a defect, or a chunk that
-breaks the model each time its client sends it again."""
+"""Retries, after pauses of 0.5, 1, 2, 4 and 8 s. A failure that persists is a defect, or is caused
+by a chunk that its client sends again each time."""
 
 QUIET_SECONDS = 60.0
-"""A model that has run for so long since its last failure is well again: its retries count anew."""
+"""A model that has run this long since its last failure gets all its retries again."""
 
 FLUSH_SECONDS = 5.0
-"""How long the journal of a failed model may still be written before it is read back; what is not
-committed by then was not acknowledged, and its clients send it again."""
+"""How long records of a failed model may still be committed before it is recovered. Later records
+were not acknowledged, and their clients send the steps again."""
 
 _SETTLES = {
     State.RUNNING: Event.RUN,
@@ -59,16 +59,16 @@ _SETTLES = {
 
 @dataclass(slots=True, eq=False)
 class AbsentModel:
-    """A model of the store that has no trainer, and is not asleep either."""
+    """A model in the store that is being recovered or has failed, and so has no trainer."""
 
     model_id: str
     lifecycle: Lifecycle
     known: ModelStatus | None = None
-    """The model as it was last known; None: nothing has been read of it."""
+    """The last known status; None: nothing has been read yet."""
 
     @property
     def status(self) -> ModelStatus | UnreadModel:
-        """The model as it is now."""
+        """The current status of the model."""
         state, why = self.lifecycle.state, self.lifecycle.why
         reason = "" if why is None else why.message
         if self.known is None:
@@ -77,19 +77,19 @@ class AbsentModel:
 
 
 class ModelSupervisor:
-    """Starts trainers, and brings models back. Lives on the event loop.
+    """Starts trainers and recovers models. Lives on the event loop.
 
     Attributes:
-        absent: models that are being brought back, or could not be.
-        health: tells health checks of states.
+        absent: models that are being recovered or have failed.
+        health: reports states to the health service.
 
     Args:
-        models: of the registry, in memory.
-        config: limits, and how often models are saved.
-        executor: where models learn, and are read back.
-        storage: where threads wait for the disk.
-        store: where models are kept; None: nowhere.
-        sink: where models report to.
+        models: the registry's models in memory.
+        config: limits, and the checkpoint interval.
+        executor: threads that learn and recover models.
+        storage: threads that wait for the disk.
+        store: stores the models; None: models are not stored.
+        sink: receives the models' reports.
         check_running: raises ServerStopping once the server stops.
     """
 
@@ -113,15 +113,15 @@ class ModelSupervisor:
         self._store = store
         self._sink = sink
         self._check_running = check_running
-        self._failures: dict[str, tuple[int, float]] = {}  # how many in a row, when the last was
+        self._failures: dict[str, tuple[int, float]] = {}  # number in a row, time of the last one
         self._retries: dict[str, asyncio.Task[None]] = {}
-        # Models that come back leave a thread to those that learn.
+        # Recoveries leave one thread for models that learn.
         self._turns = asyncio.Semaphore(max(1, config.threads - 1))
 
     # ------------------------------------------------------------------ trainers
 
     def lifecycle(self, model_id: str) -> Lifecycle:
-        """A new lifecycle of a model, whose states are shown."""
+        """Create a lifecycle for a model; its states go to the sink and the health service."""
         lifecycle = Lifecycle(model_id)
         lifecycle.on_change = functools.partial(self._show, model_id, lifecycle)
         return lifecycle
@@ -137,13 +137,13 @@ class ModelSupervisor:
         lifecycle: Lifecycle | None = None,
         **more: Any,
     ) -> Trainer:
-        """Put a model to work, in the place of a trainer that failed if there is one.
+        """Start a trainer for a model; it replaces a failed one.
 
         Args:
-            definition: the model as its user asked for it.
+            definition: the model's definition.
             learner: of the definition.
             lifecycle: in state RECOVERING; None: a new one.
-            more: see `Trainer`.
+            more: further arguments of `Trainer`.
         """
         model_id = definition.model_id
         trainer = Trainer(
@@ -178,11 +178,11 @@ class ModelSupervisor:
         trainer.sink.recovered(seconds)
 
     async def _read_back(self, model_id: str, absent: AbsentModel | None = None) -> Recovered:
-        """Read a model back in a thread.
+        """Recover a model in a thread.
 
         Args:
             model_id: a model of the store.
-            absent: told what is known before its journal is replayed.
+            absent: gets the checkpoint's status before the journal is replayed.
         """
         assert self._store is not None
 
@@ -195,10 +195,10 @@ class ModelSupervisor:
             self._executor, recover, self._store, model_id, self._check_running, on_found
         )
 
-    # ------------------------------------------------------------------ at the start
+    # ------------------------------------------------------------------ recovery at the start
 
     async def recover(self, model_ids: list[str]) -> None:
-        """Bring models back side by side; each is served once it is back."""
+        """Recover models concurrently; each is served as soon as it is recovered."""
         for model_id in model_ids:
             lifecycle = self.lifecycle(model_id)
             self.absent[model_id] = AbsentModel(model_id, lifecycle)
@@ -226,13 +226,13 @@ class ModelSupervisor:
             _say_recovered(found, status, seconds)
         await self.health.say(model_id)
 
-    # ------------------------------------------------------------------ when asked for
+    # ------------------------------------------------------------------ recovery on a request
 
     async def _bring_back(self, model_id: str) -> None:
-        """Put a model that has left memory back.
+        """Recover a model that has left memory.
 
         Raises:
-            ServiceError: it cannot be brought back.
+            ServiceError: the model cannot be recovered.
         """
         start, lifecycle = time.perf_counter(), self.lifecycle(model_id)
         try:
@@ -246,12 +246,12 @@ class ModelSupervisor:
         except ServiceError:
             raise
         except Exception as error:
-            log.exception("model %s not brought back; it is tried when next asked for", model_id)
+            log.exception("model %s could not be loaded; the next request tries again", model_id)
             raise Recovering.after_failure(model_id, FIRST_PAUSE_SECONDS) from error
         self.cache.states.pop(model_id)
         self._go_on(found, lifecycle, time.perf_counter() - start)
 
-    # ------------------------------------------------------------------ after a failure
+    # ------------------------------------------------------------------ recovery after a failure
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
         """See `failures.Supervisor`."""
@@ -261,11 +261,11 @@ class ModelSupervisor:
         return self._retry_later(model_id, lifecycle) or failed_for_good(model_id)
 
     def _not_back(self, model_id: str, lifecycle: Lifecycle, error: Exception) -> None:
-        """A model could not be brought back: it is FAILED, and tried again if that may help."""
+        """Set a model whose recovery failed to FAILED; schedule a retry unless it is damaged."""
         told = error.message if isinstance(error, ServiceError) else repr(error)
         known = isinstance(error, ServiceError)
         log.error(
-            "model %s not brought back: %s", model_id, told, exc_info=None if known else error
+            "model %s could not be recovered: %s", model_id, told, exc_info=None if known else error
         )
         self._sink.model_failed(model_id, "recovery")
         why: ServiceError | None = None
@@ -277,20 +277,20 @@ class ModelSupervisor:
             Event.FAIL,
             why
             or ModelFailed(
-                f"model {model_id} could not be brought back: {told if known else 'internal error'}"
+                f"model {model_id} could not be recovered: {told if known else 'internal error'}"
                 "; a restart of the server tries again"
             ),
         )
 
     def _retry_later(self, model_id: str, lifecycle: Lifecycle) -> ServiceError | None:
-        """Have a model brought back later; None: it has failed too often."""
+        """Schedule a retry and return the error until then; None: there are no retries left."""
         count, last = self._failures.get(model_id, (0, -math.inf))
         now = time.monotonic()
         if now - last > QUIET_SECONDS:
             count = 0
         self._failures[model_id] = count + 1, now
         if count >= RETRIES_MAX:
-            log.error("model %s stays failed: it was brought back %d times", model_id, count)
+            log.error("model %s stays failed: it was recovered %d times", model_id, count)
             return None
         pause = FIRST_PAUSE_SECONDS * 2**count
         task = asyncio.ensure_future(self._retry(model_id, lifecycle, pause))
@@ -302,7 +302,7 @@ class ModelSupervisor:
         if self._retries.get(model_id) is task:
             del self._retries[model_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("model %s: the attempt to bring it back broke", model_id, exc_info=error)
+            log.error("model %s: the attempt to recover it failed", model_id, exc_info=error)
 
     async def _retry(self, model_id: str, lifecycle: Lifecycle, pause: float) -> None:
         await asyncio.sleep(pause)
@@ -317,12 +317,12 @@ class ModelSupervisor:
             self._go_on(found, lifecycle, seconds)
         except ServerStopping:
             return
-        except Exception as error:  # noqa: BLE001 - it is tried again, or stays failed
+        except Exception as error:  # noqa: BLE001 - it is retried, or stays failed
             self._not_back(model_id, lifecycle, error)
             return
         _say_recovered(found, found.status, seconds)
 
-    # ------------------------------------------------------------------ ends
+    # ------------------------------------------------------------------ stop
 
     @property
     def _is_stopping(self) -> bool:
@@ -333,7 +333,7 @@ class ModelSupervisor:
         return False
 
     async def leave(self, model_id: str) -> None:
-        """Bring a model back no more: it is about to be deleted."""
+        """Cancel a model's retry, because the model is about to be deleted."""
         self._failures.pop(model_id, None)
         task = self._retries.pop(model_id, None)
         if task is not None:
@@ -341,7 +341,7 @@ class ModelSupervisor:
             await asyncio.wait([task])
 
     async def stop(self) -> None:
-        """Bring no model back any more."""
+        """Cancel all retries."""
         for model_id in list(self._retries):
             await self.leave(model_id)
 
@@ -362,5 +362,5 @@ def _say_recovered(found: Recovered, status: ModelStatus, seconds: float) -> Non
 
 
 def counted(count: int, what: str) -> str:
-    """A number of things, in words: "1 step", "2 steps"."""
+    """Format a count with its noun: "1 step", "2 steps"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -5,12 +5,12 @@
 
 Rules:
 - Every entrance asks the lifecycle first: `admit(operation)`.
-- A chunk is placed in its stream when it is accepted, and what is accepted is applied or refused,
-  whether or not its client hangs up.
+- A chunk gets its position in its stream when it is accepted. An accepted chunk is applied or
+  refused, whether or not its client hangs up.
 - Answers do not wait for the journal. `durable_step` says how far a stream is durable, and
   `durable_listeners` are called when that has advanced.
 - The worker has an owner: when its task ends, for whatever reason, the model is FAILED, and all
-  that waits is answered.
+  waiting requests are answered.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Trainer(ModelReader):
     """A model in memory. Lives on the event loop; `start` it there, and `stop` it in the end.
 
     Attributes:
-        load_id: a random number of this loading of the model into memory. What was applied but not
-            durable may be gone under another one.
+        load_id: a random number of this loading of the model into memory. Under another
+            number, applied steps that were not durable may be gone.
         used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
 
@@ -70,10 +70,10 @@ class Trainer(ModelReader):
         config: limits, and how often it is saved.
         lsn: the last record that the learner has applied.
         saved_lsn: the last record that its newest whole checkpoint holds; None: `lsn`.
-        damage: what is wrong with its journal; None: nothing. A damaged model only predicts.
+        damage: the damage in its journal. None: no damage. A damaged model only predicts.
         views: of the learner's streams; None: they are made.
         lifecycle: in state RECOVERING; None: a new one.
-        supervisor: hears of failures; None: nobody does.
+        supervisor: notified of failures. None: failures have no handler.
     """
 
     def __init__(
@@ -173,13 +173,13 @@ class Trainer(ModelReader):
         )
 
     async def stop(self, *, refusal: ServiceError, save: bool, grace: float = math.inf) -> None:
-        """Accept nothing more, finish what was accepted, save it if asked to.
+        """Accept no more work, finish the accepted work, and save the model if asked to.
 
         Args:
             refusal: the error for new requests.
             save: write a checkpoint in the end. Else the model is about to be forgotten: what
                 cannot be committed at once is refused.
-            grace: seconds to finish in; what is left then is refused.
+            grace: seconds to finish in; the work left then is refused.
 
         Raises:
             StorageFailed: the checkpoint, or the journal, could not be written.
@@ -218,8 +218,8 @@ class Trainer(ModelReader):
         """Have nothing of it write to the store any more.
 
         Args:
-            why: the error for those who wait for a commit or checkpoint.
-            grace: seconds in which what was applied may still be committed.
+            why: the error for waiters for a commit or checkpoint.
+            grace: seconds in which applied records may still be committed.
         """
         if grace and self._journal.broken is None:
             task = asyncio.ensure_future(self._journal.up_to(self._journal.last))
@@ -235,7 +235,7 @@ class Trainer(ModelReader):
         self._journal.give_up(why)
 
     def _worker_failed(self, error: BaseException) -> None:
-        """The worker has ended: the model is FAILED, and nobody goes on waiting for it."""
+        """Handle the end of the worker: the model becomes FAILED, and all waiters are answered."""
         doing, model_id = self._worker.doing, self.definition.model_id
         log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
         self._publisher.published.freeze()
@@ -317,7 +317,7 @@ class Trainer(ModelReader):
 
     @property
     def full(self) -> bool:
-        """Whether a chunk must wait for room in the queue, or behind those who wait for it."""
+        """Whether a chunk must wait: the queue is full, or earlier calls wait for room."""
         return self._admission.full
 
     async def room(self) -> None:
@@ -347,7 +347,7 @@ class Trainer(ModelReader):
         self._admission.leave(sender, stream_ids)
 
     async def command(self, command: StreamCommand) -> int:
-        """Reset or delete a stream after what was accepted of it; durable when this returns.
+        """Reset or delete a stream after its accepted chunks; durable when this returns.
 
         Args:
             command: its `done` must be a future of this event loop.

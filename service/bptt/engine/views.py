@@ -1,8 +1,8 @@
 """The live states of a model's streams, as of its snapshot, in arrays that all streams share.
 
-A `StreamView` of its own for each of them took 1,010 bytes a stream, of 64 units and 8 inputs; here
-it is what its numbers take, 336, and its place in a dictionary. The arrays come in blocks: one more
-stream never copies all of them, nor takes memory for as many again.
+One `StreamView` object for each stream took 1,010 bytes for 64 units and 8 inputs. A row of a
+shared array takes 336 bytes and a dictionary entry. The arrays are allocated in blocks, so that a
+new stream neither copies all of them nor doubles their memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bptt_core import Learner, ModelSpec, StreamView
 
-BLOCK_BYTES = 1 << 14  # a block of 48 streams of the default size; of one that is very large
+BLOCK_BYTES = 1 << 14  # a block of 48 streams of the default size, or of one very large stream
 
 
 class StreamViews(Mapping[str, StreamView]):
-    """Streams by name. What `get` gives is a copy that nothing changes. Lives on the event loop."""
+    """Views of streams by name; each view is an immutable copy. Lives on the event loop."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._rows: dict[str, int] = {}
@@ -33,19 +33,19 @@ class StreamViews(Mapping[str, StreamView]):
 
     @classmethod
     def of(cls, learner: Learner) -> StreamViews:
-        """Of all the learner's streams."""
+        """Create the views of all the learner's streams."""
         views = cls(learner.spec)
         for stream_id in learner.stream_ids():
             views[stream_id] = learner.stream_view(stream_id)
         return views
 
     def next_step(self, stream_id: str) -> int:
-        """The number of a stream's next step; 0 for one that is not known."""
+        """The number of a stream's next step; 0 for an unknown stream."""
         row = self._rows.get(stream_id)
         return 0 if row is None else int(self._place(row)["steps"][0])
 
     def incarnation(self, stream_id: str) -> int:
-        """The stream's incarnation; 0 for one that is not known."""
+        """The stream's incarnation; 0 for an unknown stream."""
         row = self._rows.get(stream_id)
         return 0 if row is None else int(self._place(row)["steps"][2])
 
@@ -66,7 +66,7 @@ class StreamViews(Mapping[str, StreamView]):
         place["last"] = view.last_input
 
     def discard(self, stream_id: str) -> None:
-        """Forget a stream, if it is there."""
+        """Remove a stream; an unknown one is ignored."""
         row = self._rows.pop(stream_id, None)
         if row is not None:
             self._free.append(row)

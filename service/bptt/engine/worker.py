@@ -1,12 +1,11 @@
-"""The loop that learns: one asyncio task for each model that is in memory.
+"""The learning loop: one asyncio task for each model in memory.
 
 Rules:
-- One run at a time works on the learner; between two runs the event loop has it.
-- A run takes several batches when several wait, so that one wake-up serves many small messages, and
-  waits a little for more where no client waits for it. Neither that, nor joining a stream's chunks
-  to one tick, changes what is learned.
-- A short chunk whose client waits for its answer alone is a run of its own, made before `accept`
-  returns.
+- One run at a time uses the learner; between runs only the event loop uses it.
+- A run takes all waiting batches up to a limit, so that one wake-up serves many small messages. If
+  no client waits for its answer, the run waits shortly for more batches. Neither splitting ticks
+  into runs nor joining a stream's chunks changes what is learned.
+- A short chunk whose client waits for this one answer is learned before `accept` returns.
 - Whatever ends the task (an exception anywhere in it, a cancellation) is reported to `on_failure`
   once. Nothing runs after that, so that no checkpoint of a half-applied model can be written.
 """
@@ -36,18 +35,18 @@ from bptt.errors import ModelFailed, ServiceError
 INLINE_SECONDS = 0.000_3
 """Single-chunk runs below this estimate execute on the event loop. Handing one to a thread and back
 costs about as much: with one step a message, round trips took 0.5 ms instead of 0.8 ms. Longer
-runs, and those of several chunks, go to the pool."""
+runs, and runs of several chunks, execute in the thread pool."""
 
 GATHER_SECONDS = 0.001
-"""How long a run waits for more where all clients send on without waiting for answers. Each run
-costs a thread's turn and copies of what readers see: with 3 chunks of 64 steps in each, a fifth of
-a message's time."""
+"""How long a run waits for more chunks if no client waits for its answer. Each run costs a thread
+switch and copies for readers: with 3 chunks of 64 steps a run, a fifth of the time of a message."""
 
 GATHER_STEPS = 512
-"""Steps in the queue that are enough to begin at once."""
+"""Steps in the queue from which on a run begins at once."""
 
 INLINE_MEMORY = 16
-"""Runs over which their length is averaged: more than a default k1, so updates are evened out."""
+"""Runs over which the time of a step is averaged: more than the default k1, to average over
+updates."""
 
 _MAY_SETTLE = SETTLED | {State.RECOVERING, State.STALLED, State.RESTORING, State.ROLLING_BACK}
 
@@ -59,21 +58,21 @@ _SETTLES = {
 
 
 class Worker:
-    """Applies what one model's queue holds. Lives on the event loop.
+    """Applies the chunks and commands in one model's queue. Lives on the event loop.
 
     Attributes:
-        waits: it has nothing to do.
-        doing: what it does, in one word; the label of a failure.
+        waits: True while the worker is idle.
+        doing: the current activity in one word; the label of a failure.
 
     Args:
         live: the model's learner.
-        lifecycle: moved when the model diverges, rolls back, stalls or settles.
-        admission: the queue.
-        publisher: publishes what a run did.
-        journal: holds runs back while it is blocked.
-        checkpointer: says when a copy of the model is due.
-        limits: of a run.
-        flow_updates: updates between two looks at the gradient flow; 0: never.
+        lifecycle: gets events when the model diverges, rolls back, stalls or settles.
+        admission: the model's queue.
+        publisher: publishes the outcome of a run.
+        journal: runs wait while it is blocked.
+        checkpointer: determines when a checkpoint is due.
+        limits: bounds of a run.
+        flow_updates: updates between two measurements of the gradient flow; 0: never.
     """
 
     def __init__(
@@ -96,13 +95,13 @@ class Worker:
         self._checkpointer = checkpointer
         self._limits = limits
         self._flow = FlowWatch(flow_updates)
-        self._to_look_at: Outcome | None = None  # whose gradient flow is to be measured
+        self._to_look_at: Outcome | None = None  # the run after which the gradient flow is measured
         self._requests = RequestQueue()
-        self._taken: list[TickBatch] = []  # from the queue, for the run that is being made
+        self._taken: list[TickBatch] = []  # from the queue, for the current run
         self._wake = asyncio.Event()
-        self._step_seconds = math.inf  # of runs of one chunk; unknown before the first of them
-        self._awaited = 0  # entries put since the last run began whose client waits for them
-        self._refusal: ServiceError | None = None  # of all that is still in the queue
+        self._step_seconds = math.inf  # of single-chunk runs; infinite before the first one
+        self._awaited = 0  # entries queued since the last run began whose client waits
+        self._refusal: ServiceError | None = None  # the error for all entries still in the queue
         self._roll_back: Callable[[], Awaitable[None]]
         self._must_roll_back = False
         self._has_failed = False
@@ -117,12 +116,12 @@ class Worker:
         on_failure: Callable[[BaseException], None],
         must_roll_back: bool,
     ) -> None:
-        """Begin to work off the queue.
+        """Start the task that works off the queue.
 
         Args:
-            roll_back: takes a diverged model back to a checkpoint.
-            on_failure: called once if the task ends for another reason than a stop.
-            must_roll_back: whether that comes before anything else.
+            roll_back: rolls a diverged model back to a checkpoint.
+            on_failure: called once if the task ends without being stopped.
+            must_roll_back: True rolls back before any run.
         """
         self._roll_back, self._on_failure = roll_back, on_failure
         self._must_roll_back = must_roll_back
@@ -132,24 +131,24 @@ class Worker:
 
     @property
     def waits(self) -> bool:
-        """Whether it has nothing to do, so that a run may be made on the event loop."""
+        """True while the worker is idle, so that a run may execute on the event loop."""
         return self._publisher.worker_waits
 
     @property
     def in_use(self) -> bool:
-        """Whether a request or a roll-back waits for it."""
+        """True while a request or a roll-back waits for the worker."""
         return bool(self._requests) or self._must_roll_back
 
-    # ------------------------------------------------------------------ its end
+    # ------------------------------------------------------------------ end of the task
 
     async def _work(self) -> None:
         try:
             await self._loop()
-        except Exception as error:  # noqa: BLE001 - its owner is told, at once
+        except Exception as error:  # noqa: BLE001 - reported to the owner at once
             self._fail(error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Hear of an end that the task itself could not tell: it was cancelled, say."""
+        """Report an end that the task itself could not report, for example a cancellation."""
         if task.cancelled():
             self._fail(asyncio.CancelledError("the worker's task was cancelled"))
         elif (error := task.exception()) is not None:
@@ -164,7 +163,7 @@ class Worker:
         self._on_failure(error)
 
     def refuse_all(self, error: ServiceError) -> None:
-        """Answer whatever waits for the worker, once it has ended, and whatever still comes."""
+        """Answer everything that waits for the worker, which has ended, or comes later."""
         self._gone = error
         taken, self._taken = self._taken, []
         self._publisher.refuse(taken, error)
@@ -172,29 +171,29 @@ class Worker:
         self._requests.refuse(error)
 
     def refuse_queue(self, error: ServiceError) -> None:
-        """Answer the queue with an error, while the worker is held back by the journal."""
+        """Answer the queue with an error while the journal blocks the worker."""
         if not self._taken:
             self._publisher.refuse_queue(error)
         self._requests.refuse(error)
 
     def refuse_rest(self, error: ServiceError) -> None:
-        """Apply nothing more: the rest of the queue is refused. For a stop without time left."""
+        """Refuse the rest of the queue instead of applying it. For a stop that runs out of time."""
         self._refusal = self._refusal or error
         self._wake.set()
 
     async def ended(self) -> None:
-        """Wait until the task has ended; it never raises."""
+        """Wait until the task has ended; never raises."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    # ------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------ input
 
     def wake(self) -> None:
-        """Look again for something to do."""
+        """Wake the task so that it looks for work."""
         self._wake.set()
 
     def came(self, queued: QueuedChunk) -> None:
-        """A chunk was put into the queue: learn it now, or have it learned."""
+        """A chunk was queued: learn it now if it is short, else wake the task."""
         if self._is_for_now(queued):
             self._learn_now()
         else:
@@ -202,12 +201,12 @@ class Worker:
             self._wake.set()
 
     def came_command(self) -> None:
-        """A stream command was put into the queue."""
+        """A stream command was queued."""
         self._awaited += 1
         self._wake.set()
 
     def request(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
-        """Have something done between two runs: see `RequestQueue.put`.
+        """Request work between two runs: see `RequestQueue.put`.
 
         Raises:
             ServiceError: the worker has failed. The lifecycle does not tell that once the model is
@@ -220,7 +219,7 @@ class Worker:
         return done
 
     def settle(self) -> None:
-        """Move the model to the state that its journal, settings and figures give."""
+        """Move the model to the state that follows from its journal, settings and figures."""
         if self._lifecycle.state not in _MAY_SETTLE:
             return
         failure = self._journal.failure
@@ -238,20 +237,20 @@ class Worker:
     # ------------------------------------------------------------------ runs
 
     def _is_for_now(self, queued: QueuedChunk) -> bool:
-        """Whether a chunk that was just queued may be learned before `accept` returns.
+        """True if a chunk that was just queued may be learned before `accept` returns.
 
-        Its client waits for this answer alone, nobody else sends, and nothing else is to be done.
+        Its client waits for this one answer, no other call sends, and no other work is due.
         """
         return (
             self._publisher.worker_waits
-            and not self._wake.is_set()  # else something waits already that comes before it
+            and not self._wake.is_set()  # else other work comes first
             and queued.steps * self._step_seconds <= INLINE_SECONDS
             and queued.pending.alone
             and self._admission.queue.chunks == 1
             and self._publisher.published.knows(queued.stream_id)
             and self._admission.sends_one  # else they form a batch
             and not queued.repeats
-            and not queued.chunk.end_of_sequence  # which may learn more than the chunk
+            and not queued.chunk.end_of_sequence  # the end may learn more than the chunk
             and not (self._requests or self._checkpointer.due)
             and self._lifecycle.state in SETTLED
             and not self._journal.blocked
@@ -259,14 +258,14 @@ class Worker:
         )
 
     def _learn_now(self) -> None:
-        """Make a run without a turn of the event loop: three of them took as long as the run."""
+        """Execute a run at once: three turns of the event loop took as long as the run."""
         self._taken = batches = self._admission.take(1, 1)
         try:
             looks = not self._publisher.published.may_wait
             outcome = run(self._live.learner, batches, looks=looks)
             self._measured(outcome, batches[0].chunks[0].steps)
             self._publish(outcome)
-        except Exception as error:  # noqa: BLE001 - nobody may wait for an answer for ever
+        except Exception as error:  # noqa: BLE001 - every waiting client gets an answer
             assert self._task is not None
             self._fail(error)
             self._task.cancel()
@@ -294,7 +293,7 @@ class Worker:
             await self._run()
 
     async def _between_runs(self) -> bool:
-        """Do what has to be done with the learner beside runs; True: look again."""
+        """Do one piece of work other than a run; True if there may be more."""
         if self._must_roll_back:
             self.doing = "rolling_back"
             if self._lifecycle.can(Event.ROLL_BACK):
@@ -324,13 +323,13 @@ class Worker:
     async def _do(self, work: Work, done: asyncio.Future[Any]) -> None:
         try:
             result = await work()
-        except ServiceError as error:  # the model is as it was
+        except ServiceError as error:  # the model is unchanged
             if not done.done():
                 done.set_exception(error)
         except BaseException:
             if not done.done():
                 done.set_exception(ModelFailed("the model failed meanwhile; see the server's log"))
-            raise  # the learner is in no known state
+            raise  # the state of the learner is undefined
         else:
             if not done.done():
                 done.set_result(result)
@@ -344,12 +343,12 @@ class Worker:
         self._publisher.worker_waits = True
         try:
             await self._wake.wait()
-            self._publisher.published.catch_up()  # before a thread has the learner
+            self._publisher.published.catch_up()  # before a thread uses the learner
         finally:
             self._publisher.worker_waits = False
 
     def _may_gather(self) -> bool:
-        """Whether no client waits for the next run, so that it may begin later and hold more."""
+        """True if no client waits for the next run, so that it may wait for more chunks."""
         return (
             not self._awaited
             and self._admission.steps < GATHER_STEPS
@@ -372,14 +371,14 @@ class Worker:
             self._to_look_at = outcome
 
     def _publish(self, outcome: Outcome) -> None:
-        """Publish a run, and note that it is answered.
+        """Publish and answer a run.
 
         Raises:
-            Exception: which ended the run.
+            Exception: the failure of the run.
         """
         if outcome.failure is not None:
             raise outcome.failure
-        if outcome.diverged:  # before its answers tell of the state
+        if outcome.diverged:  # before its answers show the state
             self._must_roll_back = True
             if self._lifecycle.can(Event.ROLL_BACK):
                 self._lifecycle.apply(Event.ROLL_BACK)
@@ -388,7 +387,7 @@ class Worker:
         self._admission.put_back(outcome.rest)
 
     async def _outcome(self, batches: list[TickBatch]) -> Outcome:
-        """What `run` gives: from a thread, or at once where a thread costs more than it saves."""
+        """Execute a run in a thread, or on the event loop if it is too short for a thread."""
         alone = _single(batches)
         if alone is None:
             return await self._live.in_thread(run, self._live.learner, batches)
@@ -400,13 +399,13 @@ class Worker:
         return outcome
 
     def _measured(self, outcome: Outcome, steps: int) -> None:
-        measured = outcome.own_seconds / max(1, steps)  # labels may come by themselves
+        measured = outcome.own_seconds / max(1, steps)  # a chunk of labels has no steps
         before = self._step_seconds if math.isfinite(self._step_seconds) else measured
         self._step_seconds = before + (measured - before) / INLINE_MEMORY
 
 
 def _single(batches: list[TickBatch]) -> QueuedChunk | None:
-    """The one chunk of a run of one, unless its sequence ends, which may learn more than it."""
+    """The chunk of a single-chunk run; None if it ends its sequence, which may learn more steps."""
     if len(batches) != 1 or len(batches[0].chunks) != 1:
         return None
     only = batches[0]
