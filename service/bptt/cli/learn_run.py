@@ -90,7 +90,7 @@ class LearnRun:
 
     async def _get_model(self, client: Client) -> Model | None:
         try:
-            return await client.get_model(self.options.model_id)
+            return planning.check_read(await client.get_model(self.options.model_id))
         except NotFound:
             return None
 

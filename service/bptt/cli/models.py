@@ -69,7 +69,7 @@ def _table(found: list[Model]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
-        if "task" not in spec:  # still recovering: nothing else is known yet
+        if "task" not in spec:  # recovering or damaged: nothing has been read of it
             table.add_row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
             continue
         clipped = model.clipped_updates / model.updates if model.updates else math.nan

@@ -68,6 +68,18 @@ class Plan:
         return self.targets[0] if self.task == "classification" else None
 
 
+def check_read(model: Model) -> Model:
+    """Return a model whose spec the server knows.
+
+    Raises:
+        InputError: the server has read nothing of it, because it is recovering or damaged.
+    """
+    if "task" not in model.spec:
+        wait = f"model {model.model_id} is {model.state}; try again later"
+        raise InputError(model.state_reason or wait)
+    return model
+
+
 def make_plan(options: LearnOptions, understood: Understood, model: Model | None) -> Plan:
     """Decide which columns are inputs and targets.
 

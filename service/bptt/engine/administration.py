@@ -153,11 +153,11 @@ class Administration:
         if lsn not in {each.lsn for each in await self.checkpoints()}:
             raise NotFound(f"lsn is {lsn}; model {self._model_id} has no checkpoint after as many")
         self._lifecycle.admit(Operation.RESTORE)  # the disk took its time
-        if self._lifecycle.can(Event.RESTORE):  # else a roll-back comes first
-            self._lifecycle.apply(Event.RESTORE)
         work = functools.partial(self._restore, lsn)
+        done = self._worker.request(work, after_queue=True)
+        self._lifecycle.apply(Event.RESTORE)
         try:
-            await asyncio.shield(self._worker.request(work, after_queue=True))
+            await asyncio.shield(done)
         finally:
             self._worker.settle()
         await self._journal.up_to(self._journal.last)
