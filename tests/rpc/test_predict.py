@@ -187,7 +187,7 @@ async def test_every_prediction_of_many_streams_is_that_of_a_published_snapshot(
     await call.close()
     trainer = server.registry.get("m")
     recorder: Any = Recorder(trainer)
-    trainer.sink = recorder
+    trainer._publisher.sink = recorder
     enough = asyncio.Event()
     writing = asyncio.create_task(write_until(server, streams, enough))
     plan = [(stream_id, steps) for stream_id in streams[::3] for steps in GIVEN.values()]
