@@ -55,7 +55,7 @@ async def answer(session: LearnSession) -> Learned:
     return found
 
 
-async def test_a_line_that_breaks_before_the_acknowledgement(durable: Served, name: str) -> None:
+async def test_a_connection_lost_before_the_acknowledgement(durable: Served, name: str) -> None:
     early = 0
     async with two_clients(durable) as (line, client, other):
         await other.create_model(name, SPEC)

@@ -92,7 +92,7 @@ async def drop_again_and_again(line: Proxy, session: LearnSession) -> None:
         await until(lambda: session.reconnections > place)  # noqa: B023
 
 
-async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
+async def test_predictions_after_reconnections_equal_those_without(
     shared: Served, name: str
 ) -> None:
     values = walk(600)
@@ -117,9 +117,7 @@ async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
     assert told >= 200
 
 
-async def test_a_server_that_stops_and_comes_back_is_gone_on_with(
-    tmp_path: Path, name: str
-) -> None:
+async def test_a_session_continues_after_a_server_restart(tmp_path: Path, name: str) -> None:
     values = walk(1500)
     data = ("--data", str(tmp_path))
     with serving(*data) as first:
@@ -248,7 +246,7 @@ async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
                     await go_on()
 
 
-async def test_a_stream_that_a_call_still_has_after_a_reconnection_is_waited_for(
+async def test_a_reconnection_waits_for_a_stream_that_another_call_still_holds(
     shared: Served, name: str
 ) -> None:
     """As a broken call of the session's own does, whose end the server has not noticed."""
@@ -342,7 +340,7 @@ async def test_a_session_that_should_not_resume_fails_when_its_line_breaks(
 
 @pytest.mark.same_bits
 @pytest.mark.parametrize("durability", ["full", "process"])
-async def test_a_server_that_is_killed_is_gone_on_with_and_nothing_is_lost(
+async def test_a_session_continues_after_a_kill_and_loses_nothing(
     tmp_path: Path, name: str, durability: str
 ) -> None:
     """Killed amid the stream, again and again: each step is learned once, in order."""
@@ -377,7 +375,7 @@ def kill(server: Served) -> None:
     server.process.returncode = 0  # as meant: `serving` takes any other end for a failure
 
 
-async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sent_again(
+async def test_new_chunks_follow_retransmitted_ones_during_a_reconnection(
     shared: Served, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new call is being opened, and where its streams stand is not known: nothing is written."""

@@ -31,7 +31,7 @@ def opened(last: int, *streams: tuple[int, int, int]) -> pb.LearnOpened:
     return pb.LearnOpened(streams=told, last_incarnation=last)
 
 
-def test_what_a_call_tells_to_be_durable_is_kept_no_longer() -> None:
+def test_steps_that_a_call_reports_durable_are_dropped_from_the_buffer() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
     buffer.learned(sent(buffer, 10), LEARNED, 20, 1)
@@ -41,7 +41,7 @@ def test_what_a_call_tells_to_be_durable_is_kept_no_longer() -> None:
     assert not buffer.keeps("s")
 
 
-def test_a_deleted_incarnation_is_given_up_and_what_was_not_written_begins_anew() -> None:
+def test_a_deleted_incarnation_is_dropped_and_unwritten_chunks_open_a_new_one() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
     sent(buffer, 10)
@@ -65,7 +65,7 @@ def test_a_chunk_without_a_first_answer_is_sent_again() -> None:
     assert first.resent
 
 
-def test_what_was_lost_with_its_server_is_sent_again() -> None:
+def test_steps_lost_with_the_server_are_sent_again() -> None:
     buffer = RetransmitBuffer()
     first = sent(buffer, 0)
     buffer.learned(first, LEARNED, 10, 3)
@@ -76,7 +76,7 @@ def test_what_was_lost_with_its_server_is_sent_again() -> None:
         buffer.learned(first, LEARNED, 10, 3)
 
 
-def test_what_was_durable_and_is_gone_was_deleted_or_is_lost() -> None:
+def test_durable_steps_that_are_gone_were_deleted_or_lost() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 3)
     buffer.acknowledge("s", 10, 3)

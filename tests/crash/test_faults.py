@@ -41,7 +41,7 @@ async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_stop_under_load_is_clean_and_gone_on_with(tmp_path: Path) -> None:
+async def test_a_stop_under_load_is_clean_and_sessions_continue(tmp_path: Path) -> None:
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", SPEC)
@@ -91,7 +91,7 @@ async def test_a_disk_that_fills_up_stops_learning_until_there_is_room(tmp_path:
         check_walkers(server.folder, "m", [walker])
 
 
-async def test_a_checkpoint_without_room_is_told_and_learning_goes_on(tmp_path: Path) -> None:
+async def test_a_checkpoint_without_room_is_logged_and_learning_continues(tmp_path: Path) -> None:
     disk = tmp_path / "data"
     with mounted(disk, "8m"):
         async with restarted(tmp_path) as server:
@@ -215,7 +215,7 @@ async def test_a_damaged_newest_checkpoint_falls_back_and_loses_nothing(tmp_path
     check_walkers(server.folder, "m", [walker])
 
 
-def test_nothing_durable_depends_on_the_clock_of_the_wall() -> None:
+def test_durable_state_does_not_depend_on_the_wall_clock() -> None:
     """A clock that jumps changes nothing: what writes, orders and reads back asks none."""
     durable = [
         *(PACKAGE / "durability").glob("*.py"),

@@ -43,7 +43,7 @@ FLIPS = {
 
 
 @pytest.mark.parametrize("flip", FLIPS)
-async def test_the_server_starts_and_the_model_is_the_same_or_says_why_not(
+async def test_the_server_starts_and_a_model_is_unchanged_or_reported_damaged(
     whole: Path, tmp_path: Path, flip: str
 ) -> None:
     kind, place, bit, states = FLIPS[flip]

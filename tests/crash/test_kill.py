@@ -89,7 +89,7 @@ async def learned_without_a_kill(folder: Path, chunks: int) -> State:
     return newest(server.folder, "one")
 
 
-async def test_what_was_replayed_is_not_replayed_again(tmp_path: Path) -> None:
+async def test_replayed_records_are_not_replayed_again(tmp_path: Path) -> None:
     """However often a server is killed, and however soon: no restart takes longer for it."""
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:

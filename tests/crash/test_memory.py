@@ -38,7 +38,7 @@ async def create(server: Restarted) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_models_that_take_turns_are_those_of_a_server_that_holds_them_all(
+async def test_models_that_take_turns_equal_those_of_a_server_that_holds_them_all(
     tmp_path: Path,
 ) -> None:
     moments = random.Random(7)

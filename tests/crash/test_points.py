@@ -55,7 +55,9 @@ def check_twin(folder: Path, walker: Walker) -> None:
 
 
 @pytest.mark.parametrize("point", [each for each in POINTS if each != "delete.renamed"])
-async def test_a_server_that_dies_at_a_point_is_gone_on_with(tmp_path: Path, point: str) -> None:
+async def test_a_session_continues_after_a_server_dies_at_a_failpoint(
+    tmp_path: Path, point: str
+) -> None:
     """The third time it comes there, which for a checkpoint is not the one that makes the model."""
     trims = point.startswith(("trim.", "prune."))
     options = TRIMS if trims else KEEP_ALL
@@ -78,7 +80,7 @@ async def test_a_server_that_dies_at_a_point_is_gone_on_with(tmp_path: Path, poi
 
 
 @pytest.mark.parametrize("point", SAVES)
-async def test_a_model_that_a_server_died_of_making_is_there_whole_or_not_at_all(
+async def test_a_model_whose_creation_crashed_exists_completely_or_not_at_all(
     tmp_path: Path, point: str
 ) -> None:
     async with restarted(tmp_path, *KEEP_ALL, failpoint=point) as server:
@@ -99,7 +101,7 @@ async def test_a_model_that_a_server_died_of_making_is_there_whole_or_not_at_all
 
 
 @pytest.mark.parametrize("point", ["append.inserted", "append.committed"])
-async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
+async def test_a_restore_that_crashed_is_done_completely_or_not_at_all(
     tmp_path: Path, point: str
 ) -> None:
     async with restarted(tmp_path, *KEEP_ALL) as server:
@@ -127,7 +129,7 @@ async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
     assert not replay.verify(SqliteStore(server.folder), "m").problems
 
 
-async def test_a_deletion_that_a_server_died_of_is_done(tmp_path: Path) -> None:
+async def test_a_deletion_that_crashed_is_completed(tmp_path: Path) -> None:
     async with restarted(tmp_path, *KEEP_ALL, failpoint="delete.renamed") as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", SPEC)

@@ -218,7 +218,7 @@ def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["lost", "cut", "flipped", "torn at its end"])
-def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) -> None:
+def test_a_lost_end_of_a_journal_is_detected(killed: Path, what: str) -> None:
     """SQLite takes a damaged write-ahead log for one that a crash has cut, and says nothing."""
     path = model_folder(killed) / "journal.sqlite3-wal"
     data = bytearray(path.read_bytes())
@@ -240,7 +240,7 @@ def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) ->
         assert len(records) == 9
 
 
-def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> None:
+def test_an_uncommitted_torn_record_is_no_damage(killed: Path) -> None:
     path = model_folder(killed) / "journal.sqlite3-wal"
     path.write_bytes(path.read_bytes()[:-100])
     commit_watermark.write(model_folder(killed), 9, synced=True)  # killed within the last commit
@@ -250,7 +250,7 @@ def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> No
         assert numbers(store.tail("m", 9)) == [10, 11, 12]
 
 
-def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
+def test_with_durability_process_records_lost_in_a_power_failure_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path, "process") as store:
@@ -262,7 +262,7 @@ def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
     assert "ends with lsn 5; 9 was committed, but not synced" in caplog.text
 
 
-def test_a_damaged_mark_is_told_and_stops_nothing(
+def test_a_damaged_commit_watermark_is_logged_and_stops_nothing(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = model_folder(data) / "committed"
@@ -334,7 +334,7 @@ def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) 
     assert repair.plan(store, found).needed
 
 
-def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:
+def test_leftovers_of_an_interruption_are_removed(data: Path) -> None:
     models = data / "models"
     (models / "m" / "checkpoint-000000000012.safetensors.aside").write_bytes(b"half")
     for leftover in (".deleted-n", ".new-o"):

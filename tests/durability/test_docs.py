@@ -46,7 +46,7 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
     ]
 
 
-def test_what_the_page_says_is_kept_is_what_is_kept() -> None:
+def test_the_page_states_the_default_retention() -> None:
     kept = Kept()
     assert f"the newest {kept.checkpoints} checkpoints" in PAGE
     assert f"up to {kept.history_bytes >> 20} MB of journal" in PAGE

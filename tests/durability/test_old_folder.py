@@ -68,7 +68,7 @@ def expected(folder: Path) -> Learner:
     return learner
 
 
-def test_it_opens_and_its_model_is_the_same_bit_for_bit(old: Path) -> None:
+def test_an_old_folder_opens_with_the_same_model_bit_for_bit(old: Path) -> None:
     store = SqliteStore(old)
     assert store.open() == 2
     found = recover(store, "buoy")
@@ -99,7 +99,7 @@ def test_it_opens_and_its_model_is_the_same_bit_for_bit(old: Path) -> None:
         ]
 
 
-def test_the_tools_read_it_and_leave_its_format(old: Path, tmp_path: Path) -> None:
+def test_the_tools_read_an_old_folder_and_keep_its_format(old: Path, tmp_path: Path) -> None:
     store = SqliteStore(old)
     with store.offline():
         found = replay.verify(store, "buoy")

@@ -1,4 +1,4 @@
-"""Who waits for room in the queue."""
+"""Tasks that wait for room in the admission queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def new_intake() -> AdmissionQueue:
     return AdmissionQueue(SPEC, Limits(queue_chunks=8, queue_bytes=1000), shown, lambda steps: None)
 
 
-async def test_who_came_first_goes_first_also_where_a_chunk_fills_the_queue() -> None:
+async def test_waiting_tasks_are_served_in_order_of_arrival_even_if_one_chunk_fills_the_queue() -> (
+    None
+):
     intake, responses, went = new_intake(), ResponseQueue(100, 1 << 20), []
     large = np.zeros((200, 2), np.float32)
 
@@ -45,7 +47,7 @@ async def test_who_came_first_goes_first_also_where_a_chunk_fills_the_queue() ->
     await asyncio.gather(*senders)
 
 
-async def test_one_who_hangs_up_while_waiting_keeps_nobody_from_going_on() -> None:
+async def test_a_cancelled_waiter_does_not_block_the_next_one() -> None:
     intake, responses = new_intake(), ResponseQueue(100, 1 << 20)
     large = np.zeros((200, 2), np.float32)
     incoming = IncomingChunk("a", None, large, None, end_of_sequence=False)
@@ -53,6 +55,6 @@ async def test_one_who_hangs_up_while_waiting_keeps_nobody_from_going_on() -> No
     gone, waits = (asyncio.create_task(intake.room()) for _ in range(2))
     await asyncio.sleep(0)
     intake.take(10, 1000)
-    gone.cancel()  # in the moment in which it was its turn
+    gone.cancel()  # just when it is its turn
     await waits
     assert gone.cancelled() or gone.done()

@@ -1,4 +1,4 @@
-"""The outbox: answers leave in order, and what waits is bounded."""
+"""The response queue: answers leave in order, and pending responses are bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def answer(number: int) -> ChunkResult:
     return ChunkResult("s", number, number + 1, None, ())
 
 
-async def test_answers_leave_in_the_order_of_their_tickets() -> None:
+async def test_answers_are_returned_in_the_order_of_the_chunks() -> None:
     responses = ResponseQueue(10, 100)
     pendings = [responses.pending(1) for _ in range(3)]
     assert [each.index for each in pendings] == [0, 1, 2]
@@ -43,7 +43,7 @@ async def test_the_end_comes_after_the_last_answer() -> None:
     assert await responses.next() is None
 
 
-async def test_an_error_takes_the_place_of_a_good_end_and_nothing_its_own() -> None:
+async def test_an_error_replaces_a_good_end_and_is_not_replaced() -> None:
     responses = ResponseQueue(10, 100)
     responses.end()
     responses.end(InvalidRequest("first"))
@@ -54,7 +54,9 @@ async def test_an_error_takes_the_place_of_a_good_end_and_nothing_its_own() -> N
 
 
 @pytest.mark.parametrize(("answers_max", "weight_max"), [(2, 1000), (1000, 20)])
-async def test_a_full_outbox_makes_its_filler_wait(answers_max: int, weight_max: int) -> None:
+async def test_a_full_response_queue_makes_its_writer_wait(
+    answers_max: int, weight_max: int
+) -> None:
     responses = ResponseQueue(answers_max, weight_max)
     pendings = []
     while not responses.full:

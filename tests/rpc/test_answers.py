@@ -111,7 +111,7 @@ async def test_a_spike_has_the_lowest_anomaly_score(server: Harness) -> None:
     await call.close()
 
 
-async def test_bands_and_scores_are_left_out_with_the_predictions(server: Harness) -> None:
+async def test_bands_and_scores_are_omitted_with_the_predictions(server: Harness) -> None:
     await server.create()
     call = await server.learn(omit_predictions=True)
     for answer in await feed(call, noisy(200)):
@@ -193,7 +193,7 @@ EXPLODING: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def test_a_model_that_diverges_stops_learning_and_goes_on_when_told(
+async def test_a_diverged_model_stops_learning_until_it_is_resumed(
     server: Harness,
 ) -> None:
     await server.create(**EXPLODING)

@@ -58,7 +58,7 @@ class _BreaksAtSecondTick(Learner):
         return super().apply(lsn, predictions=predictions)
 
 
-async def test_a_model_that_breaks_stops_learning_and_goes_on_predicting(
+async def test_a_failed_model_stops_learning_and_still_predicts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with harness(make_learner=_BreaksAtSecondTick) as server:
@@ -210,7 +210,7 @@ async def test_health_is_answered_and_watched(server: Harness) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_the_api_is_told_by_reflection(server: Harness, version: str) -> None:
+async def test_reflection_describes_the_api(server: Harness, version: str) -> None:
     channel: Any = server.channel
     method = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
