@@ -299,7 +299,7 @@ async def test_answers_that_pile_up_unread_are_an_error_not_a_hang(
 
 async def test_no_server_is_an_error_that_names_the_address() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listened on: refused for sure
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: always refused
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServerUnreachable, match=address):
             async with Client.connect(address):

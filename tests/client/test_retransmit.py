@@ -1,4 +1,4 @@
-"""What a session sends again, and what it gives up, when a new call tells where streams stand."""
+"""Chunks that a session repeats or drops after a new call reports the streams' positions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bptt.client import Refused, StepsLost
 from bptt.client.retransmit import RetransmitBuffer, Sent
 from bptt.errors import StreamDeleted
 
-LEARNED: Any = object()  # an answer that nothing looks into
+LEARNED: Any = object()  # an answer whose contents are not used
 
 
 def sent(buffer: RetransmitBuffer, first_step: int, *, placed: bool = True) -> Sent:
-    """A chunk of ten steps that is written."""
+    """A written chunk of ten steps."""
     chunk = pb.Chunk(stream_id="s", first_step=first_step)
     found = buffer.add(pb.LearnRequest(chunk=chunk), 10, 0, placed=placed)
     found.written = True
@@ -23,7 +23,7 @@ def sent(buffer: RetransmitBuffer, first_step: int, *, placed: bool = True) -> S
 
 
 def opened(last: int, *streams: tuple[int, int, int]) -> pb.LearnOpened:
-    """Where streams named `s` stand: next step, durable step, incarnation."""
+    """Positions of the stream `s`: next step, durable step, incarnation."""
     told = [
         pb.Stream(stream_id="s", next_step=end, durable_step=durable, incarnation=incarnation)
         for end, durable, incarnation in streams
@@ -69,7 +69,7 @@ def test_steps_lost_with_the_server_are_sent_again() -> None:
     buffer = RetransmitBuffer()
     first = sent(buffer, 0)
     buffer.learned(first, LEARNED, 10, 3)
-    for last in (2, 3):  # in the second case another stream was opened since, and got the number
+    for last in (2, 3):  # in the second case a later stream has a higher incarnation
         again, _ = buffer.resume(["s"], opened(last), same_load=False)
         assert again == [first]
         assert first.message.chunk.incarnation == 0

@@ -1,4 +1,4 @@
-"""Settings and checkpoints through the client, and what of them outlives a killed server."""
+"""Settings and checkpoints through the client survive a killed server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that goes back to a checkpoint when it diverges, on a server that is killed."""
+"""Roll-backs of a diverged model on a server that is killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def learned(session: LearnSession, values: NDArray[np.float32]) -> None:
 
 
 async def test_a_roll_back_survives_a_kill_and_every_replay_agrees(tmp_path: Path) -> None:
-    """Killed as soon as the chunk behind the divergence is acknowledged, three times over."""
+    """The server is killed three times, each time after the chunk behind the divergence."""
     at = 0
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:

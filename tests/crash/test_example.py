@@ -1,4 +1,4 @@
-"""The script that shows it, in a small form."""
+"""The example script of a crash, at a small size."""
 
 from __future__ import annotations
 

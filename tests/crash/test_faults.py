@@ -30,7 +30,7 @@ REPOSITORY = PACKAGE.parents[1]
 
 
 async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`bptt` with these arguments, to its end."""
+    """Run `bptt` with these arguments to its end."""
     return await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "bptt.cli", *arguments],
@@ -137,7 +137,7 @@ async def test_a_second_server_on_a_folder_is_refused_and_the_first_goes_on(
 
 
 async def killed_after(server: Restarted, chunks: int) -> Walker:
-    """A model with two checkpoints, and a journal behind the newer one; its server is killed."""
+    """A model of a killed server, with two checkpoints and a journal after the newer one."""
     async with Client.connect(server.address) as client:
         await client.create_model("m", SPEC)
         walker = Walker(server.address, "m", "s", 3)
@@ -185,7 +185,7 @@ async def test_a_damaged_journal_makes_a_model_read_only_until_it_is_repaired(
 
 
 def damage_last_record(folder: Path, walker: Walker) -> None:
-    """Flip a bit of the last chunk's last value, wherever the journal's files have it."""
+    """Flip a bit of the last chunk's last value in the journal's files."""
     wanted = walker.sent[-1].tobytes()
     found = False
     journal = journal_of(folder)
@@ -216,7 +216,7 @@ async def test_a_damaged_newest_checkpoint_falls_back_and_loses_nothing(tmp_path
 
 
 def test_durable_state_does_not_depend_on_the_wall_clock() -> None:
-    """A clock that jumps changes nothing: what writes, orders and reads back asks none."""
+    """A jump of the wall clock changes nothing, because no durable state depends on it."""
     durable = [
         *(PACKAGE / "durability").glob("*.py"),
         *(PACKAGE / "engine").glob("*.py"),

@@ -1,4 +1,4 @@
-"""More models than memory is to hold, and `kill -9` while they leave it and come back."""
+"""More models than fit in memory, and `kill -9` while they leave memory and come back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A server that dies at each named point of a commit, a checkpoint, a trim, a restore, a deletion.
 
-It kills itself there (BPTT_FAILPOINT); it is started again, and its client goes on by itself.
+It kills itself there (BPTT_FAILPOINT); after a restart its client continues automatically.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KILLED = -signal.SIGKILL
 
 
 async def save_until_it_dies(server: Restarted, client: Client) -> None:
-    """Ask for checkpoints until the server dies of one, or of what it commits meanwhile."""
+    """Request checkpoints until the server dies at one, or at a commit meanwhile."""
     process = server.process
     assert process is not None
     while process.poll() is None:
@@ -45,7 +45,7 @@ async def save_until_it_dies(server: Restarted, client: Client) -> None:
 
 
 def check_twin(folder: Path, walker: Walker) -> None:
-    """The model is bit for bit one that learned what was sent in one go, and its folder whole."""
+    """Check that the model equals one that learned all in one call; its folder is intact."""
     found = replay.verify(SqliteStore(folder), "m")
     assert not found.problems
     twin = Learner(ModelSpec(**SPEC))
@@ -58,7 +58,7 @@ def check_twin(folder: Path, walker: Walker) -> None:
 async def test_a_session_continues_after_a_server_dies_at_a_failpoint(
     tmp_path: Path, point: str
 ) -> None:
-    """The third time it comes there, which for a checkpoint is not the one that makes the model."""
+    """It dies at the third visit of the point; the first checkpoint creates the model."""
     trims = point.startswith(("trim.", "prune."))
     options = TRIMS if trims else KEEP_ALL
     async with restarted(tmp_path, *options, failpoint=f"{point}:3") as server:

@@ -1,4 +1,4 @@
-"""Records as bytes: what goes in comes out, and what was changed is seen."""
+"""Records as bytes: round trips, and detection of changed bytes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def sealed(number: int, prefix: bytes, payload: bytes) -> bytes:
 
 
 def test_the_bytes_are_those_of_the_description() -> None:
-    """The format by hand, so that no change of it goes unseen."""
+    """Builds the format by hand, so that every change of it is noticed."""
     inputs = np.array([[1.5, -2.0]], np.float32)
     targets = np.array([-1], np.int64)
     payload = struct.pack("<I", 1) + struct.pack("<HHq", 3, 2, 7) + b"\xc3\xa9"

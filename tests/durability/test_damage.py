@@ -1,4 +1,4 @@
-"""Files that were torn, flipped, cut or lost: each is found, and named with what was found."""
+"""Torn, flipped, cut or lost files: each is detected and named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
-    """The same as a process leaves it that is killed: all is in the write-ahead log."""
+    """The same folder after a kill: all records are in the write-ahead log."""
     with opened(tmp_path / "live", "full") as store:
         store.save(checkpoint(0))
         for record in tick_records(1, 10):
@@ -44,7 +44,7 @@ def killed(tmp_path: Path) -> Path:
 
 
 def read(store: SqliteStore, after: int = 0) -> tuple[list[int], str]:
-    """The records that a store gives, and what it says when it can give no more."""
+    """The readable records of a store, and the error that ends them."""
     found: list[int] = []
     try:
         for record in store.tail("m", after):
@@ -109,7 +109,7 @@ def test_a_missing_checkpoint_is_not_listed_and_the_one_before_leads_on(data: Pa
 
 
 def change(data: Path, *statements: str) -> None:
-    """Do to the journal's tables what damage may have done."""
+    """Change the journal's tables as damage might."""
     with closing(sqlite3.connect(model_folder(data) / "journal.sqlite3")) as connection:
         for statement in statements:
             connection.execute(statement)
@@ -219,7 +219,7 @@ def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:
 
 @pytest.mark.parametrize("what", ["lost", "cut", "flipped", "torn at its end"])
 def test_a_lost_end_of_a_journal_is_detected(killed: Path, what: str) -> None:
-    """SQLite takes a damaged write-ahead log for one that a crash has cut, and says nothing."""
+    """SQLite treats a damaged write-ahead log as one cut by a crash, without an error."""
     path = model_folder(killed) / "journal.sqlite3-wal"
     data = bytearray(path.read_bytes())
     if what == "lost":
@@ -288,7 +288,7 @@ def test_a_damaged_commit_watermark_is_logged_and_stops_nothing(
 def test_a_damaged_epoch_stops_nothing(
     data: Path, caplog: pytest.LogCaptureFixture, damage: bytes, found: str
 ) -> None:
-    """The journals tell which epochs there were; a later one than theirs is taken."""
+    """The journals hold the earlier epochs; the store chooses a later one."""
     (data / "epoch").write_bytes(damage)
     store = SqliteStore(data)
     with caplog.at_level(logging.WARNING):
@@ -313,7 +313,7 @@ def test_an_epoch_of_an_earlier_version_is_the_number_alone(data: Path) -> None:
 @pytest.mark.parametrize("value", ["x'ff'", "NULL", "'text'", "1.5", "-1"])
 @pytest.mark.parametrize("column", ["epoch", "base"])
 def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) -> None:
-    """SQLite gives whatever type a damaged page says. It breaks no start and no tool."""
+    """SQLite returns the type that a damaged page states; neither a start nor a tool fails."""
     change(
         data,
         "CREATE TABLE other (one, epoch, base)",

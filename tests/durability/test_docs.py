@@ -1,4 +1,4 @@
-"""docs/journal.md describes the format exactly enough: its reader reads what the store wrote."""
+"""docs/journal.md describes the format exactly: its reader reads a journal of the store."""
 
 from __future__ import annotations
 

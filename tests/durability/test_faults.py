@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, writers that are stale, processes that end at any point."""
+"""Full or read-only disks, stale writers, and processes that end at any point."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_journal_locked_by_another_program_is_an_error(
 
 
 def later_writer(folder: Path) -> None:
-    """What a second server does where the lock does not reach: it opens the journal."""
+    """Open the journal as a second server does on a file system without working locks."""
     number = lock.next_epoch(folder, lock.last_epoch(folder), None)
     with closing(sqlite3.connect(folder / "models" / "m" / "journal.sqlite3")) as connection:
         connection.execute("UPDATE writer SET epoch = ?", (number,))
@@ -303,7 +303,7 @@ def test_without_a_journal_checkpoints_are_all_there_is(tmp_path: Path) -> None:
 def test_a_journal_that_ends_before_the_newest_checkpoint_begins_again_there(
     tmp_path: Path,
 ) -> None:
-    """As after a machine's end with durability `process`, whose checkpoints are synced."""
+    """As after a power failure with durability `process`, whose checkpoints are synced."""
     with opened(tmp_path, "process") as store:
         store.save(checkpoint(0))
         store.append("m", tick_records(1, 9))
@@ -344,7 +344,7 @@ def open_files() -> int:
 
 
 def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None:
-    """Two threads a model, one that appends and one that saves, and few open journals."""
+    """Two threads for each model, one appends and one saves, with few open journals."""
     batches, failures = 40, []
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What the bits depend on is told, and so is how it differs."""
+"""The fingerprint of everything the bits depend on, and its differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data folder that was written before journals counted in lsn opens, and its model goes on.
+"""A data folder of format 1, without lsn, opens, and its model continues.
 
 `data/format_1.zip` was made by that version: ten ticks, a checkpoint, five ticks, a restore, three
 ticks, a change of the learning rate, a roll-back, two ticks. `closed` is as a clean stop left it,
@@ -36,7 +36,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def ticks() -> Iterator[Tick]:
-    """The ticks that it was made from."""
+    """The ticks in the folder."""
     random, step = np.random.default_rng(0), 0
     for number in range(20):
         if number == 15:

@@ -1,4 +1,4 @@
-"""Incarnations: numbers of a stream's openings, on the wire, in checkpoints and in replay."""
+"""Incarnation numbers of streams on the wire, in checkpoints and in replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Around calls: defects, counting, health, reflection."""
+"""Interceptors and standard services: defects, counting, health, reflection."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_an_unexpected_exception_is_internal_without_its_text_and_logged_o
 
 
 class _BreaksAtSecondTick(Learner):
-    """A learner that fails in a way that nobody foresaw."""
+    """A learner that raises an unexpected exception."""
 
     def apply(self, lsn: Any, *, predictions: bool = True) -> TickResult:
         if self.figures.steps >= 4:
@@ -133,7 +133,7 @@ async def test_an_interceptor_behind_the_servers_own_runs_once_a_call() -> None:
 
 
 async def test_credentials_encrypt_and_authenticate_the_connection() -> None:
-    """With credentials of the machine itself, which need no certificate."""
+    """Uses local credentials, which need no certificate."""
     async with harness() as plain:
         registry, metrics = plain.registry, plain.metrics
         local = grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP)

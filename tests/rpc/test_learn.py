@@ -1,4 +1,4 @@
-"""Learn: what is learned, in which order it is answered, what is refused, and how calls end."""
+"""Learn: results, order of answers, refusals, and ends of calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rpc.harness import failure, Harness, harness, small, until, violation
 
 
 def twin() -> Learner:
-    """The learner of the model that the harness makes, without any server."""
+    """The learner of the harness's model, without a server."""
     return Learner(ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4))
 
 
@@ -179,7 +179,10 @@ async def test_the_first_of_two_calls_keeps_a_stream(server: Harness) -> None:
     first, second = await server.learn(), await server.learn()
     await first.send("s", wave(4), first_step=0)
     assert (await first.learned()).next_step == 4
-    for first_step in (0, 4):  # a resend is refused, too: who sends must know that it is not alone
+    for first_step in (
+        0,
+        4,
+    ):  # a repetition is refused too: the client must learn of the other sender
         await second.send("s", wave(4, first_step), first_step=first_step)
         refused = await second.refused()
         assert refused.code == grpc.StatusCode.ABORTED.value[0]
@@ -189,7 +192,7 @@ async def test_the_first_of_two_calls_keeps_a_stream(server: Harness) -> None:
     await first.send("s", wave(4, 4))
     assert (await first.learned()).next_step == 8
     await first.close()
-    await second.send("s", wave(4), first_step=0)  # the first has gone
+    await second.send("s", wave(4), first_step=0)  # the first call has ended
     await second.send("s", wave(4, 8), first_step=8)
     assert [(await second.learned()).next_step for _ in range(2)] == [8, 12]
     await second.close()

@@ -1,4 +1,4 @@
-"""What a model's series say, scraped over HTTP."""
+"""A model's metrics, scraped over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.rpc.harness import Harness, wave
 
 
 def _scrape(server: Harness) -> dict[str, dict[str, float]]:
-    """Value by series name, by model."""
+    """Values by series name and model."""
     endpoint = MetricsEndpoint("127.0.0.1:0", server.metrics)
     try:
         with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as response:

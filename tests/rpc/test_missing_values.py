@@ -1,4 +1,4 @@
-"""Missing inputs over the wire: taken where the model's spec allows them, refused by name else."""
+"""Missing inputs over the wire: accepted if the spec allows them, else refused by name."""
 
 from __future__ import annotations
 

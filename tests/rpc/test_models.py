@@ -1,4 +1,4 @@
-"""ModelService: what is made, shown, listed and deleted, and what is refused."""
+"""ModelService: creating, showing, listing and deleting models, and refusals."""
 
 from __future__ import annotations
 

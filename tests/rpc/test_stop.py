@@ -1,4 +1,4 @@
-"""A real server process: signals, taken addresses, and what a restart knows."""
+"""A real server process: signals, addresses in use, and restarts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FREE = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
 class Stubs:
-    """A client of a server elsewhere."""
+    """Stubs for a server in another process."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.models: Any = models_pb2_grpc.ModelServiceStub(channel)
@@ -167,7 +167,7 @@ async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Si
 
 
 def _fails(*options: str) -> str:
-    """What `bptt serve` with these options says as it fails."""
+    """The error output of `bptt serve` with invalid options."""
     command = [sys.executable, "-m", "bptt.cli", "serve", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0

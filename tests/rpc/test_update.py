@@ -1,4 +1,4 @@
-"""UpdateModel: what changes, when, and what is refused."""
+"""UpdateModel: changes, their time, and refusals."""
 
 from __future__ import annotations
 
