@@ -26,5 +26,5 @@ VOLUME /data
 EXPOSE 50051 9464
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/bptt/healthcheck.py", "127.0.0.1:50051"]
 ENTRYPOINT ["bptt"]
-# 0.0.0.0 is the container's own network; who may reach it from outside is decided where ports are published.
+# 0.0.0.0 is the container's own network; the published ports decide which hosts reach it from outside.
 CMD ["serve", "--address", "0.0.0.0:50051", "--metrics-address", "0.0.0.0:9464", "--data", "/data"]

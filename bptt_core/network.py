@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class NetworkTape(NamedTuple):
-    """What the backward pass needs, and the outputs."""
+    """The values of the forward pass that the backward pass uses, and the outputs."""
 
     layers: list[Tape]
     output: Array

@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 FADING = 1e-3  # weight of one target in the figures of merit
 LEAST_PROBABILITY = 1e-300  # lower bound of a class's probability in the figures: 997 bits
-BAND = (0.05, 0.95)  # quantiles of the error band: nine of ten errors lie between
+BAND = (0.05, 0.95)  # quantiles of the error band, which holds 90 % of recent errors
 # Errors between two computations of the quantiles: one for each error would cost more than the
 # prediction.
 BAND_EVERY = 32

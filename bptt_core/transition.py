@@ -73,7 +73,7 @@ def run(
 
 
 def _side_by_side(spec: ModelSpec, steps: Steps, prepared: list[scaling.Prepared]) -> Lanes:
-    """What was prepared, stream after stream."""
+    """The prepared steps, stream after stream."""
     lanes = steps.lanes
     starts, lengths = lanes[:, OFFSET], lanes[:, LENGTH]
     target_starts = starts + spec.label_delay * np.arange(len(lanes))

@@ -11,13 +11,13 @@ import pytest
 from tests.support.jit import PLAIN_PYTHON
 from tests.support.server import Served, serving
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, whose processes
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background process, whose processes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would be deaf to Ctrl-C like it
 
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """A server of the test's own, that nobody else has taught anything."""
+    """A server of the test's own, without models of other tests."""
     with serving() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""What a recurrent cell is: one `Cell` holds everything that the rest of the library asks of it.
+"""The descriptor of a recurrent cell: one `Cell` holds all that the rest of the library uses of it.
 
 Specs, parameters, memory, both backends and gradient flow read the descriptor; none of them
 branches on a cell's name. To add a cell, write a descriptor and register it in
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 class Tape(Protocol):
-    """What a cell's forward pass keeps for its backward pass."""
+    """The values that a cell's forward pass keeps for its backward pass."""
 
     @property
     def states(self) -> State:

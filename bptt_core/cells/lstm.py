@@ -49,7 +49,7 @@ Array = NDArray[Any]
 
 
 class Tape(NamedTuple):
-    """What the backward pass needs."""
+    """The values of the forward pass that the backward pass uses."""
 
     x: Array
     """(T, B, D) inputs."""

@@ -154,7 +154,7 @@ def rule_step(
         tag: selects the optimizer.
         parameters: (P,); overwritten.
         gradient: (P,), to be multiplied by `factor`.
-        factor: what is left to do of the clip.
+        factor: the scale that the clip still has to apply.
         moments: (moments, P); overwritten.
         update: number of this update, from 1.
         learning_rate: > 0.

@@ -1,4 +1,4 @@
-"""What a kernel works on, read from the table of addresses that `backend.Compiled` keeps.
+"""Reads a kernel's arrays from the table of addresses that `backend.Compiled` keeps.
 
 The table lists the fields of `Model`, `Streams`, `Work` and `Room`, then the forecast's columns and
 the numbers of `Sizes`. The functions that read a tuple back are generated from its fields, so that

@@ -1,4 +1,4 @@
-"""What an optimizer is: one `Optimizer` holds everything that the rest of the library asks of it.
+"""The descriptor of an optimizer: one `Optimizer` holds all that the rest of the library uses.
 
 To add an optimizer, write a descriptor and register it in `bptt_core.optimizers.OPTIMIZERS`.
 """

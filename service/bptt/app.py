@@ -18,6 +18,7 @@ from bptt.config import ServerConfig
 from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
+from bptt.exit_status import INTERRUPTED
 from bptt.observability.http import MetricsEndpoint
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
@@ -26,10 +27,9 @@ from bptt.rpc.servicers import LearnerService, ModelService
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Each stops a server cleanly. SIGHUP is what a terminal sends as it closes."""
+"""Each stops a server cleanly. A terminal sends SIGHUP when it closes."""
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE_BYTES = 4 << 20
-INTERRUPTED = 130  # what shells give for a program that Ctrl-C ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RunningServer:
     address: str
     """host:port of gRPC, with the real port."""
     metrics_address: str | None
-    """host:port of /metrics, with the real port; None where there is none."""
+    """host:port of /metrics, with the real port; None: there is no metrics endpoint."""
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -67,13 +67,14 @@ async def serve(
     on_ready: Callable[[RunningServer], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run a server until it is told to stop, then stop cleanly.
+    """Run a server until it is asked to stop, then stop it cleanly.
 
-    A clean stop: health says NOT_SERVING, open Learn calls are read no further, what was accepted
-    is learned, answered and saved, and the calls are told. All within `config.grace_seconds`.
+    A clean stop: health says NOT_SERVING, the server reads no more chunks from open Learn calls,
+    learns, answers and saves the accepted ones, and closes the calls; all within
+    `config.grace_seconds`.
 
     Args:
-        config: how it is set up.
+        config: the server's configuration.
         on_ready: called once requests are answered.
         stop: set to stop the server. None: SIGTERM, SIGHUP and Ctrl-C stop it; a second one ends
             the process at once.
@@ -118,13 +119,13 @@ async def serve(
 
 
 async def _recovered(registry: Registry, rpc: RpcServer, asked: asyncio.Event) -> bool:
-    """Bring all models back, each served as soon as it is; False where a stop comes first."""
+    """Recover all models, each served once it is recovered; False: a stop came first."""
     recovery = asyncio.create_task(registry.recover(rpc.model_serving), name="recovery")
     stop = asyncio.create_task(asked.wait(), name="stop")
     try:
         await asyncio.wait((recovery, stop), return_when=asyncio.FIRST_COMPLETED)
         if not recovery.done():
-            registry.begin_stop()  # which ends what is being replayed
+            registry.begin_stop()  # ends the replays that are under way
         await recovery
         return not asked.is_set()
     finally:
@@ -216,5 +217,5 @@ def _leave(*signal_and_frame: object) -> None:
 
     Not with an exception: threads that still learn would be waited for.
     """
-    os.write(2, b"bptt: left at once; what was not acknowledged is not saved\n")
+    os.write(2, b"bptt: stopped at once; steps that were not acknowledged are not saved\n")
     os._exit(INTERRUPTED)

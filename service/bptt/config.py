@@ -137,7 +137,7 @@ class ServerConfig:
     durability: Durability = "full"
     """See `Durability`. `none` writes no journal."""
     kept: Kept = field(default_factory=Kept)
-    """What is kept in `data`."""
+    """How much of each model is kept in `data`."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that learn, shared by all models. As many as cores, because kernels run without the
     GIL."""

@@ -174,7 +174,7 @@ Answer = ChunkResult | Refused
 
 
 class ModelState(enum.StrEnum):
-    """What a model does with steps. `engine/lifecycle.py` has the transitions."""
+    """The states of a model. `engine/lifecycle.py` has the transitions."""
 
     RECOVERING = "recovering"
     """The model is being recovered from the store."""

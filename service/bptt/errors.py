@@ -216,7 +216,7 @@ class QueueFull(LimitReached):
 
     @classmethod
     def of_model(cls, model_id: str, seconds: float) -> QueueFull:
-        """Return the error for a model whose queue was full for so long."""
+        """Return the error for a model whose queue was full for `seconds`."""
         return cls(f"the queue of model {model_id} was full for {seconds:g} s; try again later")
 
 
@@ -293,9 +293,9 @@ class Recovering(Unavailable):
 
     @classmethod
     def after_failure(cls, model_id: str, seconds: float) -> Recovering:
-        """The error for a model that failed and is brought back by itself after so long."""
+        """The error for a model that failed and is recovered automatically after `seconds`."""
         error = cls(
-            f"model {model_id} stopped learning after an internal error and is brought back from "
+            f"model {model_id} stopped learning after an internal error and is recovered from "
             f"the store; try again in {seconds:g} s"
         )
         error.reason = "model_failed"

@@ -53,7 +53,7 @@ def test_a_target_that_is_there_is_not_touched(whole: Path, tmp_path: Path) -> N
     (tmp_path / "file").write_text("mine")
     done = run("backup", str(whole), str(tmp_path))
     assert done.status == 1
-    assert done.err == f"bptt: {tmp_path} could not be written: it is there already\n"
+    assert done.err == f"bptt: {tmp_path} could not be written: it exists already\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

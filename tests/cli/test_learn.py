@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
             assert server.wait(timeout=10) == 130
             left = server.stderr.read()
             assert left.count("\n") == 1
-            assert "left at once" in left
+            assert "stopped at once" in left
         finally:
             server.kill()
 

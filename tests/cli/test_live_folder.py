@@ -85,3 +85,24 @@ async def test_the_folder_of_a_killed_server_is_intact_and_can_be_replayed(
     assert again.status == 0, again.err
     assert again.document["steps"] == durable
     assert (await asyncio.to_thread(run, "repair", str(data))).out == "m: whole\n"
+
+
+def test_a_model_of_which_nothing_can_be_read_is_named_by_each_command(tmp_path: Path) -> None:
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n1,2\n2,3\n3,4\n")
+    with serving("--data", str(tmp_path)) as server:
+        at = ("--address", server.address)
+        listed = run("models", *at)
+        assert "failed" in listed.out
+        for command in (
+            ("predict", "--stream", "s"),
+            ("predict", "--stream", "s", "--input", "1,2"),
+            ("predict", "--stream", "s", "--text", "a"),
+            ("learn", str(table)),
+            ("learn", str(table), "--text"),
+        ):
+            refused = run(*command, "--model", "m", *at)
+            assert (refused.status, refused.out) == (1, "")
+            assert refused.err == "bptt: model m: it has no checkpoint\n"
+        assert run("models", "--json", *at).document[0]["state"] == "failed"

@@ -227,7 +227,11 @@ def test_roll_back_is_a_setting_of_the_model(bptt: Bptt, tmp_path: Path, name: s
         (("--label-delay", "x"), 2, "'--label-delay'"),
         (("--divergence-patience", "0"), 1, "spec.divergence_patience is 0"),
         (("--on-divergence", "explode"), 2, "'explode' is not one of 'stop', 'roll_back'"),
-        (("--missing", "guess"), 2, "'guess' is not one of 'take', 'leave-out'"),
+        (
+            ("--missing", "take", "--missing", "leave-out"),
+            2,
+            "--missing is both take and leave-out",
+        ),
         (("--text", "--missing", "leave-out"), 2, "--missing applies to columns, but --text"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

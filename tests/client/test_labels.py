@@ -62,7 +62,7 @@ async def send(session: LearnSession, x: Rows, y: Rows, part: tuple[slice, slice
 
 
 def taught(x: Rows, y: Rows, every: Parts) -> float:
-    """The last loss of a learner without a server that was fed the same steps."""
+    """The last loss of a learner that learned the same steps and labels without a server."""
     learner = Learner(ModelSpec(**SPEC))
     for steps, labels in every:
         targets = y[labels].copy() if labels.stop else None

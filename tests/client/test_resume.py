@@ -64,7 +64,7 @@ def check(answers: list[Learned], steps: int) -> None:
 
 async def until(condition: Any) -> None:
     """Let the event loop turn until something holds; the test's time-out is the bound."""
-    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody that it happened
+    while not condition():  # noqa: ASYNC110 - the condition has no event to wait for
         await asyncio.sleep(0)
 
 
@@ -114,7 +114,9 @@ async def test_predictions_after_reconnections_equal_those_without(
         if len(rows):  # empty if the answer was lost with its connection
             np.testing.assert_array_equal(rows, expected[CHUNK - len(rows) :])
             told += len(rows)
-    assert told >= 200
+    # The line is dropped once steps are durable, and those were answered before. How many of the
+    # later answers a dropped line loses depends on the machine's speed: up to all that are sent.
+    assert told >= CHUNK
 
 
 async def test_a_session_continues_after_a_server_restart(tmp_path: Path, name: str) -> None:

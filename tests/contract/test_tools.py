@@ -145,7 +145,7 @@ def test_a_backup_goes_from_any_store_to_any(
     place = tmp_path / "copy"
     (copied,) = back_up(source, KINDS[target_kind].make(place))
     assert (copied.model_id, copied.last) == ("m", 35)
-    with pytest.raises(StorageFailed, match="it is there already"):
+    with pytest.raises(StorageFailed, match="it exists already"):
         back_up(source, KINDS[target_kind].make(place))
     source.close()
     copy = KINDS[target_kind].make(place)

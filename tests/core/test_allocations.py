@@ -1,6 +1,6 @@
 """Once a model is warm, a call allocates only its results, and an update nothing.
 
-Numba counts what its kernels allocate if it is told to before it is imported, so that part runs in
+Numba counts what its kernels allocate if a variable is set before its import, so that part runs in
 a process of its own. A call's arguments are counted, too, but they are as many however long it is.
 """
 

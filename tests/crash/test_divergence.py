@@ -58,7 +58,7 @@ async def test_a_roll_back_survives_a_kill_and_every_replay_agrees(tmp_path: Pat
                     assert before.state == "running"
                     assert before.learning_rate == pytest.approx(0.01 / 2**turn)
                     [*_, line] = server.lines("rolled back")
-                    assert f"what it was after {saved.steps} steps" in line
+                    assert f"its state after {saved.steps} steps" in line
                     await server.kill()
                     await server.start()
                     after = await client.get_model("m")

@@ -1,4 +1,4 @@
-"""The fingerprint of everything the bits depend on, and its differences."""
+"""The fingerprint names what the bits depend on, and how two fingerprints differ."""
 
 from __future__ import annotations
 

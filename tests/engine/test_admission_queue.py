@@ -1,4 +1,4 @@
-"""Tasks that wait for room in the admission queue."""
+"""Waiting for room in the admission queue: order of arrival, and cancelled waiters."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from bptt_core import Learner, ModelSpec
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 
 
-def new_intake() -> AdmissionQueue:
-    shown = PublishedState(Learner(SPEC, backend="reference"), lambda before, figures: None, None)
-    return AdmissionQueue(SPEC, Limits(queue_chunks=8, queue_bytes=1000), shown, lambda steps: None)
+def new_admission() -> AdmissionQueue:
+    published = PublishedState(
+        Learner(SPEC, backend="reference"), lambda before, figures: None, None
+    )
+    return AdmissionQueue(
+        SPEC, Limits(queue_chunks=8, queue_bytes=1000), published, lambda steps: None
+    )
 
 
-async def test_waiting_tasks_are_served_in_order_of_arrival_even_if_one_chunk_fills_the_queue() -> (
-    None
-):
-    intake, responses, went = new_intake(), ResponseQueue(100, 1 << 20), []
+async def test_waiters_are_served_in_order_of_arrival_if_each_chunk_fills_the_queue() -> None:
+    admission, responses, went = new_admission(), ResponseQueue(100, 1 << 20), []
     large = np.zeros((200, 2), np.float32)
 
     async def send(name: str) -> None:
-        await intake.room()
+        await admission.room()
         incoming = IncomingChunk(name, None, large, None, end_of_sequence=False)
-        intake.place(incoming, responses.pending(0), name)
+        admission.place(incoming, responses.pending(0), name)
         went.append(name)
 
     names = list("abcdef")
@@ -41,20 +43,20 @@ async def test_waiting_tasks_are_served_in_order_of_arrival_even_if_one_chunk_fi
         for _ in range(5):
             await asyncio.sleep(0)
         assert went == names[:count], "one chunk fills it"
-        for each in intake.take(10, 1000):
+        for each in admission.take(10, 1000):
             [chunk] = each.chunks
-            intake.done(chunk.stream_id, chunk.steps)
+            admission.done(chunk.stream_id, chunk.steps)
     await asyncio.gather(*senders)
 
 
 async def test_a_cancelled_waiter_does_not_block_the_next_one() -> None:
-    intake, responses = new_intake(), ResponseQueue(100, 1 << 20)
+    admission, responses = new_admission(), ResponseQueue(100, 1 << 20)
     large = np.zeros((200, 2), np.float32)
     incoming = IncomingChunk("a", None, large, None, end_of_sequence=False)
-    intake.place(incoming, responses.pending(0), "a")
-    gone, waits = (asyncio.create_task(intake.room()) for _ in range(2))
+    admission.place(incoming, responses.pending(0), "a")
+    gone, waits = (asyncio.create_task(admission.room()) for _ in range(2))
     await asyncio.sleep(0)
-    intake.take(10, 1000)
-    gone.cancel()  # just when it is its turn
+    admission.take(10, 1000)
+    gone.cancel()  # in the moment in which it was its turn
     await waits
     assert gone.cancelled() or gone.done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from bptt.config import Kept, ServerConfig
 from bptt.domain import ModelDefinition, Refused, UnreadModel
 from bptt.domain import ModelState as State
-from bptt.durability import Command, Record, SqliteStore
+from bptt.durability import CheckpointInfo, Command, Record, SqliteStore
 from bptt.engine import live, recovery, stalls, supervisor
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
@@ -30,7 +31,16 @@ from bptt.errors import (
 )
 from bptt.observability.metrics import Metrics
 from bptt_core import ChunkResult, Learner
-from tests.engine.test_lifecycle import Breaking, HeldStore, Host, hosting, made, SPEC
+from tests.engine.test_lifecycle import (
+    Breaking,
+    HeldStore,
+    Host,
+    hosting,
+    made,
+    restoring,
+    rolling_back,
+    SPEC,
+)
 from tests.rpc.harness import until
 from tests.support.disk import mounted
 
@@ -152,7 +162,7 @@ async def test_a_model_that_fails_each_time_is_recovered_a_bounded_number_of_tim
         await until(lambda: "stays failed" in caplog.text)
         assert host.state is State.FAILED
         assert failures(host) == {"recovery": 4}
-        with pytest.raises(ModelFailed, match="could not be brought back"):
+        with pytest.raises(ModelFailed, match="could not be recovered"):
             await host.registry.find("m", Operation.PREDICT)
         assert host.health["m"] is False
 
@@ -174,6 +184,67 @@ async def test_without_a_store_a_model_stays_failed_and_predicts() -> None:
         with pytest.raises(UnknownModel):
             registry.status("m")
         await registry.stop(10.0)
+
+
+# ---------------------------------------------------------------------- a restore, and what else
+
+
+async def test_a_failure_during_a_restore_fails_the_model_and_saves_nothing(
+    store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 3600.0)
+    async with restoring(store) as host:
+        store.errors["load"] = lambda: RuntimeError("half-way")
+        saved = [each.lsn for each in store.checkpoints("m")]
+        store.release.set()
+        await host.reach(State.FAILED)
+        with pytest.raises(Recovering):
+            await host.registry.save_checkpoint("m")
+        assert [each.lsn for each in store.checkpoints("m")] == saved
+        assert failures(host) == {"administration": 1}
+
+
+async def test_a_restore_that_comes_during_a_roll_back_refuses_chunks_until_it_is_done(
+    store: HeldStore,
+) -> None:
+    async with rolling_back(store) as host:
+        model = host.registry.get("m")
+        restore = asyncio.ensure_future(host.registry.restore_checkpoint("m", 0))
+        await host.reach(State.RESTORING)
+        changes: list[tuple[State, int]] = []
+        model.lifecycle.on_change = lambda: changes.append((model.state, model.lsn))
+        before = model.lsn
+        store.release.set()
+        await restore
+        assert changes == [(State.RUNNING, before + 2)], "after the roll-back and the restore"
+
+
+async def test_a_restore_that_was_asked_of_a_worker_that_failed_is_refused(
+    store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is back, with another worker, before the disk has listed the checkpoints."""
+    async with hosting(store) as host:
+        await made(host)
+        before, asked, listed = host.registry.get("m"), threading.Event(), threading.Event()
+
+        def slow(model_id: str) -> list[CheckpointInfo]:
+            if not asked.is_set():
+                asked.set()
+                assert listed.wait(60)
+            return SqliteStore.checkpoints(store, model_id)
+
+        monkeypatch.setattr(store, "checkpoints", slow)
+        restore = asyncio.ensure_future(host.registry.restore_checkpoint("m", 0))
+        await until(asked.is_set)
+        [task] = [each for each in asyncio.all_tasks() if each.get_name() == "worker m"]
+        task.cancel()
+        await came_back(host, before)
+        listed.set()
+        async with asyncio.timeout(20):
+            with pytest.raises(Recovering):
+                await restore
+        assert host.state is State.RUNNING
+        await came_back(host, before)
 
 
 # ---------------------------------------------------------------------- a disk that is full

@@ -1,4 +1,4 @@
-"""The fair queue: order within a stream, fairness among streams, bounds."""
+"""`FairQueue`: order within a stream, fairness among streams, bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health and listings of a model that has diverged or is being recovered."""
+"""Health and metrics of a model that does not learn: diverged, or still recovering."""
 
 from __future__ import annotations
 

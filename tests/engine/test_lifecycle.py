@@ -187,9 +187,9 @@ class HeldStore(SqliteStore):
 class Breaking(Learner):
     """A learner that changes and then runs out of memory at a chunk of 5 steps or more."""
 
-    def apply(self, lsn: Any, *, predictions: bool = True) -> TickResult:
-        result = super().apply(lsn, predictions=predictions)
-        if any(len(chunk.inputs) >= 5 for chunk in lsn):
+    def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
+        result = super().apply(tick, predictions=predictions)
+        if any(len(chunk.inputs) >= 5 for chunk in tick):
             raise MemoryError
         return result
 

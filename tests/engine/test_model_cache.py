@@ -1,4 +1,4 @@
-"""Models leave memory and come back without a loss or a visible change."""
+"""Models that are unloaded and loaded again: nothing is lost, and clients see no difference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def values(place: int, turn: int) -> np.ndarray[Any, Any]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop turn until something holds; the test's time-out is the bound."""
-    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody that it happened
+    while not condition():  # noqa: ASYNC110 - the condition has no event to wait for
         await asyncio.sleep(0)
 
 
@@ -250,7 +250,7 @@ async def test_others_do_not_wait_for_a_model_that_comes_back(
             go_on.set()
             _, one, other = await asyncio.gather(*asked, return_exceptions=True)
             assert isinstance(one, Trainer)
-            assert one is other, "it was brought back once"
+            assert one is other, "it was loaded once"
             assert (await server.learn(asleep, 0)).next_step == CHUNK
 
 
@@ -337,7 +337,7 @@ async def test_a_model_whose_files_were_damaged_meanwhile_is_reported(
             for _ in range(2):
                 with pytest.raises(DataDamaged, match="model a"):
                     await server.registry.find("a")
-            assert caplog.text.count("model a not brought back") == 1
+            assert caplog.text.count("model a could not be recovered") == 1
             assert server.health["a"] is False
             await server.registry.delete("a")
             assert store.models() == ["b"]

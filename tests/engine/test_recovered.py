@@ -1,4 +1,4 @@
-"""A recovered model is saved with its replayed records, even if it learns nothing more."""
+"""A recovered model is saved with the replayed records, whether it learns more or not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def killed(store: SqliteStore) -> Learner:
 
 
 async def stopped(store: SqliteStore) -> Recovered:
-    """Start and stop a server without learning; return the model that the next one recovers."""
+    """Start a server on the store and stop it without learning; return what the next one finds."""
     with ThreadPoolExecutor(1) as executor:
         registry = Registry(ServerConfig(), executor, store, Metrics())
         await registry.recover()

@@ -1,4 +1,4 @@
-"""The response queue: answers leave in order, and pending responses are bounded."""
+"""`ResponseQueue`: answers leave in order, and pending responses are bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def answer(number: int) -> ChunkResult:
     return ChunkResult("s", number, number + 1, None, ())
 
 
-async def test_answers_are_returned_in_the_order_of_the_chunks() -> None:
+async def test_answers_leave_in_the_order_of_their_chunks() -> None:
     responses = ResponseQueue(10, 100)
     pendings = [responses.pending(1) for _ in range(3)]
     assert [each.index for each in pendings] == [0, 1, 2]
@@ -54,7 +54,7 @@ async def test_an_error_replaces_a_good_end_and_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize(("answers_max", "weight_max"), [(2, 1000), (1000, 20)])
-async def test_a_full_response_queue_makes_its_writer_wait(
+async def test_a_full_queue_has_room_only_after_an_answer_has_left(
     answers_max: int, weight_max: int
 ) -> None:
     responses = ResponseQueue(answers_max, weight_max)

@@ -26,7 +26,7 @@ from bptt_core import Learner, ModelSpec
 
 
 class Gate(ThreadPoolExecutor):
-    """A thread pool whose jobs wait while the gate is closed, which keeps trainers busy."""
+    """A pool whose tasks wait while it is closed: keeps a trainer busy for as long as needed."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -215,6 +215,6 @@ def details(error: grpc.aio.AioRpcError) -> Sequence[Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Run the event loop until a condition holds; the test's time-out is the bound."""
-    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody that it happened
+    """Let the event loop turn until something holds; the test's time-out is the bound."""
+    while not condition():  # noqa: ASYNC110 - the condition has no event to wait for
         await asyncio.sleep(0)

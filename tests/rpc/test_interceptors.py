@@ -52,10 +52,10 @@ async def test_an_unexpected_exception_is_internal_without_its_text_and_logged_o
 class _BreaksAtSecondTick(Learner):
     """A learner that raises an unexpected exception."""
 
-    def apply(self, lsn: Any, *, predictions: bool = True) -> TickResult:
+    def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         if self.figures.steps >= 4:
             raise MemoryError("a secret of the machine")
-        return super().apply(lsn, predictions=predictions)
+        return super().apply(tick, predictions=predictions)
 
 
 async def test_a_failed_model_stops_learning_and_still_predicts(

@@ -190,7 +190,7 @@ async def test_chunks_with_labels_are_learned_once_however_often_they_are_sent(
             inputs, labels = chunks[place - 1]
             await send(call, inputs, labels, first_step=inputs[0])
             answer = await call.read()
-            # Labels without steps cannot be recognised as repeated; they are too late by now.
+            # Labels alone do not show that they are repeated; they are too late by now.
             alone = inputs[0] == inputs[1]
             assert answer.WhichOneof("message") == ("refused" if alone else "learned")
     for inputs, labels in chunks:

@@ -56,7 +56,7 @@ def values(stream: str, first: int, count: int) -> np.ndarray[Any, np.dtype[np.f
 
 
 class Pair:
-    """The server's model, and a learner that is fed the same chunks."""
+    """The server's model, and a learner that receives the same chunks."""
 
     def __init__(self, server: Harness, call: Call) -> None:
         self.server = server

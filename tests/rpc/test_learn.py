@@ -179,10 +179,7 @@ async def test_the_first_of_two_calls_keeps_a_stream(server: Harness) -> None:
     first, second = await server.learn(), await server.learn()
     await first.send("s", wave(4), first_step=0)
     assert (await first.learned()).next_step == 4
-    for first_step in (
-        0,
-        4,
-    ):  # a repetition is refused too: the client must learn of the other sender
+    for first_step in (0, 4):  # a resend is refused too: the sender must know of the other call
         await second.send("s", wave(4, first_step), first_step=first_step)
         refused = await second.refused()
         assert refused.code == grpc.StatusCode.ABORTED.value[0]

@@ -90,7 +90,7 @@ async def test_a_client_that_never_reads_its_answers_costs_a_bounded_memory() ->
                 grown = process.memory_info().rss - before
                 call.raw.cancel()
             assert (await client.get_model("m")).steps > 4096
-    # 16 MB of predictions in the response queue, float32 on the wire; 4 MB in gRPC.
+    # 16 MB of predictions in the queue, held as float64 and sent as float32, and 4 MB in gRPC.
     assert grown < 120 * MEGABYTE, f"{grown / MEGABYTE:.0f} MB for {sent} chunks"
     assert asked > 20 * MEGABYTE, "too little was asked for to tell"
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def step(stream_id: str, life: int, number: int) -> list[float]:
-    """The inputs of one step; all clients send the same ones."""
+    """The inputs of one step, the same from every sender and at every repetition."""
     seed = STREAMS.index(stream_id) * 1000 + life * 100
     return [float(np.sin(seed + number / 3)), float(np.cos(seed + number / 7))]
 

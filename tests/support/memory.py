@@ -195,7 +195,7 @@ class MemoryStore:
                 raise ValueError(f"lsn {first} cannot follow {kept.last}, the journal's last")
             for lsn, data in encoded:
                 if kept.journal.get(lsn, data) != data:
-                    raise ValueError(f"lsn {lsn} is there already, with another record")
+                    raise ValueError(f"lsn {lsn} is stored already, with another record")
             kept.journal.update(encoded)
             kept.committed = kept.last
 
@@ -259,7 +259,7 @@ class MemoryStore:
     @contextlib.contextmanager
     def receiving(self, epoch: int) -> Iterator[Callable[[ModelCopy], int]]:
         if self._memory.exists:
-            raise StorageFailed("the memory could not be written: it is there already")
+            raise StorageFailed("the memory could not be written: it exists already")
         received: dict[str, Kept] = {}
 
         def put(copy: ModelCopy) -> int:

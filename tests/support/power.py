@@ -53,7 +53,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Told:
-    """The store has returned: what it was told to keep is durable."""
+    """The store has returned: everything it promised to keep is durable."""
 
     what: Any
 
@@ -178,7 +178,7 @@ class PowerDisk(Disk):
         """Build in `target` what a power failure after `at` operations may leave.
 
         Returns:
-            What the store had been told to keep until then.
+            Everything the store had promised to keep until then.
         """
         disk = _Remains(chance, frozenset(self._folders))
         told = []

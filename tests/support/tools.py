@@ -26,7 +26,7 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now, for programs that cannot choose one."""
+    """A free port of loopback, for programs that cannot choose one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -3,7 +3,7 @@
 import os
 import sys
 
-INTERRUPTED = 130  # the exit status that shells use for a program that Ctrl-C ended
+from bptt.exit_status import INTERRUPTED
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ Example:
 @click.command(epilog=EXAMPLE)
 @data_argument
 @click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
-@json_option("one document with what was copied of each model")
+@json_option("one document with the copied parts of each model")
 def backup(folder: Path, target: Path, as_json: bool) -> None:
     """Copy the data folder DIR to TARGET, which must not exist.
 
-    A server may run on DIR and learn meanwhile. Each model is copied as it is at one moment, with
+    A server may run on DIR and learn during this. Each model is copied as it is at one moment, with
     all that was acknowledged before the copy began. A server started on the copy continues from
     there. `bptt verify` checks the copy.
     """

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from bptt.cli.console import json_option, number, output, percent, print_json, progress_output
 from bptt.cli.create import create_model
-from bptt.cli.data.csvfile import ColumnSelection, CsvTable
 from bptt.cli.data.source import Batch
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice
 from bptt.cli.progress import ProgressDisplay
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.server_process import ServerProcess, ServerProcessFailed
@@ -158,7 +159,7 @@ class _Demo:
             for each in done:
                 each.result()
         finally:
-            # Also when SIGTERM cancels this task: an exception nobody retrieves is a traceback.
+            # Also when SIGTERM cancels this task: an unretrieved exception prints a traceback.
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
@@ -168,10 +169,10 @@ class _Demo:
 def _series() -> NDArray[np.float32]:
     with resources.as_file(resources.files("bptt") / "data" / SERIES) as path:
         found: list[Batch] = []
-        with CsvTable(str(path)) as table:
-            column = table.sample().index("column", COLUMN)
-            table.read(ColumnSelection(columns=[column]), CHUNK_STEPS, found.append)
-    return np.concatenate([batch.values for batch in found])
+        with DataTable(str(path)) as table:
+            column = table.understand().index("column", COLUMN)
+            table.read(Choice(columns=[column]), CHUNK_STEPS, found.append)
+    return np.concatenate([batch.values for batch in found]).astype(np.float32)
 
 
 async def _batches(values: NDArray[np.float32]) -> AsyncIterator[Batch]:

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bptt.cli.console import json_option, number, output, print_json
-from bptt.cli.data.csvfile import ColumnSelection, CsvTable
-from bptt.cli.data.source import Batch, InputError
+from bptt.cli.data.problem import InputError
+from bptt.cli.data.source import Batch
+from bptt.cli.data.table import DataTable
+from bptt.cli.data.understood import Choice
 from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
 from bptt_core.specs import CellName
@@ -180,13 +182,14 @@ def _series(path: str, steps: int) -> Array:
         if sum(len(each.values) for each in found) >= steps:
             raise _EnoughRows
 
-    with CsvTable(path) as table:
-        sample = table.sample()
-        if not sample.numeric:
+    with DataTable(path) as table:
+        understood = table.understand()
+        names = understood.header
+        if not understood.numeric:
             raise InputError(f"{table.name} has no numeric column")
-        selection = ColumnSelection(columns=[sample.header.index(name) for name in sample.numeric])
+        choice = Choice(columns=[names.index(name) for name in understood.numeric])
         try:
-            table.read(selection, steps, take)
+            table.read(choice, steps, take)
         except _EnoughRows:
             pass
         else:

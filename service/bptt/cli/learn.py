@@ -9,11 +9,14 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
-from bptt.cli import INTERRUPTED
 from bptt.cli.console import address_option, json_option, say_error
+from bptt.cli.data.columns import split_names
+from bptt.cli.data.options import ReadOptions
 from bptt.cli.learn_run import LearnRun
 from bptt.cli.plan import LearnOptions
+from bptt.cli.read_options import read_options, READING
 from bptt.client import ModelSpec
+from bptt.exit_status import INTERRUPTED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _HINTS = get_type_hints(ModelSpec)
@@ -43,13 +46,17 @@ Examples:
 
 
 def _names(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
-    """Parse names separated by commas, `a,b`."""
-    names = [name.strip() for name in text.split(",")] if text else []
+    """Parse names separated by commas, `a,b`; quotes hold a name with commas together."""
+    names = split_names(text) if text else []
+    if not all(names):
+        raise click.BadParameter(f"{text!r} has an empty name; separate names with single commas")
+    return names
+
+
+def _classes(context: click.Context, option: click.Parameter, text: str | None) -> list[str]:
+    """Parse names of classes, which must differ."""
+    names = _names(context, option, text)
     for name in names:
-        if not name:
-            raise click.BadParameter(
-                f"{text!r} has an empty name; separate names with single commas"
-            )
         if names.count(name) > 1:
             raise click.BadParameter(f"{name!r} appears twice")
     return names
@@ -109,9 +116,7 @@ def _spec_options(command: Command) -> Command:
 
 @click.command(epilog=EXAMPLE)
 @click.argument("file")
-@click.option(
-    "--model", required=True, metavar="NAME", help="The model; created if it does not exist."
-)
+@click.option("--model", metavar="NAME", help="The model; created if it does not exist.")
 @click.option("--stream", metavar="ID", help="The stream. [default: the file's name without .csv]")
 @click.option(
     "--columns",
@@ -130,21 +135,16 @@ def _spec_options(command: Command) -> Command:
 )
 @click.option(
     "--classes",
-    callback=_names,
+    callback=_classes,
     metavar="A,B",
     help="Classification: the class names. [default: those in the file]",
 )
 @click.option(
     "--missing",
-    type=click.Choice(["take", "leave-out"]),
-    default="take",
-    show_default=True,
-    help="For a new model: learn rows with missing values, or leave them out.",
-)
-@click.option(
-    "--time",
-    metavar="COLUMN",
-    help="The column of times. [default: the first one that holds times]",
+    multiple=True,
+    metavar="take|leave-out|MARKERS",
+    help="`take` (default) or `leave-out`: learn rows with missing values, or leave them out. "
+    "Anything else: markers of missing values beside the usual words, such as -9999,OVL.",
 )
 @click.option(
     "--gap",
@@ -153,6 +153,12 @@ def _spec_options(command: Command) -> Command:
     metavar="SECONDS",
     help="A row at least this long after the previous one begins a new sequence.",
 )
+@click.option(
+    "--stream-column",
+    metavar="COLUMN",
+    help="Rows are of several series: learn each as a stream, named by its cell in this column.",
+)
+@read_options
 @click.option(
     "--other-names",
     is_flag=True,
@@ -173,15 +179,21 @@ def _spec_options(command: Command) -> Command:
     help="Append all rows to the stream. [default for standard input; otherwise the rows that the "
     "stream already has are skipped]",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what is understood of the file, and stop; no server is needed.",
+)
 @_spec_options
 @address_option
 @json_option("progress lines, then the summary as the last line")
 def learn(
     file: str,
-    model: str,
+    model: str | None,
     stream: str | None,
     append: bool,
     text: bool,
+    dry_run: bool,
     reconnect_seconds: float,
     address: str,
     as_json: bool,
@@ -189,22 +201,37 @@ def learn(
 ) -> None:
     """Stream a CSV or a text to a model.
 
-    The model predicts each row or byte before it learns it. A CSV needs a header. `-` reads
-    standard input and learns each line as it arrives. A gzip file is unpacked.
+    The model predicts each row or byte before it learns it. How a table is written (delimiter,
+    decimal mark, encoding, titles, times) is told from the file and printed; where it cannot be
+    told, the command stops and names the option that says it. `-` reads standard input and learns
+    each line as it arrives. gzip, zip, xz, bzip2 and Zstandard are unpacked.
     """
     column_options = {name: options.pop(name) for name in _COLUMN_OPTIONS}
+    reading = {name: options.pop(name) for name in READING}
     if text:
-        for name, value in column_options.items():
-            if value and value != "take":
+        for name, value in (column_options | reading).items():
+            if value:
                 flag = "--gap" if name == "gap_seconds" else "--" + name.replace("_", "-")
                 raise click.UsageError(
                     f"{flag} applies to columns, but --text reads a text without columns"
                 )
+    if model is None:
+        if not dry_run:
+            raise click.UsageError("Missing option '--model'.")
+        model = ""
+    if column_options["stream_column"] is not None and stream is not None:
+        raise click.UsageError("--stream and --stream-column both name streams; leave one out")
+    mode, markers = _missing(column_options.pop("missing"))
+    read = ReadOptions(missing=markers, **reading)
     settings = {name: value for name, value in options.items() if value is not None}
-    learn_options = LearnOptions(file=file, model_id=model, settings=settings, **column_options)
+    learn_options = LearnOptions(
+        file=file, model_id=model, settings=settings, missing=mode, reading=read, **column_options
+    )
     stream = stream if stream is not None else _default_stream(file)
     append = append or file == "-"
-    run = LearnRun(learn_options, stream, text, append, reconnect_seconds, address, as_json)
+    run = LearnRun(
+        learn_options, stream, text, append, reconnect_seconds, address, as_json, dry_run
+    )
     try:
         interrupted = asyncio.run(run.run())
     except asyncio.CancelledError:
@@ -214,10 +241,25 @@ def learn(
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-_COLUMN_OPTIONS = ("columns", "targets", "classes", "missing", "time", "gap_seconds", "other_names")
+_COLUMN_OPTIONS = (
+    *("columns", "targets", "classes", "missing", "gap_seconds", "other_names", "stream_column"),
+)
+_PACKED_SUFFIXES = (".gz", ".zip", ".xz", ".bz2", ".zst")
+
+
+def _missing(values: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What `--missing` says: what happens to missing values, and what marks them."""
+    modes = [value for value in values if value in ("take", "leave-out")]
+    markers = [part for value in values if value not in modes for part in split_names(value)]
+    if len(set(modes)) > 1:
+        raise click.UsageError("--missing is both take and leave-out; give one of them")
+    return (modes[0] if modes else "take"), tuple(markers)
 
 
 def _default_stream(file: str) -> str:
     if file == "-":
         return "stdin"
-    return PurePath(file).name.removesuffix(".gz").removesuffix(".csv")
+    name = PurePath(file).name
+    for suffix in _PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.removesuffix(".csv")

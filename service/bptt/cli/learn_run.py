@@ -7,7 +7,7 @@ import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,14 @@ from rich.console import Console
 from bptt.cli import plan as planning
 from bptt.cli.console import plural, print_json, progress_output
 from bptt.cli.create import create_model
-from bptt.cli.data.csvfile import CsvTable, Sample
-from bptt.cli.data.source import Batch, InputError, join_names
+from bptt.cli.data.order import JUMP
+from bptt.cli.data.problem import InputError, join_names
+from bptt.cli.data.source import Batch
+from bptt.cli.data.survey import skipped_lines, Survey, Wanted
+from bptt.cli.data.survey import summary as understood_lines
+from bptt.cli.data.table import DataTable
 from bptt.cli.data.textfile import TextFile, VOCABULARY
+from bptt.cli.data.understood import Choice, Understood
 from bptt.cli.progress import ProgressDisplay
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.streaming import StreamingLoop
@@ -48,6 +53,8 @@ class LearnRun:
     reconnect_seconds: float
     address: str
     as_json: bool
+    dry_run: bool = False
+    """Stop after telling what was understood of the file; no server is asked."""
     console: Console = field(init=False)
 
     async def run(self) -> bool:
@@ -67,38 +74,106 @@ class LearnRun:
             raise InputError(
                 f"--stream is {size} bytes long, but must be 1 to {STREAM_ID_BYTES_MAX} bytes"
             )
-        with (TextFile if self.text else CsvTable)(self.options.file) as source:
+        if self.text:
+            with TextFile(self.options.file) as text:
+                async with Client.connect(self.address) as client:
+                    return await self._learn_text(client, text)
+        with DataTable(self.options.file, self.options.reading) as table:
+            if self.dry_run:
+                await self._dry_run(table)
+                return False
             async with Client.connect(self.address) as client:
-                if isinstance(source, CsvTable):
-                    return await self._learn_table(client, source)
-                return await self._learn_text(client, source)
+                return await self._learn_table(client, table)
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
     async def _get_model(self, client: Client) -> Model | None:
         try:
-            return await client.get_model(self.options.model_id)
+            return planning.check_read(await client.get_model(self.options.model_id))
         except NotFound:
             return None
 
     # ------------------------------------------------------------------ preparing the model
 
-    async def _learn_table(self, client: Client, table: CsvTable) -> bool:
+    async def _learn_table(self, client: Client, table: DataTable) -> bool:
         model = await self._get_model(client)
-        sample = await run_in_thread(table.sample)
-        plan = planning.make_plan(self.options, sample, model, self._print)
-        if not table.is_live:
-            with self.console.status(f"reading {self.options.file}"):
-                scan = partial(planning.scan_file, self.options.file, plan)
-                plan.scan = await run_in_thread(scan)
+        understood, plan, wanted, found = await self._look(table, model)
+        is_new = model is None
         if model is None:
-            model = await self._create_model(client, plan)
+            spec = planning.build_spec(self.options, plan)
+            model = await create_model(client, self.options.model_id, spec, self.console)
         else:
             planning.check_model(self.options, plan, model, self._print)
-        self._print_scan(model, sample, plan)
-        selection = planning.select_columns(self.options, plan, sample, model)
-        return await self._learn(client, model, table, partial(table.read, selection))
+        self._tell(understood, found, wanted, is_live=table.is_live)
+        if is_new:
+            self._print_purpose(model, plan)
+        if not table.is_live:
+            self._print_scan(model, understood, plan, found)
+        choice = planning.select_columns(self.options, plan, understood, model)
+        if plan.stream_column is not None:
+            place = understood.header.index(plan.stream_column)
+            return await self._learn_series(client, model, place, choice, found.series)
+        interrupted = await self._learn(client, model, table, partial(table.read, choice))
+        if table.is_live or choice.sort:  # not known before the rows were read
+            for line in skipped_lines(table.skipped):
+                self._print(line)
+        return interrupted
+
+    async def _dry_run(self, table: DataTable) -> None:
+        """Tell what is understood of the file."""
+        understood, _, wanted, found = await self._look(table, None)
+        self._tell(understood, found, wanted, is_live=table.is_live)
+
+    async def _look(
+        self, table: DataTable, model: Model | None
+    ) -> tuple[Understood, planning.Plan, Wanted, Survey]:
+        """Read the first rows, then all rows of a file, before anything is learned."""
+        understood = await run_in_thread(table.understand)
+        plan = planning.make_plan(self.options, understood, model)
+        wanted = planning.wanted_of(self.options, plan, model)
+        with self.console.status(f"reading {self.options.file}"):
+            found = await run_in_thread(
+                partial(planning.scan, self.options, understood, wanted, is_live=table.is_live)
+            )
+        plan.scan = None if table.is_live else found
+        return understood, plan, wanted, found
+
+    def _tell(
+        self, understood: Understood, found: Survey, wanted: Wanted, *, is_live: bool
+    ) -> None:
+        """Print what was understood of the file."""
+        lines = list(understood_lines(understood, found, wanted, is_live=is_live))
+        if self.as_json:
+            print_json(
+                {
+                    "event": "understood",
+                    "columns": list(wanted.columns),
+                    "left_out": understood.left_out,
+                    "rows": None if is_live else found.rows,
+                    "summary": lines,
+                }
+            )
+        for line in lines:
+            self._print(line)
+
+    async def _learn_series(
+        self,
+        client: Client,
+        model: Model,
+        column: int,
+        choice: Choice,
+        cells: list[str],
+    ) -> bool:
+        """Learn the rows of each series as a stream of its own, one after another."""
+        for series in cells:
+            self.stream_id = series
+            with DataTable(self.options.file, self.options.reading) as table:
+                await run_in_thread(table.understand)
+                one = replace(choice, only=(column, series))
+                if await self._learn(client, model, table, partial(table.read, one)):
+                    return True
+        return False
 
     async def _learn_text(self, client: Client, text: TextFile) -> bool:
         model = await self._get_model(client)
@@ -110,45 +185,42 @@ class LearnRun:
             planning.check_settings(self.options.model_id, dict(model.spec), wanted, [])
         return await self._learn(client, model, text, text.read)
 
-    async def _create_model(self, client: Client, plan: planning.Plan) -> Model:
-        spec = planning.build_spec(self.options, plan)
-        model = await create_model(client, self.options.model_id, spec, self.console)
+    def _print_purpose(self, model: Model, plan: planning.Plan) -> None:
         inputs = join_names(plan.inputs)
         if plan.targets:
             self._print_created(model, f"predicts {join_names(plan.targets)} from {inputs}")
         else:
             self._print_created(model, f"forecasts {join_names(plan.forecast or plan.inputs)}")
-        return model
 
     def _print_created(self, model: Model, purpose: str) -> None:
         cell = model.spec["cell"]
         network = f"({cell}, {model.parameters:,} parameters)"
         self._print(f"created model {model.model_id}: {purpose} {network}")
 
-    def _print_scan(self, model: Model, sample: Sample, plan: planning.Plan) -> None:
+    def _print_scan(
+        self, model: Model, understood: Understood, plan: planning.Plan, found: Survey
+    ) -> None:
         """Report missing values and gaps in time."""
-        scan = plan.scan
-        if scan is None:
-            return
-        for name, missing in scan.missing.items():
+        for name, missing in found.lacking.items():
             setting = "missing_inputs" if name in plan.inputs else "missing_targets"
             if model.spec.get(setting):
                 self._print(
                     f"column {name!r} lacks {plural(missing, 'value')}: "
                     "the model treats them as missing"
                 )
-        if self.options.gap_seconds is None and scan.gaps:
-            assert plan.time is not None
+        order = found.order
+        if self.options.gap_seconds is None and order is not None and order.gaps:
+            assert understood.time is not None
             self._print(
-                f"note: {plural(scan.gaps, 'gap')} in column {sample.header[plan.time]!r} of at "
-                f"least {planning.GAP_FACTOR} times the median interval of "
-                f"{scan.median_seconds:g} s; --gap SECONDS begins a new sequence there"
+                f"note: {plural(order.gaps, 'gap')} in column {understood.time.name} of at "
+                f"least {JUMP} times the median interval of {order.steps.quantile(0.5):g} s; "
+                "--gap SECONDS begins a new sequence there"
             )
 
     # ------------------------------------------------------------------ learning
 
     async def _learn(
-        self, client: Client, model: Model, source: CsvTable | TextFile, read: ReadBatches
+        self, client: Client, model: Model, source: DataTable | TextFile, read: ReadBatches
     ) -> bool:
         next_step = await self._next_step(client)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS

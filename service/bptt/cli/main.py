@@ -19,10 +19,10 @@ from typing import Any
 
 import click
 
-from bptt.cli import INTERRUPTED
 from bptt.cli.console import say_error
-from bptt.cli.data.source import InputError
+from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
+from bptt.exit_status import INTERRUPTED
 
 CLIENT_COMMANDS = ("gradients", "learn", "models", "predict")
 """Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`."""

@@ -44,6 +44,8 @@ def models(context: click.Context, address: str, as_json: bool) -> None:
         click.echo(f"no models at {address}; `bptt learn FILE --model NAME` creates one")
     else:
         output().print(_table(found))
+        for reason in _reasons(found):
+            output().print(reason, markup=False, highlight=False, soft_wrap=True)
 
 
 def _request(address: str, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
@@ -67,7 +69,7 @@ def _table(found: list[Model]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for model in found:
         spec = model.spec
-        if "task" not in spec:  # still recovering: nothing else is known yet
+        if "task" not in spec:  # recovering or damaged: nothing has been read of it
             table.add_row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
             continue
         clipped = model.clipped_updates / model.updates if model.updates else math.nan
@@ -90,6 +92,15 @@ def _table(found: list[Model]) -> Table:
         table.caption += "\naccuracy, bits: of recent classes and tokens; bits: cross-entropy"
     table.caption_justify = "left"
     return table
+
+
+def _reasons(found: list[Model]) -> list[str]:
+    """Return one line for each model whose state needs an explanation."""
+    return [
+        f"{model.model_id}: {model.state}: {model.state_reason}"
+        for model in found
+        if model.state != "running" and model.state_reason
+    ]
 
 
 def _width(model: Model) -> int:

@@ -11,16 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from bptt.cli.data.csvfile import ColumnSelection, CsvTable, Sample
-from bptt.cli.data.source import Batch, InputError, join_names
-from bptt.cli.data.values import seconds_of
+from bptt.cli.data.options import ReadOptions
+from bptt.cli.data.problem import InputError, join_names
+from bptt.cli.data.survey import Survey, survey, survey_sample, Wanted
+from bptt.cli.data.understood import Choice, Understood
 from bptt.client import Model
 
-SCAN_ROWS = 64  # rows in a batch while a file is scanned before learning
 CLASSES_MAX = 4096  # the server's bound for output_size
-GAP_FACTOR = 10  # a pause this many times the median interval is reported as a gap
 
 Notify = Callable[[str], None]
 """Prints one line for the user."""
@@ -33,11 +30,16 @@ class LearnOptions:
     file: str
     model_id: str
     columns: list[str]
+    """Parts of `--columns` between its commas; a title may hold commas itself."""
     targets: list[str]
+    """The same of `--targets`."""
     classes: list[str]
     missing: str
     """`take` or `leave-out`."""
-    time: str | None
+    reading: ReadOptions
+    """How the file is read."""
+    stream_column: str | None
+    """The column whose cells name the stream of each row."""
     gap_seconds: float | None
     other_names: bool
     settings: dict[str, Any]
@@ -46,7 +48,7 @@ class LearnOptions:
 
 @dataclass(slots=True)
 class Plan:
-    """What is learned from each row."""
+    """The columns and values that are learned from each row."""
 
     task: str
     inputs: list[str]
@@ -54,34 +56,37 @@ class Plan:
     """Target columns, which follow the inputs in a batch; empty for a forecast."""
     forecast: list[str]
     """The columns to forecast; empty: all inputs."""
-    time: int | None
-    """Index of the column of times."""
+    stream_column: str | None = None
+    """The column whose cells name the stream of each row."""
     classes: list[str] = field(default_factory=list)
-    scan: FileScan | None = None
-    """Result of the scan; None for a source that can be read only once."""
+    scan: Survey | None = None
+    """Result of the look through the whole file; None for a source that can be read only once."""
+
+    @property
+    def label(self) -> str | None:
+        """The column of classes."""
+        return self.targets[0] if self.task == "classification" else None
 
 
-@dataclass(slots=True)
-class FileScan:
-    """Statistics of a whole file."""
+def check_read(model: Model) -> Model:
+    """Return a model whose spec the server knows.
 
-    missing: dict[str, int] = field(default_factory=dict)
-    """Number of missing values, by column."""
-    classes: set[str] = field(default_factory=set)
-    median_seconds: float = math.nan
-    """Median interval between two rows."""
-    gaps: int = 0
-    """Intervals of at least GAP_FACTOR times the median."""
+    Raises:
+        InputError: the server has read nothing of it, because it is recovering or damaged.
+    """
+    if "task" not in model.spec:
+        wait = f"model {model.model_id} is {model.state}; try again later"
+        raise InputError(model.state_reason or wait)
+    return model
 
 
-def make_plan(options: LearnOptions, sample: Sample, model: Model | None, notify: Notify) -> Plan:
-    """Decide which columns are inputs, targets and times.
+def make_plan(options: LearnOptions, understood: Understood, model: Model | None) -> Plan:
+    """Decide which columns are inputs and targets.
 
     Args:
         options: what the user asked for.
-        sample: the file's columns.
+        understood: the file's columns.
         model: the model, if it exists already; its column names are the default.
-        notify: told which columns are left out.
 
     Raises:
         InputError: a column does not exist, is missing, or does not fit the model.
@@ -89,35 +94,44 @@ def make_plan(options: LearnOptions, sample: Sample, model: Model | None, notify
     task = options.settings.get("task") or (model.task if model else "forecast")
     if model is not None and model.task == "next_token" and not model.spec["input_names"]:
         raise InputError(f"model {options.model_id} was made for text; add --text")
-    for name in options.columns:
-        sample.index("--columns", name)
-    for name in options.targets:
-        sample.index("--targets", name)
-    columns = options.columns or _input_names(options, model, sample)
+    asked = understood.resolve("--columns", options.columns)
+    asked_targets = understood.resolve("--targets", options.targets)
+    stream_column = None
+    if options.stream_column is not None:
+        (stream_column,) = understood.resolve("--stream-column", [options.stream_column])
+    columns = asked or _input_names(options, model, understood)
     if not columns:
-        for name in sample.header:
-            if name in sample.left_out and name not in options.targets:
-                notify(f"column {name!r} is left out: {sample.left_out[name]}")
-        columns = sample.numeric
+        columns = [name for name in understood.numeric if name != stream_column]
     targets: list[str] = []
     if task in ("regression", "classification"):
-        targets = options.targets or _target_names(task, model, sample)
+        targets = asked_targets or _target_names(task, model, understood)
         columns = [name for name in columns if name not in targets]
+    if task == "classification" and len(targets) != 1:
+        raise InputError(f"--targets names {len(targets)} columns, but classes are in one")
     if not columns:
-        raise InputError(f"{options.file} has no numeric column to learn from")
-    time = sample.time if options.time is None else sample.index("--time", options.time)
-    if options.gap_seconds is not None and time is None:
+        reasons = [f"{name!r} is {reason}" for name, reason in understood.left_out.items()]
         raise InputError(
-            "--gap needs a column of times, but none was recognised; name it with --time"
+            f"{options.file} has no numeric column to learn from ({join_names(reasons)}); "
+            "name columns with --columns, or say with --delimiter and --decimal how the file is "
+            "written"
         )
-    forecast = options.targets if task == "forecast" else []
-    return Plan(task, columns, targets, forecast, time)
+    if options.gap_seconds is not None and understood.time is None:
+        raise InputError(
+            "--gap needs a column of times, but none was recognised; name it with --time, and how "
+            "times are written with --time-format"
+        )
+    if options.reading.sort and understood.time is None:
+        raise InputError(
+            "--sort needs a column of times, but none was recognised; name it with --time"
+        )
+    forecast = asked_targets if task == "forecast" else []
+    return Plan(task, columns, targets, forecast, stream_column)
 
 
-def _input_names(options: LearnOptions, model: Model | None, sample: Sample) -> list[str]:
+def _input_names(options: LearnOptions, model: Model | None, understood: Understood) -> list[str]:
     """Return the input columns of an existing model; empty if they are not known."""
     names = list(model.spec["input_names"]) if model else []
-    absent = [name for name in names if name not in sample.header]
+    absent = [name for name in names if name not in understood.header]
     if absent and not options.other_names:
         raise InputError(
             f"model {options.model_id} was made for columns {join_names(names)}, but "
@@ -127,9 +141,9 @@ def _input_names(options: LearnOptions, model: Model | None, sample: Sample) -> 
     return [] if absent else names
 
 
-def _target_names(task: str, model: Model | None, sample: Sample) -> list[str]:
+def _target_names(task: str, model: Model | None, understood: Understood) -> list[str]:
     names = list(model.spec.get("target_names", ())) if model and task == "regression" else []
-    if names and all(name in sample.header for name in names):
+    if names and all(name in understood.header for name in names):
         return names
     raise InputError(f"--targets is required for {task}; name the target column, as in --targets A")
 
@@ -148,46 +162,44 @@ def _check_names(options: LearnOptions, plan: Plan, model: Model, notify: Notify
     notify(f"note: {text}")
 
 
-def scan_file(file: str, plan: Plan) -> FileScan:
-    """Read a whole file, so that an invalid value is reported before anything is learned.
+def wanted_of(options: LearnOptions, plan: Plan, model: Model | None) -> Wanted:
+    """What a look through the file must check."""
+    classes = options.classes
+    if plan.task == "classification" and model is not None:
+        classes = class_names(model)
+    return Wanted(
+        columns=plan.inputs + (plan.targets if plan.task == "regression" else []),
+        label=plan.label,
+        classes=frozenset(classes) if classes else None,
+        gap_seconds=options.gap_seconds,
+        stream_column=plan.stream_column,
+    )
+
+
+def scan(options: LearnOptions, understood: Understood, wanted: Wanted, *, is_live: bool) -> Survey:
+    """Read a whole file, or of a live input the first rows, before anything is learned.
 
     Args:
-        file: path of a regular file.
-        plan: what will be learned from it.
+        options: how the file is read.
+        understood: of its first rows.
+        wanted: what will be learned from it.
+        is_live: the input can be read only once.
 
     Raises:
-        InputError: a value is invalid; the message names its line and column.
+        InputError: it would be learned wrong; the message names the place and the option.
     """
-    scan = FileScan()
-    with CsvTable(file) as table:
-        sample = table.sample()
-        names = plan.inputs + (plan.targets if plan.task == "regression" else [])
-        columns = [sample.index("--columns", name) for name in names]
-        counts = np.zeros(len(columns), np.int64)
-        label = None
-        if plan.task == "classification":
-            label = sample.index("--targets", plan.targets[0])
-        times: list[float] = []
+    if not is_live:
+        return survey(options.file, options.reading, wanted)
+    if options.reading.sort or wanted.stream_column is not None:
+        flag = "--sort" if options.reading.sort else "--stream-column"
+        raise InputError(f"{flag} needs a file, but standard input can be read only once")
+    return survey_sample(understood, wanted, options.reading)
 
-        def collect(record: list[str]) -> None:
-            if label is not None and record[label].strip():
-                scan.classes.add(record[label].strip())
-            when = None if plan.time is None else seconds_of(record[plan.time])
-            if when is not None:
-                times.append(when)
 
-        def count(batch: Batch) -> None:
-            counts[:] += np.isnan(batch.values).sum(axis=0)
-
-        selection = ColumnSelection(columns=columns, keep_missing=[True] * len(columns))
-        table.read(selection, SCAN_ROWS, count, collect)
-    scan.missing = {n: int(c) for n, c in zip(names, counts, strict=True) if c}
-    if len(times) > 2:
-        steps = np.diff(times)
-        scan.median_seconds = float(np.median(steps))
-        if scan.median_seconds > 0:
-            scan.gaps = int((steps >= GAP_FACTOR * scan.median_seconds).sum())
-    return scan
+def class_names(model: Model) -> list[str]:
+    """Names of a model's classes; their ids if it was made without names."""
+    spec = model.spec
+    return list(spec["target_names"]) or [str(i) for i in range(spec["output_size"])]
 
 
 def build_spec(options: LearnOptions, plan: Plan) -> dict[str, Any]:
@@ -236,7 +248,7 @@ def _class_order(name: str) -> tuple[float, str]:
 
 def _missing_fields(plan: Plan) -> dict[str, bool]:
     """Allow missing values where the file has some, or where it could not be scanned."""
-    lacking = plan.inputs + plan.targets if plan.scan is None else list(plan.scan.missing)
+    lacking = plan.inputs + plan.targets if plan.scan is None else plan.scan.lacking
     spec = {}
     if any(name in lacking for name in plan.inputs):
         spec["missing_inputs"] = True
@@ -277,7 +289,7 @@ def check_model(options: LearnOptions, plan: Plan, model: Model, notify: Notify)
     check_settings(options.model_id, spec, wanted, plan.inputs)
     _check_names(options, plan, model, notify)
     if plan.task == "classification":
-        plan.classes = list(spec["target_names"]) or [str(i) for i in range(spec["output_size"])]
+        plan.classes = class_names(model)
 
 
 def check_settings(
@@ -298,8 +310,8 @@ def check_settings(
 
 
 def select_columns(
-    options: LearnOptions, plan: Plan, sample: Sample, model: Model
-) -> ColumnSelection:
+    options: LearnOptions, plan: Plan, understood: Understood, model: Model
+) -> Choice:
     """Return what to read from each row for a model."""
     names = plan.inputs + plan.targets
     late = model.spec.get("label_delay", 0) > 0
@@ -308,10 +320,10 @@ def select_columns(
     classes = None
     if plan.task == "classification":
         classes = {name: place for place, name in enumerate(plan.classes)}
-    return ColumnSelection(
-        columns=[sample.index("--columns", name) for name in names],
+    return Choice(
+        columns=[understood.header.index(name) for name in names],
         keep_missing=[keep_input] * len(plan.inputs) + [keep_target] * len(plan.targets),
         classes=classes,
-        time=plan.time if options.gap_seconds is not None else None,
         gap_seconds=math.inf if options.gap_seconds is None else options.gap_seconds,
+        sort=options.reading.sort,
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bptt.cli.console import address_option, json_option, number, output, print_json
 from bptt.cli.data.textfile import VOCABULARY
+from bptt.cli.plan import check_read
 from bptt.client import Client, Model, Prediction
 
 EXAMPLE = """\b
@@ -82,7 +83,7 @@ async def _ask(
     address: str, model: str, stream: str, steps: list[list[float]], text: str | None
 ) -> tuple[Model, Prediction]:
     async with Client.connect(address) as client:
-        found = await client.get_model(model)
+        found = check_read(await client.get_model(model))
         if text is not None and found.spec.get("vocabulary_size") != VOCABULARY:
             raise click.BadParameter(
                 f"model {model} does not predict text; use --input", param_hint="--text"

@@ -1,4 +1,4 @@
-"""`bptt repair`: shows what a damaged model would lose, and brings it back without that."""
+"""`bptt repair`: shows what a repair of a damaged model would lose, and repairs the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAMS_SHOWN = 10
 @data_argument
 @click.option("--model", "model_id", metavar="NAME", help="Repair only this model.")
 @click.option("--yes", is_flag=True, help="Repair. Without it, only show what a repair would do.")
-@json_option("one document with what was found, and done, of each model")
+@json_option("one document with the findings and the repair of each model")
 @click.pass_context
 def repair(
     context: click.Context, folder: Path, model_id: str | None, yes: bool, as_json: bool

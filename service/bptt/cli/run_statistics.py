@@ -159,8 +159,8 @@ class RunStatistics:
 
     def add_predictions(
         self,
-        inputs: NDArray[np.float32],
-        targets: NDArray[np.float32],
+        inputs: NDArray[np.floating[Any]],
+        targets: NDArray[np.floating[Any]],
         predictions: Predictions,
         *,
         begins: bool = False,

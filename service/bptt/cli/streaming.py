@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.cli.data.source import Batch, InputError
+from bptt.cli.data.problem import InputError
+from bptt.cli.data.source import Batch
 from bptt.cli.run_statistics import RunStatistics
 from bptt.client import Learned, LearnSession, Refused
 from bptt.errors import ServerStopping, ServiceError
@@ -157,7 +158,7 @@ class StreamingLoop:
         )
         self.position += len(batch.values)
 
-    def _split(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def _split(self, values: NDArray[np.floating[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Split rows into inputs and targets, in the form that the task expects."""
         task = self.session.model.task
         inputs, targets = values[:, : self.inputs], values[:, self.inputs :]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from bptt.cli.console import number, percent, plural
-from bptt.cli.data.source import join_names
+from bptt.cli.data.problem import join_names
 from bptt.cli.predict import target_names
 from bptt.cli.prequential import Anomalies, ANOMALY_SCORE
 from bptt.cli.run_statistics import Band, Summary

@@ -21,7 +21,7 @@ Example:
 @click.command(epilog=EXAMPLE)
 @data_argument
 @click.option("--model", "model_id", metavar="NAME", help="Check only this model.")
-@json_option("one document with what was found of each model")
+@json_option("one document with the findings of each model")
 @click.pass_context
 def verify(context: click.Context, folder: Path, model_id: str | None, as_json: bool) -> None:
     """Check the data folder DIR while no server uses it.

@@ -68,7 +68,7 @@ class Client:
             ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
             ("grpc.min_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", -1),  # the server refuses what is too long
+            ("grpc.max_send_message_length", -1),  # the server refuses messages that are too long
         ]
         if _is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine
@@ -276,7 +276,7 @@ class Client:
         return convert.stream_from_proto(answer.stream)
 
     async def delete_stream(self, model_id: str, stream_id: str) -> None:
-        """Delete a stream; what was learned from it stays. Raises UnknownStream."""
+        """Delete a stream; the model keeps what it learned. Raises UnknownStream."""
         request = pb.DeleteStreamRequest(model_id=model_id, stream_id=stream_id)
         await self._ask(self._learner.DeleteStream, request)
 

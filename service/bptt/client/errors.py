@@ -110,7 +110,7 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
 
 
 def _info(status: status_pb2.Status | None) -> error_details_pb2.ErrorInfo | None:
-    """Return what the server itself wrote; None for a status of gRPC's."""
+    """Return the server's ErrorInfo; None for a status that gRPC itself made."""
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == ERROR_DOMAIN:

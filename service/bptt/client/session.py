@@ -192,7 +192,7 @@ class LearnSession:
 
         If another client deletes the stream, that still holds: a step is durable before its
         stream's deletion is. Only if the connection breaks as well, steps that were answered before
-        the deletion may be left out of the returned step, because nobody can tell any more.
+        the deletion may be left out of the returned step, because that can no longer be known.
 
         Returns:
             The step before which all of the stream is durable, as last told.
@@ -227,24 +227,24 @@ class LearnSession:
         """Wait until one more chunk may be sent."""
         if self._closing:
             raise ValueError("the session is closed: nothing more can be sent")
-        nobody_reads = self._reader in (None, asyncio.current_task())
-        if len(self._answers) >= UNREAD_MAX and nobody_reads:
+        no_reader = self._reader in (None, asyncio.current_task())
+        if len(self._answers) >= UNREAD_MAX and no_reader:
             raise RuntimeError(
                 f"{UNREAD_MAX} answers are not read: read them in another task while sending"
             )
-        await self._progress.until(lambda: self._ended or self._has_room(nobody_reads))
+        await self._progress.until(lambda: self._ended or self._has_room(no_reader))
         if self._error is not None:
             raise self._error
         if self._ended:
             raise ServerStopping
 
-    def _has_room(self, nobody_reads: bool) -> bool:
+    def _has_room(self, no_reader: bool) -> bool:
         buffer = self._buffer
         return (
             buffer.unanswered < UNANSWERED_MAX
             and buffer.chunks < KEPT_CHUNKS_MAX
             and buffer.size < KEPT_BYTES_MAX
-            and (nobody_reads or len(self._answers) < UNREAD_MAX)
+            and (no_reader or len(self._answers) < UNREAD_MAX)
         )
 
     async def _place(self, chunk: pb.Chunk) -> None:
@@ -310,7 +310,7 @@ class LearnSession:
         except asyncio.CancelledError:
             self._error = self._error or ServerUnreachable("the session was ended")
             raise
-        except Exception as error:  # noqa: BLE001 - every waiting task must be told
+        except Exception as error:  # noqa: BLE001 - every waiting task gets the error
             self._error = error
         finally:
             self._ended = True

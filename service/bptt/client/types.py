@@ -71,7 +71,7 @@ ModelState = Literal[
     "draining",
     "stopped",
 ]
-"""What a model does with chunks; see `ModelState` in protos/bptt/v1/types.proto."""
+"""The states of a model; see `ModelState` in protos/bptt/v1/types.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Model:
     cross_entropy_bits: float
     """Classification and next_token: mean cross-entropy of recent targets. NaN for other tasks."""
     state_reason: str = ""
-    """Why it is in its state, for people; empty if the state alone tells."""
+    """Why it is in its state, for people; empty if the state needs no explanation."""
 
     @property
     def task(self) -> str:
@@ -169,7 +169,7 @@ class Prediction:
     """Updates that the snapshot includes."""
     error_low: Float32Array
     """Forecast and regression: (horizon, targets) offsets from a prediction to the low end of the
-    band that held nine of ten recent targets. No rows before there are errors."""
+    band that held 90 % of recent targets. No rows before there are errors."""
     error_high: Float32Array
     """The same for the high end."""
     top_tokens: Int64Array
@@ -227,7 +227,7 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A chunk was refused. The session goes on.
+    """A chunk was refused. The session continues.
 
     Nothing of it was learned. The exception is a `StreamDeleted` after a reconnection: then the
     chunk may have been learned before its stream was deleted; the error's message tells so.

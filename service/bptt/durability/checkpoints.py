@@ -40,7 +40,7 @@ _HEAD_BYTES_MAX = 100 << 20  # safetensors' own bound; a damaged length must not
 
 
 def path_of(folder: Path, lsn: int) -> Path:
-    """The file of the checkpoint after so many records, in a model's folder."""
+    """The file of the checkpoint of this lsn, in a model's folder."""
     return folder / f"checkpoint-{lsn:012d}.safetensors"
 
 
@@ -104,14 +104,14 @@ def _laid_out(
 
 
 _TYPES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "BOOL"}
-"""What safetensors calls NumPy's."""
+"""The names of NumPy's dtypes in safetensors."""
 
 
 def load(folder: Path, model_id: str, lsn: int) -> Checkpoint:
     """Read a checkpoint back.
 
     Raises:
-        DataDamaged: it is missing, or not what was written; the error names the file.
+        DataDamaged: it is missing or damaged; the error names the file.
         StorageFailed: it cannot be read.
     """
     path = path_of(folder, lsn)
@@ -130,7 +130,7 @@ def decode(raw: bytes, model_id: str, lsn: int) -> Checkpoint:
     """The checkpoint whose file holds these bytes.
 
     Raises:
-        ValueError: they are not what was written; it says what is wrong.
+        ValueError: they are damaged; the error says how.
     """
     import safetensors.numpy  # of the server's extra; `bptt backup --help` works without it
 
@@ -179,7 +179,7 @@ def infos(folder: Path) -> list[CheckpointInfo]:
 
 
 def described(found: Sequence[tuple[int, int, Figures]]) -> list[CheckpointInfo]:
-    """The infos of a model's checkpoints, one of which is the best.
+    """The infos of a model's checkpoints, with the best one marked.
 
     Args:
         found: lsn, size in bytes, and figures of each, oldest first.
@@ -273,7 +273,7 @@ def plan(
     keep: int,
     bytes_left: float = math.inf,
 ) -> Plan:
-    """Choose what is kept: the newest, the best, and those that journaled commands go back to.
+    """Choose the checkpoints to keep: the newest, the best, and those that commands go back to.
 
     Args:
         found: the checkpoints, oldest first; at least one.

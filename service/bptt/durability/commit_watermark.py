@@ -35,7 +35,7 @@ def encode(lsn: int, *, synced: bool) -> bytes:
 
 
 def write(folder: Path, lsn: int, *, synced: bool, disk: Disk = DISK) -> None:
-    """Write the file of a journal that is not open, and sync it."""
+    """Write and sync the watermark file of a closed journal."""
     disk.write(folder / FILE, [encode(lsn, synced=synced)])
 
 

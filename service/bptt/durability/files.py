@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 ASIDE = ".aside"
 """Suffix of a file that is still being written. An interrupted write leaves one."""
 
-BUSY_SECONDS = 5.0  # for a shell that somebody opened on a journal; our own connections never wait
+BUSY_SECONDS = 5.0  # a user's shell may hold a journal open; our own connections never wait
 
 Piece = bytes | memoryview
 

@@ -1,4 +1,4 @@
-"""What the bits of a sum depend on beside its numbers: the processor and the libraries.
+"""Identifies the processor and the libraries, on which the bits of a sum depend beside its numbers.
 
 A model learned again from its journal is the same bit for bit where these are the same. Compilers
 choose instructions, and BLAS its kernels, by the processor they find.
@@ -27,7 +27,7 @@ _SETTINGS = (
 
 
 def fingerprint() -> dict[str, str]:
-    """Names and versions of what computes here."""
+    """Names and versions of the processor and libraries that compute here."""
     return dict(_fingerprint())
 
 

@@ -188,7 +188,7 @@ class DataFolder:
         """See `StoreTools.receiving`."""
         target, disk = self._folder, self._disk
         if target.exists():
-            raise StorageFailed(f"{target} could not be written: it is there already")
+            raise StorageFailed(f"{target} could not be written: it exists already")
         aside = target.with_name(f".{target.name}.aside")
         with storage("written", target):
             shutil.rmtree(aside, ignore_errors=True)  # left by a backup that was interrupted

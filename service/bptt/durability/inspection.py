@@ -1,4 +1,4 @@
-"""A look at one model of a store that changes nothing: what is whole, and what is damaged."""
+"""Inspects one model of a store without changing it: finds the whole and the damaged parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bptt.errors import DataDamaged, StorageFailed
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found of a model, apart from its records."""
+    """The findings about a model, apart from its records."""
 
     model_id: str
     whole: tuple[int, ...]

@@ -225,7 +225,7 @@ class Journal:
     # ------------------------------------------------------------------ beside transactions
 
     def set_watermark(self, lsn: int) -> None:
-        """Write down that this record is committed, so that a reader notices if it is missing."""
+        """Write the watermark of this committed record: a reader then notices if it is missing."""
         assert self._watermark is not None
         data = commit_watermark.encode(lsn, synced=self._synced)
         with contextlib.suppress(OSError):  # the commit stands; only this further check is missed
@@ -239,7 +239,7 @@ class Journal:
         return [(lsn, checkpoint) for lsn, checkpoint in found]
 
     def used_bytes(self) -> int:
-        """How much the records take."""
+        """Bytes of the database's pages in use."""
         total, free = self._pages()
         return (total - free) * PAGE_BYTES
 

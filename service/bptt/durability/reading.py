@@ -38,7 +38,7 @@ _INTEGERS = 1 << 63
 
 
 class State(NamedTuple):
-    """Who writes to a journal, and which records it holds."""
+    """The writer of a journal, and the records that it holds."""
 
     epoch: int
     base: int
@@ -90,7 +90,7 @@ def read(folder: Path, after: int, disk: Disk = DISK) -> Iterator[Record]:
         StorageFailed: the file cannot be read.
     """
     path = folder / FILE
-    # Read before the journal, so that a writer's commits meanwhile are not taken for a lost end.
+    # Read before the journal, so that commits during this read are not taken for a lost end.
     watermark = commit_watermark.read_if_whole(folder)
     last = after
     with open_to_read(path, disk) as connection, errors(path, "read"):
@@ -277,7 +277,7 @@ def _named(path: Path, done: str, error: sqlite3.Error) -> DataDamaged | Storage
 
 
 def _read_only(path: Path) -> bool:
-    """Whether the whole file system is."""
+    """Whether the whole file system is read-only."""
     try:
         return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     except OSError:

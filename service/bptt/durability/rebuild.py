@@ -1,4 +1,4 @@
-"""A model's folder written anew: from what is whole in it, or from a copy of another store."""
+"""Writes a model's folder anew: from its whole parts, or from a copy of another store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPAIRED = ".repaired"
 
 
 def salvage(folder: Path, disk: Disk = DISK) -> Iterator[tuple[int, Record | str]]:
-    """All records that are there, in order: each whole, or what is wrong with it."""
+    """All records, in order: each is whole, or a description of its damage."""
     try:
         with reading.open_to_read(folder / reading.FILE, disk) as connection:
             for lsn, body in _rows(connection):

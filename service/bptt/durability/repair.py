@@ -1,4 +1,4 @@
-"""What a damaged model loses when it is brought back to a state from which a server starts.
+"""Finds what a damaged model loses if it is repaired so that a server can load it.
 
 Kept are the newest checkpoint that is whole and the records behind it, up to the first that is
 damaged or missing. In front of that checkpoint, records are kept as far back as they are whole
@@ -16,7 +16,7 @@ from bptt.errors import DataDamaged
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a repair of one model comes to."""
+    """The plan or result of the repair of one model."""
 
     survey: Survey
     reason: str
@@ -56,7 +56,7 @@ def plan(store: StoreReader, found: Survey) -> Plan:
 
 
 class _Walk:
-    """Goes through the records that are there, in order, and finds those that can be kept."""
+    """Reads all records in order, and finds those that can be kept."""
 
     def __init__(self, found: Survey) -> None:
         self._found = found

@@ -181,7 +181,7 @@ class SqliteStore(DataFolder):
     # ------------------------------------------------------------------ the journal
 
     def append(self, model_id: str, records: Sequence[Record]) -> None:
-        """See `Store.append`. Records that are there already, byte for byte, are skipped.
+        """See `Store.append`. Records that are stored already, byte for byte, are skipped.
 
         So a caller may repeat an append that failed, even where the disk has kept the records
         although it reported an error.
@@ -217,7 +217,7 @@ class SqliteStore(DataFolder):
             stored = opened.stored(first, last)
             given = [data for _, data in encoded[: len(stored)]]
             if stored != given:
-                raise ValueError(f"lsn {first} is there already, with another record")
+                raise ValueError(f"lsn {first} is stored already, with another record")
             encoded = encoded[len(stored) :]
         elif first != last + 1:
             newest = checkpoints.lsns_in(self._models / model_id)[-1:]

@@ -1,4 +1,4 @@
-"""What the rest of the service needs of a store: of the engine's and of the offline commands'.
+"""The `Store` protocol: the operations that the engine and the offline commands use.
 
 A model's life is a sequence of records, numbered 1, 2, 3, …: ticks, and commands such as a reset of
 a stream. A record's number is its log sequence number, `lsn`. The journal holds the records; a
@@ -58,7 +58,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Anything but a tick that changes a learner."""
+    """A change of a learner that is not a tick."""
 
     name: str
     """reset, delete, configure, restore, roll_back."""
@@ -77,7 +77,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model as it was after so many records."""
+    """A model as it was after the record `lsn`."""
 
     model_id: str
     lsn: int
@@ -143,7 +143,7 @@ class StoreReader(Protocol):
         """
 
     def load(self, model_id: str, lsn: int) -> Checkpoint:
-        """The checkpoint after so many records.
+        """The checkpoint of this lsn.
 
         Raises:
             DataDamaged: it is missing or damaged; the error says which and how.
@@ -176,7 +176,7 @@ class StoreReader(Protocol):
         """
 
     def salvage(self, model_id: str) -> Iterator[tuple[int, Record | str]]:
-        """All records that are there, in order: each whole, or what is wrong with it.
+        """All records, in order: each is whole, or a description of its damage.
 
         A journal that cannot be read at all has none; `problems` says why.
         """
@@ -196,7 +196,7 @@ class StoreReader(Protocol):
         """
 
     def copying(self, model_id: str) -> AbstractContextManager[ModelCopy | None]:
-        """A model as it is now, readable until the block ends; None: it was deleted meanwhile.
+        """A model as it is now, readable until the block ends; None: it has been deleted.
 
         Raises:
             DataDamaged: its journal cannot be read.
@@ -282,9 +282,9 @@ class Store(StoreReader, StoreTools, Protocol):
             records: numbered on from the journal's last, without a gap.
 
         Raises:
-            StorageFailed: they could not be written: none of them is there, and the same call may
+            StorageFailed: they could not be written: none was stored, and the same call may
                 succeed later.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
             ValueError: they are not numbered on from the journal's last.
         """
 
@@ -292,7 +292,7 @@ class Store(StoreReader, StoreTools, Protocol):
         """As `records`, for the writer: from the call on no other writer can add to them.
 
         Raises:
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
             DataDamaged: see `records`.
             StorageFailed: the journal cannot be read.
         """
@@ -308,13 +308,13 @@ class Store(StoreReader, StoreTools, Protocol):
 
         Raises:
             StorageFailed: it could not be written; those before it are untouched.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
         """
 
     def delete(self, model_id: str) -> None:
-        """Delete a model; nothing happens if there is none of that name.
+        """Delete a model; nothing happens if it does not exist.
 
         Raises:
             StorageFailed: it could not be deleted.
-            StaleWriter: a later writer is there.
+            StaleWriter: a later writer uses the store.
         """

@@ -1,4 +1,4 @@
-"""What is done to a model between two runs: settings, checkpoints, restores, roll-backs.
+"""Changes a model between two runs: settings, checkpoints, restores, roll-backs.
 
 Each method that changes the learner is given to the worker, which calls it between two runs; so the
 learner is never in two hands.
@@ -108,7 +108,7 @@ class Administration:
         return await self._checkpointer.save(checkpoint)
 
     async def settle(self) -> None:
-        """Save all of the model. It goes on meanwhile: ask `is_settled` afterwards.
+        """Save the model while it keeps working: check `is_settled` afterwards.
 
         Raises:
             ServiceError: it could not be saved.
@@ -122,7 +122,7 @@ class Administration:
         return await self._live.copy(self._journal.last)
 
     async def checkpoints(self) -> list[CheckpointInfo]:
-        """Those that are kept, oldest first; none without a store.
+        """The kept checkpoints, oldest first; none without a store.
 
         Raises:
             StorageFailed: the store cannot be read.
@@ -136,7 +136,7 @@ class Administration:
     # ------------------------------------------------------------------ going back
 
     async def restore(self, lsn: int) -> None:
-        """Go back to the checkpoint after record `lsn`, streams and all.
+        """Return to the checkpoint after record `lsn`, including all streams.
 
         What was accepted before is learned first, and then undone; chunks that come meanwhile are
         refused. The restore is durable when this returns.
@@ -153,11 +153,11 @@ class Administration:
         if lsn not in {each.lsn for each in await self.checkpoints()}:
             raise NotFound(f"lsn is {lsn}; model {self._model_id} has no checkpoint after as many")
         self._lifecycle.admit(Operation.RESTORE)  # the disk took its time
-        if self._lifecycle.can(Event.RESTORE):  # else a roll-back comes first
-            self._lifecycle.apply(Event.RESTORE)
         work = functools.partial(self._restore, lsn)
+        done = self._worker.request(work, after_queue=True)
+        self._lifecycle.apply(Event.RESTORE)
         try:
-            await asyncio.shield(self._worker.request(work, after_queue=True))
+            await asyncio.shield(done)
         finally:
             self._worker.settle()
         await self._journal.up_to(self._journal.last)
@@ -172,7 +172,7 @@ class Administration:
         )
 
     async def roll_back(self) -> None:
-        """Go back to the last good checkpoint; without one the model stays diverged.
+        """Return to the last good checkpoint; without one the model stays diverged.
 
         For the worker, between two runs.
         """
@@ -195,7 +195,7 @@ class Administration:
             await self._go_back(command, lambda _: checkpoint)
         self._publisher.sink.rolled_back()
         log.warning(
-            "model %s rolled back to what it was after %d steps, its learning rate is now %g: %d "
+            "model %s rolled back to its state after %d steps, its learning rate is now %g: %d "
             "updates in a row were not finite",
             self._model_id,
             checkpoint.steps,
@@ -204,7 +204,7 @@ class Administration:
         )
 
     async def _go_back(self, command: Command, load: LoadCheckpoint) -> None:
-        """Do what a command says that names a checkpoint."""
+        """Apply a command that names a checkpoint."""
 
         def in_thread() -> tuple[Learner, Snapshot, StreamViews]:
             learner = apply_body(self._live.learner, command, load).learner

@@ -1,10 +1,10 @@
-"""Admission of chunks: gives each a position in its stream and in the queue of its model.
+"""Admits chunks: to their position in their stream, and to the queue of their model.
 
 Rules:
-- A chunk follows all accepted steps of its stream, learned or not. Repeated steps are trimmed; a
-  chunk after a gap is refused.
-- From a call's first chunk of a stream until the call ends, no other call may send that stream.
-- The queue is bounded; tasks that wait for room are served in order of arrival.
+- A chunk follows all accepted steps of its stream, learned or not: repeated steps are trimmed, and
+  a chunk after a gap is refused.
+- From a call's first chunk of a stream until the call ends, no other call may send the stream.
+- The queue is bounded; waiters for room are served in order of arrival.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class AdmissionQueue:
         steps: steps that are accepted but not learned yet.
 
     Args:
-        spec: the model's.
+        spec: the model's spec.
         limits: bounds of the queue and of streams.
         published: positions of streams that have nothing queued.
-        duplicate: called with the number of repeated steps.
+        duplicate: called with the number of repeated steps in a chunk.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class AdmissionQueue:
         self._duplicate = duplicate
         by_bytes = limits.streams_bytes // bytes_of_stream(spec)
         self._streams_max = min(limits.streams, max(1, by_bytes))
-        # stream: [step after the accepted ones, queued entries, incarnation that an entry deletes]
+        # stream: [step after all accepted steps, entries, incarnation that one of them deletes]
         self._accepted: dict[str, list[int]] = {}
         self._senders: dict[str, object] = {}  # stream: the open call that sends it
         self._space: deque[asyncio.Future[None]] = deque()
 
     @property
     def in_use(self) -> bool:
-        """True while a chunk waits to be applied or a task waits for room."""
+        """Whether a chunk is queued or unanswered, or a call waits for room."""
         return bool(self._accepted or self._space)
 
     @property
@@ -69,7 +69,7 @@ class AdmissionQueue:
         return len(self._senders) == 1
 
     def expected_step(self, stream_id: str) -> int:
-        """The step after the accepted steps of a stream; 0 for an unknown stream."""
+        """The step after all accepted steps of a stream; 0 for an unknown stream."""
         accepted = self._accepted.get(stream_id)
         if accepted is not None:
             return accepted[0]
@@ -79,7 +79,7 @@ class AdmissionQueue:
 
     @property
     def full(self) -> bool:
-        """True if a chunk must wait for room in the queue, or behind other waiting tasks."""
+        """Whether a chunk must wait: the queue is full, or earlier calls wait for room."""
         return bool(self._space) or self._is_full
 
     @property
@@ -88,7 +88,7 @@ class AdmissionQueue:
         return queue.chunks >= limits.queue_chunks or queue.weight >= limits.queue_bytes
 
     async def room(self) -> None:
-        """Wait until the queue has room for a chunk. First come, first served."""
+        """Wait, in order of arrival, until the queue has room for a chunk."""
         if not self.full:
             return
         loop = asyncio.get_running_loop()
@@ -96,17 +96,17 @@ class AdmissionQueue:
         self._space.append(waiter)
         try:
             await waiter
-            while self._is_full:  # another task took the room: this one stays first
+            while self._is_full:  # another chunk took the room: this call stays first in line
                 waiter = loop.create_future()
                 self._space.appendleft(waiter)
                 await waiter
         finally:
-            if waiter in self._space:  # cancelled: it must not block the tasks behind it
+            if waiter in self._space:  # cancelled: later waiters must not wait for it
                 self._space.remove(waiter)
-            loop.call_soon(self._wake_waiters)  # the next task gets the remaining room
+            loop.call_soon(self._wake_waiters)  # room that it leaves is for the next
 
     def _wake_waiters(self) -> None:
-        """Wake the first waiting task if there is room; that task then wakes the next one."""
+        """Wake the first waiter, if there is room; it wakes the next one once it is served."""
         while self._space and not self._is_full:
             waiter = self._space.popleft()
             if not waiter.done():
@@ -159,11 +159,12 @@ class AdmissionQueue:
     def _still_in_time(
         self, incoming: IncomingChunk, first: int, expected: int
     ) -> tuple[FloatArray | IntArray | None, int | None]:
-        """The late targets to use from a repeated chunk, and the step of the first one.
+        """The targets of a repeated chunk that may still be learned, and the step of the first.
 
-        If all steps of the chunk are repeated, its targets were used before and are dropped. If
-        only some are, targets before the delay window are dropped, since they may have been used.
-        A chunk without steps may be a repetition or not; its targets are all used.
+        A chunk that repeats known steps only has no such targets: they were accepted with it
+        before. A chunk with some new steps keeps the targets within the delay window; the older
+        ones may have been accepted before. Whether a chunk without steps is a repetition is
+        unknown, so all its targets are kept.
         """
         targets, steps = incoming.targets, len(incoming.inputs)
         if targets is None or 0 < steps <= expected - first:
@@ -175,10 +176,10 @@ class AdmissionQueue:
         return (targets[past:], labelled + past) if past < len(targets) else (None, None)
 
     def put(self, command: StreamCommand) -> None:
-        """Queue a command behind the accepted chunks of its stream.
+        """Queue a command after all accepted chunks of its stream.
 
         Raises:
-            UnknownStream: no stream has that name.
+            UnknownStream: the model has no stream of that name.
         """
         stream_id = command.stream_id
         if stream_id not in self._accepted and not self._published.knows(stream_id):
@@ -187,7 +188,7 @@ class AdmissionQueue:
             self._put(command, self.expected_step(stream_id))
             return
         self._put(command, 0)
-        # A stream that is not open yet has no incarnation number, so no chunk can name it.
+        # A stream whose first chunk is queued has no number yet, so no chunk can name it.
         self._accepted[stream_id][2] = self._published.incarnation(stream_id) or ANY_INCARNATION
 
     def _check_incarnation(self, stream_id: str, incarnation: int) -> None:
@@ -211,7 +212,7 @@ class AdmissionQueue:
             raise LimitReached.of("streams", self._streams_max)
 
     def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
-        """Take batches as `FairQueue.take`, then wake tasks that wait for room."""
+        """As `FairQueue.take`; also wakes waiters for room."""
         batches = self.queue.take(chunks_max, steps_max)
         self._wake_waiters()
         return batches
@@ -225,7 +226,7 @@ class AdmissionQueue:
         accepted = self._accepted[stream_id]
         accepted[1] -= 1
         if not accepted[1]:
-            del self._accepted[stream_id]  # the published state has its position from here on
+            del self._accepted[stream_id]  # from here on the published state has its position
         self.steps -= steps
 
     def leave(self, sender: object, stream_ids: Iterable[str]) -> None:

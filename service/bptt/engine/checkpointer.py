@@ -1,14 +1,14 @@
-"""Writes a model's checkpoints from a copy, while the model learns.
+"""Writes a model's checkpoints from copies, while it keeps learning.
 
 Rules:
-- A checkpoint is due after a number of records, or a number of seconds after the first unsaved
-  record. Writing one does not change the model, so its time does not affect what is learned.
-- The copy is made between two runs; the file is written during the next runs.
-- A checkpoint is written after all its records are in the journal.
-- A write prunes other checkpoints, but never one that a command is about to name: see `naming`.
-- After a replay a checkpoint is due at once. Otherwise a server that ends again and again would
-  replay more records each time.
-- Writes do not overlap. A failed write is logged and retried when the next checkpoint is due.
+- A checkpoint is due after so many records, or so many seconds after the first record it would
+  hold. It changes nothing in the model, so the time of writing does not change what is learned.
+- The copy is made between two runs; the file is written while the next ones go on.
+- A checkpoint is written once all records that it includes are in the journal.
+- Writing one prunes others, but never one that a command is about to name: see `naming`.
+- After a replay a checkpoint is due at once: otherwise a server that is killed again and again
+  before a checkpoint is due would replay more each time.
+- One at a time. A failed write is logged, and tried again when the next checkpoint is due.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Checkpointer:
         unsaved: True if the model has changed since the last checkpoint.
 
     Args:
-        model_id: the model's name.
-        store: stores the checkpoints; None: no checkpoint is ever due.
-        journal: the model's journal.
-        executor: threads that write files.
-        config: the checkpoint interval.
-        sink: gets the duration of each write.
-        lsn: the last record of the newest checkpoint or of the replayed journal.
-        wake: called when a checkpoint becomes due by time.
+        model_id: the model.
+        store: where checkpoints are written. None: nowhere; no checkpoint is ever due.
+        journal: of the model.
+        executor: where files are written.
+        config: how often they are written.
+        sink: receives the duration of each write.
+        lsn: the last record that the newest checkpoint, or its replayed journal, holds.
+        wake: called when a checkpoint becomes due by the clock.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpointer:
             self._in_time()
 
     def replayed(self) -> None:
-        """Note that the model was recovered from a checkpoint and later records."""
+        """Note that the model was recovered from a checkpoint and the records after it."""
         self.due = self.unsaved = True
 
     @property
@@ -107,7 +107,7 @@ class Checkpointer:
             self._wake()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Start to write a fresh copy in the background; a failure is logged."""
+        """Write a copy that was just made, while learning continues; a failure is logged."""
         self._taken(checkpoint)
         self._writing = asyncio.create_task(self._write_or_say(checkpoint))
 
@@ -115,7 +115,7 @@ class Checkpointer:
         """Write a fresh copy, after any write in progress.
 
         Returns:
-            The written checkpoint, or a newer one that was written meanwhile.
+            The checkpoint that holds the copy, or a newer one that was written in the meantime.
 
         Raises:
             ServiceError: the checkpoint could not be written.
@@ -190,7 +190,7 @@ class Checkpointer:
         except Exception:
             self.unsaved = True
             log.exception("model %s not saved", self._model_id)
-        if self.unsaved and not self._stopped:  # later changes, or a failed write
+        if self.unsaved and not self._stopped:  # changed since the copy, or the write failed
             self._in_time()
 
     async def _write(
@@ -209,7 +209,7 @@ class Checkpointer:
                     continue
                 start = time.perf_counter()
                 loop = asyncio.get_running_loop()
-                if lsn >= self._saved_lsn:  # else a newer checkpoint exists
+                if lsn >= self._saved_lsn:  # else a newer one exists
                     await loop.run_in_executor(self._executor, store.save, checkpoint)
                     self._saved_lsn = lsn
                 seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The interface between a failed trainer and the supervisor that recovers it."""
+"""The interface between a worker that has failed and the supervisor that recovers its model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Supervisor(Protocol):
     """Recovers failed models."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
-        """Handle the end of a model's worker.
+        """Handle the failure of a model's worker.
 
         Args:
-            model_id: the model's name.
-            lifecycle: the model's lifecycle, in the state in which the worker ended.
-            doing: the worker's activity in one word.
+            model_id: the model.
+            lifecycle: of the model, in the state in which its worker ended.
+            doing: the activity that failed, in one word.
 
         Returns:
             The error for requests until the model is recovered, or for good.
@@ -25,7 +25,7 @@ class Supervisor(Protocol):
 
 
 class Unsupervised:
-    """Leaves failed models FAILED."""
+    """Leaves a model FAILED and does not recover it."""
 
     def failed(self, model_id: str, lifecycle: Lifecycle, doing: str) -> ServiceError:
         """See `Supervisor`."""
@@ -36,5 +36,5 @@ def failed_for_good(model_id: str) -> ModelFailed:
     """The error of a model that is not recovered automatically."""
     return ModelFailed(
         f"model {model_id} stopped learning after an internal error; "
-        "a restart of the server brings it back as it was before that"
+        "a restart of the server recovers it as it was before the error"
     )

@@ -3,7 +3,8 @@
 Rules:
 - Within a stream, first come, first served.
 - A batch has at most one entry of each stream; its chunks are one tick.
-- Among streams, the one that waited longest goes first: one that was served goes to the back.
+- Among streams, the one that waited longest comes first; a stream that was served moves to the
+  back.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class FairQueue:
     """The queue of one model.
 
     Attributes:
-        chunks: how many wait.
-        weight: their bytes.
+        chunks: number of queued chunks.
+        weight: their weight, in bytes.
     """
 
     def __init__(self) -> None:
@@ -31,12 +32,12 @@ class FairQueue:
         return bool(self._waiting)
 
     def put(self, entry: Entry) -> None:
-        """Behind all others of its stream."""
+        """Add an entry after all others of its stream."""
         self._waiting.setdefault(entry.stream_id, deque()).append(entry)
         self._count(entry, 1)
 
     def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
-        """The next batches, until they hold so many chunks or steps; at least one chunk."""
+        """Remove the next batches, up to these numbers of chunks and steps; at least one."""
         batches = []
         chunks = steps = 0
         while self._waiting and chunks < chunks_max and steps < steps_max:

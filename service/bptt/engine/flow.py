@@ -23,7 +23,7 @@ class FlowWatch:
     """Measures the gradient flow of one model. `is_due` is cheap; call `look` in a thread."""
 
     def __init__(self, every_updates: int) -> None:
-        """Measure after every `every_updates` updates; 0: never."""
+        """Set the number of updates between two measurements; 0: never."""
         self._every = every_updates
         self._next_update = 1
         self._updates = 0
@@ -47,7 +47,7 @@ class FlowWatch:
     def look(self, learner: Learner, outcome: Outcome) -> GradientFlow | None:
         """Measure a stream of the run; return the last measurement if its window is too short.
 
-        A measurement that fails is logged and gives None.
+        Numerical problems raise nothing: a value that cannot be measured is None.
         """
         stream_id = outcome.answers[0][0].stream_id
         if outcome.views.get(stream_id) is None:  # refused, or deleted

@@ -70,9 +70,9 @@ def split(
 
     Args:
         spec: the model's.
-        queued: the joined chunks.
-        sequence_step: number of steps in the stream's sequence before them.
-        result: the result of the joined chunk.
+        queued: the chunks that were joined.
+        sequence_step: steps of the stream's sequence before them.
+        result: of the joined chunk.
     """
     results, updates = [], result.updates
     before = _windows(spec, sequence_step)

@@ -1,15 +1,15 @@
-"""Makes applied records durable: the journal's writer, and the tasks that wait for commits.
+"""Writes applied records to the journal, and resolves the waiters for their durability.
 
     applied → JournalWriter.put → one transaction for all waiting records (in a thread) → committed
 
 Rules:
-- Records are numbered and committed in the order in which they were applied.
-- A transaction gathers records for GATHER_SECONDS, unless a task waits for the commit. While it is
-  written, the next one gathers, so a slow disk gives larger transactions.
-- The number of waiting records is bounded: while `blocked` is true, no run begins.
-- A failed commit is retried until it succeeds or the model leaves memory. Meanwhile nothing is
-  acknowledged, and the records stay in memory, so nothing is lost. `refuse_waiters` ends the wait
-  of tasks for such a commit.
+- Records are numbered in the order in which they were applied, and committed in that order.
+- A transaction collects the records of GATHER_SECONDS, or is written at once if a waiter needs it.
+  During the write the next one collects, so a slow disk makes larger transactions.
+- The waiting records are bounded: while `blocked` is true, no more records are applied.
+- A commit that fails is tried again until it works or the model leaves memory. Until then nothing
+  is acknowledged and nothing is lost: the records are in memory. Waiters do not wait for ever:
+  `refuse_waiters` answers them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from bptt.errors import ServiceError, StorageFailed
 
 log = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.002  # with one step a message, a commit for each took half of the time
-WAITING_RECORDS_MAX = 4096  # a second of small records, in case the disk hangs
-WAITING_BYTES_MAX = 32 << 20  # of the records' arrays
-FIRST_PAUSE_SECONDS = 0.05  # before a failed commit is retried; doubled each time ...
-LAST_PAUSE_SECONDS = 2.0  # ... up to this, so that a commit soon follows when there is room again
+GATHER_SECONDS = 0.002  # with a step a message, a commit each took as much time as all the rest
+WAITING_RECORDS_MAX = 4096  # a second of small ones, should the disk stand still
+WAITING_BYTES_MAX = 32 << 20  # of their arrays
+FIRST_PAUSE_SECONDS = 0.05  # before a failed commit is tried again; doubled each time ...
+LAST_PAUSE_SECONDS = 2.0  # ... up to this: the longest pause once the disk has room again
 
 
 def weight(body: Tick | Command) -> int:
@@ -162,7 +162,7 @@ class JournalWriter:
         return self._task is not None and not self._task.done()
 
     def _begin(self) -> None:
-        """Start a transaction of the gathered records."""
+        """Write the collected records."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -192,7 +192,7 @@ class JournalWriter:
                 waiter.set_exception(why)
 
     def give_up(self, why: ServiceError) -> None:
-        """Commit nothing more; waiting tasks get `why`. The lost records were not acknowledged."""
+        """Commit no more records; waiters get `why`. The rest was never acknowledged."""
         if self._waiting or self._is_writing:
             self._break(self.failure or why)
             if self._timer is not None:
@@ -277,6 +277,6 @@ class JournalWriter:
 
 
 def _look_at(appended: asyncio.Future[None]) -> None:
-    """Retrieve an append's error, which is not awaited if its task is cancelled."""
+    """Mark an append's error as seen: its task may be cancelled and never awaited."""
     if not appended.cancelled():
         appended.exception()

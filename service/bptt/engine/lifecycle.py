@@ -5,7 +5,7 @@ Rules:
 - `apply` is the only way from one state to another; an event that the table does not list is an
   error of the program.
 - Every entrance asks `admit` with its operation before it changes or reads anything.
-- Nothing here waits, logs, or knows of an event loop. Whoever has to act on a change of state sets
+- Nothing here waits, logs, or uses an event loop. Code that acts on a change of state sets
   `on_change`.
 
 Most states refuse with an error that says why the model is in that state. That error comes with the
@@ -32,10 +32,10 @@ from bptt.errors import (
 
 
 class Event(enum.Enum):
-    """What moves a model from one state to another."""
+    """The events that move a model from one state to another."""
 
     RUN = "run"
-    """It learns from now on: recovered, resumed, restored, or its store commits again."""
+    """It starts to learn: recovered, resumed, restored, or its store commits again."""
     PAUSE = "pause"
     """An operator paused it."""
     DIVERGE = "diverge"
@@ -49,17 +49,17 @@ class Event(enum.Enum):
     DAMAGE = "damage"
     """Recovery found a journal that cannot be replayed to its end."""
     FAIL = "fail"
-    """Its worker ended, or it could not be brought back."""
+    """Its worker ended, or it could not be recovered."""
     RETRY = "retry"
-    """It is brought back from the store once more."""
+    """Another attempt to recover it from the store begins."""
     DRAIN = "drain"
-    """Stop, eviction or deletion: what was accepted is finished."""
+    """Stop, eviction or deletion: accepted work is finished, and no more is accepted."""
     STOP = "stop"
     """Nothing of it runs any more."""
 
 
 class Operation(enum.Enum):
-    """What a request asks of a model."""
+    """The operations that requests perform on a model."""
 
     SHOW = "show"
     """GetModel and ListModels."""
@@ -200,11 +200,11 @@ SETTLED = frozenset({State.RUNNING, State.PAUSED, State.DIVERGED})
 """States in which chunks are applied as they come; which of the three follows from the figures."""
 
 SERVING = frozenset({State.RUNNING, State.PAUSED, State.ROLLING_BACK})
-"""States in which a model does all that its operator wants of it, which health tells."""
+"""States in which health reports the model as SERVING: it does all that its operator wants."""
 
 
 class IllegalTransition(Exception):
-    """An event came in a state for which the table has no entry: an error of the program."""
+    """The table has no entry for an event in a state: a defect of the program."""
 
     def __init__(self, state: State, event: Event) -> None:
         super().__init__(f"no event {event.value!r} in state {state.value!r}")
@@ -256,7 +256,7 @@ class Lifecycle:
             self.on_change()
 
     def admit(self, operation: Operation) -> None:
-        """Let an operation through.
+        """Return if the state admits an operation; raise otherwise.
 
         Raises:
             ServiceError: this state does not admit it; of a class in `REFUSES_WITH`.
@@ -265,7 +265,7 @@ class Lifecycle:
             raise self.refusal()
 
     def refusal(self) -> ServiceError:
-        """The error for what this state does not admit."""
+        """The error for operations that this state does not admit."""
         if self.why is not None:
             return self.why.with_traceback(None)  # raised often: tracebacks would add up
         if self.state is State.RESTORING:

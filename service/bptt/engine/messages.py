@@ -1,7 +1,7 @@
-"""What the parts of the engine hand to one another: chunks, commands, batches, outcomes.
+"""The messages between parts of the engine: chunks, commands, batches, outcomes.
 
-These are values. This module imports no queue, future or event loop; where somebody waits for an
-answer, a protocol says what of the waiter is used.
+These are values. This module imports no queue, future or event loop; where a task waits for an
+answer, a protocol names the methods that are used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bptt.durability import Command, Tick
 from bptt.errors import ServiceError
 from bptt_core import Chunk, ChunkResult, Snapshot, StreamView
 
-ENTRY_BYTES = 64  # what a chunk weighs beside its values, so that even empty ones are bounded
+ENTRY_BYTES = 64  # weight of a chunk beside its values, so that empty chunks are bounded too
 
 Move = tuple[str, int, int]
 """A stream, and its next step before and after a record."""
@@ -40,7 +40,7 @@ class Completion(Protocol):
     """Where the result of a stream command goes; an `asyncio.Future` is one."""
 
     def done(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the result is set or no longer wanted."""
 
     def set_result(self, result: int, /) -> None:
         """The command was applied; the stream's next step."""
@@ -53,8 +53,8 @@ class Completion(Protocol):
 class QueuedChunk:
     """A chunk that has its place in its stream.
 
-    A chunk of which nothing is left, because all of it had been accepted before, waits for its turn
-    to be answered: by then the steps it repeats are learned.
+    A chunk whose steps had all been accepted before is queued too: when its turn comes, the steps
+    that it repeats are learned, and it is answered.
     """
 
     chunk: Chunk
@@ -109,7 +109,7 @@ class TickBatch:
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """What a run did, for the event loop to publish."""
+    """The results of a run, for the event loop to publish."""
 
     answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
     commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)

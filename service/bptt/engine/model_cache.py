@@ -1,13 +1,12 @@
-"""Keeps a bounded number of models in memory; the others are in the store only.
+"""Unloads models when more than the limit are in memory, and loads them again on request.
 
 Rules:
-- If more models than the limit are in memory, the least recently used one leaves.
-- A model in use stays: one with an open Learn call, an unanswered chunk or command, or a record
-  that
+- When more models than the limit are in memory, the least recently used one is unloaded first.
+- A model in use stays: it has an open Learn call, an unanswered chunk or command, or a record that
   is not durable.
-- Before a model leaves, its checkpoint is written while it still works. If that fails, or a request
-  uses the model meanwhile, it stays. So nothing is lost at any durability.
-- A request for a model recovers it. Other models do not wait for the recovery.
+- Before a model is unloaded, a checkpoint of it is written while it keeps working. If that fails,
+  or the model is used during the write, it stays. So nothing is lost, whatever the durability is.
+- A request for an unloaded model loads it again. Requests for other models do not wait for that.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from bptt.errors import Recovering, ServiceError
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.5
-"""Pause before the next attempt if all models are in use or one cannot be saved."""
+"""Pause before the next attempt, if all models are in use or one could not be saved."""
 
 
 class ModelCache:
     """Moves the models of a registry out of memory and back. Lives on the event loop.
 
     Attributes:
-        states: status of each model in the store only, as of when it left memory.
+        states: the status of each unloaded model at the time of its unloading.
 
     Args:
-        in_memory: the registry's models in memory; those that leave are removed.
-        limit: models in memory at most.
-        sink: receives which models leave.
-        bring_back: recovers a model into `in_memory` and removes it from `states`.
+        in_memory: the registry's loaded models; unloaded ones are removed from it.
+        limit: the number of models that may be in memory.
+        sink: notified of each model that is unloaded.
+        bring_back: loads a model into `in_memory`, and removes it from `states`.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class ModelCache:
         self._sink = sink
         self._bring_back = bring_back
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._wanted: Counter[str] = Counter()  # requests that wait for a model and will use it
+        self._wanted: Counter[str] = Counter()  # requests that wait for a model
         self._clearing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -66,14 +65,14 @@ class ModelCache:
 
     @property
     def waking(self) -> frozenset[str]:
-        """Names of the models that are being recovered."""
+        """Names of the models that are being loaded."""
         return frozenset(self._waking)
 
     async def wake(self, model_id: str) -> None:
-        """Recover a model; after it returns, the model is in memory or deleted.
+        """Load a model; when this returns, it is in memory or deleted.
 
         Raises:
-            ServiceError: the model cannot be recovered.
+            ServiceError: it could not be loaded.
         """
         self._wanted[model_id] += 1
         try:
@@ -95,13 +94,13 @@ class ModelCache:
             del self._waking[model_id]
 
     def make_room(self) -> None:
-        """Start to move models out of memory if there are more than the limit."""
+        """Start unloading models, if more than the limit are in memory."""
         is_clearing = self._clearing is not None and not self._clearing.done()
         if len(self._in_memory) > self._limit and not is_clearing:
             self._clearing = asyncio.create_task(self._clear(), name="models leave memory")
 
     async def stop(self) -> None:
-        """Begin no more moves, and wait for those in progress."""
+        """Finish the loading and unloading that is under way, and start no more."""
         self._stopped.set()
         if self._clearing is not None:
             await asyncio.wait([self._clearing])
@@ -125,7 +124,7 @@ class ModelCache:
         return min(idle, key=lambda trainer: trainer.used_at, default=None)
 
     async def _put_away(self, trainer: Trainer) -> bool:
-        """Save a model, and remove it from memory unless a request has used it meanwhile."""
+        """Save a model, and unload it if it was not used during the save."""
         model_id = trainer.definition.model_id
         try:
             await trainer.settle()
@@ -138,9 +137,9 @@ class ModelCache:
             del self._in_memory[model_id]
             status = self.states[model_id] = trainer.status
             self._sink.rest_model(model_id)
-            with contextlib.suppress(ServiceError):  # nothing is left to write
+            with contextlib.suppress(ServiceError):  # it is saved: nothing is left to write
                 await trainer.stop(refusal=Recovering.of(model_id), save=False)
             trainer.forget()
-            self._sink.model_state(model_id, status.state)  # a request recovers it
+            self._sink.model_state(model_id, status.state)  # it is loaded again on request
             log.debug("model %s has left memory", model_id)
         return True

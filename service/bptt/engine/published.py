@@ -1,8 +1,8 @@
-"""The published state of a model: its snapshot, its streams, its figures.
+"""The published state of a model: its snapshot, its stream views and its figures.
 
-A run on the event loop does not copy its changes: copies that were never read took a third of the
-run. The published state catches up when it is read. A run in a thread makes the copies itself,
-because the learner cannot be read meanwhile; the published state has caught up before it begins.
+A run on the event loop does not copy them; `catch_up` copies them when a request reads them. Unread
+copies took a third of such a run. A run in a thread returns its own copies, because no request can
+read the learner during the run. While such a run is under way, the published state is complete.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from bptt.engine.views import StreamViews
 from bptt_core import Figures, Learner, Snapshot
 
 LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy for milliseconds
-BEHIND_RUNS_MAX = 32  # one copy in 32 runs costs little, and reports stay recent
+BEHIND_RUNS_MAX = 32  # one copy in so many runs costs little, and its time is measured
 
 
 class PublishedState:
     """The published state of one model. Lives on the event loop.
 
     Args:
-        learner: read by `catch_up` if the state is behind; otherwise another thread may use it.
+        learner: read by `catch_up`; while `catch_up` has nothing to copy, another thread may use
+            the learner.
         on_figures: called with the previous and the new figures.
-        views: views of the learner's streams; None: they are created.
+        views: views of the learner's streams. None: they are created.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class PublishedState:
         return len(self._views)
 
     def error_band(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The current error band, as `Snapshot.error_band`; computed once for each run."""
+        """The newest error band, without a new snapshot; cached until the next run."""
         if self._band is None:
             self._band = (self._learner if self._behind else self._snapshot).error_band()
         return self._band
@@ -100,10 +101,10 @@ class PublishedState:
     # ------------------------------------------------------------------ changes
 
     def takes(self, outcome: Outcome) -> None:
-        """Publish a run that made its own copies."""
+        """Publish the copies that a run in a thread made."""
         assert outcome.snapshot is not None
         assert outcome.report is not None
-        for stream_id in self._behind:  # empty unless the run was on the event loop
+        for stream_id in self._behind:  # streams of earlier runs on the loop
             self._views[stream_id] = self._learner.stream_view(stream_id)
         for stream_id, view in outcome.views.items():
             if view is None:
@@ -117,7 +118,7 @@ class PublishedState:
         self._figures_are(outcome.report.figures)
 
     def is_behind(self, outcome: Outcome) -> None:
-        """Note a run on the event loop, which made no copies and opened no stream."""
+        """Note a run on the event loop, which made no copies. Its streams have views already."""
         self._loop = asyncio.get_running_loop()
         self._band = None
         for _, moves in outcome.records:
@@ -126,10 +127,10 @@ class PublishedState:
         self._runs += 1
         self._seconds += outcome.seconds
         if any(each.updates and each.updates[-1].skipped for each in outcome.ticks):
-            self.catch_up()  # the model may have diverged, which answers show
+            self.catch_up()  # it may have diverged, and answers show that
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """Publish another learner; everything may differ."""
+        """Replace the whole state, after a restore or a roll-back."""
         self._learner, self._snapshot, self._views = learner, snapshot, views
         self._band = None
         self._figures_are(learner.figures)
@@ -139,16 +140,16 @@ class PublishedState:
         del self._learner, self._snapshot
 
     def freeze(self) -> None:
-        """Keep the last consistent state from now on, because the learner's state is undefined."""
+        """Keep the last complete state for good: the learner's own state is undefined."""
         self._behind.clear()
         self._band = None
 
     def takes_figures(self, figures: Figures) -> None:
-        """Publish figures after the settings have changed."""
+        """Publish figures that changed with the settings."""
         self._figures_are(figures)
 
     def catch_up(self) -> None:
-        """Copy the changes of runs on the event loop."""
+        """Copy the state that runs on the event loop have changed."""
         if not self._behind:
             return
         streams = list(self._behind)

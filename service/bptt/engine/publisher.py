@@ -62,7 +62,7 @@ class Publisher:
     def connect(
         self, admission: AdmissionQueue, journal: JournalWriter, checkpointer: Checkpointer
     ) -> None:
-        """Set the parts that are constructed after this one. Call it before any other method."""
+        """Set the parts that are created after this one. Call this first."""
         self._admission = admission
         self._journal = journal
         self._checkpointer = checkpointer
@@ -101,7 +101,7 @@ class Publisher:
             queued.pending.fill(self._answer_to(queued, result))
         for command, done in outcome.commands:
             self._admission.done(command.stream_id, 0)
-            if command.done.done():  # the client has cancelled its call
+            if command.done.done():  # the caller has hung up
                 continue
             if isinstance(done, ServiceError):
                 command.done.set_exception(done)
@@ -118,7 +118,7 @@ class Publisher:
         return result
 
     def refuse(self, batches: Iterable[TickBatch], error: ServiceError) -> None:
-        """Answer all unanswered entries of batches taken from the queue with an error."""
+        """Answer all entries that were taken from the queue and not answered yet with an error."""
         refused = Outcome()
         for each in batches:
             waiting = [q for q in each.chunks + each.duplicates if q.pending.answer is None]
@@ -127,14 +127,14 @@ class Publisher:
         self._answer(refused)
 
     def refuse_queue(self, error: ServiceError) -> None:
-        """Answer all entries of the queue with an error."""
+        """Refuse all queued entries with an error."""
         while self._admission.queue:
             self.refuse(self._admission.take(TAKE_ALL, TAKE_ALL), error)
 
     # ------------------------------------------------------------------ other changes
 
     def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
-        """Publish a model that was restored from a checkpoint: everything may differ."""
+        """Publish the model after its return to a checkpoint: everything may differ."""
         self._live.learner = learner
         self._live.settings = learner.settings
         self.published.begins_anew(learner, snapshot, views)

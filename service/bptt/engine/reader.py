@@ -41,12 +41,12 @@ class ModelReader:
 
     @property
     def parameters(self) -> int:
-        """How many the model has."""
+        """The number of the model's parameters."""
         return self._live.parameters
 
     @property
     def settings(self) -> Settings:
-        """How it learns now."""
+        """The model's present settings."""
         return self._live.settings
 
     @property
@@ -56,7 +56,7 @@ class ModelReader:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What predictions read. Immutable."""
+        """The snapshot that predictions read. Immutable."""
         return self._publisher.published.snapshot
 
     @property
@@ -66,7 +66,7 @@ class ModelReader:
 
     @property
     def figures(self) -> Figures:
-        """How the model does, as of the snapshot."""
+        """The model's figures, as of the snapshot."""
         return self._publisher.published.figures
 
     def error_band(self) -> tuple[FloatArray, FloatArray]:

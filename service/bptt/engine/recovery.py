@@ -143,7 +143,7 @@ def _newest(store: Store, model_id: str) -> tuple[Checkpoint, Learner, ModelDefi
             found = DataDamaged(f"its checkpoint {info.lsn} cannot be read back: {error!r}")
         log.error("model %s: going back one checkpoint: %s", model_id, found.message)
         damage = damage or found
-    raise damage or DataDamaged(f"model {model_id} has no checkpoint")
+    raise damage or DataDamaged("it has no checkpoint")
 
 
 class _Replay:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition, ModelStatus, ReportSink, UnreadModel
 from bptt.durability import CheckpointInfo, Store
-from bptt.engine.health import Tell, tell_nobody
+from bptt.engine.health import ignore_health, Tell
 from bptt.engine.lifecycle import Event, Operation
 from bptt.engine.records import make_checkpoint
 from bptt.engine.supervisor import AbsentModel, counted, ModelSupervisor
@@ -89,8 +89,8 @@ class Registry:
         """The model of this name, if it is in memory.
 
         Args:
-            model_id: the model's name.
-            operation: the operation that its state must admit.
+            model_id: its name.
+            operation: the operation that is requested.
 
         Raises:
             UnknownModel: no model has that name.
@@ -109,7 +109,7 @@ class Registry:
         raise UnknownModel.of(model_id)
 
     async def find(self, model_id: str, operation: Operation = Operation.SHOW) -> Trainer:
-        """The model of this name, recovered if it has left memory.
+        """The model of this name, loaded again if it was unloaded.
 
         It stays in memory at least until the caller awaits. Raises as `get`.
         """
@@ -149,13 +149,13 @@ class Registry:
 
     @property
     def _places(self) -> tuple[Collection[str], ...]:
-        """The places where a name may be, unless the model is being deleted."""
+        """The tables of names: one of them has a model's name, unless it is being deleted."""
         return self._models, self._model_cache.states, self._absent, self.making
 
     # ------------------------------------------------------------------ creation
 
     async def create(self, definition: ModelDefinition) -> Trainer:
-        """Create a model and save it before other requests can find it.
+        """Create a model, and save it before any request can see it.
 
         A creation that has begun is finished, even if its client cancels the call.
 
@@ -216,7 +216,7 @@ class Registry:
     # ------------------------------------------------------------------ deletion
 
     async def delete(self, model_id: str) -> None:
-        """Delete a model after its accepted chunks are learned or refused.
+        """Delete a model, after its accepted chunks are learned or refused.
 
         Raises:
             UnknownModel: no model has that name.
@@ -229,7 +229,7 @@ class Registry:
             await asyncio.shield(self._deleting[model_id])
             raise UnknownModel.of(model_id)
         if model_id in self._model_cache.waking:
-            with contextlib.suppress(ServiceError):  # an unrecoverable model may be deleted
+            with contextlib.suppress(ServiceError):  # a model that cannot be loaded may be deleted
                 await self.find(model_id)
         if model_id in self._deleting or not self._is_known(model_id):
             raise UnknownModel.of(model_id)
@@ -307,7 +307,7 @@ class Registry:
         return await loop.run_in_executor(self._storage, function, *arguments)
 
     async def _in_use(self, trainer: Trainer, work: Coroutine[Any, Any, T]) -> T:
-        """Await work as `_to_its_end`; the model stays in memory meanwhile."""
+        """As `_to_its_end`; the model stays in memory until then."""
         task = asyncio.ensure_future(work)
         trainer.keep_during(task)
         return await self._to_its_end(task)
@@ -322,14 +322,14 @@ class Registry:
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieve the error: the caller may have been cancelled
+            task.exception()  # the caller may be gone; this marks the error as seen
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self, tell: Tell = tell_nobody) -> None:
+    async def recover(self, tell: Tell = ignore_health) -> None:
         """Recover all models of the store concurrently; each is served once it is recovered.
 
-        A model that cannot be recovered is FAILED; the others do not wait for it.
+        A model that cannot be recovered is FAILED, and the others do not wait for it.
 
         Args:
             tell: called when a model's health changes.
@@ -342,7 +342,7 @@ class Registry:
             await self._supervisor.recover(await self._in_storage(self._store.models))
 
     def check_running(self) -> None:
-        """Raise if the server is stopping.
+        """Refuse an operation that would begin during the stop.
 
         Raises:
             ServerStopping: the server is stopping.
@@ -351,11 +351,11 @@ class Registry:
             raise ServerStopping
 
     def begin_stop(self) -> None:
-        """Refuse new models, deletions and recoveries from now on. Accepted chunks are learned."""
+        """Create, delete and load no more models. Accepted chunks are still learned."""
         self._stopping = True
 
     async def stop(self, grace: float) -> list[ServiceError]:
-        """Finish accepted chunks within `grace` seconds, and save every model.
+        """Finish the accepted work within `grace` seconds, and save every model.
 
         Returns:
             The errors of models that could not be saved.

@@ -37,7 +37,7 @@ State = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
 
 @dataclass(slots=True)
 class Verified:
-    """What was found of one model."""
+    """The result of replaying one model."""
 
     model_id: str
     checkpoints: int = 0
@@ -60,7 +60,7 @@ def verify(
 ) -> Verified:
     """Check one model: checksums, order, and that replay gives the checkpoints again.
 
-    Nothing is changed. What is wrong is returned, not raised.
+    Changes nothing. Problems are returned, not raised.
     """
     started = time.perf_counter()
     found = inspection.survey(store, model_id)

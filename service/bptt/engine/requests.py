@@ -1,4 +1,4 @@
-"""A queue of work that a worker does between two runs."""
+"""A queue of work on a learner between two runs, each with a future for its result."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Request = tuple[Work, asyncio.Future[Any]]
 
 
 class RequestQueue:
-    """Work that waits for one worker. Lives on the event loop."""
+    """Work that waits for the worker. Lives on the event loop."""
 
     def __init__(self) -> None:
         self._soon: deque[Request] = deque()  # between the next two runs
-        self._last: deque[Request] = deque()  # after all accepted chunks are applied
+        self._last: deque[Request] = deque()  # once all accepted chunks are applied
 
     def __bool__(self) -> bool:
         return bool(self._soon or self._last)
 
     @property
     def wait_for_queue(self) -> bool:
-        """True if some work waits until all accepted chunks are applied."""
+        """Whether some work waits until all accepted chunks are applied."""
         return bool(self._last)
 
     def put(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
@@ -53,10 +53,10 @@ class RequestQueue:
         return None
 
     def refuse(self, error: ServiceError) -> None:
-        """End all requests with an error."""
+        """Refuse all waiting work with an error."""
         for requests in (self._soon, self._last):
             while requests:
                 _, done = requests.popleft()
                 if not done.done():
                     done.set_exception(error)
-                    done.exception()  # retrieve it: the caller may have been cancelled
+                    done.exception()  # the caller may have hung up; this marks the error as seen

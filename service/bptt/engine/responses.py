@@ -1,10 +1,11 @@
 """The answers of one Learn call, in the order of its chunks.
 
 Rules:
-- A chunk gets a pending response when it is read; its answer fills the pending response later.
-- Answers are returned in the order of the chunks, whatever order they were filled in.
-- Pending responses are bounded in number and weight: while the queue is full, the call is not read.
-- A waiting task is woken once for all answers that are ready at the same time.
+- Reading a chunk creates a `PendingResponse`; its answer fills it later, in any order.
+- Answers leave in the order in which the chunks were read.
+- The number and the weight of pending responses are bounded: when the queue is full, the call
+  reads no more chunks.
+- The reader is woken once for several answers that arrive at the same time.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from collections import deque
 from bptt.domain import Answer
 
 CROWD_MEMORY = 64
-"""Chunks for which the queue remembers that a client sends without waiting. If answers are fast,
-two chunks may never be pending at once although the client does not wait."""
+"""Responses after which a client that once sent ahead counts as waiting again. A client that sends
+ahead may look like one that waits, because answers that are ready at once leave no backlog."""
 
 
 class News(enum.Enum):
-    """Wakes the reader for a message that is not an answer."""
+    """A message for the reader of a queue that is not an answer to a chunk."""
 
     DURABLE_ADVANCED = enum.auto()
+    """Wakes the reader: durability advanced."""
 
 
 DURABLE_ADVANCED = News.DURABLE_ADVANCED
 
 
 class PendingResponse:
-    """The pending answer of one chunk; `index` counts a call's chunks from 0."""
+    """The response to one chunk, filled later; `index` counts the chunks of the call from 0."""
 
     __slots__ = ("_responses", "answer", "index", "weight")
 
@@ -42,26 +44,26 @@ class PendingResponse:
 
     @property
     def alone(self) -> bool:
-        """True if the client appears to wait for each answer before it sends the next chunk."""
+        """Whether the client seems to wait for each answer before it sends the next chunk."""
         responses = self._responses
         return len(responses) == 1 and self.index > responses.crowded_at + CROWD_MEMORY
 
     def fill(self, answer: Answer) -> None:
-        """Answer the chunk. Call it at most once."""
+        """Set the answer; call this at most once."""
         assert self.answer is None
         self.answer = answer
         self._responses._filled(self)
 
 
 class ResponseQueue:
-    """The answers of one call. Lives on the event loop, with one reading and one writing task.
+    """The answers of one call. Lives on the event loop; one task reads, one task adds.
 
     Attributes:
-        crowded_at: index of the last chunk that arrived while another one was pending.
+        crowded_at: index of the last response that was added while another one was pending.
 
     Args:
-        answers_max: maximum number of pending responses.
-        weight_max: maximum weight in bytes; a single response of any weight has room.
+        answers_max: bound of the number of pending responses.
+        weight_max: bound of their weight, in bytes; one response of any weight always has room.
     """
 
     def __init__(self, answers_max: int, weight_max: int) -> None:
@@ -80,7 +82,7 @@ class ResponseQueue:
         return len(self._pending)
 
     def pending(self, weight: int) -> PendingResponse:
-        """Add a pending response with a weight in bytes."""
+        """Add a place for the next answer, which will weigh `weight` bytes."""
         pending = PendingResponse(self, self._taken, weight)
         if self._pending:
             self.crowded_at = self._taken
@@ -90,7 +92,7 @@ class ResponseQueue:
         return pending
 
     def end(self, error: Exception | None = None) -> None:
-        """Note that no chunk follows. After the last answer the call fails with `error`, if given.
+        """Accept no more responses; after the last answer the call fails with `error`, or ends.
 
         An error replaces an end without error; nothing replaces an error.
         """
@@ -100,22 +102,22 @@ class ResponseQueue:
 
     @property
     def ended(self) -> bool:
-        """True if no chunk follows."""
+        """Whether no more responses are added."""
         return self._end is not None
 
     @property
     def full(self) -> bool:
-        """True if the next chunk must wait."""
+        """Whether the next response must wait for room."""
         return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
 
     async def room(self) -> None:
-        """Wait until there is room for a pending response."""
+        """Wait until there is room for one more response."""
         while self.full:
             self._filler = asyncio.get_running_loop().create_future()
             await self._filler
 
     def notify(self) -> None:
-        """Make `next` return `DURABLE_ADVANCED` if no answer is ready."""
+        """Have `next` return `DURABLE_ADVANCED` before it waits for an answer that is not ready."""
         self._news = True
         _wake(self._reader)
 
@@ -123,7 +125,7 @@ class ResponseQueue:
         """The next answer in order; `DURABLE_ADVANCED` after a `notify`, None at the end.
 
         Raises:
-            Exception: the error given to `end`, after the last answer.
+            Exception: the error that `end` was given, after the last answer.
         """
         while not self._pending or self._pending[0].answer is None:
             if self._news:

@@ -1,4 +1,4 @@
-"""Which checkpoint a model goes back to when it has diverged and its spec says `roll_back`.
+"""Chooses the checkpoint to which a diverged model rolls back, if its spec says `roll_back`.
 
 Rules:
 - The newest good checkpoint: whole, and made when the last update had not been skipped.
@@ -26,7 +26,7 @@ SKIPPED = "consecutive_skipped"
 
 
 class RollbackPolicy:
-    """The checkpoints of one model that may be gone back to. `find` is for a trainer's thread."""
+    """The checkpoints to which one model may roll back. Call `find` in a trainer's thread."""
 
     def __init__(self, store: Store | None, model_id: str) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class RollbackPolicy:
         self._updates = -1  # that were not skipped, when the last one was tried
 
     def find(self, learner: Learner) -> tuple[Checkpoint, Command] | None:
-        """The checkpoint, and the command that goes back to it; None: there is none.
+        """The checkpoint and the command that rolls back to it. None: no checkpoint qualifies.
 
         Raises:
             StorageFailed: the store cannot be read.
@@ -52,7 +52,9 @@ class RollbackPolicy:
             try:
                 checkpoint = self._store.load(self._model_id, info.lsn)
             except DataDamaged as error:
-                log.error("model %s: not gone back to: %s", self._model_id, error.message)
+                log.error(
+                    "model %s: cannot roll back to a checkpoint: %s", self._model_id, error.message
+                )
                 continue
             if checkpoint.metadata.get(SKIPPED, 0):
                 continue

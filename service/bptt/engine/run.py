@@ -1,4 +1,4 @@
-"""A run: applies batches to the learner and copies the published state. Runs in a thread.
+"""Applies batches to the learner in a trainer's thread, and copies the state to publish.
 
 All functions here depend on the learner and the batches only; the event loop publishes the outcome.
 """
@@ -24,8 +24,8 @@ def run(learner: Learner, batches: Sequence[TickBatch], *, looks: bool = True) -
 
     Args:
         learner: changed.
-        batches: the batches to apply.
-        looks: True copies the published state: views, figures and snapshot.
+        batches: what to do.
+        looks: whether to copy the state to publish: views, figures and snapshot.
     """
     outcome = Outcome()
     start, own_start = time.perf_counter(), time.thread_time()
@@ -94,8 +94,8 @@ def _in_sequence(
 ) -> tuple[Tick, list[QueuedChunk]]:
     """Make a tick of the chunks; drop late labels of steps before a roll-back.
 
-    A roll-back ends the sequence of each stream. Clients do not notice it and still send late
-    labels, so these are not refused. A chunk without anything left is answered at once.
+    A roll-back ends the sequence of each stream. Clients go on sending late labels, and know
+    nothing of it, so their labels are not refused. Chunks without new steps are answered.
     """
     spec = learner.spec
     if spec.on_divergence != "roll_back" or not spec.label_delay:
@@ -133,7 +133,7 @@ def _apply_joined(learner: Learner, chunks: list[QueuedChunk], outcome: Outcome)
     try:
         body = (join(chunks),)
         result = apply_body(learner, body).result
-    except BpttError:  # nothing was changed: answer each chunk on its own
+    except BpttError:  # nothing was changed: find the error of each chunk
         for each in chunks:
             _apply(learner, [each], outcome)
         return
@@ -162,7 +162,7 @@ def _execute(learner: Learner, command: StreamCommand, outcome: Outcome) -> None
 
 
 def _nothing_new(learner: Learner, stream_id: str) -> ChunkResult:
-    """The answer to a chunk with nothing left to learn."""
+    """The answer to a chunk that has no new steps."""
     view = _view(learner, stream_id)
     if view is None:
         return ChunkResult(stream_id, 0, 0, None, ())

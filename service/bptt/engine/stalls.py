@@ -1,4 +1,4 @@
-"""Watches a store that refuses commits: the model is STALLED, and waiting tasks get an error."""
+"""Makes a model STALLED while its store refuses commits, so that no request waits for ever."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bptt.engine.lifecycle import Lifecycle, SETTLED
 from bptt.engine.worker import Worker
 
 STALL_SECONDS = 10.0
-"""How long tasks wait for a store that refuses commits; then they get an error that says when to
-retry. A commit is retried at least every two seconds, so short failures stay unnoticed."""
+"""How long requests wait for a store that refuses commits; then their error says when to retry. A
+failed commit is tried again every two seconds at least, so short failures stay unseen."""
 
 
 class StallWatch:
     """Watches the journal of one model. Lives on the event loop.
 
     Args:
-        lifecycle: the model's lifecycle.
-        worker: moves the lifecycle, and refuses the queue.
-        journal: the watched journal.
+        lifecycle: of the model.
+        worker: moves the lifecycle, and refuses what waits in the queue.
+        journal: the journal to watch.
     """
 
     def __init__(self, lifecycle: Lifecycle, worker: Worker, journal: JournalWriter) -> None:
@@ -31,7 +31,7 @@ class StallWatch:
         self._is_deleted = False
 
     def journal_changed(self) -> None:
-        """React to a change of the journal's `failure` or `blocked`."""
+        """React to the journal: a commit failed or worked again, or it accepts records again."""
         self._worker.wake()
         state, failure = self._lifecycle.state, self._journal.failure
         if state in SETTLED or state is State.STALLED:
@@ -44,7 +44,7 @@ class StallWatch:
             self._wait()
 
     def model_is_deleted(self) -> None:
-        """Note a deletion: the queue is refused as soon as the store refuses commits."""
+        """Refuse queued chunks as soon as the store refuses commits."""
         self._is_deleted = True
         if self._journal.failure is not None:
             self._worker.refuse_rest(self._journal.failure)
@@ -54,7 +54,7 @@ class StallWatch:
         self._timer = loop.call_later(STALL_SECONDS, self._too_long)
 
     def _too_long(self) -> None:
-        """Refuse everything that waits for the store; later waits get the full time."""
+        """Refuse the requests that wait for the store; later ones wait up to STALL_SECONDS."""
         failure, self._timer = self._journal.failure, None
         if failure is None or self._journal.broken is not None:
             return

@@ -246,7 +246,7 @@ class ModelSupervisor:
         except ServiceError:
             raise
         except Exception as error:
-            log.exception("model %s not brought back; it is tried when next asked for", model_id)
+            log.exception("model %s could not be loaded; the next request tries again", model_id)
             raise Recovering.after_failure(model_id, FIRST_PAUSE_SECONDS) from error
         self.cache.states.pop(model_id)
         self._go_on(found, lifecycle, time.perf_counter() - start)
@@ -265,7 +265,7 @@ class ModelSupervisor:
         told = error.message if isinstance(error, ServiceError) else repr(error)
         known = isinstance(error, ServiceError)
         log.error(
-            "model %s not brought back: %s", model_id, told, exc_info=None if known else error
+            "model %s could not be recovered: %s", model_id, told, exc_info=None if known else error
         )
         self._sink.model_failed(model_id, "recovery")
         why: ServiceError | None = None
@@ -277,7 +277,7 @@ class ModelSupervisor:
             Event.FAIL,
             why
             or ModelFailed(
-                f"model {model_id} could not be brought back: {told if known else 'internal error'}"
+                f"model {model_id} could not be recovered: {told if known else 'internal error'}"
                 "; a restart of the server tries again"
             ),
         )
@@ -290,7 +290,7 @@ class ModelSupervisor:
             count = 0
         self._failures[model_id] = count + 1, now
         if count >= RETRIES_MAX:
-            log.error("model %s stays failed: it was brought back %d times", model_id, count)
+            log.error("model %s stays failed: it was recovered %d times", model_id, count)
             return None
         pause = FIRST_PAUSE_SECONDS * 2**count
         task = asyncio.ensure_future(self._retry(model_id, lifecycle, pause))
@@ -302,7 +302,7 @@ class ModelSupervisor:
         if self._retries.get(model_id) is task:
             del self._retries[model_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("model %s: the attempt to bring it back broke", model_id, exc_info=error)
+            log.error("model %s: the attempt to recover it failed", model_id, exc_info=error)
 
     async def _retry(self, model_id: str, lifecycle: Lifecycle, pause: float) -> None:
         await asyncio.sleep(pause)

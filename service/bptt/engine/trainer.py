@@ -4,13 +4,13 @@
                                                                           └→ JournalWriter → durable
 
 Rules:
-- Every entry point first asks the lifecycle: `admit(operation)`.
-- A chunk gets its position in its stream when it is accepted. Every accepted chunk is applied or
-  refused, even if its client cancels the call.
-- Answers do not wait for the journal. `durable_step` gives a stream's durable step, and
-  `durable_listeners` are called when it has advanced.
-- When the worker's task ends for any reason but a stop, the model is FAILED and everything that
-  waits is answered.
+- Every entrance asks the lifecycle first: `admit(operation)`.
+- A chunk gets its position in its stream when it is accepted. An accepted chunk is applied or
+  refused, whether or not its client hangs up.
+- Answers do not wait for the journal. `durable_step` says how far a stream is durable, and
+  `durable_listeners` are called when that has advanced.
+- The worker has an owner: when its task ends, for whatever reason, the model is FAILED, and all
+  waiting requests are answered.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Trainer(ModelReader):
     """A model in memory. Lives on the event loop; call `start` there first, and `stop` at the end.
 
     Attributes:
-        load_id: a random number drawn when the model is loaded. If it has changed, steps that were
-            applied but not durable may be lost.
-        used_at: time of the last request, or of the last end of a call; monotonic clock.
+        load_id: a random number of this loading of the model into memory. Under another
+            number, applied steps that were not durable may be gone.
+        used_at: when a request last asked for the model, or a call left it; monotonic clock.
         listeners: called with the reason when the model stops or fails.
 
     Args:
@@ -69,11 +69,11 @@ class Trainer(ModelReader):
         sink: receives the server's reports.
         config: limits, and the checkpoint interval.
         lsn: the last record that the learner has applied.
-        saved_lsn: the last record in its newest intact checkpoint; None: `lsn`.
-        damage: damage of its journal; None: intact. A damaged model only predicts.
-        views: views of the learner's streams; None: they are created.
+        saved_lsn: the last record that its newest whole checkpoint holds; None: `lsn`.
+        damage: the damage in its journal. None: no damage. A damaged model only predicts.
+        views: of the learner's streams; None: they are made.
         lifecycle: in state RECOVERING; None: a new one.
-        supervisor: recovers the model after a failure; None: it stays FAILED.
+        supervisor: notified of failures. None: failures have no handler.
     """
 
     def __init__(
@@ -173,13 +173,13 @@ class Trainer(ModelReader):
         )
 
     async def stop(self, *, refusal: ServiceError, save: bool, grace: float = math.inf) -> None:
-        """Refuse new requests, finish accepted chunks, and save the model if `save` is True.
+        """Accept no more work, finish the accepted work, and save the model if asked to.
 
         Args:
             refusal: the error for new requests.
-            save: True writes a checkpoint at the end. False is for a model that is about to be
-                deleted: chunks that cannot be committed at once are refused.
-            grace: seconds to finish in; the rest of the queue is then refused.
+            save: write a checkpoint in the end. Else the model is about to be forgotten: what
+                cannot be committed at once is refused.
+            grace: seconds to finish in; the work left then is refused.
 
         Raises:
             StorageFailed: the checkpoint, or the journal, could not be written.
@@ -215,10 +215,10 @@ class Trainer(ModelReader):
                 self.lifecycle.apply(Event.STOP, refusal)
 
     async def close(self, why: ServiceError, grace: float = 0.0) -> None:
-        """End all writes of the model to the store.
+        """Stop all its writes to the store.
 
         Args:
-            why: the error for tasks that wait for a commit or checkpoint.
+            why: the error for waiters for a commit or checkpoint.
             grace: seconds in which applied records may still be committed.
         """
         if grace and self._journal.broken is None:
@@ -235,7 +235,7 @@ class Trainer(ModelReader):
         self._journal.give_up(why)
 
     def _worker_failed(self, error: BaseException) -> None:
-        """Set the model to FAILED after its worker has ended, and answer everything that waits."""
+        """Handle the end of the worker: the model becomes FAILED, and all waiters are answered."""
         doing, model_id = self._worker.doing, self.definition.model_id
         log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
         self._publisher.published.freeze()
@@ -278,7 +278,7 @@ class Trainer(ModelReader):
 
     @property
     def stalled(self) -> ServiceError | None:
-        """The error of the last commit; None if it succeeded."""
+        """The reason why the store refuses commits now. None: it does not."""
         return self._journal.failure
 
     def _figures_changed(self) -> None:
@@ -287,7 +287,7 @@ class Trainer(ModelReader):
 
     @property
     def waits(self) -> bool:
-        """True while the worker is idle."""
+        """Whether its worker is idle."""
         return self._worker.waits
 
     @property
@@ -312,12 +312,12 @@ class Trainer(ModelReader):
     # ------------------------------------------------------------------ chunks and commands
 
     def expected_step(self, stream_id: str) -> int:
-        """The step after the accepted steps of a stream; 0 for an unknown stream."""
+        """The step after all accepted steps of a stream; 0 for an unknown stream."""
         return self._admission.expected_step(stream_id)
 
     @property
     def full(self) -> bool:
-        """True if a chunk must wait for room in the queue, or behind other waiting tasks."""
+        """Whether a chunk must wait: the queue is full, or earlier calls wait for room."""
         return self._admission.full
 
     async def room(self) -> None:
@@ -325,7 +325,7 @@ class Trainer(ModelReader):
         await self._admission.room()
 
     def accept(self, incoming: IncomingChunk, pending: Response, sender: object = None) -> None:
-        """Accept a chunk at the end of its stream; the answer fills `pending`.
+        """Admit a chunk to its stream and the queue; the answer fills `pending`.
 
         Args:
             incoming: a well-formed chunk.
@@ -347,7 +347,7 @@ class Trainer(ModelReader):
         self._admission.leave(sender, stream_ids)
 
     async def command(self, command: StreamCommand) -> int:
-        """Reset or delete a stream after its accepted chunks, and wait until that is durable.
+        """Reset or delete a stream after its accepted chunks; durable when this returns.
 
         Args:
             command: its `done` must be a future of this event loop.
@@ -368,7 +368,7 @@ class Trainer(ModelReader):
         return next_step
 
     async def durable(self) -> None:
-        """Wait until all applied records are durable.
+        """Wait until all records applied by now are durable.
 
         Raises:
             ServiceError: they cannot become durable, or the store has refused commits for too long.

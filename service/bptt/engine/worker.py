@@ -105,6 +105,7 @@ class Worker:
         self._roll_back: Callable[[], Awaitable[None]]
         self._must_roll_back = False
         self._has_failed = False
+        self._gone: ServiceError | None = None  # why nothing is done any more, once it has failed
         self._on_failure: Callable[[BaseException], None]
         self._task: asyncio.Task[None] | None = None
 
@@ -162,7 +163,8 @@ class Worker:
         self._on_failure(error)
 
     def refuse_all(self, error: ServiceError) -> None:
-        """Answer everything that waits for the worker, which has ended, with an error."""
+        """Answer everything that waits for the worker, which has ended, or comes later."""
+        self._gone = error
         taken, self._taken = self._taken, []
         self._publisher.refuse(taken, error)
         self._publisher.refuse_queue(error)
@@ -204,7 +206,14 @@ class Worker:
         self._wake.set()
 
     def request(self, work: Work, *, after_queue: bool = False) -> asyncio.Future[Any]:
-        """Request work between two runs: see `RequestQueue.put`."""
+        """Request work between two runs: see `RequestQueue.put`.
+
+        Raises:
+            ServiceError: the worker has failed. The lifecycle does not tell that once the model is
+                back, for then it is that of another worker.
+        """
+        if self._gone is not None:
+            raise self._gone
         done = self._requests.put(work, after_queue=after_queue)
         self._wake.set()
         return done
@@ -217,8 +226,9 @@ class Worker:
         if failure is not None and self._lifecycle.can(Event.STALL):
             if self._lifecycle.why is not failure:
                 self._lifecycle.apply(Event.STALL, failure)
-        elif self._requests.wait_for_queue and self._lifecycle.can(Event.RESTORE):
-            self._lifecycle.apply(Event.RESTORE)
+        elif self._requests.wait_for_queue:
+            if self._lifecycle.can(Event.RESTORE):  # else it is in RESTORING, and stays there
+                self._lifecycle.apply(Event.RESTORE)
         else:
             state = state_of(self._live.settings, self._publisher.published.last_figures)
             if state is not self._lifecycle.state:

@@ -1,1 +1,1 @@
-"""What the service shows of itself."""
+"""Metrics and their HTTP endpoint."""

@@ -35,7 +35,7 @@ class MetricsEndpoint:
         self.address = f"{shown}:{self._server.server_port}"
 
     def close(self) -> None:
-        """Let go of the address."""
+        """Stop serving and free the address."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

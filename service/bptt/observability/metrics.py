@@ -1,6 +1,6 @@
 """Prometheus metrics: what the engine and the RPC layer report, turned into series when scraped.
 
-What is reported is added to plain counters; Prometheus's types are made only when somebody looks.
+Reports are added to plain counters; Prometheus's types are built only at a scrape.
 So a report costs little on the event loop (0.3 µs a value of a histogram, measured), and the series
 of a deleted model are gone with it.
 
@@ -54,7 +54,7 @@ class Histogram:
         if math.isfinite(value):
             self._counts[bisect_left(self._bounds, value)] += count
             self._sum += value * count
-        else:  # beyond the last bound, and in no sum
+        else:  # above the last bound, and not in the sum
             self._counts[-1] += count
 
     def read(self) -> tuple[list[tuple[str, float]], float]:
@@ -64,7 +64,7 @@ class Histogram:
 
 
 class ModelMetrics:
-    """What one model has reported."""
+    """The counts and figures that one model has reported."""
 
     def __init__(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
         self.goes_on(figures, gauges)
@@ -82,13 +82,13 @@ class ModelMetrics:
         self.recovery_seconds = math.nan
 
     def goes_on(self, figures: Figures, gauges: Callable[[], Gauges]) -> None:
-        """The model is there, for the first time or again."""
+        """The model is in memory, for the first time or again."""
         self.figures = figures
         self.gauges: Callable[[], Gauges] | None = gauges
         self.gradient_flow: GradientFlow | None = None
 
     def rests(self) -> None:
-        """The model has left memory, and what its gauges looked at must be free to."""
+        """The model has left memory. Drops its gauges, which would keep the model alive."""
         self.gauges = self.gradient_flow = None
         self.recovery_seconds = math.nan
 
@@ -235,52 +235,52 @@ class Metrics:
         yield _state_family(states)
         yield _by_reason(
             "bptt_model_failures",
-            "Times the model failed, by what it was doing, or could not be brought back",
+            "Times the model failed or could not be loaded; reason: the activity that failed",
             failures,
         )
         yield from _method_families(methods)
 
 
-# What a model's series mean. The table in the README says the same.
+# Help texts of a model's series; docs/metrics.md says more about each.
 
 _FIGURES = {
-    "loss": "Loss of the last update, before it was made",
-    "baseline_loss": "Loss of the naive forecast, which repeats the last value or the mean",
+    "loss": "Loss of the last update, before the parameters changed",
+    "baseline_loss": "Loss of the naive forecast: the last value, or the running mean",
     "gradient_norm": "L2 norm of the last update's gradient before clipping",
     "clipped_gradient_norm": "L2 norm of the last update's gradient after clipping",
     "skill_ratio": "Prequential error relative to the naive forecast; below 1 is better",
     "parameter_norm": "L2 norm of all parameters",
     "learning_rate": "Step size of the optimizer",
-    "diverged": "1 while nothing is learned, because too many updates in a row were not finite",
+    "diverged": "1 while learning is stopped because updates were not finite; otherwise 0",
 }
 _CLASS_FIGURES = {
-    "accuracy": "Share of recent targets that were the likeliest class or token",
+    "accuracy": "Share of recent targets that were predicted as the likeliest class or token",
     "cross_entropy_bits": "Prequential cross-entropy of recent classes or tokens, in bits",
 }
 _GAUGES = {
-    "streams": "Streams the model knows",
+    "streams": "Streams of the model",
     "queue_chunks": "Chunks that wait to be learned",
-    "snapshot_age_steps": "Steps accepted that the snapshot does not hold yet",
+    "snapshot_age_steps": "Steps that were accepted but are not visible to predictions yet",
 }
 _COUNTERS = {
     "steps": "Steps learned or held for the next window",
-    "updates": "Optimizer steps, those that were skipped included",
+    "updates": "Optimizer steps, including skipped ones",
     "clipped_updates": "Updates whose gradient was clipped",
-    "duplicate_steps": "Steps that came again and were trimmed away",
-    "roll_backs": "Times the model diverged and went back to a checkpoint",
+    "duplicate_steps": "Steps that were already known and trimmed",
+    "roll_backs": "Divergences after which the model returned to a checkpoint",
 }
 _HISTOGRAMS = {
-    "update_loss": ("loss", "Loss of every update, before it was made"),
+    "update_loss": ("loss", "Loss of every update, before the parameters changed"),
     "update_gradient_norm": ("gradient_norm", "L2 norm of every update's gradient before clipping"),
     "update_clipped_gradient_norm": (
         "clipped_gradient_norm",
         "L2 norm of every update's gradient after clipping",
     ),
-    "tick_streams": ("tick_streams", "Streams that were learned from together"),
-    "update_seconds": ("update_seconds", "Time of an update: its tick's, shared evenly"),
-    "predict_seconds": ("predict_seconds", "Time of a prediction, from request to answer"),
-    "checkpoint_seconds": ("checkpoint_seconds", "Time of a checkpoint, until it is durable"),
-    "journal_commit_seconds": ("journal_commit_seconds", "Time of a commit to the journal"),
+    "tick_streams": ("tick_streams", "Streams that were learned from in one tick"),
+    "update_seconds": ("update_seconds", "Duration of an update: its tick's, shared evenly"),
+    "predict_seconds": ("predict_seconds", "Duration of a prediction, from request to answer"),
+    "checkpoint_seconds": ("checkpoint_seconds", "Time until a checkpoint is durable"),
+    "journal_commit_seconds": ("journal_commit_seconds", "Duration of a commit to the journal"),
 }
 
 
@@ -308,7 +308,7 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         yield gauge
     recovery = GaugeMetricFamily(
         "bptt_recovery_seconds",
-        "Time in which the model was last brought back from the store",
+        "Duration of the model's last recovery from the store",
         labels=["model"],
     )
     for name, each in models:
@@ -329,20 +329,20 @@ def _model_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metr
         yield histogram
     yield _by_reason(
         "bptt_skipped_updates",
-        "Updates that changed nothing, by why: loss or gradient not finite",
+        "Updates that changed no parameter; reason: loss or gradient not finite",
         [(name, each.skipped) for name, each in models],
     )
     yield _by_reason(
         "bptt_rejected_chunks",
-        "Chunks that were refused, by what was wrong",
+        "Chunks that were refused; reason: the reason of the error in lower case",
         [(name, each.rejected) for name, each in models],
     )
 
 
 def _state_family(states: Iterable[tuple[str, ModelState]]) -> Metric:
-    """One series a model, and not one for each state: a thousand models are scraped at once."""
+    """One series for each model, not one for each state: a scrape may cover 1,000 models."""
     gauge = GaugeMetricFamily(
-        "bptt_model_state", "1 for the state that the model is in", labels=["model", "state"]
+        "bptt_model_state", "1; the label `state` is the model's state", labels=["model", "state"]
     )
     for name, state in states:
         gauge.add_metric([name, state.value], 1)
@@ -352,17 +352,17 @@ def _state_family(states: Iterable[tuple[str, ModelState]]) -> Metric:
 def _flow_families(models: Iterable[tuple[str, ModelMetrics]]) -> Iterator[Metric]:
     ratio = GaugeMetricFamily(
         "bptt_gradient_flow_ratio",
-        "Share of a gradient's norm that is left so many steps back",
+        "Share of a gradient's norm that remains `lag` steps back",
         labels=["model", "lag"],
     )
     horizon = GaugeMetricFamily(
         "bptt_memory_horizon_steps",
-        "Largest lag at which more than 1 % of a gradient's norm is left; k2 means k2 or more",
+        "Largest lag at which more than 1 % of a gradient's norm remains; k2 means k2 or more",
         labels=["model"],
     )
     radius = GaugeMetricFamily(
         "bptt_recurrent_spectral_radius",
-        "Largest absolute eigenvalue of W, of a gated cell's candidate block",
+        "Largest absolute eigenvalue of W; LSTM and GRU: of the candidate's block",
         labels=["model"],
     )
     for name, each in models:
@@ -387,9 +387,9 @@ def _by_reason(
 
 _METHOD_LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _METHOD_COUNTERS = {
-    "started": ("grpc_server_started", "Calls that came in"),
-    "received": ("grpc_server_msg_received", "Messages that came in"),
-    "sent": ("grpc_server_msg_sent", "Messages that went out"),
+    "started": ("grpc_server_started", "Calls that started"),
+    "received": ("grpc_server_msg_received", "Messages received"),
+    "sent": ("grpc_server_msg_sent", "Messages sent"),
 }
 
 
@@ -403,7 +403,9 @@ def _method_families(
             counter.add_metric(labels, each.counts[key])
         yield counter
     handled = CounterMetricFamily(
-        "grpc_server_handled", "Calls that ended, by status", labels=[*_METHOD_LABELS, "grpc_code"]
+        "grpc_server_handled",
+        "Calls that ended, by grpc_code",
+        labels=[*_METHOD_LABELS, "grpc_code"],
     )
     handling = HistogramMetricFamily(
         "grpc_server_handling_seconds", "Time from a call's start to its end", labels=_METHOD_LABELS

@@ -49,7 +49,7 @@ class _Unacknowledged:
     next_step: int
     """The step after the last one that was answered."""
     durable_step: int
-    """The durable step that the client was told last."""
+    """The last durable step that was sent to the client."""
     lsn: int
     """A record at or after the one that moved the stream to `next_step`."""
 
@@ -116,7 +116,7 @@ class LearnCall:
                 self._reader.cancel()
 
     def _opened(self) -> pb.LearnOpened:
-        """Return the answer to `open`; what is not durable of its streams is acknowledged later."""
+        """Return the answer to `open`; steps that are not durable yet are acknowledged later."""
         trainer = self._trainer
         opened = pb.LearnOpened(
             model=convert_models.model_to_proto(trainer.status),
@@ -180,7 +180,7 @@ class LearnCall:
             await self._context.write(pb.LearnResponse(acknowledged=news))
 
     def _model_stops(self, why: ServiceError) -> None:
-        """Stop reading; answer what was accepted, then tell the client why."""
+        """Stop reading, answer the accepted chunks, then send the client the reason."""
         if self._reader is not None:
             self._reader.cancel()
         if self._responses.ended:  # the client has sent everything: nothing is left for later

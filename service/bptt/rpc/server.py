@@ -48,7 +48,7 @@ _CLOSE_SECONDS = 1.0  # for answers that are being sent when all work is done
 
 
 class _Health(health_aio.HealthServicer):  # type: ignore[misc]
-    """Health checks, for which a service that was there and is gone is as one that never was."""
+    """Health checks; a service that was removed is answered like one that never existed."""
 
     async def Check(self, request: Any, context: Any) -> Any:
         """See grpc.health.v1."""

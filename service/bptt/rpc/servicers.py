@@ -127,7 +127,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     async def ResetStream(
         self, request: pb.ResetStreamRequest, context: _AnyContext
     ) -> pb.ResetStreamResponse:
-        """Reset a stream's state, after what was accepted of it is learned."""
+        """Reset a stream's state, after its accepted chunks are learned."""
         self._registry.check_running()
         trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
@@ -145,7 +145,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
     async def DeleteStream(
         self, request: pb.DeleteStreamRequest, context: _AnyContext
     ) -> pb.DeleteStreamResponse:
-        """Delete a stream, after what was accepted of it is learned."""
+        """Delete a stream, after its accepted chunks are learned."""
         self._registry.check_running()
         trainer = await self._model(request.model_id, Operation.CHANGE_STREAM)
         stream_id = check_stream_id(request.stream_id)
@@ -198,7 +198,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def DeleteModel(
         self, request: pb.DeleteModelRequest, context: _AnyContext
     ) -> pb.DeleteModelResponse:
-        """Delete a model, after what it accepted is learned."""
+        """Delete a model, after its accepted chunks are learned."""
         await self._registry.delete(check_model_id(request.model_id))
         return pb.DeleteModelResponse()
 

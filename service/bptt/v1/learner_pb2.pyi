@@ -390,7 +390,7 @@ class ChunkLearned(_message.Message):
 
     @_builtins.property
     def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Forecast and regression: offsets from a prediction to the ends of the band that held nine of ten
+        """Forecast and regression: offsets from a prediction to the ends of the band that held 90 % of
         recent targets; (outputs) values each, in the user's units. Empty before there are errors.
         """
 
@@ -510,7 +510,7 @@ class ChunkRefused(_message.Message):
     chunk_index: _builtins.int
     """The chunk's number in the call, from 0."""
     reason: _builtins.str
-    """As in google.rpc.ErrorInfo: OUT_OF_ORDER, STREAM_DELETED and so on."""
+    """As in google.rpc.ErrorInfo: GAP, STREAM_DELETED and so on."""
     def __init__(
         self,
         *,

@@ -219,9 +219,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READ_ONLY: _ModelState.ValueType  # 4
     """Opened with a damaged journal: it predicts, and refuses chunks."""
     MODEL_STATE_RECOVERING: _ModelState.ValueType  # 5
-    """Being brought back from the store: chunks are answered UNAVAILABLE."""
+    """Being loaded from the store: chunks are answered UNAVAILABLE."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 6
-    """An internal error ended its learning, or it could not be brought back; `state_reason` says
+    """An internal error ended its learning, or it could not be loaded; `state_reason` says
     more. It predicts from its last whole snapshot, if it has one.
     """
     MODEL_STATE_STALLED: _ModelState.ValueType  # 7
@@ -247,9 +247,9 @@ MODEL_STATE_DIVERGED: ModelState.ValueType  # 3
 MODEL_STATE_READ_ONLY: ModelState.ValueType  # 4
 """Opened with a damaged journal: it predicts, and refuses chunks."""
 MODEL_STATE_RECOVERING: ModelState.ValueType  # 5
-"""Being brought back from the store: chunks are answered UNAVAILABLE."""
+"""Being loaded from the store: chunks are answered UNAVAILABLE."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 6
-"""An internal error ended its learning, or it could not be brought back; `state_reason` says
+"""An internal error ended its learning, or it could not be loaded; `state_reason` says
 more. It predicts from its last whole snapshot, if it has one.
 """
 MODEL_STATE_STALLED: ModelState.ValueType  # 7
@@ -557,7 +557,7 @@ class Model(_message.Message):
     """
     cross_entropy_bits: _builtins.float
     state_reason: _builtins.str
-    """Why it is in its state, for people; empty where the state says it all."""
+    """Why it is in its state, for people; empty if the state needs no explanation."""
     @_builtins.property
     def spec(self) -> Global___ModelSpec: ...
     def __init__(

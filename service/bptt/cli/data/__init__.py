@@ -1,0 +1,1 @@
+"""Reads people's files: what a table holds is decided first, told, and then read row by row."""

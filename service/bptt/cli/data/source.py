@@ -1,39 +1,24 @@
-"""What the file formats share: opening a file, unpacking gzip, and the batches they produce."""
+"""What the file formats share: opening a file, and the batches they produce."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast, IO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-READ_BYTES = 1 << 16  # the capacity of a pipe
-NAMES_MAX = 8  # column names listed in a message
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-class InputError(Exception):
-    """The input cannot be used; the message names the place and the reason."""
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Join names with commas; a long list is cut after NAMES_MAX names."""
-    if len(names) <= NAMES_MAX:
-        return ", ".join(names)
-    return f"{', '.join(names[:NAMES_MAX])}, … and {len(names) - NAMES_MAX:,} more"
+from bptt.cli.data.problem import InputError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Consecutive rows of one sequence."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
     """(T, columns) of the selected columns; NaN where a value is missing."""
     first_line: int
     last_line: int
@@ -84,12 +69,3 @@ class Source:
     def position(self) -> int:
         """Return the number of bytes read so far; 0 for a live source."""
         return 0 if self.size is None else self._raw.tell()
-
-    def unpacked(self) -> IO[bytes]:
-        """Return the content as bytes; gzip is recognised by its first bytes, in files only."""
-        raw = cast(IO[bytes], self._raw)
-        if self.is_live:
-            return raw
-        magic = self._raw.read(len(GZIP_MAGIC))
-        self._raw.seek(0)
-        return cast(IO[bytes], gzip.open(raw)) if magic == GZIP_MAGIC else raw

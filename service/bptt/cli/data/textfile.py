@@ -1,13 +1,13 @@
-"""Reads a text as tokens: each byte of a file, a .gz file or standard input is one token."""
+"""Reads a text as tokens: each byte of a file, packed or not, or of standard input is one token."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
-from bptt.cli.data.source import Batch, InputError, READ_BYTES, Source
+from bptt.cli.data.source import Batch, Source
+from bptt.cli.data.unpack import Unpacked
 
 VOCABULARY = 256  # the number of byte values
 
@@ -26,14 +26,11 @@ class TextFile(Source):
             InputError: reading failed before the end.
         """
         line = 1
-        try:
-            source = self.unpacked()
-            while piece := source.read(READ_BYTES):
-                for first in range(0, len(piece), tokens_max):
-                    part = piece[first : first + tokens_max]
-                    values = np.frombuffer(part, np.uint8).astype(np.float32)[:, np.newaxis]
-                    last = line + part.count(b"\n")
-                    emit(Batch(values, line, last, 0, self.position()))
-                    line = last
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"cannot read {self.name}: {error}") from None
+        source = Unpacked(self._raw, self.name, is_live=self.is_live)
+        while piece := source.read():
+            for first in range(0, len(piece), tokens_max):
+                part = piece[first : first + tokens_max]
+                values = np.frombuffer(part, np.uint8).astype(np.float32)[:, np.newaxis]
+                last = line + part.count(b"\n")
+                emit(Batch(values, line, last, 0, self.position()))
+                line = last
