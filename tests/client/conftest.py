@@ -1,4 +1,4 @@
-"""One server for all tests of the client; each uses models of its own."""
+"""One server for all client tests; each test uses its own models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`acknowledged` returns, whatever is lost or deleted between an answer and its acknowledgement."""
+"""`acknowledged` returns even if something is lost or deleted before the acknowledgement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.server import Served, serving
 SPEC: Any = {"input_size": 2, "hidden_size": 4, "k1": 2, "k2": 4}
 ROUNDS = 20
 STEPS = 5
-BOUND_SECONDS = 60.0  # an acknowledgement takes milliseconds; without one it takes for ever
+BOUND_SECONDS = 60.0  # an acknowledgement takes milliseconds; a missing one would hang
 
 
 def steps(count: int = STEPS) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -35,7 +35,7 @@ def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextlib.asynccontextmanager
 async def two_clients(server: Served) -> AsyncIterator[tuple[Proxy, Client, Client]]:
-    """A client behind a proxy, and one that no broken line can stop."""
+    """A client behind a proxy, and one with a direct connection."""
     async with (
         proxy(server.address) as line,
         Client.connect(line.address) as client,
@@ -55,7 +55,7 @@ async def answer(session: LearnSession) -> Learned:
     return found
 
 
-async def test_a_line_that_breaks_before_the_acknowledgement(durable: Served, name: str) -> None:
+async def test_a_connection_lost_before_the_acknowledgement(durable: Served, name: str) -> None:
     early = 0
     async with two_clients(durable) as (line, client, other):
         await other.create_model(name, SPEC)

@@ -134,7 +134,9 @@ async def test_arrays_of_any_number_type_and_lists_are_read_alike(
     assert (await client.get_stream(name, "one")).next_step == 1
 
 
-async def test_what_was_sent_is_learned_when_the_block_is_left(client: Client, name: str) -> None:
+async def test_leaving_the_block_waits_until_sent_steps_are_learned(
+    client: Client, name: str
+) -> None:
     await client.create_model(name, {"input_size": 1})
     async with client.learn(name) as session:
         for _ in range(3 * UNANSWERED_MAX):
@@ -173,7 +175,7 @@ async def test_a_gap_is_refused_and_a_repetition_is_trimmed(client: Client, name
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
-async def test_a_refusal_that_nobody_reads_is_raised(client: Client, name: str, bad: float) -> None:
+async def test_an_unread_refusal_is_raised(client: Client, name: str, bad: float) -> None:
     await client.create_model(name, {"input_size": 1})
     with pytest.raises(InvalidRequest, match="inputs"):
         async with client.learn(name) as session:
@@ -181,7 +183,7 @@ async def test_a_refusal_that_nobody_reads_is_raised(client: Client, name: str, 
     assert await client.list_streams(name) == []
 
 
-async def test_a_wrong_shape_is_told_before_anything_is_sent(client: Client, name: str) -> None:
+async def test_a_wrong_shape_is_refused_before_sending(client: Client, name: str) -> None:
     await client.create_model(name, {"input_size": 3})
     async with client.learn(name) as session:
         for wrong in ([1.0, 2.0], [[1.0, 2.0]], np.zeros((2, 2, 3)), "words"):
@@ -297,14 +299,14 @@ async def test_answers_that_pile_up_unread_are_an_error_not_a_hang(
 
 async def test_no_server_is_an_error_that_names_the_address() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listened on: refused for sure
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: always refused
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServerUnreachable, match=address):
             async with Client.connect(address):
                 pass
 
 
-async def test_something_else_that_listens_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_listener_is_not_taken_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bptt.client.client.CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -318,7 +320,7 @@ async def test_a_client_can_wait_for_its_server(shared: Served) -> None:
         assert isinstance(await client.list_models(), list)
 
 
-async def test_a_server_that_is_killed_is_told_and_named(served: Served) -> None:
+async def test_a_killed_server_is_an_error_that_names_it(served: Served) -> None:
     async with Client.connect(served.address) as client:
         await client.create_model("m", {"input_size": 1})
 
@@ -338,7 +340,9 @@ async def test_a_server_that_is_killed_is_told_and_named(served: Served) -> None
     served.process.returncode = 0  # as meant: the fixture takes any other end for a failure
 
 
-async def test_a_server_that_stops_answers_what_it_has_and_says_so(served: Served) -> None:
+async def test_a_stopping_server_answers_accepted_chunks_and_reports_the_stop(
+    served: Served,
+) -> None:
     async with Client.connect(served.address) as client:
         await client.create_model("m", {"input_size": 1})
         async with client.learn("m", resume=False) as session:

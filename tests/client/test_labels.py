@@ -1,4 +1,4 @@
-"""Late labels and missing values through sessions, whatever happens to their connection."""
+"""Late labels and missing values through sessions, also over broken connections."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def drop_three_times(line: Any, session: LearnSession) -> None:
 async def test_labels_whose_answer_was_lost_were_taken(
     shared: Served, name: str, ends: bool
 ) -> None:
-    """They are sent again, for their answer never came; the server finds them too late now."""
+    """The client repeats labels without an answer; the server now finds them too late."""
     x, y = series(40)
     async with (
         proxy(shared.address) as line,
@@ -190,7 +190,7 @@ async def test_a_killed_server_loses_no_label(tmp_path: Path, name: str) -> None
 async def test_labels_behind_a_refused_chunk_do_not_move_to_other_steps(
     client: Client, name: str
 ) -> None:
-    """They name steps by their number; the chunks behind them have none, and move up."""
+    """Labels name steps by number; chunks behind them have no number, and move up."""
     x, y = series(40)
     await client.create_model(name, SPEC)
     bad = x[10:20].copy()

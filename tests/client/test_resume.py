@@ -1,4 +1,4 @@
-"""Sessions that outlive their call: connections that break, servers that stop and come back."""
+"""Sessions survive their calls: broken connections and restarted servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def walk(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def twin(values: np.ndarray[Any, np.dtype[np.float32]]) -> Learner:
-    """A learner that was fed all in one go: how a sequence is cut changes nothing."""
+    """A learner fed in one call; cutting a sequence into chunks changes nothing."""
     learner = Learner(ModelSpec(**SPEC))
     learner.apply([Chunk("s", 0, values)])
     return learner
@@ -36,7 +36,7 @@ def twin(values: np.ndarray[Any, np.dtype[np.float32]]) -> Learner:
 async def feed(
     session: LearnSession, values: np.ndarray[Any, np.dtype[np.float32]]
 ) -> list[Learned]:
-    """Send values chunk by chunk and read the answers meanwhile."""
+    """Send values in chunks and read the answers meanwhile."""
     answers: list[Learned] = []
 
     async def read() -> None:
@@ -53,7 +53,7 @@ async def feed(
 
 
 def check(answers: list[Learned], steps: int) -> None:
-    """One answer for each chunk, in order."""
+    """Assert one answer for each chunk, in order."""
     assert [answer.next_step >= (i + 1) * CHUNK for i, answer in enumerate(answers)] == [True] * (
         steps // CHUNK
     )
@@ -84,7 +84,7 @@ async def test_broken_connections_lose_and_repeat_nothing(shared: Served, name: 
 
 
 async def drop_again_and_again(line: Proxy, session: LearnSession) -> None:
-    """Break the line three times, each time once something was answered over it."""
+    """Break the connection three times, each time after an answer."""
     for place in range(3):
         seen = session.durable_step("s")
         await until(lambda: session.durable_step("s") > seen)  # noqa: B023 - awaited here
@@ -92,7 +92,7 @@ async def drop_again_and_again(line: Proxy, session: LearnSession) -> None:
         await until(lambda: session.reconnections > place)  # noqa: B023
 
 
-async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
+async def test_predictions_after_reconnections_equal_those_without(
     shared: Served, name: str
 ) -> None:
     values = walk(600)
@@ -111,7 +111,7 @@ async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
         first = place * CHUNK
         expected = truth.predictions[first : first + CHUNK].astype(np.float32)
         rows = answer.predictions.reshape(-1, 2)
-        if len(rows):  # without any where the answer was lost with its connection
+        if len(rows):  # empty if the answer was lost with its connection
             np.testing.assert_array_equal(rows, expected[CHUNK - len(rows) :])
             told += len(rows)
     # The line is dropped once steps are durable, and those were answered before. How many of the
@@ -119,9 +119,7 @@ async def test_predictions_of_what_was_not_learned_twice_are_those_of_one_go(
     assert told >= CHUNK
 
 
-async def test_a_server_that_stops_and_comes_back_is_gone_on_with(
-    tmp_path: Path, name: str
-) -> None:
+async def test_a_session_continues_after_a_server_restart(tmp_path: Path, name: str) -> None:
     values = walk(1500)
     data = ("--data", str(tmp_path))
     with serving(*data) as first:
@@ -225,7 +223,7 @@ async def test_chunks_of_a_stream_that_is_deleted_while_the_line_is_broken_are_n
 async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
     tmp_path: Path, name: str
 ) -> None:
-    """A folder that is put back to an older state has forgotten steps."""
+    """A folder restored from an older copy has lost steps."""
     data, older = tmp_path / "data", tmp_path / "older"
     with serving("--data", str(data)) as first:
         address = first.address
@@ -250,10 +248,10 @@ async def test_steps_that_a_server_acknowledged_and_forgot_are_an_error(
                     await go_on()
 
 
-async def test_a_stream_that_a_call_still_has_after_a_reconnection_is_waited_for(
+async def test_a_reconnection_waits_for_a_stream_that_another_call_still_holds(
     shared: Served, name: str
 ) -> None:
-    """As a broken call of the session's own does, whose end the server has not noticed."""
+    """Like the session's own broken call, whose end the server has not noticed."""
     values = walk(20)
     async with (
         proxy(shared.address) as line,
@@ -268,7 +266,7 @@ async def test_a_stream_that_a_call_still_has_after_a_reconnection_is_waited_for
             await until(lambda: session.reconnections == 1)
             async with other.learn(name) as holder:
                 await holder.send("s", values[:10], first_step=0)
-                while isinstance(await anext(holder), Refused):  # the broken call has it still
+                while isinstance(await anext(holder), Refused):  # the broken call still holds it
                     await holder.send("s", values[:10], first_step=0)
                 await session.send("s", values[10:])  # for the first time
                 await until(lambda: session.reconnections >= 2)
@@ -344,10 +342,10 @@ async def test_a_session_that_should_not_resume_fails_when_its_line_breaks(
 
 @pytest.mark.same_bits
 @pytest.mark.parametrize("durability", ["full", "process"])
-async def test_a_server_that_is_killed_is_gone_on_with_and_nothing_is_lost(
+async def test_a_session_continues_after_a_kill_and_loses_nothing(
     tmp_path: Path, name: str, durability: str
 ) -> None:
-    """Killed amid the stream, again and again: each step is learned once, in order."""
+    """The server is killed repeatedly during the stream: each step is learned once, in order."""
     values = walk(3000)
     options = ("--data", str(tmp_path), "--durability", durability)
     with contextlib.ExitStack() as servers:
@@ -379,10 +377,10 @@ def kill(server: Served) -> None:
     server.process.returncode = 0  # as meant: `serving` takes any other end for a failure
 
 
-async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sent_again(
+async def test_new_chunks_follow_retransmitted_ones_during_a_reconnection(
     shared: Served, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new call is being opened, and where its streams stand is not known: nothing is written."""
+    """While a new call opens and its streams' positions are unknown, nothing is written."""
     values = walk(200)
     async with proxy(shared.address) as line, Client.connect(line.address) as client:
         await client.create_model(name, SPEC)
@@ -407,7 +405,7 @@ async def test_what_is_sent_while_streams_are_looked_up_comes_behind_what_is_sen
             for first in range(100, 200, CHUNK):
                 await session.send("s", values[first : first + CHUNK])
             opening = asyncio.create_task(session.send("new", values[:CHUNK]))
-            for _ in range(100):  # turns in which a writer would have written
+            for _ in range(100):  # a writer would have written within these turns
                 await asyncio.sleep(0)
             go_on.set()
             await opening

@@ -1,4 +1,4 @@
-"""What a session sends again, and what it gives up, when a new call tells where streams stand."""
+"""Chunks that a session repeats or drops after a new call reports the streams' positions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bptt.client import Refused, StepsLost
 from bptt.client.retransmit import RetransmitBuffer, Sent
 from bptt.errors import StreamDeleted
 
-LEARNED: Any = object()  # an answer that nothing looks into
+LEARNED: Any = object()  # an answer whose contents are not used
 
 
 def sent(buffer: RetransmitBuffer, first_step: int, *, placed: bool = True) -> Sent:
-    """A chunk of ten steps that is written."""
+    """A written chunk of ten steps."""
     chunk = pb.Chunk(stream_id="s", first_step=first_step)
     found = buffer.add(pb.LearnRequest(chunk=chunk), 10, 0, placed=placed)
     found.written = True
@@ -23,7 +23,7 @@ def sent(buffer: RetransmitBuffer, first_step: int, *, placed: bool = True) -> S
 
 
 def opened(last: int, *streams: tuple[int, int, int]) -> pb.LearnOpened:
-    """Where streams named `s` stand: next step, durable step, incarnation."""
+    """Positions of the stream `s`: next step, durable step, incarnation."""
     told = [
         pb.Stream(stream_id="s", next_step=end, durable_step=durable, incarnation=incarnation)
         for end, durable, incarnation in streams
@@ -31,7 +31,7 @@ def opened(last: int, *streams: tuple[int, int, int]) -> pb.LearnOpened:
     return pb.LearnOpened(streams=told, last_incarnation=last)
 
 
-def test_what_a_call_tells_to_be_durable_is_kept_no_longer() -> None:
+def test_steps_that_a_call_reports_durable_are_dropped_from_the_buffer() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
     buffer.learned(sent(buffer, 10), LEARNED, 20, 1)
@@ -41,7 +41,7 @@ def test_what_a_call_tells_to_be_durable_is_kept_no_longer() -> None:
     assert not buffer.keeps("s")
 
 
-def test_a_deleted_incarnation_is_given_up_and_what_was_not_written_begins_anew() -> None:
+def test_a_deleted_incarnation_is_dropped_and_unwritten_chunks_open_a_new_one() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
     sent(buffer, 10)
@@ -65,18 +65,18 @@ def test_a_chunk_without_a_first_answer_is_sent_again() -> None:
     assert first.resent
 
 
-def test_what_was_lost_with_its_server_is_sent_again() -> None:
+def test_steps_lost_with_the_server_are_sent_again() -> None:
     buffer = RetransmitBuffer()
     first = sent(buffer, 0)
     buffer.learned(first, LEARNED, 10, 3)
-    for last in (2, 3):  # in the second case another stream was opened since, and got the number
+    for last in (2, 3):  # in the second case a later stream has a higher incarnation
         again, _ = buffer.resume(["s"], opened(last), same_load=False)
         assert again == [first]
         assert first.message.chunk.incarnation == 0
         buffer.learned(first, LEARNED, 10, 3)
 
 
-def test_what_was_durable_and_is_gone_was_deleted_or_is_lost() -> None:
+def test_durable_steps_that_are_gone_were_deleted_or_lost() -> None:
     buffer = RetransmitBuffer()
     buffer.learned(sent(buffer, 0), LEARNED, 10, 3)
     buffer.acknowledge("s", 10, 3)

@@ -1,4 +1,4 @@
-"""Every choice of a spec, over the wire: what is learned is what the core learns alone."""
+"""Every option of a spec over the wire: the server learns the same as the core alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings and checkpoints through the client, and what of them outlives a killed server."""
+"""Settings and checkpoints through the client survive a killed server."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_settings_and_checkpoints_outlive_a_server_that_is_killed(
             assert (await client.get_model(name)).steps == 200
 
 
-async def test_what_cannot_be_is_refused(client: Client, name: str) -> None:
+async def test_invalid_settings_and_checkpoints_are_refused(client: Client, name: str) -> None:
     await client.create_model(name, SPEC)
     with pytest.raises(InvalidRequest, match="learning_rate"):
         await client.update_model(name, learning_rate=-1.0)

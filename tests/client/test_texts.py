@@ -61,7 +61,7 @@ class _Context:
 
 
 def shown(error: ServiceError) -> Any:
-    """Everything of an error but its texts."""
+    """All of an error except its texts."""
     fields = [(each.field, each.value) for each in error.violations]
     return type(error).__name__, error.code, error.reason, error.retry_seconds, fields
 
@@ -76,7 +76,7 @@ async def failing(found: list[Any], action: Callable[[], Awaitable[Any]]) -> Non
 
 
 async def behaviour(client: Client) -> list[Any]:
-    """What a client makes of errors of every kind that it can cause."""
+    """The client's reaction to every kind of error that it can cause."""
     found: list[Any] = []
 
     async def learn(model_id: str) -> None:

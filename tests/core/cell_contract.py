@@ -1,4 +1,4 @@
-"""What every cell must satisfy, in both backends; a test file that registers a cell runs it too.
+"""The contract of cells in both backends; a test file that registers a cell runs it too.
 
 A subclass of `CellContract` gives the names of its cells as the fixture `cell`.
 """
@@ -53,7 +53,7 @@ class CellContract:
         check_kernels(cell, streams, dtype)
 
     @backends
-    def test_a_learner_does_what_its_scalar_twin_does(self, cell: str, backend: Any) -> None:
+    def test_a_learner_equals_its_scalar_twin(self, cell: str, backend: Any) -> None:
         check_learner(regression(cell), backend)
 
     def test_the_backends_agree_and_a_batch_is_its_streams(self, cell: str) -> None:

@@ -1,4 +1,4 @@
-"""What every optimizer must satisfy; a test file that registers an optimizer runs it too.
+"""The contract of optimizers; a test file that registers an optimizer runs it too.
 
 A subclass of `OptimizerContract` gives the names of its optimizers as the fixture `optimizer`.
 """
@@ -35,7 +35,7 @@ class OptimizerContract:
         check_optimizer(optimizer, weight_decay, factor, dtype)
 
     @backends
-    def test_a_learner_does_what_its_scalar_twin_does(self, optimizer: str, backend: Any) -> None:
+    def test_a_learner_equals_its_scalar_twin(self, optimizer: str, backend: Any) -> None:
         check_learner(spec_of(optimizer, weight_decay=0.01), backend)
 
     @backends

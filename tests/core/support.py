@@ -59,7 +59,7 @@ def assert_same_memory(a: Learner, b: Learner, tolerance: float) -> None:
 
 
 def assert_twin(comp: Any, ref: Any, dtype: str = "float64") -> None:
-    """A kernel's array, or number, is what its scalar twin says, to the digits of its dtype.
+    """Assert that a kernel's array or number equals its scalar twin's, to the digits of its dtype.
 
     Relative to the largest element: single elements near zero carry no digits of their own.
     """

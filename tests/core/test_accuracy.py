@@ -41,7 +41,7 @@ def whole(x: Any) -> Any:
 
 
 def seen_last(values: Any) -> Any:
-    """(T,) with the value before in place of each that is missing."""
+    """(T,) with each missing value replaced by the last value seen."""
     known = np.where(np.isnan(values), 0, np.arange(len(values)))
     return values[np.maximum.accumulate(known)]
 
@@ -120,8 +120,8 @@ def test_glucose_with_its_gaps_is_forecast_nearly_as_well_as_without(
 ) -> None:
     """1,061 sensor readings are missing; of glucose itself none, but for those that are blanked.
 
-    Where the newest readings are there, the forecast is nearly as good as that of a series without
-    gaps; elsewhere it is still better than the value that was seen last.
+    If the newest readings are present, the forecast is nearly as good as without gaps; otherwise it
+    is still better than the last value seen.
     """
     x = series("CGM.csv.gz", ["isig", "glucose"])
     assert np.isnan(x).sum(axis=0).tolist() == [1061, 0]

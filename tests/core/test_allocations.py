@@ -1,4 +1,4 @@
-"""Once a model is warm, a call allocates what it hands over, and an update nothing.
+"""Once a model is warm, a call allocates only its results, and an update nothing.
 
 Numba counts what its kernels allocate if a variable is set before its import, so that part runs in
 a process of its own. A call's arguments are counted, too, but they are as many however long it is.
@@ -68,7 +68,7 @@ def test_ten_times_as_many_updates_allocate_no_more_in_kernels(name: str) -> Non
 
 
 @COMPILED
-def test_a_warm_call_allocates_little_but_what_it_hands_over() -> None:
+def test_a_warm_call_allocates_little_more_than_its_results() -> None:
     spec = ModelSpec(task="regression", input_size=8, output_size=8, k1=32, k2=32)
     learner = Learner(spec)
     random = np.random.default_rng(0)

@@ -122,7 +122,7 @@ def assert_same_result(a: TickResult, b: TickResult) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_compiled_does_what_the_reference_does(name: str) -> None:
+def test_both_backends_give_the_same_results(name: str) -> None:
     spec = SPECS[name]
     compiled, reference = Learner(spec), Learner(spec, backend="reference")
     for tick in ticks(spec, seed=3):
@@ -141,7 +141,7 @@ def vars_of(figures: Any) -> list[float]:
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("name", SPECS)
-def test_snapshot_predicts_what_learning_would(name: str, backend: Any) -> None:
+def test_a_snapshot_predicts_the_same_as_learning(name: str, backend: Any) -> None:
     """A snapshot predicts what `apply` then predicts for the same steps."""
     spec = replace(SPECS[name], scaling=False)  # statistics would take the new steps in
     learner = Learner(spec, backend=backend)

@@ -137,7 +137,7 @@ def test_refused_chunk_changes_nothing(
         assert array.tobytes() == after[name].tobytes(), name
 
 
-def test_order_is_kept() -> None:
+def test_a_chunk_out_of_order_is_refused() -> None:
     learner = Learner(FORECAST, backend="reference")
     learner.apply([Chunk("a", 0, X)])
     with pytest.raises(OrderError, match=r"first_step of stream 'a' is 9, but must be 4") as gap:
@@ -192,7 +192,7 @@ def fits(layout: Any, array: Any) -> bool:
 @layouts
 @pytest.mark.parametrize("spec", [FORECAST, REGRESSION, CLASSES, TOKENS], ids=lambda s: s.task)
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
-def test_no_layout_is_converted_in_silence(
+def test_an_array_of_another_layout_is_refused(
     spec: ModelSpec, layout: Any, error: type[Exception], words: str, backend: Any
 ) -> None:
     learner = Learner(spec, backend=backend)
@@ -239,7 +239,7 @@ def test_a_saved_memory_lies_as_it_must(layout: Any, error: type[Exception], wor
 
 
 @pytest.mark.parametrize("spec", [FORECAST, TOKENS], ids=lambda s: s.task)
-def test_what_a_learner_gives_it_takes(spec: ModelSpec) -> None:
+def test_a_learners_own_results_are_valid_input(spec: ModelSpec) -> None:
     learner = Learner(spec, backend="reference")
     x, y = random_steps(spec, 12, streams=1)
     learner.feed(x, y)
@@ -285,7 +285,7 @@ def test_state_is_checked() -> None:
         Learner.from_state(arrays | {"streams.inputs": arrays["streams.inputs"][:, :1]}, metadata)
 
 
-def test_a_backend_is_one_of_two() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="backend is torch, but must be one of compiled, "):
         Learner(FORECAST, backend="torch")  # type: ignore[arg-type]
 
@@ -304,7 +304,7 @@ def test_a_gradient_that_is_not_finite_is_not_clipped(wrong: float) -> None:
         assert gradient.tolist() == pytest.approx([3.0, wrong, -5.0], nan_ok=True)
 
 
-def test_there_must_be_something_to_predict_from() -> None:
+def test_a_prediction_without_stream_and_inputs_is_refused() -> None:
     learner = Learner(REGRESSION, backend="reference")
     with pytest.raises(InvalidArgument, match="inputs is left out, but must be given for task"):
         learner.snapshot().predict(None)

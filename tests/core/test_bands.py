@@ -90,7 +90,7 @@ def test_anomaly_scores_are_probabilities(columns: int, backend: Any) -> None:
     assert scores[2501] > 1e-3
 
 
-def test_each_stream_has_its_own_measure_of_surprise() -> None:
+def test_anomaly_scores_are_relative_to_each_stream() -> None:
     """A change that is usual on one stream is an anomaly on another."""
     spec = ModelSpec(input_size=1, hidden_size=4, learning_rate=1e-9)
     learner = Learner(spec)
@@ -156,7 +156,7 @@ def test_figures_of_tokens_are_of_the_predictions_that_were_given(backend: Any) 
     assert np.isnan(Learner(FORECAST, backend="reference").figures.accuracy)
 
 
-def test_where_nothing_is_predicted_no_class_is_scored() -> None:
+def test_classes_are_not_scored_without_predictions() -> None:
     spec = ModelSpec(task="next_token", vocabulary_size=6, hidden_size=8)
     learner = Learner(spec)
     tokens = np.arange(40) % 6

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(PLAIN_PYTHON, reason="nothing is compiled in thi
 OLDER = {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Nehalem"}
 NEWER = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell"}
 
-# What Numba calls a miss, it compiles; a hit, it loads. Inlined functions are part of others.
+# Numba compiles on a miss and loads on a hit. Inlined functions are part of their callers.
 PROGRAM = """
 import importlib, json, pkgutil, sys
 import numpy as np
@@ -78,7 +78,7 @@ def test_a_second_process_compiles_nothing(cells: str) -> None:
     """For any task and dtype. The first process may find kernels that other tests compiled."""
     run(PROGRAM, cells)
     hits, misses = run(PROGRAM, cells)
-    assert hits >= 4  # what is called from Python; it holds all that it calls
+    assert hits >= 4  # kernels called from Python; each contains the kernels it calls
     assert misses == 0
 
 
@@ -92,7 +92,7 @@ print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values(
 """
 
 
-def test_what_is_compiled_is_kept_where_the_host_says(tmp_path: Path) -> None:
+def test_the_kernel_cache_is_in_the_hosts_folder(tmp_path: Path) -> None:
     assert run(ONE_KERNEL, folder=tmp_path) == [0, 1]
     assert run(ONE_KERNEL, folder=tmp_path) == [1, 0]
     assert list(tmp_path.glob("kernels-*/**/*column_sums*.nbi"))

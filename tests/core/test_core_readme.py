@@ -30,7 +30,7 @@ def file_of(cell: Cell) -> str:
 CELLS = {cell.equations: file_of(cell) for cell in cells.CELLS.values()}
 
 MATH = re.findall(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+)\$(?!\$)", README)
-# What GitHub's Markdown takes for itself, or its renderer refuses.
+# Patterns that GitHub's Markdown interprets, or that its renderer refuses.
 BREAKS = {
     r"\\[^a-zA-Z]": "an escape that Markdown swallows",
     r"\\(operatorname|newcommand|def|require|text|begin)\b": "a macro that is refused or fragile",
@@ -40,7 +40,7 @@ BREAKS = {
 }
 
 
-def test_there_is_mathematics() -> None:
+def test_the_readme_contains_formulas() -> None:
     assert len(MATH) > 150
 
 
@@ -176,7 +176,7 @@ def table(title: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("each", NETWORKS, ids=lambda each: each.cell)
-def test_what_truncation_leaves_out_is_what_the_table_says(each: Network) -> None:
+def test_the_truncation_error_matches_the_table(each: Network) -> None:
     spec = ModelSpec(
         task="regression", output_size=1, cell=each.cell, hidden_size=64, dtype="float64"
     )
@@ -191,7 +191,7 @@ def test_what_truncation_leaves_out_is_what_the_table_says(each: Network) -> Non
         assert f"{np.linalg.norm(part - full) / np.linalg.norm(full):.1g}" == shown
 
 
-def test_how_long_a_gate_stays_open_is_what_the_table_says() -> None:
+def test_the_steps_of_an_open_gate_match_the_table() -> None:
     rows = table("$f$")
     (bias,) = (cells for title, cells in rows.items() if title.startswith("bias"))
     for gate, shown_bias, steps in zip(rows["$f$"], bias, rows["steps"], strict=True):

@@ -68,7 +68,7 @@ def test_every_kernel_has_a_twin() -> None:
     assert not set(WITHIN) & twins, "declared, and compared all the same"
 
 
-def test_what_is_compared_exists() -> None:
+def test_every_compared_kernel_exists() -> None:
     for name in compared():
         module, _, function = name.partition(".")
         assert hasattr(importlib.import_module(f"bptt_core.kernels.{module}"), function), name

@@ -1,4 +1,4 @@
-"""The public learner against results recorded from PyTorch."""
+"""The public learner compared with results recorded from PyTorch."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_no_lag_is_too_long(scale: float) -> None:
     assert ratios[100] == (0 if scale < 1 else np.inf)
 
 
-def test_shut_relus_let_nothing_pass() -> None:
+def test_inactive_relus_pass_no_gradient() -> None:
     spec = spec_of("rnn_relu")
     named = {name: -np.abs(array) for name, array in parameters_of(spec).items()}
     flow = gradient_flow(spec, named, np.ones((4, 3)))
@@ -150,7 +150,7 @@ def test_shut_relus_let_nothing_pass() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_single_precision_is_taken(cell: CellName) -> None:
+def test_single_precision_is_accepted(cell: CellName) -> None:
     spec = spec_of(cell, dtype="float32")
     named = parameters_of(spec)
     x, state = (array.astype(np.float32) for array in window_of(spec, 6))
@@ -162,7 +162,7 @@ def test_single_precision_is_taken(cell: CellName) -> None:
     assert flow.ratios.dtype == np.float64
 
 
-def test_the_seed_turns_the_vector_and_nothing_else() -> None:
+def test_the_seed_changes_only_the_vector() -> None:
     spec = spec_of("gru")
     named, (x, state) = parameters_of(spec), window_of(spec, 6)
     first, again, other = (gradient_flow(spec, named, x, state, seed) for seed in (0, 0, 1))
@@ -173,7 +173,7 @@ def test_the_seed_turns_the_vector_and_nothing_else() -> None:
         first.ratios[0] = 2
 
 
-def test_nothing_that_was_given_is_changed() -> None:
+def test_the_arguments_are_not_changed() -> None:
     spec = spec_of("lstm")
     named, (x, state) = parameters_of(spec), window_of(spec, 6)
     before = [array.copy() for array in (*named.values(), x, state)]
@@ -219,14 +219,14 @@ def test_token_ids_are_read_as_one_hot_vectors(cell: CellName) -> None:
         ({"parameters": {}}, InvalidArgument, "weight_ih_l0 is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(change: Any, error: type[Exception], words: str) -> None:
+def test_a_wrong_shape_is_refused_by_name(change: Any, error: type[Exception], words: str) -> None:
     spec = spec_of("rnn_tanh")
     arguments = {"parameters": parameters_of(spec), "inputs": np.zeros((4, 3)), **change}
     with pytest.raises(error, match=words):
         gradient_flow(spec, **arguments)
 
 
-def test_states_that_overflow_are_told() -> None:
+def test_overflowing_states_are_an_error() -> None:
     spec, named, x = relu_in_its_linear_regime(1e20)
     with pytest.raises(NonFiniteError, match="state"):
         gradient_flow(spec, named, x)

@@ -38,7 +38,7 @@ def fed(spec: ModelSpec, backend: Any, steps: int = 5) -> Learner:
 
 @pytest.mark.parametrize("spec", [REGRESSION, CLASSES], ids=lambda spec: spec.task)
 @backends
-def test_windows_train_as_many_steps_behind(spec: ModelSpec, backend: Any) -> None:
+def test_windows_end_label_delay_steps_behind(spec: ModelSpec, backend: Any) -> None:
     learner = Learner(spec, backend=backend)
     learned = []
     for t in range(9):
@@ -57,7 +57,9 @@ def test_windows_train_as_many_steps_behind(spec: ModelSpec, backend: Any) -> No
 
 @pytest.mark.parametrize("spec", [REGRESSION, CLASSES], ids=lambda spec: spec.task)
 @backends
-def test_the_last_label_holds_and_none_erases_none(spec: ModelSpec, backend: Any) -> None:
+def test_the_last_label_of_a_step_counts_and_an_unknown_one_erases_nothing(
+    spec: ModelSpec, backend: Any
+) -> None:
     once, often = fed(spec, backend), fed(spec, backend)
     once.apply([Chunk("a", 5, X[5:9], some(spec, 2, 1, 0), False, 2)])
     often.apply([Chunk("a", 5, NONE, some(spec, 0, 1), False, 2)])
@@ -92,7 +94,7 @@ def test_a_step_whose_label_never_comes_has_no_loss(backend: Any) -> None:
 )
 @pytest.mark.parametrize("spec", [REGRESSION, CLASSES], ids=lambda spec: spec.task)
 @backends
-def test_what_cannot_be_learned_is_refused_and_changes_nothing(
+def test_a_label_that_cannot_be_learned_is_refused_and_changes_nothing(
     first: Any, labels: int, error: type[Exception], named: str, spec: ModelSpec, backend: Any
 ) -> None:
     learner = fed(spec, backend)
@@ -115,7 +117,7 @@ def test_a_label_of_an_earlier_sequence_is_too_late() -> None:
         learner.apply([Chunk("a", 6, NONE, some(REGRESSION, 1), False, 4)])
 
 
-def test_a_chunk_brings_something() -> None:
+def test_empty_and_contradictory_chunks_are_refused() -> None:
     learner = fed(REGRESSION, "reference")
     with pytest.raises(ShapeError, match="inputs"):
         learner.apply([Chunk("a", 5, NONE)])
@@ -135,7 +137,7 @@ def test_a_chunk_brings_something() -> None:
 
 
 @backends
-def test_what_is_scored_is_the_prediction_made_when_the_step_was_read(backend: Any) -> None:
+def test_a_late_label_scores_the_prediction_made_at_its_step(backend: Any) -> None:
     learner = Learner(REGRESSION, backend=backend)
     made: list[Any] = []
     y = 2 + X[:, 0]
@@ -166,9 +168,7 @@ def test_a_copy_keeps_the_labels_that_wait(backend: Any) -> None:
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
 @pytest.mark.parametrize("task", ["regression", "classification"])
 @backends
-def test_labels_that_come_late_teach_what_they_would_have_taught_at_once(
-    task: Any, cell: Any, backend: Any
-) -> None:
+def test_late_labels_teach_the_same_as_labels_at_once(task: Any, cell: Any, backend: Any) -> None:
     """The same windows with the same parameters, `label_delay` steps later, to the last bit."""
     late_spec = replace(REGRESSION, label_delay=5, k1=3, k2=8, cell=cell, learning_rate=0.01)
     if task == "classification":

@@ -69,7 +69,7 @@ def test_bits_a_token_fall_to_those_of_the_source() -> None:
 
 
 def test_a_label_that_comes_ten_steps_late() -> None:
-    """Which of a step's two inputs is larger. Without the delay, nothing says so."""
+    """The label says which of a step's two inputs is larger; only the delay makes it learnable."""
     steps, delay = 1500, 10
     values = np.random.default_rng(0).normal(size=(steps, 2))
     larger = np.where(values[:, 0] > values[:, 1], 0, 1)

@@ -29,7 +29,7 @@ SPECS = {
 
 
 def taught(spec: ModelSpec, streams: int) -> Learner:
-    """A learner that has learned from ticks with this number of streams."""
+    """A learner after ticks with this number of streams."""
     learner = Learner(spec)
     steps = 2 * spec.k1 + spec.delay
     x, target = random_steps(spec, steps, streams)
@@ -44,7 +44,7 @@ def size(*arrays: Any) -> int:
 
 @pytest.mark.parametrize("streams", [1, 2, 7])
 @pytest.mark.parametrize("name", SPECS)
-def test_it_is_what_is_allocated(name: str, streams: int) -> None:
+def test_the_computed_memory_is_the_allocated_memory(name: str, streams: int) -> None:
     spec = SPECS[name]
     learner = taught(spec, streams)
     backend, snapshot = learner._backend, learner.snapshot()
@@ -58,7 +58,7 @@ def test_it_is_what_is_allocated(name: str, streams: int) -> None:
     assert (at_most >= held) == (streams <= spec.max_batch_streams or at_most == held)
 
 
-def test_the_largest_models_are_known_without_being_made() -> None:
+def test_the_memory_of_the_largest_models_is_computed_without_allocating() -> None:
     """Five layers of 2,048 units, windows of 4,096 steps, 64 of them in an update."""
     spec = ModelSpec(input_size=8, hidden_size=2048, layers=5, k2=4096)
     assert bytes_of_model(spec) / 2**30 == pytest.approx(34.7, abs=0.1)
@@ -71,7 +71,7 @@ def test_an_idle_stream_of_the_usual_size_is_small() -> None:
 
 
 def test_a_prediction_keeps_room_for_few_of_the_steps_it_reads() -> None:
-    """It reads longer inputs in pieces, which changes no bit."""
+    """Longer inputs are read in pieces; no bit of the result changes."""
     spec = SPECS["regression"]
     learner = taught(spec, 1)
     x = np.random.default_rng(0).normal(size=(3 * FORWARD_STEPS + 1, 3))

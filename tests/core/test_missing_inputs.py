@@ -21,7 +21,7 @@ NAN = np.nan
 
 
 @backends
-def test_what_the_network_is_fed(backend: Any) -> None:
+def test_missing_inputs_are_fed_as_mean_and_flag(backend: Any) -> None:
     learner = Learner(SPEC, backend=backend)
     x = np.array([[NAN, 1.0], [4.0, 3.0], [NAN, 2.0], [10.0, NAN], [7.0, 5.0]])
     learner.apply([Chunk("a", 0, x)])
@@ -36,7 +36,7 @@ def test_what_the_network_is_fed(backend: Any) -> None:
 
 
 @backends
-def test_a_prediction_starts_from_the_value_seen_last(backend: Any) -> None:
+def test_a_prediction_starts_from_the_last_value_seen(backend: Any) -> None:
     """A fresh network forecasts no change: its predictions equal their base."""
     learner = Learner(replace(SPEC, horizon=2, learning_rate=1e-12), backend=backend)
     x = np.array([[NAN, 1.0], [4.0, NAN], [NAN, NAN]])
@@ -69,7 +69,7 @@ def test_predictions_of_a_snapshot_are_those_of_learning(backend: Any) -> None:
 
 
 @backends
-def test_what_is_missing_enters_no_figure(backend: Any) -> None:
+def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any) -> None:
     """A variable that is always missing has no statistics, error or band; others do."""
     whole = Learner(replace(SPEC, target_columns=(1,)), backend=backend)
     random = np.random.default_rng(0)

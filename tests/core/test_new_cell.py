@@ -1,4 +1,4 @@
-"""A cell that this file alone defines: the library takes all that it needs from the descriptor.
+"""A cell defined in this file only: the library takes all it needs from the descriptor.
 
 The minimal gated unit, with the gate after the recurrent product, as in PyTorch's GRU:
     (M1) f_t = σ(U_f x_t + b_f + W_f h_{t-1} + b_f')   forget gate
@@ -256,7 +256,7 @@ def test_a_descriptor_that_contradicts_itself_is_refused(changes: Any, field: st
     assert list(CELLS) == before
 
 
-def test_what_is_not_registered_cannot_be_removed_or_chosen() -> None:
+def test_an_unregistered_cell_cannot_be_removed_or_chosen() -> None:
     with pytest.raises(InvalidArgument, match="cell is tgu, but must be one of"):
         CELLS.unregister("tgu")
     with pytest.raises(InvalidArgument, match="cell is tgu, but must be one of"):

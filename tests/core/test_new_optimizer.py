@@ -1,4 +1,4 @@
-"""An optimizer that this file alone defines: the library takes all it needs from the descriptor.
+"""An optimizer defined in this file only: the library takes all it needs from the descriptor.
 
 SGD with Nesterov's momentum, as `torch.optim.SGD(nesterov=True, momentum=0.9)`:
     v ← 0.9 v + g,  θ ← θ - η (g + 0.9 v)
@@ -72,7 +72,7 @@ class TestNesterovsMomentum(OptimizerContract):
         return "nesterov"
 
 
-def test_a_descriptor_that_cannot_be_is_refused() -> None:
+def test_an_invalid_descriptor_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="moments is -1"):
         replace(NESTEROV, moments=-1)
     with pytest.raises(InvalidArgument, match="optimizer is nesterov, but must be a name that is"):

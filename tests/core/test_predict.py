@@ -84,7 +84,7 @@ def test_regression(fresh: bool, backend: Any) -> None:
     ids=lambda spec: spec.task,
 )
 @backends
-def test_to_warm_up_changes_nothing(spec: ModelSpec, backend: Any) -> None:
+def test_warming_up_changes_nothing(spec: ModelSpec, backend: Any) -> None:
     learner = Learner(spec, backend=backend)
     learner.feed(*random_steps(spec, 9, streams=2))
     before, metadata = learner.state()

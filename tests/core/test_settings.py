@@ -1,4 +1,4 @@
-"""`Learner.configure`: what changes from the next update on, what is kept, and what is refused."""
+"""`Learner.configure`: its effect on the next update, stored settings, and refused values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_pause_does_not_depend_on_how_steps_are_cut(task: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_a_learning_rate_takes_the_place_of_the_schedule(backend: BackendName) -> None:
+def test_a_learning_rate_replaces_the_schedule(backend: BackendName) -> None:
     plain = learner("regression", backend, optimizer="sgd", learning_rate=0.25, clip="none")
     steered = learner(
         "regression", backend, optimizer="sgd", learning_rate=0.01, clip="none",
@@ -91,7 +91,7 @@ def test_a_learning_rate_takes_the_place_of_the_schedule(backend: BackendName) -
 
 
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_a_clip_takes_the_place_of_the_specs(backend: BackendName) -> None:
+def test_a_clip_replaces_that_of_the_spec(backend: BackendName) -> None:
     model = learner("regression", backend, clip="norm", clip_threshold=1.0)
     model.configure(clip="value", clip_threshold=1e-3)
     twin = learner("regression", backend, clip="value", clip_threshold=1e-3)
@@ -129,7 +129,9 @@ def test_settings_are_part_of_the_state() -> None:
         ({"learning_rate": 0.5, "clip_threshold": 0.0}, "clip_threshold"),
     ],
 )
-def test_what_is_out_of_its_bounds_changes_nothing(changes: dict[str, Any], field: str) -> None:
+def test_a_setting_out_of_bounds_is_refused_and_changes_nothing(
+    changes: dict[str, Any], field: str
+) -> None:
     model = learner("forecast")
     before = model.settings, model.figures.learning_rate
     with pytest.raises(InvalidArgument) as caught:
@@ -139,7 +141,9 @@ def test_what_is_out_of_its_bounds_changes_nothing(changes: dict[str, Any], fiel
 
 
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_after_so_many_skipped_updates_in_a_row_nothing_is_learned(backend: BackendName) -> None:
+def test_a_model_stops_learning_after_too_many_skipped_updates_in_a_row(
+    backend: BackendName,
+) -> None:
     model = exploding(backend)
     model.apply([chunk("regression", 0, 8)])
     assert not model.figures.diverged
@@ -173,7 +177,7 @@ def test_after_so_many_skipped_updates_in_a_row_nothing_is_learned(backend: Back
 
 
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_an_update_that_is_made_ends_the_row(backend: BackendName) -> None:
+def test_an_applied_update_resets_the_count_of_skipped_ones(backend: BackendName) -> None:
     model = exploding(backend)
     for first in range(0, 40, 8):
         with np.errstate(over="ignore"):
@@ -240,7 +244,7 @@ def test_a_roll_back_keeps_where_the_streams_are(task: str, backend: BackendName
         np.testing.assert_array_equal(array, earlier.parameters()[name])
 
 
-def test_a_roll_back_resumes_what_diverged_and_refuses_another_models_state() -> None:
+def test_a_roll_back_resumes_a_diverged_model_and_refuses_another_models_state() -> None:
     model = exploding("reference")
     model.apply([chunk("regression", 0, 8)])
     state = model.state()

@@ -103,7 +103,9 @@ def test_steps_that_were_not_forecast_are_not_scored(backend: Any) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize(("loss", "scaling"), [("bernoulli", True), ("squared_error", False)])
-def test_the_rival_of_a_regression_is_the_mean(loss: Any, scaling: bool, backend: Any) -> None:
+def test_the_naive_forecast_of_a_regression_is_the_mean(
+    loss: Any, scaling: bool, backend: Any
+) -> None:
     spec = ModelSpec(
         task="regression",
         input_size=1,
@@ -111,7 +113,7 @@ def test_the_rival_of_a_regression_is_the_mean(loss: Any, scaling: bool, backend
         hidden_size=4,
         loss=loss,
         scaling=scaling,
-        learning_rate=1e-6,  # it learns nothing: what is looked at is its rival
+        learning_rate=1e-6,  # it learns nothing: the test is about the naive forecast
     )
     learner = Learner(spec, backend=backend)
     random = np.random.default_rng(0)

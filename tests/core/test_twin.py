@@ -49,5 +49,5 @@ def check_learner(spec: ModelSpec, backend: Any) -> None:
 @pytest.mark.twin_of("windows.advance")
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_learner_does_what_its_scalar_twin_does(name: str, backend: Any) -> None:
+def test_a_learner_equals_its_scalar_twin(name: str, backend: Any) -> None:
     check_learner(SPECS[name], backend)

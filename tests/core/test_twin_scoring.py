@@ -129,7 +129,7 @@ def test_surprise(backend: Any) -> None:
 
 
 @backends
-def test_surprise_of_what_never_errs_and_of_what_is_no_number(backend: Any) -> None:
+def test_surprise_of_zero_and_of_non_finite_errors(backend: Any) -> None:
     held, one = np.zeros(3), np.ones(1)
 
     def told(error: float) -> float:

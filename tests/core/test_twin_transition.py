@@ -50,7 +50,7 @@ def test_an_array_is_found_by_its_address(dtype: str) -> None:
         assert (array == 1).all()
 
 
-def test_what_is_not_contiguous_has_no_address() -> None:
+def test_a_non_contiguous_array_has_no_address() -> None:
     with pytest.raises(AssertionError):
         addresses.table([np.zeros((3, 4))[:, 1]])
 
@@ -111,7 +111,7 @@ def test_outputs_in_the_users_units(loss: Any) -> None:
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("paused", [True, False])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
+def test_a_compiled_call_equals_the_reference(name: str, paused: bool, asked: bool) -> None:
     """test_twin compares the reference with the scalar twin."""
     spec = replace(SPECS[name], dtype="float64")
     compiled, reference = Learner(spec), Learner(spec, backend="reference")
@@ -124,7 +124,7 @@ def test_a_call_is_the_references(name: str, paused: bool, asked: bool) -> None:
     assert compiled.figures.updates == reference.figures.updates
 
 
-def test_room_for_a_long_call_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_of_a_long_call_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS["regression"]
     kept = sum(array.nbytes for array in sizes.room(spec, 50, 1, 50 // spec.k1 + 2))
     monkeypatch.setattr("bptt_core.kernels.backend.ROOM_BYTES_KEPT", kept)

@@ -98,7 +98,7 @@ def test_an_update(name: str) -> None:
     assert model.counters[[UPDATES, CLIPPED, SKIPPED]].tolist() == [3, 3, 0]
 
 
-def test_an_update_without_a_target_is_none_and_one_that_overflows_is_skipped() -> None:
+def test_a_window_without_targets_gives_no_update_and_an_overflowing_one_is_skipped() -> None:
     spec = SPECS["squared error"]
     told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
     model, report = new_model(spec), np.zeros(REPORT_COLUMNS)
@@ -117,7 +117,7 @@ def test_an_update_without_a_target_is_none_and_one_that_overflows_is_skipped() 
 
 @pytest.mark.twin_of("windows.read_steps")
 @pytest.mark.parametrize("streams", [1, 5])
-def test_what_is_read_is_not_learned(streams: int) -> None:
+def test_reading_steps_does_not_learn_them(streams: int) -> None:
     spec = SPECS["classes of a gru"]
     told, work, tag = sizes.sizes(spec), sizes.work(spec, T, streams), dispatch.tag(spec)
     model, live = new_model(spec), streams_of(spec, streams)

@@ -1,4 +1,4 @@
-"""The core where what compiles its kernels is not installed."""
+"""The core without Numba."""
 
 from __future__ import annotations
 

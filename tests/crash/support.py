@@ -1,4 +1,4 @@
-"""A server that is killed and started again, and clients that go on by themselves."""
+"""A server that is killed and restarted, and clients that continue automatically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEEP_ALL = ("--history-megabytes", "1024", "--kept-checkpoints", "10000")
 """The whole journal stays, so that every step can be looked for in it and replayed from the first;
 and every checkpoint, so that each can be compared with that."""
 BURST_CHUNKS_MAX = 60
-BETWEEN_BURSTS_SECONDS = 0.05  # else what is sent, not the kills, takes a test's time
+BETWEEN_BURSTS_SECONDS = 0.05  # bounds the amount sent, so that the kills dominate the test's time
 
 
 class Restarted:
@@ -35,7 +35,7 @@ class Restarted:
 
     Args:
         folder: of the data.
-        log: file to which every process of it writes what it says.
+        log: file for the output of all its processes.
         options: of `bptt serve`.
     """
 
@@ -92,18 +92,18 @@ class Restarted:
         await self.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, which has to end it in order."""
+        """Send SIGTERM; the server must stop cleanly."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         status = await self.wait()
         assert status == 0, f"status {status}\n{self.said()}"
 
     def said(self) -> str:
-        """All that its processes have logged."""
+        """The log of all its processes."""
         return self.log.read_text()
 
     def lines(self, part: str) -> list[str]:
-        """Lines of the log with `part` in them."""
+        """Log lines that contain `part`."""
         return [line for line in self.said().splitlines() if part in line]
 
     def _close(self) -> None:
@@ -114,7 +114,7 @@ class Restarted:
         self.process = None
 
     def abandon(self) -> None:
-        """End what is left of it, after a test that failed."""
+        """End remaining processes after a failed test."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(STOP_SECONDS)
@@ -125,7 +125,7 @@ class Restarted:
 async def restarted(
     folder: Path, *options: str, failpoint: str = "", name: str = "log"
 ) -> AsyncIterator[Restarted]:
-    """A server that serves, on `folder / "data"`; nothing of it is left after the block."""
+    """Run a server on `folder / "data"`; all its processes end with the block."""
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     server = Restarted(folder / "data", folder / name, *options)
     try:
@@ -162,11 +162,11 @@ class Walker:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to send, in a task of its own."""
+        """Start a task that sends."""
         self._task = asyncio.create_task(self._walk(), name=f"walker {self.stream_id}")
 
     async def finish(self, chunks: int | None = None) -> None:
-        """Send no more, or so many chunks in all, and wait until everything is acknowledged."""
+        """Stop, or send up to a total number of chunks, and wait until all are acknowledged."""
         if chunks is None:
             self._stop.set()
         else:
@@ -176,28 +176,28 @@ class Walker:
         assert self.answered == len(self.sent)
 
     def check_running(self) -> None:
-        """Raise what ended the task, if it has ended."""
+        """Raise the task's exception if it has ended."""
         if self._task is not None and self._task.done():
             self._task.result()
 
     @property
     def durable(self) -> int:
-        """The step before which all is acknowledged."""
+        """The step before which all steps are acknowledged."""
         return 0 if self.session is None else self.session.durable_step(self.stream_id)
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """All that was sent, (steps, 2)."""
+        """All sent values, (steps, 2)."""
         return np.concatenate(self.sent)
 
     async def walk(self, chunks: int) -> None:
-        """Send so many chunks in all; everything is acknowledged when this returns."""
+        """Send up to a total number of chunks, and wait until all are acknowledged."""
         self._chunks_max, self._pause_seconds = chunks, 0.0
         await self._walk()
         assert self.answered == len(self.sent) == chunks
 
     async def more(self, chunks: int) -> None:
-        """Go on, in a session of its own, until there are so many chunks in all."""
+        """Continue in a new session up to a total number of chunks."""
         await self.walk(chunks)
 
     def _chunk(self) -> NDArray[np.float32]:
@@ -249,7 +249,7 @@ async def until(condition: Any, walkers: Sequence[Walker] = ()) -> None:
 
 
 def journaled(folder: Path, model_id: str) -> dict[str, NDArray[np.float32]]:
-    """What a model's journal says was learned of each stream; every step once and in order."""
+    """Steps of each stream in a model's journal; asserts each step once and in order."""
     found: dict[str, list[NDArray[np.float32]]] = {}
     ends: dict[str, int] = {}
     store = SqliteStore(folder)
@@ -268,7 +268,7 @@ def journaled(folder: Path, model_id: str) -> dict[str, NDArray[np.float32]]:
 
 
 def newest(folder: Path, model_id: str) -> State:
-    """A model's state as its newest checkpoint has it."""
+    """The state in a model's newest checkpoint."""
     store = SqliteStore(folder)
     store.open()
     try:
@@ -279,7 +279,7 @@ def newest(folder: Path, model_id: str) -> State:
 
 
 def check_whole(folder: Path, model_id: str) -> None:
-    """Checksums, order, and that the whole journal, learned anew, gives the newest checkpoint."""
+    """Check checksums and order, and that replaying the journal gives the newest checkpoint."""
     found = replay.verify(SqliteStore(folder), model_id)
     assert not found.problems
     assert found.replayed_from == 0
@@ -294,7 +294,7 @@ def check_whole(folder: Path, model_id: str) -> None:
 
 
 def check_walkers(folder: Path, model_id: str, walkers: Sequence[Walker]) -> None:
-    """Each walker's steps were learned once, in order; none other were; and the model is whole."""
+    """Check that exactly the walkers' steps were learned once, in order; the model is intact."""
     learned = journaled(folder, model_id)
     assert sorted(learned) == sorted(walker.stream_id for walker in walkers)
     for walker in walkers:

@@ -1,4 +1,4 @@
-"""A model that goes back to a checkpoint when it diverges, on a server that is killed."""
+"""Roll-backs of a diverged model on a server that is killed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ async def learned(session: LearnSession, values: NDArray[np.float32]) -> None:
     await anext(session)
 
 
-async def test_a_roll_back_is_there_after_a_kill_and_every_replay_agrees(tmp_path: Path) -> None:
-    """Killed as soon as the chunk behind the divergence is acknowledged, three times over."""
+async def test_a_roll_back_survives_a_kill_and_every_replay_agrees(tmp_path: Path) -> None:
+    """The server is killed three times, each time after the chunk behind the divergence."""
     at = 0
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
@@ -81,7 +81,7 @@ async def test_a_roll_back_is_there_after_a_kill_and_every_replay_agrees(tmp_pat
     assert not different(newest(server.folder, "m"), recovered)
 
 
-async def test_a_model_that_stopped_is_stopped_after_a_kill_until_it_is_resumed(
+async def test_a_diverged_model_stays_stopped_after_a_kill_until_it_is_resumed(
     tmp_path: Path,
 ) -> None:
     async with restarted(tmp_path, *KEEP_ALL) as server:

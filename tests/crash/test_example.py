@@ -1,4 +1,4 @@
-"""The script that shows it, in a small form."""
+"""The example script of a crash, at a small size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "survives_kill.py"
 
 
 @pytest.mark.same_bits
-def test_a_model_whose_server_was_killed_has_the_digest_of_one_that_nobody_disturbed() -> None:
+def test_a_model_after_a_kill_has_the_digest_of_an_undisturbed_one() -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "2", "--chunks", "900"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ REPOSITORY = PACKAGE.parents[1]
 
 
 async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`bptt` with these arguments, to its end."""
+    """Run `bptt` with these arguments to its end."""
     return await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "bptt.cli", *arguments],
@@ -41,7 +41,7 @@ async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_stop_under_load_is_clean_and_gone_on_with(tmp_path: Path) -> None:
+async def test_a_stop_under_load_is_clean_and_sessions_continue(tmp_path: Path) -> None:
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", SPEC)
@@ -91,7 +91,7 @@ async def test_a_disk_that_fills_up_stops_learning_until_there_is_room(tmp_path:
         check_walkers(server.folder, "m", [walker])
 
 
-async def test_a_checkpoint_without_room_is_told_and_learning_goes_on(tmp_path: Path) -> None:
+async def test_a_checkpoint_without_room_is_logged_and_learning_continues(tmp_path: Path) -> None:
     disk = tmp_path / "data"
     with mounted(disk, "8m"):
         async with restarted(tmp_path) as server:
@@ -137,7 +137,7 @@ async def test_a_second_server_on_a_folder_is_refused_and_the_first_goes_on(
 
 
 async def killed_after(server: Restarted, chunks: int) -> Walker:
-    """A model with two checkpoints, and a journal behind the newer one; its server is killed."""
+    """A model of a killed server, with two checkpoints and a journal after the newer one."""
     async with Client.connect(server.address) as client:
         await client.create_model("m", SPEC)
         walker = Walker(server.address, "m", "s", 3)
@@ -185,7 +185,7 @@ async def test_a_damaged_journal_makes_a_model_read_only_until_it_is_repaired(
 
 
 def damage_last_record(folder: Path, walker: Walker) -> None:
-    """Flip a bit of the last chunk's last value, wherever the journal's files have it."""
+    """Flip a bit of the last chunk's last value in the journal's files."""
     wanted = walker.sent[-1].tobytes()
     found = False
     journal = journal_of(folder)
@@ -215,8 +215,8 @@ async def test_a_damaged_newest_checkpoint_falls_back_and_loses_nothing(tmp_path
     check_walkers(server.folder, "m", [walker])
 
 
-def test_nothing_durable_depends_on_the_clock_of_the_wall() -> None:
-    """A clock that jumps changes nothing: what writes, orders and reads back asks none."""
+def test_durable_state_does_not_depend_on_the_wall_clock() -> None:
+    """A jump of the wall clock changes nothing, because no durable state depends on it."""
     durable = [
         *(PACKAGE / "durability").glob("*.py"),
         *(PACKAGE / "engine").glob("*.py"),

@@ -1,4 +1,4 @@
-"""A real server on a folder with one flipped bit: it starts, and serves what is whole."""
+"""A real server on a folder with one flipped bit starts and serves the intact models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _place_of_record(folder: Path, lsn: int) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that is to be damaged, and another beside it."""
+    """A model to be damaged, and a second one."""
     folder = tmp_path_factory.mktemp("flips") / "data"
     learn(folder, [*tick_records(15), Command("configure", {"learning_rate": 0.002})])
     learn(folder, tick_records(5), model_id="other")
@@ -43,7 +43,7 @@ FLIPS = {
 
 
 @pytest.mark.parametrize("flip", FLIPS)
-async def test_the_server_starts_and_the_model_is_the_same_or_says_why_not(
+async def test_the_server_starts_and_a_model_is_unchanged_or_reported_damaged(
     whole: Path, tmp_path: Path, flip: str
 ) -> None:
     kind, place, bit, states = FLIPS[flip]

@@ -1,6 +1,6 @@
 """`kill -9` at random moments while clients stream, again and again.
 
-BPTT_CRASH_ROUNDS sets how often; 25 take a minute on two cores, and 500 are for a night.
+BPTT_CRASH_ROUNDS sets the number of kills: 25 take a minute on two cores, 500 a night.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECONDS_A_ROUND = 20.0  # at most, on a machine that does much else
 async def test_killed_at_random_moments_nothing_is_lost_and_nothing_learned_twice(
     tmp_path: Path,
 ) -> None:
-    """Two models: one that three clients teach at once, one with a single stream."""
+    """Two models: one with three clients, and one with a single stream."""
     moments = random.Random(5)
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
@@ -63,14 +63,14 @@ async def test_killed_at_random_moments_nothing_is_lost_and_nothing_learned_twic
 async def kill_at_a_random_moment(
     server: Restarted, walkers: list[Walker], moments: random.Random
 ) -> None:
-    """Kill it after some more acknowledgements, and now and then while it recovers too."""
+    """Kill the server after some more acknowledgements, and sometimes during its recovery."""
     goals = [walker.durable + moments.randrange(1, 300) for walker in walkers]
 
     def reached() -> bool:
         return all(one.durable >= goal for one, goal in zip(walkers, goals, strict=True))
 
     await until(reached, walkers)
-    await asyncio.sleep(moments.uniform(0, 0.05))  # the moment, which is not one of the client's
+    await asyncio.sleep(moments.uniform(0, 0.05))  # a moment independent of the client
     await server.kill()
     if moments.random() < 0.2:
         server.spawn()
@@ -89,8 +89,8 @@ async def learned_without_a_kill(folder: Path, chunks: int) -> State:
     return newest(server.folder, "one")
 
 
-async def test_what_was_replayed_is_not_replayed_again(tmp_path: Path) -> None:
-    """However often a server is killed, and however soon: no restart takes longer for it."""
+async def test_replayed_records_are_not_replayed_again(tmp_path: Path) -> None:
+    """Repeated early kills do not make a restart take longer."""
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", SPEC)

@@ -1,4 +1,4 @@
-"""More models than memory is to hold, and `kill -9` while they leave it and come back."""
+"""More models than fit in memory, and `kill -9` while they leave memory and come back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def create(server: Restarted) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_models_that_take_turns_are_those_of_a_server_that_holds_them_all(
+async def test_models_that_take_turns_equal_those_of_a_server_that_holds_them_all(
     tmp_path: Path,
 ) -> None:
     moments = random.Random(7)

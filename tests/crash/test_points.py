@@ -1,6 +1,6 @@
 """A server that dies at each named point of a commit, a checkpoint, a trim, a restore, a deletion.
 
-It kills itself there (BPTT_FAILPOINT); it is started again, and its client goes on by itself.
+It kills itself there (BPTT_FAILPOINT); after a restart its client continues automatically.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KILLED = -signal.SIGKILL
 
 
 async def save_until_it_dies(server: Restarted, client: Client) -> None:
-    """Ask for checkpoints until the server dies of one, or of what it commits meanwhile."""
+    """Request checkpoints until the server dies at one, or at a commit meanwhile."""
     process = server.process
     assert process is not None
     while process.poll() is None:
@@ -45,7 +45,7 @@ async def save_until_it_dies(server: Restarted, client: Client) -> None:
 
 
 def check_twin(folder: Path, walker: Walker) -> None:
-    """The model is bit for bit one that learned what was sent in one go, and its folder whole."""
+    """Check that the model equals one that learned all in one call; its folder is intact."""
     found = replay.verify(SqliteStore(folder), "m")
     assert not found.problems
     twin = Learner(ModelSpec(**SPEC))
@@ -55,8 +55,10 @@ def check_twin(folder: Path, walker: Walker) -> None:
 
 
 @pytest.mark.parametrize("point", [each for each in POINTS if each != "delete.renamed"])
-async def test_a_server_that_dies_at_a_point_is_gone_on_with(tmp_path: Path, point: str) -> None:
-    """The third time it comes there, which for a checkpoint is not the one that makes the model."""
+async def test_a_session_continues_after_a_server_dies_at_a_failpoint(
+    tmp_path: Path, point: str
+) -> None:
+    """It dies at the third visit of the point; the first checkpoint creates the model."""
     trims = point.startswith(("trim.", "prune."))
     options = TRIMS if trims else KEEP_ALL
     async with restarted(tmp_path, *options, failpoint=f"{point}:3") as server:
@@ -78,7 +80,7 @@ async def test_a_server_that_dies_at_a_point_is_gone_on_with(tmp_path: Path, poi
 
 
 @pytest.mark.parametrize("point", SAVES)
-async def test_a_model_that_a_server_died_of_making_is_there_whole_or_not_at_all(
+async def test_a_model_whose_creation_crashed_exists_completely_or_not_at_all(
     tmp_path: Path, point: str
 ) -> None:
     async with restarted(tmp_path, *KEEP_ALL, failpoint=point) as server:
@@ -99,7 +101,7 @@ async def test_a_model_that_a_server_died_of_making_is_there_whole_or_not_at_all
 
 
 @pytest.mark.parametrize("point", ["append.inserted", "append.committed"])
-async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
+async def test_a_restore_that_crashed_is_done_completely_or_not_at_all(
     tmp_path: Path, point: str
 ) -> None:
     async with restarted(tmp_path, *KEEP_ALL) as server:
@@ -127,7 +129,7 @@ async def test_a_restore_that_a_server_died_of_is_done_or_is_not(
     assert not replay.verify(SqliteStore(server.folder), "m").problems
 
 
-async def test_a_deletion_that_a_server_died_of_is_done(tmp_path: Path) -> None:
+async def test_a_deletion_that_crashed_is_completed(tmp_path: Path) -> None:
     async with restarted(tmp_path, *KEEP_ALL, failpoint="delete.renamed") as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", SPEC)

@@ -1,4 +1,4 @@
-"""Records and checkpoints to keep."""
+"""Records and checkpoints for the tests of stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bptt_core import Chunk
 
 
 def tick_record(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:
-    """A tick of one chunk whose values tell its number."""
+    """A tick of one chunk whose values encode its lsn."""
     inputs = np.full((steps, 3), number, np.float32)
     return Record(number, (Chunk(stream_id, (number - 1) * steps, inputs),))
 
@@ -31,7 +31,7 @@ def command(number: int, name: str, **arguments: Any) -> Record:
 
 
 def checkpoint(number: int, model_id: str = "m", *, size: int = 6, **known: Any) -> Checkpoint:
-    """A checkpoint after so many records, of `size` numbers."""
+    """A checkpoint after `lsn` records, with `size` numbers."""
     arrays = {"a": np.arange(float(size)).reshape(2, -1).T, "none": np.empty((0, 3), np.int64)}
     return Checkpoint(model_id, number, arrays, {"lsn": number, "names": ["é", "b"]}, **known)
 
@@ -55,7 +55,7 @@ def numbers(records: Iterator[Record]) -> list[int]:
 
 
 def same(left: Record, right: Record) -> bool:
-    """Whether two records are the same bit for bit."""
+    """True if two records are equal bit for bit."""
     if left.lsn != right.lsn or type(left.body) is not type(right.body):
         return False
     if isinstance(left.body, Command) or isinstance(right.body, Command):
@@ -73,7 +73,7 @@ def _same_chunk(left: Chunk, right: Chunk) -> bool:
 
 
 def same_bits(left: Any, right: Any) -> bool:
-    """Whether two arrays are the same, NaN's bits and type included; both may be None."""
+    """True if two arrays have the same type and bits, also of NaN; both may be None."""
     if left is None or right is None:
         return left is right
     return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())

@@ -1,7 +1,6 @@
-"""Bits of a small data folder flipped, one at a time: never a crash, never another model.
+"""Flips single bits of a small data folder: the result is never a crash or another model.
 
-Every file, and every seventh bit of all that holds something, so each byte is met and each place in
-a byte.
+Flips every seventh used bit of every file, so that each byte and each bit position is covered.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ Model = tuple[int, dict[int, bytes]]
 
 
 def read_back(store: SqliteStore) -> tuple[dict[int, object], dict[int, bytes]]:
-    """As a server does at its start: the newest whole checkpoint and the records behind it."""
+    """Load the newest intact checkpoint and the records after it, as a server does at its start."""
     for info in reversed(store.checkpoints("m")):
         try:
             found = store.load("m", info.lsn)
@@ -141,7 +140,7 @@ def test_no_flipped_bit_ends_the_start_or_gives_another_model(
         store = SqliteStore(folder, disk=Unsynced())
         place = f"{name}, bit {bit}"
         try:
-            store.open()  # must not raise, whatever it finds
+            store.open()  # must not raise for any flipped bit
         except Exception as error:
             raise AssertionError(f"{place}: the store does not open: {error!r}") from error
         try:
@@ -163,7 +162,7 @@ def test_no_flipped_bit_ends_the_start_or_gives_another_model(
 
 
 def test_no_flipped_bit_breaks_verify_or_repair(whole: Contents, tmp_path: Path) -> None:
-    """What a repair leaves opens, and takes records."""
+    """A repaired folder opens and accepts records."""
     repaired = 0
     for name, bit in list(flips(whole))[::11]:
         folder = tmp_path / "flipped"

@@ -1,4 +1,4 @@
-"""The file of a checkpoint, which is laid out here and read by its library."""
+"""The file of a checkpoint, which the safetensors library can read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bptt.durability.checkpoints import encode, load
 
 
 def test_a_checkpoint_is_a_file_that_safetensors_reads(tmp_path: Path) -> None:
-    """Of every type that a state has, empty and of no axes too, and each array on its boundary."""
+    """Covers every dtype of a state, empty arrays and scalars; each array is aligned."""
     arrays: dict[str, NDArray[Any]] = {
         "odd": np.arange(5, dtype=np.uint8),
         "wide": np.linspace(0, 1, 6).reshape(2, 3),

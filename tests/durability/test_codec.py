@@ -1,4 +1,4 @@
-"""Records as bytes: what goes in comes out, and what was changed is seen."""
+"""Records as bytes: round trips, and detection of changed bytes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_record_comes_back_bit_for_bit(record: Record) -> None:
 
 
 @given(records, st.data())
-def test_any_flipped_bit_is_seen(record: Record, data: st.DataObject) -> None:
+def test_any_flipped_bit_is_detected(record: Record, data: st.DataObject) -> None:
     encoded = bytearray(codec.encode(record))
     bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
     encoded[bit // 8] ^= 1 << bit % 8
@@ -66,7 +66,7 @@ def test_any_flipped_bit_is_seen(record: Record, data: st.DataObject) -> None:
 
 
 @given(records, st.data())
-def test_a_record_that_is_cut_or_longer_is_seen(record: Record, data: st.DataObject) -> None:
+def test_a_record_of_another_length_is_detected(record: Record, data: st.DataObject) -> None:
     encoded = codec.encode(record)
     with pytest.raises(ValueError, match=r"checksum|too few"):
         codec.decode(record.lsn, encoded[: data.draw(st.integers(0, len(encoded) - 1))])
@@ -75,13 +75,13 @@ def test_a_record_that_is_cut_or_longer_is_seen(record: Record, data: st.DataObj
 
 
 @given(records)
-def test_a_record_under_another_number_is_seen(record: Record) -> None:
+def test_a_record_under_another_lsn_is_detected(record: Record) -> None:
     with pytest.raises(ValueError, match="checksum"):
         codec.decode(record.lsn + 1, codec.encode(record))
 
 
 @given(st.binary(max_size=80), st.sampled_from(b"TCX"))
-def test_whatever_is_under_a_right_checksum_is_read_or_refused(payload: bytes, kind: int) -> None:
+def test_any_bytes_under_a_valid_checksum_are_read_or_refused(payload: bytes, kind: int) -> None:
     try:
         record = codec.decode(1, sealed(1, bytes([1, kind, 0, 0]), payload))
     except ValueError:
@@ -95,7 +95,7 @@ def sealed(number: int, prefix: bytes, payload: bytes) -> bytes:
 
 
 def test_the_bytes_are_those_of_the_description() -> None:
-    """The format by hand, so that no change of it goes unseen."""
+    """Builds the format by hand, so that every change of it is noticed."""
     inputs = np.array([[1.5, -2.0]], np.float32)
     targets = np.array([-1], np.int64)
     payload = struct.pack("<I", 1) + struct.pack("<HHq", 3, 2, 7) + b"\xc3\xa9"
@@ -182,7 +182,9 @@ def test_a_stream_s_name_that_is_too_long_is_refused() -> None:
         (b"\x01C\x00\x00", b"{}", "cannot be read"),
     ],
 )
-def test_what_another_program_wrote_is_named(prefix: bytes, payload: bytes, found: str) -> None:
+def test_another_programs_file_is_refused_by_name(
+    prefix: bytes, payload: bytes, found: str
+) -> None:
     with pytest.raises(ValueError, match=found):
         codec.decode(3, sealed(3, prefix, payload))
 

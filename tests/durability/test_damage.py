@@ -1,4 +1,4 @@
-"""Files that were torn, flipped, cut or lost: each is found, and named with what was found."""
+"""Torn, flipped, cut or lost files: each is detected and named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
-    """The same as a process leaves it that is killed: all is in the write-ahead log."""
+    """The same folder after a kill: all records are in the write-ahead log."""
     with opened(tmp_path / "live", "full") as store:
         store.save(checkpoint(0))
         for record in tick_records(1, 10):
@@ -44,7 +44,7 @@ def killed(tmp_path: Path) -> Path:
 
 
 def read(store: SqliteStore, after: int = 0) -> tuple[list[int], str]:
-    """The records that a store gives, and what it says when it can give no more."""
+    """The readable records of a store, and the error that ends them."""
     found: list[int] = []
     try:
         for record in store.tail("m", after):
@@ -109,7 +109,7 @@ def test_a_missing_checkpoint_is_not_listed_and_the_one_before_leads_on(data: Pa
 
 
 def change(data: Path, *statements: str) -> None:
-    """Do to the journal's tables what damage may have done."""
+    """Change the journal's tables as damage might."""
     with closing(sqlite3.connect(model_folder(data) / "journal.sqlite3")) as connection:
         for statement in statements:
             connection.execute(statement)
@@ -218,8 +218,8 @@ def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["lost", "cut", "flipped", "torn at its end"])
-def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) -> None:
-    """SQLite takes a damaged write-ahead log for one that a crash has cut, and says nothing."""
+def test_a_lost_end_of_a_journal_is_detected(killed: Path, what: str) -> None:
+    """SQLite treats a damaged write-ahead log as one cut by a crash, without an error."""
     path = model_folder(killed) / "journal.sqlite3-wal"
     data = bytearray(path.read_bytes())
     if what == "lost":
@@ -240,7 +240,7 @@ def test_the_end_of_a_journal_that_is_gone_is_missed(killed: Path, what: str) ->
         assert len(records) == 9
 
 
-def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> None:
+def test_an_uncommitted_torn_record_is_no_damage(killed: Path) -> None:
     path = model_folder(killed) / "journal.sqlite3-wal"
     path.write_bytes(path.read_bytes()[:-100])
     commit_watermark.write(model_folder(killed), 9, synced=True)  # killed within the last commit
@@ -250,7 +250,7 @@ def test_what_was_torn_before_it_was_committed_is_not_missed(killed: Path) -> No
         assert numbers(store.tail("m", 9)) == [10, 11, 12]
 
 
-def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
+def test_with_durability_process_records_lost_in_a_power_failure_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path, "process") as store:
@@ -262,7 +262,7 @@ def test_with_durability_process_an_end_that_a_stopped_machine_lost_is_told(
     assert "ends with lsn 5; 9 was committed, but not synced" in caplog.text
 
 
-def test_a_damaged_mark_is_told_and_stops_nothing(
+def test_a_damaged_commit_watermark_is_logged_and_stops_nothing(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = model_folder(data) / "committed"
@@ -288,7 +288,7 @@ def test_a_damaged_mark_is_told_and_stops_nothing(
 def test_a_damaged_epoch_stops_nothing(
     data: Path, caplog: pytest.LogCaptureFixture, damage: bytes, found: str
 ) -> None:
-    """The journals tell which epochs there were; a later one than theirs is taken."""
+    """The journals hold the earlier epochs; the store chooses a later one."""
     (data / "epoch").write_bytes(damage)
     store = SqliteStore(data)
     with caplog.at_level(logging.WARNING):
@@ -313,7 +313,7 @@ def test_an_epoch_of_an_earlier_version_is_the_number_alone(data: Path) -> None:
 @pytest.mark.parametrize("value", ["x'ff'", "NULL", "'text'", "1.5", "-1"])
 @pytest.mark.parametrize("column", ["epoch", "base"])
 def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) -> None:
-    """SQLite gives whatever type a damaged page says. It breaks no start and no tool."""
+    """SQLite returns the type that a damaged page states; neither a start nor a tool fails."""
     change(
         data,
         "CREATE TABLE other (one, epoch, base)",
@@ -334,7 +334,7 @@ def test_a_value_of_another_type_is_damage(data: Path, column: str, value: str) 
     assert repair.plan(store, found).needed
 
 
-def test_what_an_interruption_left_is_cleared_away(data: Path) -> None:
+def test_leftovers_of_an_interruption_are_removed(data: Path) -> None:
     models = data / "models"
     (models / "m" / "checkpoint-000000000012.safetensors.aside").write_bytes(b"half")
     for leftover in (".deleted-n", ".new-o"):

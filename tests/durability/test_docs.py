@@ -1,4 +1,4 @@
-"""docs/journal.md describes the format exactly enough: its reader reads what the store wrote."""
+"""docs/journal.md describes the format exactly: its reader reads a journal of the store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
     ]
 
 
-def test_what_the_page_says_is_kept_is_what_is_kept() -> None:
+def test_the_page_states_the_default_retention() -> None:
     kept = Kept()
     assert f"the newest {kept.checkpoints} checkpoints" in PAGE
     assert f"up to {kept.history_bytes >> 20} MB of journal" in PAGE

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, writers that are stale, processes that end at any point."""
+"""Full or read-only disks, stale writers, and processes that end at any point."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "file" / "data").open()
 
 
-def test_another_program_that_holds_the_journal_is_told_of(
+def test_a_journal_locked_by_another_program_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bptt.durability.files.BUSY_SECONDS", 0.01)
@@ -146,7 +146,7 @@ def test_another_program_that_holds_the_journal_is_told_of(
 
 
 def later_writer(folder: Path) -> None:
-    """What a second server does where the lock does not reach: it opens the journal."""
+    """Open the journal as a second server does on a file system without working locks."""
     number = lock.next_epoch(folder, lock.last_epoch(folder), None)
     with closing(sqlite3.connect(folder / "models" / "m" / "journal.sqlite3")) as connection:
         connection.execute("UPDATE writer SET epoch = ?", (number,))
@@ -216,7 +216,7 @@ def is_there(store: SqliteStore, after: int) -> bool:
     return True
 
 
-def test_a_folder_stays_within_its_bound_and_the_log_says_what_went(
+def test_a_folder_stays_within_its_bound_and_deletions_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "models" / "m"
@@ -238,12 +238,12 @@ def test_a_folder_stays_within_its_bound_and_the_log_says_what_went(
     ("name", "value"),
     [("checkpoints", 0), ("history_bytes", -1), ("model_bytes", 0), ("open_journals", 0)],
 )
-def test_bounds_that_cannot_be_are_refused(name: str, value: int) -> None:
+def test_invalid_bounds_are_refused(name: str, value: int) -> None:
     with pytest.raises(InvalidRequest, match=f"kept.{name} is {value}, but must be at least"):
         Kept(**{name: value})
 
 
-def test_the_newest_stays_whatever_it_takes(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_kept_at_any_size(tmp_path: Path) -> None:
     with opened(tmp_path, kept=Kept(model_bytes=1000, history_bytes=0)) as store:
         store.save(checkpoint(0, size=10_000))
         store.append("m", tick_records(1, 5))
@@ -267,9 +267,7 @@ def test_a_journal_that_once_grew_large_becomes_small_again(tmp_path: Path) -> N
     assert path.stat().st_size < 10 << 20
 
 
-def test_what_cannot_be_let_go_of_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pruning_failure_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path, kept=Kept(checkpoints=1, history_bytes=0)) as store:
         store.save(checkpoint(0))
         store.append("m", tick_records(1, 1))
@@ -305,7 +303,7 @@ def test_without_a_journal_checkpoints_are_all_there_is(tmp_path: Path) -> None:
 def test_a_journal_that_ends_before_the_newest_checkpoint_begins_again_there(
     tmp_path: Path,
 ) -> None:
-    """As after a machine's end with durability `process`, whose checkpoints are synced."""
+    """As after a power failure with durability `process`, whose checkpoints are synced."""
     with opened(tmp_path, "process") as store:
         store.save(checkpoint(0))
         store.append("m", tick_records(1, 9))
@@ -346,7 +344,7 @@ def open_files() -> int:
 
 
 def test_models_and_checkpoints_are_written_side_by_side(tmp_path: Path) -> None:
-    """Two threads a model, one that appends and one that saves, and few open journals."""
+    """Two threads for each model, one appends and one saves, with few open journals."""
     batches, failures = 40, []
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:
@@ -423,7 +421,7 @@ print("deleted", flush=True)
 
 @pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("point", POINTS)
-def test_a_process_that_is_killed_at_any_point_loses_nothing_it_was_told_is_there(
+def test_a_process_killed_at_any_point_loses_no_committed_record(
     tmp_path: Path, point: str, nth: int
 ) -> None:
     done = subprocess.run(

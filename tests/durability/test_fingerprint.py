@@ -12,7 +12,7 @@ from importlib import metadata
 from bptt.durability import differences, fingerprint
 
 
-def test_it_names_processor_and_libraries() -> None:
+def test_the_fingerprint_names_processor_and_libraries() -> None:
     found = fingerprint()
     assert found["python"] == platform.python_version()
     assert found["numba"] == metadata.version("numba")

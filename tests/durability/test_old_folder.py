@@ -1,4 +1,4 @@
-"""A data folder that was written before journals counted in lsn opens, and its model goes on.
+"""A data folder of format 1, without lsn, opens, and its model continues.
 
 `data/format_1.zip` was made by that version: ten ticks, a checkpoint, five ticks, a restore, three
 ticks, a change of the learning rate, a roll-back, two ticks. `closed` is as a clean stop left it,
@@ -36,7 +36,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def ticks() -> Iterator[Tick]:
-    """The ticks that it was made from."""
+    """The ticks in the folder."""
     random, step = np.random.default_rng(0), 0
     for number in range(20):
         if number == 15:
@@ -68,7 +68,7 @@ def expected(folder: Path) -> Learner:
     return learner
 
 
-def test_it_opens_and_its_model_is_the_same_bit_for_bit(old: Path) -> None:
+def test_an_old_folder_opens_with_the_same_model_bit_for_bit(old: Path) -> None:
     store = SqliteStore(old)
     assert store.open() == 2
     found = recover(store, "buoy")
@@ -99,7 +99,7 @@ def test_it_opens_and_its_model_is_the_same_bit_for_bit(old: Path) -> None:
         ]
 
 
-def test_the_tools_read_it_and_leave_its_format(old: Path, tmp_path: Path) -> None:
+def test_the_tools_read_an_old_folder_and_keep_its_format(old: Path, tmp_path: Path) -> None:
     store = SqliteStore(old)
     with store.offline():
         found = replay.verify(store, "buoy")

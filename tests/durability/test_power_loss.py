@@ -1,4 +1,4 @@
-"""Power failures: what was acknowledged under `full` is there afterwards, whatever was lost.
+"""Power failures: with `full`, acknowledged steps survive any loss of unsynced writes.
 
 `kill -9` cannot show this: the operating system keeps what a killed process has written.
 """
@@ -31,7 +31,7 @@ KEPT = Kept(checkpoints=2, history_bytes=0)
 
 @dataclass
 class Run:
-    """A server's life on a disk: what it did to its store, and the model after each record."""
+    """A server's operations on its store, and the model after each record."""
 
     disk: PowerDisk
     durability: Durability
@@ -96,7 +96,7 @@ class Run:
 
 
 def what_is_wrong(run: Run, at: int, seed: int, target: Path) -> str:
-    """Let the power fail after `at` operations, recover, and say what promise was broken."""
+    """Simulate a power failure after `at` operations, recover, and return the broken promise."""
     told = run.disk.fail(at, random.Random(seed), target)
     acknowledged = max((what for kind, what in told if kind == "lsn"), default=-1)
     store = SqliteStore(target / "data", run.durability)
@@ -147,7 +147,7 @@ def broken(
 
 @pytest.fixture(autouse=True)
 def _small_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite moves its log into the file every few commits, so that failures meet that, too."""
+    """Make SQLite checkpoint its log every few commits, so that failures also occur during that."""
     monkeypatch.setattr(journal, "LOG_PAGES", 8)
 
 

@@ -1,4 +1,4 @@
-"""What cannot be held in memory is refused before it is made, by name."""
+"""Models and streams that are too large are refused before they are allocated."""
 
 from __future__ import annotations
 

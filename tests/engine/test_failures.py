@@ -1,4 +1,4 @@
-"""What a model does when something breaks: nothing waits for ever, and it comes back by itself."""
+"""Failures of a model: every waiting task is answered, and the model is recovered."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failures(host: Host) -> dict[str, float]:
-    """Counts of the metric of failures, by reason."""
+    """Values of the failure metric by reason."""
     return {
         each.labels["reason"]: each.value
         for family in host.metrics.registry.collect()
@@ -69,7 +69,7 @@ def failures(host: Host) -> dict[str, float]:
 
 
 async def came_back(host: Host, before: Any) -> None:
-    """Wait until another trainer has taken the place of one that failed, and learn from it."""
+    """Wait until a new trainer has replaced a failed one, and learn a chunk with it."""
     await until(lambda: host.registry.get("m") is not before and host.state is State.RUNNING)
     at = host.registry.get("m").expected_step("s")
     assert (await host.learn(2)).next_step == at + 2
@@ -112,7 +112,7 @@ async def test_a_worker_that_is_cancelled_is_replaced(store: HeldStore) -> None:
         assert failures(host) == {"learning": 1}
 
 
-async def test_all_that_waits_for_a_model_that_fails_is_answered(store: HeldStore) -> None:
+async def test_everything_waiting_for_a_failing_model_is_answered(store: HeldStore) -> None:
     async with hosting(store, Breaking) as host:
         await made(host)
         model = host.registry.get("m")
@@ -135,7 +135,7 @@ async def test_all_that_waits_for_a_model_that_fails_is_answered(store: HeldStor
 
 
 async def test_no_checkpoint_of_a_half_applied_model_is_saved(store: HeldStore) -> None:
-    """The broken run had learned a chunk; its copy would have the journal's last number."""
+    """The failed run had learned a chunk; a copy would have the last lsn of the journal."""
     async with hosting(store, Breaking) as host:
         await made(host)
         model = host.registry.get("m")
@@ -151,7 +151,7 @@ async def test_no_checkpoint_of_a_half_applied_model_is_saved(store: HeldStore) 
         await came_back(host, model)
 
 
-async def test_a_model_that_breaks_each_time_is_brought_back_a_bounded_number_of_times(
+async def test_a_model_that_fails_each_time_is_recovered_a_bounded_number_of_times(
     store: HeldStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with hosting(store) as host:
@@ -254,7 +254,7 @@ def full() -> StorageFull:
     return StorageFull("journal.sqlite3 could not be written: No space left on device")
 
 
-async def test_a_model_is_deleted_though_its_disk_is_full_and_chunks_wait(
+async def test_a_model_with_queued_chunks_is_deleted_on_a_full_disk(
     store: HeldStore,
 ) -> None:
     async with hosting(store) as host:
@@ -274,13 +274,13 @@ async def test_a_model_is_deleted_though_its_disk_is_full_and_chunks_wait(
             await made(host)
             store.errors["append"] = full
             await host.learn(4)
-            host.give(4)  # accepted before the disk said that it is full, and never learned
+            host.give(4)  # accepted before the first failed commit, and never learned
             await until(lambda: host.registry.get("m").state is State.STALLED)
             await host.registry.delete("m")
             assert await host.registry.stop(10.0) == []
 
 
-async def test_nobody_waits_for_a_full_disk_for_ever(
+async def test_waits_for_a_full_disk_end_with_an_error(
     store: HeldStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalls, "STALL_SECONDS", 0.05)
@@ -328,14 +328,16 @@ async def test_a_deletion_that_fails_keeps_the_name_and_may_be_repeated(
         assert host.registry.get("m").views["s"].next_step == 4
 
 
-async def test_a_model_is_never_made_in_a_folder_of_another(store: HeldStore) -> None:
+async def test_a_model_is_never_created_in_another_models_folder(store: HeldStore) -> None:
     async with hosting(store) as host:
         store.save(make_checkpoint(ModelDefinition("m", SPEC), Learner(SPEC), 0))  # unknown to it
         with pytest.raises(ModelExists):
             await host.registry.create(ModelDefinition("m", SPEC))
 
 
-async def test_a_leftover_of_a_deletion_is_in_nobodys_way(store: HeldStore, tmp_path: Path) -> None:
+async def test_the_leftover_of_a_deletion_does_not_block_the_name(
+    store: HeldStore, tmp_path: Path
+) -> None:
     for name in (".deleted-m", ".new-m"):
         (tmp_path / "models" / name).mkdir()
         (tmp_path / "models" / name / "leftover").write_text("in the way")
@@ -346,7 +348,7 @@ async def test_a_leftover_of_a_deletion_is_in_nobodys_way(store: HeldStore, tmp_
             assert store.models() == []
 
 
-async def test_of_several_deletions_of_a_damaged_model_one_deletes_it(
+async def test_one_of_several_concurrent_deletions_deletes_a_damaged_model(
     store: HeldStore, tmp_path: Path
 ) -> None:
     async with hosting(store) as host:
@@ -362,7 +364,7 @@ async def test_of_several_deletions_of_a_damaged_model_one_deletes_it(
         assert host.health == {"m": None}
 
 
-async def test_a_checkpoint_that_was_saved_is_answered_though_a_newer_one_pruned_it(
+async def test_saving_is_answered_even_if_a_newer_checkpoint_pruned_the_saved_one(
     tmp_path: Path,
 ) -> None:
     store = HeldStore(tmp_path, Kept(checkpoints=1))
@@ -384,7 +386,7 @@ async def test_a_checkpoint_that_was_saved_is_answered_though_a_newer_one_pruned
 # ---------------------------------------------------------------------- the data folder
 
 
-def test_a_leftover_that_cannot_be_removed_is_a_line_of_the_log(
+def test_a_leftover_that_cannot_be_removed_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     models = tmp_path / "models"
@@ -418,7 +420,7 @@ def test_a_model_folder_that_is_a_link_is_deleted_as_a_link(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("error", [TypeError, UnicodeDecodeError, ValueError, RecursionError])
 @pytest.mark.parametrize("where", ["load", "tail"])
-async def test_whatever_decoding_raises_the_other_models_are_served(
+async def test_an_unexpected_decoding_error_leaves_other_models_served(
     where: str, error: type[Exception], store: HeldStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decoding() -> Exception:
@@ -454,7 +456,7 @@ async def test_a_command_of_a_newer_version_makes_a_model_read_only(store: HeldS
         assert f"record {lsn + 1}" in host.registry.status("m").state_reason
 
 
-def test_a_record_that_breaks_the_learner_half_way_is_replayed_up_to_it(
+def test_replay_stops_before_a_record_that_breaks_the_learner(
     store: HeldStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = Learner(SPEC)

@@ -29,7 +29,7 @@ def names(fair_queue: FairQueue, chunks_max: int = 100, steps_max: int = 100) ->
     return [[each.stream_id for each in one.chunks] for one in batches]
 
 
-def test_a_round_has_one_chunk_a_stream() -> None:
+def test_a_batch_has_at_most_one_chunk_of_each_stream() -> None:
     fair_queue = FairQueue()
     for name in "aababc":
         fair_queue.put(chunk(name))
@@ -37,7 +37,7 @@ def test_a_round_has_one_chunk_a_stream() -> None:
     assert not fair_queue
 
 
-def test_who_was_served_goes_to_the_back() -> None:
+def test_a_served_stream_goes_to_the_back_of_the_queue() -> None:
     fair_queue = FairQueue()
     for name in "aaabbbccc":
         fair_queue.put(chunk(name))
@@ -46,7 +46,7 @@ def test_who_was_served_goes_to_the_back() -> None:
     assert names(fair_queue, chunks_max=2) == [["b", "c"]]
 
 
-def test_steps_bound_a_run_but_one_chunk_is_always_taken() -> None:
+def test_a_run_is_bounded_in_steps_but_takes_at_least_one_chunk() -> None:
     fair_queue = FairQueue()
     for _ in range(3):
         fair_queue.put(chunk("a", steps=60))
@@ -54,7 +54,7 @@ def test_steps_bound_a_run_but_one_chunk_is_always_taken() -> None:
     assert names(fair_queue, steps_max=1) == [["a"]]
 
 
-def test_what_waits_is_weighed() -> None:
+def test_the_weight_of_the_queue_is_that_of_its_chunks() -> None:
     fair_queue = FairQueue()
     fair_queue.put(chunk("a", steps=3))
     fair_queue.put(command("a"))
@@ -79,7 +79,7 @@ entries = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), max_si
 
 
 @given(entries, st.integers(1, 10), st.integers(1, 10))
-def test_everything_comes_out_once_in_order_and_at_most_one_a_stream(
+def test_entries_are_taken_once_in_order_and_at_most_one_of_each_stream(
     put: list[tuple[str, int]], chunks_max: int, steps_max: int
 ) -> None:
     fair_queue = FairQueue()
@@ -102,7 +102,7 @@ def test_everything_comes_out_once_in_order_and_at_most_one_a_stream(
 
 
 @given(st.integers(1, 6), st.integers(1, 20))
-def test_no_stream_waits_for_more_than_one_chunk_of_each_other(
+def test_a_stream_waits_for_at_most_one_chunk_of_each_other_stream(
     others: int, chunks_max: int
 ) -> None:
     fair_queue = FairQueue()

@@ -1,4 +1,4 @@
-"""A stream that sends without end does not starve one that sends a little."""
+"""A stream that sends continuously does not starve one that sends little."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = np.ones((2, 1), np.float32)
 
 
 async def feed(trainer: Trainer, responses: ResponseQueue, stream_id: str, chunks: int) -> None:
-    """As a Learn call does: wait for room, then take a place."""
+    """Wait for room, then queue a chunk, as a Learn call does."""
     for _ in range(chunks):
         await trainer.room()
         trainer.accept(IncomingChunk(stream_id, None, STEPS, None, False), responses.pending(0))

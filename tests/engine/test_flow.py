@@ -1,4 +1,4 @@
-"""When gradient flow is looked at, at what, and how it reaches the metrics."""
+"""When gradient flow is measured, on which window, and how it reaches the metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bptt.observability.metrics import Metrics, ModelMetrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec
 from tests.engine.test_trainer import answers, give, inputs, training
 
-SECONDS = 1e6  # of learning: no look is too dear
+SECONDS = 1e6  # of learning: every measurement is within its share
 
 
 def learner_of(**spec: Any) -> Learner:
@@ -44,7 +44,7 @@ def feed(learner: Learner, first: int, steps: int) -> Outcome:
 
 
 def flows(learner: Learner, watch: FlowWatch, chunk: int, count: int) -> list[GradientFlow]:
-    """What is measured while chunks come in."""
+    """The measurements while chunks are learned."""
     found: list[GradientFlow] = []
     for first in range(0, chunk * count, chunk):
         outcome = feed(learner, first, chunk)
@@ -68,13 +68,13 @@ def flows(learner: Learner, watch: FlowWatch, chunk: int, count: int) -> list[Gr
         ({"task": "regression", "output_size": 2, "k1": 8}, 3, 7),
     ],
 )
-def test_the_longest_window_that_comes_is_looked_at(spec: Any, chunk: int, steps: int) -> None:
+def test_the_longest_window_is_measured(spec: Any, chunk: int, steps: int) -> None:
     found = flows(learner_of(**spec), FlowWatch(5), chunk, 200)
     assert len(found) >= 2
     assert {flow.steps for flow in found} == {steps}
 
 
-def test_a_look_is_at_the_model_as_it_is() -> None:
+def test_a_measurement_uses_the_current_model() -> None:
     learner, watch = learner_of(), FlowWatch(1)
     outcome = feed(learner, 0, 16)
     assert watch.is_due(outcome)
@@ -85,7 +85,7 @@ def test_a_look_is_at_the_model_as_it_is() -> None:
     np.testing.assert_array_equal(flow.ratios, expected.ratios)
 
 
-def test_it_is_due_every_so_many_updates() -> None:
+def test_a_measurement_is_due_after_a_number_of_updates() -> None:
     learner, watch = learner_of(), FlowWatch(50)
     looked = []
     for first in range(0, 800, 8):
@@ -98,11 +98,11 @@ def test_it_is_due_every_so_many_updates() -> None:
     assert all(50 <= later - earlier < 54 for earlier, later in pairwise(looked))
 
 
-def test_zero_means_never() -> None:
+def test_zero_updates_disable_the_measurement() -> None:
     assert flows(learner_of(), FlowWatch(0), 8, 20) == []
 
 
-def test_it_waits_until_it_costs_at_most_its_share() -> None:
+def test_a_measurement_waits_until_its_cost_is_within_its_share() -> None:
     learner, watch = learner_of(), FlowWatch(1)
     outcome = feed(learner, 0, 8)
     assert watch.is_due(outcome)
@@ -116,7 +116,7 @@ def test_it_waits_until_it_costs_at_most_its_share() -> None:
     assert watch.is_due(outcome)
 
 
-def test_where_no_run_leaves_a_window_it_stops_looking_for_one() -> None:
+def test_the_search_ends_if_no_run_leaves_a_window() -> None:
     learner, watch = learner_of(task="regression", output_size=2, k1=8), FlowWatch(1000)
     due = []
     for first in range(0, 8 * 60, 8):
@@ -128,7 +128,7 @@ def test_where_no_run_leaves_a_window_it_stops_looking_for_one() -> None:
     assert not any(due[20:])
 
 
-def test_a_stream_that_was_refused_or_deleted_is_not_looked_at() -> None:
+def test_a_refused_or_deleted_stream_is_not_measured() -> None:
     learner, watch = learner_of(), FlowWatch(1)
     outcome = feed(learner, 0, 16)
     assert watch.is_due(outcome)
@@ -162,7 +162,7 @@ def series(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], floa
     }
 
 
-def test_the_series_say_what_was_measured() -> None:
+def test_the_metrics_show_the_measurement() -> None:
     metrics = Metrics()
     model = metrics.open_model("m", learner_of().figures, lambda: Gauges(0, 0, 0))
     names = ("gradient_flow_ratio", "memory_horizon_steps", "recurrent_spectral_radius")
@@ -181,18 +181,18 @@ def test_the_series_say_what_was_measured() -> None:
     assert series(metrics)["bptt_memory_horizon_steps"] == {}
 
 
-async def test_a_trainer_reports_it() -> None:
+async def test_a_trainer_reports_the_gradient_flow() -> None:
     async with training() as trainer:
         responses = ResponseQueue(10, 1000)
         for first in range(0, 40, 4):
             give(trainer, responses, "a", inputs(4, first))
             await answers(responses, 1)
-        # The look comes after the answer of its run, and before the next run.
+        # The measurement comes after the answer of its run, and before the next run.
         assert isinstance(trainer.sink, ModelMetrics)
         assert trainer.sink.gradient_flow is not None
         assert trainer.sink.gradient_flow.steps == 4
 
 
-def test_the_setting_is_checked() -> None:
+def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="gradient_flow_updates"):
         ServerConfig(gradient_flow_updates=-1)

@@ -68,7 +68,7 @@ async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> Non
 
 
 def journaled(store: SqliteStore) -> None:
-    """A model that is saved at its beginning only, and a journal behind it."""
+    """A model with only its first checkpoint, and a journal after it."""
     learner = Learner(SPEC)
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None].repeat(2, axis=1)
@@ -76,7 +76,7 @@ def journaled(store: SqliteStore) -> None:
     store.append("m", [Record(lsn, (chunk,)) for lsn, chunk in enumerate(chunks, start=1)])
 
 
-def test_a_long_recovery_says_how_far_it_is(
+def test_a_long_recovery_logs_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recovery, "PROGRESS_SECONDS", 0.0)
@@ -100,7 +100,7 @@ def test_a_long_recovery_says_how_far_it_is(
 async def test_models_that_are_being_recovered_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By name at first, then as their checkpoint has them."""
+    """First by name only, then with the status of their checkpoint."""
     store = SqliteStore(tmp_path)
     store.open()
     journaled(store)
@@ -147,8 +147,8 @@ async def test_models_that_are_being_recovered_are_listed(
         store.close()
 
 
-def test_checkpoints_made_before_skips_were_counted_are_read(tmp_path: Path) -> None:
-    """They say nothing of updates that were skipped."""
+def test_checkpoints_without_a_count_of_skipped_updates_are_read(tmp_path: Path) -> None:
+    """Their metadata has no number of skipped updates."""
     store = SqliteStore(tmp_path)
     store.open()
     try:

@@ -1,4 +1,4 @@
-"""Chunks that are applied together: the same answers, the same model, fewer records."""
+"""Joined chunks: the same answers, the same model, fewer records."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def assert_same_state(mine: Learner, its: Learner) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_joined_chunks_are_answered_as_if_they_had_come_one_by_one(name: str) -> None:
+def test_joined_chunks_get_the_answers_of_separate_chunks(name: str) -> None:
     spec = SPECS[name]
     learner, alone = Learner(spec, backend="reference"), Learner(spec, backend="reference")
     given = chunks(spec)
@@ -97,7 +97,7 @@ def test_joined_chunks_are_answered_as_if_they_had_come_one_by_one(name: str) ->
     assert_same_state(replayed, alone)
 
 
-def test_joined_chunks_that_follow_others_are_answered_as_well() -> None:
+def test_joined_chunks_after_earlier_steps_get_the_answers_of_separate_chunks() -> None:
     learner, alone = (Learner(FORECAST, backend="reference") for _ in range(2))
     given = chunks(FORECAST)
     for part in (given[:3], given[3:5], given[5:]):
@@ -106,7 +106,7 @@ def test_joined_chunks_that_follow_others_are_answered_as_well() -> None:
             assert_same(mine, alone.apply([each]).chunks[0])
 
 
-def test_a_bad_chunk_is_refused_and_those_joined_with_it_are_not() -> None:
+def test_only_the_bad_one_of_several_joined_chunks_is_refused() -> None:
     learner = Learner(FORECAST, backend="reference")
     given = chunks(FORECAST)[:3]
     bad = given[2].inputs.copy()
@@ -130,12 +130,12 @@ def test_a_bad_chunk_is_refused_and_those_joined_with_it_are_not() -> None:
         replace(FORECAST, on_divergence="roll_back"),
     ],
 )
-def test_some_models_take_their_chunks_one_by_one(spec: ModelSpec) -> None:
+def test_chunks_of_some_models_are_not_joined(spec: ModelSpec) -> None:
     waiting = batches(chunks(spec))
     assert [len(each) for each in groups(spec, waiting)] == [1] * len(waiting)
 
 
-def test_what_stands_between_two_chunks_keeps_them_apart() -> None:
+def test_chunks_with_an_entry_between_them_are_not_joined() -> None:
     given = chunks(FORECAST)[:4]
     waiting = batches(given)
     waiting[1].commands.append(StreamCommand("s", "reset", None))  # type: ignore[arg-type]
@@ -146,8 +146,8 @@ def test_what_stands_between_two_chunks_keeps_them_apart() -> None:
     assert [each for group in found for each in group] == waiting
 
 
-def test_a_report_holds_what_the_prequential_errors_are_made_of() -> None:
-    """Regression: |target - prediction made before it| of every step, joined to one tick or not."""
+def test_a_report_contains_the_inputs_of_the_prequential_errors() -> None:
+    """Regression: |target - earlier prediction| of every step, in one tick or in several."""
     spec = ModelSpec(
         task="regression", input_size=2, output_size=1, hidden_size=4, k1=2, k2=4, scaling=False
     )

@@ -1,4 +1,4 @@
-"""Up to which step a stream is durable, while commits are behind."""
+"""The durable step of a stream while commits are behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_stream_is_durable_up_to_its_last_commit() -> None:
     assert not durable.committed(3)
 
 
-def test_a_stream_that_was_deleted_has_nothing_durable_of_its_life_before() -> None:
+def test_a_deleted_streams_earlier_steps_do_not_count_as_durable() -> None:
     durable = DurableSteps()
     durable.applied(1, [("s", 1000, 1010)])
     durable.applied(3, [("s", 0, 5)])  # the second record deleted it

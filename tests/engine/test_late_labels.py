@@ -1,4 +1,4 @@
-"""Late labels on their way to the learner: of new steps, of old ones, and sent once more."""
+"""Late labels in the engine: of new steps, of earlier steps, and repeated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NONE = X[:0]
 
 
 async def sent(*chunks: tuple[int | None, Any, Any, int | None, bool]) -> tuple[Learner, list[Any]]:
-    """A learner that took chunks: first step, inputs, labels, their first step, end."""
+    """A learner after chunks: first step, inputs, labels, their first step, end."""
     learner, responses = Learner(SPEC, backend="reference"), ResponseQueue(1000, 1 << 20)
     answers: list[Any] = []
     with ThreadPoolExecutor(1) as executor:
@@ -52,7 +52,7 @@ def expected(*chunks: Chunk) -> Learner:
     return learner
 
 
-async def test_labels_of_steps_before_and_with_no_step_of_their_own() -> None:
+async def test_labels_of_earlier_steps_arrive_with_and_without_steps() -> None:
     learner, answers = await sent(
         (None, X[:4], None, None, False),
         (None, X[4:8], X[2:6], 2, False),
@@ -72,16 +72,16 @@ async def test_labels_of_steps_before_and_with_no_step_of_their_own() -> None:
     assert_same_memory(learner, ref, 0)
 
 
-async def test_what_is_sent_again_is_learned_once() -> None:
-    """Of a chunk that is new in part, labels whose time is over are passed over."""
+async def test_repeated_chunks_are_learned_once() -> None:
+    """Labels before the delay window are dropped from a partly repeated chunk."""
     learner, answers = await sent(
         (0, X[:4], None, None, False),
         (4, X[4:8], X[2:6], 2, False),
-        (4, X[4:8], X[2:6] + 9, 2, False),  # as a whole
+        (4, X[4:8], X[2:6] + 9, 2, False),  # all repeated
         (4, X[4:12], X[2:12], 2, False),  # the last four are new
-        (8, NONE, X[8:10], None, False),  # without steps: of 8 and 9, and the time of 8 is over
+        (8, NONE, X[8:10], None, False),  # without steps: labels of 8, which is too late, and 9
         (8, NONE, X[9:11], 9, False),
-        (8, X[8:12], None, None, True),  # as a whole, and ends nothing
+        (8, X[8:12], None, None, True),  # all repeated: it does not end the sequence again
     )
     late = answers.pop(4)
     assert isinstance(late, Refused)

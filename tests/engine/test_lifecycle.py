@@ -1,4 +1,4 @@
-"""The life of a model: the table by itself, and every state × every operation on a real host."""
+"""The lifecycle of a model: its table, and every state × every operation on a real host."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WHY: dict[State, ServiceError] = {
 
 
 def reached(state: State) -> Lifecycle:
-    """A lifecycle in this state, by the shortest way."""
+    """A lifecycle in this state, by the shortest path."""
     ways: dict[State, list[Event]] = {State.RECOVERING: []}
     while state not in ways:
         for begin, way in list(ways.items()):
@@ -74,7 +74,7 @@ def reached(state: State) -> Lifecycle:
 
 
 @pytest.mark.parametrize("state", State)
-def test_every_event_moves_as_the_table_says_or_is_refused(state: State) -> None:
+def test_every_event_follows_the_table_or_is_refused(state: State) -> None:
     for event in Event:
         life = reached(state)
         assert life.state is state
@@ -94,7 +94,7 @@ def test_every_event_moves_as_the_table_says_or_is_refused(state: State) -> None
 
 
 @pytest.mark.parametrize("state", State)
-def test_what_a_state_does_not_admit_it_refuses_with_its_own_error(state: State) -> None:
+def test_a_state_refuses_an_operation_with_its_own_error(state: State) -> None:
     for operation in Operation:
         if operation in ADMITS[state]:
             reached(state).admit(operation)
@@ -104,7 +104,7 @@ def test_what_a_state_does_not_admit_it_refuses_with_its_own_error(state: State)
             assert "'m'" in str(raised.value) or "model m" in str(raised.value) or state in WHY
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_covers_all_states_and_operations() -> None:
     assert set(TRANSITIONS) == set(ADMITS) == set(State)
     everything = {state for state in State if ADMITS[state] == set(Operation)}
     assert set(REFUSES_WITH) == set(State) - everything
@@ -149,7 +149,7 @@ def test_the_diagram_and_the_table_are_drawn_from_the_transitions() -> None:
 
 
 class HeldStore(SqliteStore):
-    """A folder whose methods can be held back, or made to fail."""
+    """A store whose methods can be held back, or made to fail."""
 
     def __init__(self, folder: Path, kept: Kept | None = None) -> None:
         super().__init__(folder, kept=kept)
@@ -185,7 +185,7 @@ class HeldStore(SqliteStore):
 
 
 class Breaking(Learner):
-    """A learner that runs out of memory at a chunk of 5 steps or more, and has changed by then."""
+    """A learner that changes and then runs out of memory at a chunk of 5 steps or more."""
 
     def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         result = super().apply(tick, predictions=predictions)
@@ -196,7 +196,7 @@ class Breaking(Learner):
 
 @dataclass(eq=False)
 class Host:
-    """A registry on a store, and what a test does to it."""
+    """A registry on a store, with the actions of tests."""
 
     registry: Registry
     store: HeldStore
@@ -205,7 +205,7 @@ class Host:
     health: dict[str, bool | None]
 
     def give(self, count: int, *, scale: float = 1.0) -> ResponseQueue:
-        """Have a chunk accepted."""
+        """Accept a chunk."""
         trainer, responses = self.registry._models["m"], ResponseQueue(10, 1 << 20)
         x, y = steps(count, trainer.expected_step("s"), scale=scale)
         incoming = IncomingChunk("s", None, x, y, end_of_sequence=False)
@@ -213,7 +213,7 @@ class Host:
         return responses
 
     async def learn(self, count: int, *, scale: float = 1.0) -> Any:
-        """Have a chunk answered."""
+        """Accept a chunk and wait for its answer."""
         return await self.give(count, scale=scale).next()
 
     @property
@@ -468,12 +468,12 @@ async def test_a_real_model_admits_what_the_table_says_and_shows_its_state(
             if each.name == "bptt_model_state"
         ]
         assert shown == [state.value]
-        if state not in (State.DRAINING, State.STOPPED):  # of which a server tells all at once
+        if state not in (State.DRAINING, State.STOPPED):  # which a server sets for all models
             await until(lambda: host.health.get("m") is (state in SERVING))
         attempt = asyncio.ensure_future(OPERATIONS[operation](host))
         refused = operation not in ADMITS[state]
         if refused or (operation in NEEDS_SNAPSHOT and not has_snapshot):
-            await asyncio.wait([attempt])  # while what holds the state is still held
+            await asyncio.wait([attempt])  # while the state is still held
             assert isinstance(attempt.exception(), REFUSES_WITH[state]), attempt.exception()
             assert host.state is state
             return
@@ -507,6 +507,6 @@ async def test_a_failed_model_comes_back_by_itself_as_it_was_before(
         assert trainer is not broken
         assert trainer.views["s"].next_step == 4
         await until(lambda: host.health.get("m") is True)
-        assert (await host.learn(4)).next_step == 8  # of a learner that does not break
+        assert (await host.learn(4)).next_step == 8  # with a learner that does not fail
         await trainer.durable()
         assert appended(store.tail("m", 0)) == 8

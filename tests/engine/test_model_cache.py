@@ -51,7 +51,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Server:
-    """A registry on a folder, as the app wires one."""
+    """A registry on a folder, as in the application."""
 
     def __init__(self, store: SqliteStore, pool: ThreadPoolExecutor, **config: Any) -> None:
         self.metrics = Metrics()
@@ -80,7 +80,7 @@ class Server:
         return answer
 
     async def in_memory(self, count: int) -> None:
-        """Wait until no more than so many models are in memory."""
+        """Wait until at most this many models are in memory."""
         await until(lambda: len(self.registry._models) <= count)
 
     def families(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ async def test_many_models_take_turns_in_little_memory_and_lose_nothing(
             assert not different(newest(store, name), twin(place, 8).state())
 
 
-async def test_all_that_can_be_asked_of_a_model_brings_it_back(tmp_path: Path) -> None:
+async def test_every_operation_brings_a_model_back_into_memory(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with serving(store, models_in_memory=1) as server:
             registry = server.registry
@@ -282,7 +282,7 @@ async def test_a_model_that_cannot_be_saved_stays_until_it_can(
         assert not different(newest(store, "a"), twin(0, 3).state())
 
 
-async def test_counters_go_on_and_gauges_go_while_a_model_is_not_in_memory(
+async def test_counters_stay_and_gauges_vanish_while_a_model_is_not_in_memory(
     tmp_path: Path,
 ) -> None:
     with opened(tmp_path) as store:
@@ -307,7 +307,7 @@ async def test_counters_go_on_and_gauges_go_while_a_model_is_not_in_memory(
             assert server.value("bptt_steps_total", "a") is None
 
 
-async def test_a_start_leaves_what_is_too_many_in_the_store(tmp_path: Path) -> None:
+async def test_a_start_leaves_models_beyond_the_limit_in_the_store(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with serving(store) as server:
             await server.create(*NAMES)
@@ -326,7 +326,7 @@ async def test_a_start_leaves_what_is_too_many_in_the_store(tmp_path: Path) -> N
             assert not different(newest(store, name), twin(place, 2).state())
 
 
-async def test_a_model_whose_files_were_damaged_meanwhile_is_told_of(
+async def test_a_model_whose_files_were_damaged_meanwhile_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as store:

@@ -1,4 +1,4 @@
-"""Runs on the event loop: learned before `accept` returns, and seen by whoever looks."""
+"""Runs on the event loop: learned before `accept` returns, and visible to every reader."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Client:
         return pending
 
     async def first(self, steps: int) -> None:
-        """Opens the stream, which is not done on the loop, and waits until the trainer is idle."""
+        """Open the stream, which takes a thread, and wait until the worker is idle."""
         self.send(steps)
         await self.responses.next()
         while not self.trainer.waits:  # noqa: ASYNC110 - a turn of the loop or two
             await asyncio.sleep(0)
 
     async def now(self, steps: int) -> None:
-        """What is learned at once."""
+        """Send steps that are learned before `accept` returns."""
         answer = self.send(steps).answer
         assert isinstance(answer, ChunkResult), "it was not learned when `accept` returned"
         assert answer.next_step == self.sent
@@ -98,7 +98,7 @@ def assert_shows(trainer: Trainer, learner: Learner) -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 3, BEHIND_RUNS_MAX + 5])
-async def test_a_run_on_the_loop_is_seen_by_whoever_looks(runs: int) -> None:
+async def test_every_reader_sees_a_run_on_the_event_loop(runs: int) -> None:
     learner = Learner(SPEC, backend="reference")
     learner.apply([Chunk("s", 0, inputs(40))])
     async with training(Metrics()) as trainer:
@@ -114,7 +114,7 @@ async def test_a_run_on_the_loop_is_seen_by_whoever_looks(runs: int) -> None:
         assert trainer.snapshot is snapshot, "looking again makes no other one"
 
 
-async def test_what_is_behind_of_one_stream_is_not_forgotten_over_another() -> None:
+async def test_catching_up_covers_all_streams_that_are_behind() -> None:
     learner = Learner(SPEC, backend="reference")
     async with training(Metrics()) as trainer:
         one, other = Client(trainer, "one"), Client(trainer, "other")
@@ -146,7 +146,7 @@ async def test_a_scrape_from_another_thread_sees_the_newest_figures() -> None:
         assert steps.value == 10
 
 
-async def test_two_streams_are_not_learned_at_once_but_in_a_tick() -> None:
+async def test_two_streams_are_learned_in_one_tick_and_not_inline() -> None:
     async with training(Metrics()) as trainer:
         one, other = Client(trainer, "one"), Client(trainer, "other")
         for client in (one, other):
@@ -161,10 +161,10 @@ async def test_two_streams_are_not_learned_at_once_but_in_a_tick() -> None:
 
 @pytest.mark.parametrize("stream_id", ["s", "other"])
 @pytest.mark.parametrize("action", ["reset", "delete"])
-async def test_a_command_that_waits_comes_before_a_chunk_that_comes_behind_it(
+async def test_a_waiting_command_is_applied_before_a_later_chunk(
     stream_id: str, action: Any
 ) -> None:
-    """Within one turn of the loop, when the trainer has been woken and not yet begun."""
+    """Within one turn of the loop, after the worker was woken and before it begins."""
     learner = Learner(SPEC, backend="reference")
     for each in ("other", "s"):
         learner.apply([Chunk(each, 0, inputs(10))])

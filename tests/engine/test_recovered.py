@@ -22,7 +22,7 @@ TICKS = 5
 
 
 def killed(store: SqliteStore) -> Learner:
-    """The learner of a model whose server saved it at its beginning only; its journal is whole."""
+    """The learner of a killed server that saved only its first checkpoint; the journal is whole."""
     learner = Learner(SPEC)
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None]
@@ -46,7 +46,7 @@ async def stopped(store: SqliteStore) -> Recovered:
 
 
 @pytest.mark.same_bits
-async def test_a_clean_stop_saves_what_was_only_replayed(tmp_path: Path) -> None:
+async def test_a_clean_stop_saves_replayed_records(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
     store.open()
     try:

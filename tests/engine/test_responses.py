@@ -43,7 +43,7 @@ async def test_the_end_comes_after_the_last_answer() -> None:
     assert await responses.next() is None
 
 
-async def test_an_error_takes_the_place_of_a_good_end_and_nothing_its_own() -> None:
+async def test_an_error_replaces_a_good_end_and_is_not_replaced() -> None:
     responses = ResponseQueue(10, 100)
     responses.end()
     responses.end(InvalidRequest("first"))

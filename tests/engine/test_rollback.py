@@ -1,4 +1,4 @@
-"""A model that diverges stops, or goes back to a checkpoint, as its spec says; replay agrees."""
+"""A diverged model stops or rolls back, as its spec says; replay agrees."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def opened(folder: Path, kept: Kept = BACK) -> Iterator[SqliteStore]:
 
 @contextlib.asynccontextmanager
 async def training(store: Store | None, spec: ModelSpec = SPEC) -> AsyncIterator[Trainer]:
-    """A model that is new, or goes on where the store has it."""
+    """A new model, or the recovered model of a store."""
     definition = ModelDefinition("m", spec)
     learner, lsn, saved = Learner(spec), 0, 0
     if store is not None and store.models():
@@ -132,7 +132,7 @@ def rolled_back(store: Store) -> list[dict[str, Any]]:
     return [each.arguments for _, each in commands(store) if each.name == "roll_back"]
 
 
-async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
+async def test_a_diverged_model_rolls_back_and_its_streams_continue(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as store:
@@ -172,10 +172,10 @@ async def test_a_model_that_diverges_goes_back_and_its_streams_go_on(
     assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
-async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_back(
+async def test_chunks_queued_behind_a_diverging_tick_are_learned_after_the_roll_back(
     tmp_path: Path,
 ) -> None:
-    """Ticks that are taken in one run fall into two: replay must see the same order."""
+    """The roll-back splits the ticks of one run; replay must see the same order."""
     with opened(tmp_path) as store:
         async with training(store) as trainer:
             responses = ResponseQueue(100, 1000)
@@ -200,7 +200,7 @@ async def test_what_waits_behind_a_tick_that_diverges_is_learned_after_the_roll_
     assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
-async def test_without_a_checkpoint_it_stops_and_says_so(
+async def test_a_diverged_model_without_a_checkpoint_stops_and_logs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with training(None) as trainer:
@@ -220,7 +220,7 @@ async def test_without_a_checkpoint_it_stops_and_says_so(
         await end(trainer)
 
 
-async def test_data_that_cannot_be_learned_take_it_back_once_for_each_checkpoint(
+async def test_data_that_always_diverge_roll_back_once_for_each_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as store:
@@ -254,7 +254,7 @@ async def test_data_that_cannot_be_learned_take_it_back_once_for_each_checkpoint
         assert not different(recover(store, "m").learner.state(), trainer.learner.state())
 
 
-async def test_a_damaged_checkpoint_and_one_made_while_it_diverged_are_passed_over(
+async def test_damaged_and_diverging_checkpoints_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path) as store:
@@ -279,7 +279,7 @@ async def test_a_damaged_checkpoint_and_one_made_while_it_diverged_are_passed_ov
             await end(trainer)
 
 
-async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when_it_is_back(
+async def test_a_roll_back_lost_in_a_crash_is_repeated_after_the_restart(
     tmp_path: Path,
 ) -> None:
     with opened(tmp_path) as store:
@@ -307,8 +307,10 @@ async def test_a_server_that_dies_before_the_roll_back_is_committed_does_it_when
         assert [lsn for lsn, _ in commands(store)] == [3]
 
 
-async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path: Path) -> None:
-    """Saving another one, which would, waits until the command that names it is durable."""
+async def test_a_checkpoint_that_a_command_names_is_not_pruned_before_the_commit(
+    tmp_path: Path,
+) -> None:
+    """A save that would prune it waits until the command that names it is durable."""
     with opened(tmp_path, Kept(checkpoints=1)) as store:
         async with training(store) as trainer:
             responses = ResponseQueue(100, 1000)
@@ -333,8 +335,8 @@ async def test_a_checkpoint_that_is_about_to_be_named_is_not_let_go_of(tmp_path:
         assert not different(recover(store, "m").learner.state(), trainer.learner.state())
 
 
-async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path: Path) -> None:
-    """Clients go on sending them, and nobody tells them of a roll-back."""
+async def test_late_labels_of_steps_before_a_roll_back_are_dropped(tmp_path: Path) -> None:
+    """Clients do not know of the roll-back and still send them."""
     delay, spec = 3, replace(SPEC, label_delay=3)
     x, y = steps(60)
     y[12:20] *= TOO_LARGE
@@ -378,7 +380,7 @@ async def test_late_labels_of_steps_before_a_roll_back_are_passed_over(tmp_path:
     assert replay.verify(SqliteStore(tmp_path), "m").problems == []
 
 
-async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_diverged_model_with_policy_stop_stops(caplog: pytest.LogCaptureFixture) -> None:
     async with training(None, replace(SPEC, on_divergence="stop")) as trainer:
         responses, told = ResponseQueue(100, 1000), list[str]()
         trainer.lifecycle.on_change = lambda: told.append(trainer.state)
@@ -393,7 +395,7 @@ async def test_a_model_that_is_to_stop_stops(caplog: pytest.LogCaptureFixture) -
         await end(trainer)
 
 
-def test_rounds_that_are_put_back_come_first_and_in_their_order() -> None:
+def test_batches_put_back_come_first_and_in_order() -> None:
     def queued(stream_id: str, first: int) -> QueuedChunk:
         return QueuedChunk(Chunk(stream_id, first, *steps(2)), ResponseQueue(10, 10).pending(0))
 

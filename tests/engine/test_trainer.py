@@ -1,4 +1,4 @@
-"""The trainer: what it does where the RPC layer would not let it come to that."""
+"""The trainer, in cases that cannot be reached through the RPC layer."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
     return [each for each in found if isinstance(each, (ChunkResult, Refused))]
 
 
-async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
+async def test_a_bad_chunk_does_not_affect_the_others_of_its_tick() -> None:
     async with training() as trainer:
         responses = ResponseQueue(10, 1000)
         bad = inputs(3).copy()
-        bad[1, 0] = np.nan  # which the RPC layer does not let through
+        bad[1, 0] = np.nan  # which the RPC layer refuses
         give(trainer, responses, "a", inputs(3))
         give(trainer, responses, "b", bad)
         give(trainer, responses, "b", inputs(3))
@@ -87,7 +87,7 @@ async def test_one_bad_chunk_does_not_take_others_with_it() -> None:
         await trainer.stop(refusal=ServerStopping(), save=False)
 
 
-async def test_a_stop_finishes_what_was_accepted_and_takes_nothing_more() -> None:
+async def test_a_stop_finishes_accepted_chunks_and_refuses_new_ones() -> None:
     async with training() as trainer:
         responses, told = ResponseQueue(100, 1000), list[Any]()
         trainer.listeners.add(told.append)
@@ -117,7 +117,7 @@ async def test_a_stop_that_runs_out_of_time_refuses_the_rest() -> None:
         assert last.error.code == "UNAVAILABLE"
 
 
-async def test_how_ticks_fall_into_runs_changes_nothing() -> None:
+async def test_splitting_ticks_into_runs_does_not_change_what_is_learned() -> None:
     learner = Learner(SPEC, backend="reference")
     for first in range(0, 40, 4):
         learner.apply([Chunk("s", first, inputs(4, first))])
@@ -135,7 +135,7 @@ async def test_how_ticks_fall_into_runs_changes_nothing() -> None:
 
 
 class WatchedStore(SqliteStore):
-    """A folder whose writes can be waited for, and can be made to fail."""
+    """A store whose writes can be awaited, and made to fail."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -160,7 +160,7 @@ def opened(folder: Path) -> Any:
     store.close()
 
 
-async def test_a_model_is_saved_after_so_many_ticks(tmp_path: Path) -> None:
+async def test_a_model_is_saved_after_a_number_of_records(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with training(store, checkpoint_records=5, checkpoint_seconds=1000.0) as trainer:
             responses = ResponseQueue(100, 1000)
@@ -176,7 +176,7 @@ async def test_a_model_is_saved_after_so_many_ticks(tmp_path: Path) -> None:
         assert found.learner.figures == trainer.figures
 
 
-async def test_a_model_is_saved_some_time_after_it_learned(tmp_path: Path) -> None:
+async def test_a_model_is_saved_a_while_after_learning(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with training(store, checkpoint_seconds=0.01) as trainer:
             responses = ResponseQueue(100, 1000)
@@ -221,7 +221,7 @@ async def test_a_full_disk_is_tried_again_at_the_next_checkpoint_and_leaves_noth
         assert 3 <= tries.count(-1) <= 4  # one every 5 ticks; the last may give way to the stop
 
 
-async def test_what_breaks_on_the_way_out_leaves_nobody_waiting(
+async def test_an_error_while_publishing_leaves_no_waiting_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with training() as trainer:
@@ -239,7 +239,7 @@ async def test_what_breaks_on_the_way_out_leaves_nobody_waiting(
         await trainer.stop(refusal=ServerStopping(), save=True)
 
 
-async def test_a_last_write_that_fails_is_told(tmp_path: Path) -> None:
+async def test_a_failed_last_write_is_reported(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         async with training(store) as trainer:
             responses = ResponseQueue(100, 1000)
@@ -264,7 +264,7 @@ def test_a_definition_is_checked() -> None:
         ModelDefinition("No", SPEC)
 
 
-async def test_a_checkpoint_that_was_asked_for_and_failed_is_written_by_a_stop(
+async def test_a_stop_writes_a_requested_checkpoint_that_failed(
     tmp_path: Path,
 ) -> None:
     with opened(tmp_path) as store:

@@ -1,4 +1,4 @@
-"""The table of live states is a dictionary of views, in little memory."""
+"""`StreamViews` behaves like a dictionary of views and takes little memory."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def same(one: StreamView, other: StreamView) -> bool:
     return steps and all(a.tobytes() == b.tobytes() and a.dtype == b.dtype for a, b in arrays)
 
 
-def test_it_is_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one of Python's is, with every stream put, replaced and removed, over many blocks."""
+def test_stream_views_behave_like_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are put, replaced and removed over many blocks, as in a Python dictionary."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 300)
     table, twin = StreamViews(SPEC), dict[str, StreamView]()
     generator = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_it_is_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
         table["unknown"]
 
 
-def test_what_it_gives_does_not_change() -> None:
+def test_a_view_is_an_immutable_copy() -> None:
     table = StreamViews(SPEC)
     table["s"] = view(1)
     given = table["s"]
@@ -58,7 +58,7 @@ def test_what_it_gives_does_not_change() -> None:
             array[...] = 0
 
 
-def test_it_is_what_the_learner_has() -> None:
+def test_views_equal_those_of_the_learner() -> None:
     learner = Learner(SPEC, backend="reference")
     values = np.random.default_rng(1).normal(size=(7, 2))
     learner.apply([Chunk(name, 0, values * place) for place, name in enumerate("abc")])
@@ -68,7 +68,7 @@ def test_it_is_what_the_learner_has() -> None:
         assert same(table[name], learner.stream_view(name))
 
 
-def test_a_stream_takes_what_its_numbers_take() -> None:
+def test_a_view_takes_little_more_memory_than_its_numbers() -> None:
     spec = ModelSpec(input_size=8, hidden_size=64)
     table, learner = StreamViews(spec), Learner(spec, backend="reference")
     learner.apply([Chunk("s", 0, np.zeros((1, 8)))])

@@ -9,6 +9,6 @@ from tests.rpc.harness import Harness, harness
 
 @pytest_asyncio.fixture
 async def server() -> AsyncIterator[Harness]:
-    """A server of the test's own."""
+    """A server for this test only."""
     async with harness() as running:
         yield running

@@ -1,4 +1,4 @@
-"""A real server on loopback in the test's own event loop, whose trainers the test can hold back."""
+"""A real server on loopback in the test's event loop; the test can hold back its trainers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Call:
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.durable: dict[str, int] = {}  # stream: durable step, as last told
+        self.durable: dict[str, int] = {}  # stream: last reported durable step
 
     async def send(self, stream_id: str, inputs: Any, **fields: Any) -> None:
         values = np.asarray(inputs, np.float32).ravel().tolist()
@@ -101,7 +101,7 @@ class Call:
         await self.raw.write(pb.LearnRequest(chunk=chunk))
 
     async def read(self) -> Any:
-        """The next message but acknowledgements, which are noted."""
+        """Read the next message that is not an acknowledgement; acknowledgements are recorded."""
         while True:
             answer = await self.raw.read()
             if answer is grpc.aio.EOF or answer.WhichOneof("message") != "acknowledged":
@@ -141,7 +141,7 @@ async def harness(
     store: Store | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[Harness]:
-    """A server that is up, and that is stopped cleanly at the end. A store must be open."""
+    """Run a server and stop it cleanly at the end. A store must be open."""
     config = ServerConfig(address="127.0.0.1:0", limits=limits or Limits(), threads=2)
     metrics, gate = Metrics(), Gate()
     registry = Registry(config, gate, store, metrics, make_learner)
@@ -165,7 +165,7 @@ async def harness(
 
 
 def small(**fields: Any) -> pb.ModelSpec:
-    """A spec of two inputs and a network that costs next to nothing."""
+    """A spec of two inputs and a very small network."""
     values: dict[str, Any] = {"input_size": 2, "hidden_size": 4, "k1": 2, "k2": 4}
     return pb.ModelSpec(**(values | fields))
 

@@ -1,4 +1,4 @@
-"""What answers tell beside predictions: error bands, anomaly scores, figures of classes, state."""
+"""Answers beside predictions: error bands, anomaly scores, figures of classes, state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def noisy(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def covered(answers: list[Any], truth: Any, outputs: int, delay: int = 0) -> list[bool]:
-    """Of each prediction, whether the truth was in the band told by the answer before it."""
+    """For each prediction, whether the truth was in the band of the answer before it."""
     inside = []
     for before, answer in itertools.pairwise(answers):
         rows = np.array(answer.predictions, np.float32).reshape(-1, outputs)
@@ -84,7 +84,7 @@ async def test_nine_of_ten_targets_are_within_the_band_of_a_regression(
     targets = np.asarray(targets, np.float32)
     call = await server.learn()
     answers = await feed(call, values, targets)
-    inside = covered(answers[20:], targets, 1)  # once the errors fall no more
+    inside = covered(answers[20:], targets, 1)  # after the errors have stopped falling
     assert len(inside) > 2800
     # Over 12 seeds and three processors: 0.892 to 0.898.
     assert np.mean(inside) == pytest.approx(0.9, abs=0.03)
@@ -111,7 +111,7 @@ async def test_a_spike_has_the_lowest_anomaly_score(server: Harness) -> None:
     await call.close()
 
 
-async def test_bands_and_scores_are_left_out_with_the_predictions(server: Harness) -> None:
+async def test_bands_and_scores_are_omitted_with_the_predictions(server: Harness) -> None:
     await server.create()
     call = await server.learn(omit_predictions=True)
     for answer in await feed(call, noisy(200)):
@@ -193,13 +193,13 @@ EXPLODING: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def test_a_model_that_diverges_stops_learning_and_goes_on_when_told(
+async def test_a_diverged_model_stops_learning_until_it_is_resumed(
     server: Harness,
 ) -> None:
     await server.create(**EXPLODING)
     call = await server.learn()
     await feed(call, wave(CHUNK), wave(CHUNK)[:, :1])
-    # The largest numbers there are: what the network makes of them is infinite.
+    # The largest float32 numbers: the network's outputs are infinite.
     large = np.full((20, 2), 3.4e38)
     [answer] = await feed(call, large, -large[:, :1], end_of_sequence=True)
     assert [update.skipped for update in answer.updates] == [True] * 3, "then it stops"

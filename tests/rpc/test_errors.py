@@ -1,4 +1,4 @@
-"""What the service says for each error of the core."""
+"""The service's error for each error of the core."""
 
 from __future__ import annotations
 

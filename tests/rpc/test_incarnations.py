@@ -1,4 +1,4 @@
-"""Incarnations: numbers of a stream's openings, on the wire, in checkpoints and in replay."""
+"""Incarnation numbers of streams on the wire, in checkpoints and in replay."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_a_chunk_of_a_deleted_incarnation_is_refused(server: Harness) -> N
     assert (await server.model()).steps == 4 + 8
 
 
-async def test_a_chunk_behind_a_deletion_that_waits_is_refused_too(server: Harness) -> None:
+async def test_a_chunk_behind_a_waiting_deletion_is_refused(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     await call.send("s", wave(4))
@@ -118,7 +118,7 @@ async def test_a_chunk_behind_a_deletion_that_waits_is_refused_too(server: Harne
     await call.close()
 
 
-async def test_opening_a_call_tells_where_the_named_streams_stand(server: Harness) -> None:
+async def test_opening_a_call_returns_the_positions_of_the_named_streams(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     for name in ("a", "b"):

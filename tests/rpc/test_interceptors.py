@@ -1,4 +1,4 @@
-"""Around calls: defects, counting, health, reflection."""
+"""Interceptors and standard services: defects, counting, health, reflection."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _BreaksAtSecondTick(Learner):
         return super().apply(tick, predictions=predictions)
 
 
-async def test_a_model_that_breaks_stops_learning_and_goes_on_predicting(
+async def test_a_failed_model_stops_learning_and_still_predicts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with harness(make_learner=_BreaksAtSecondTick) as server:
@@ -133,7 +133,7 @@ async def test_an_interceptor_behind_the_servers_own_runs_once_a_call() -> None:
 
 
 async def test_credentials_encrypt_and_authenticate_the_connection() -> None:
-    """With credentials of the machine itself, which need no certificate."""
+    """Uses local credentials, which need no certificate."""
     async with harness() as plain:
         registry, metrics = plain.registry, plain.metrics
         local = grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP)
@@ -210,7 +210,7 @@ async def test_health_is_answered_and_watched(server: Harness) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_the_api_is_told_by_reflection(server: Harness, version: str) -> None:
+async def test_reflection_describes_the_api(server: Harness, version: str) -> None:
     channel: Any = server.channel
     method = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",

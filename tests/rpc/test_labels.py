@@ -36,7 +36,7 @@ async def send(
     labels: tuple[int, int] | None = None,
     **fields: Any,
 ) -> None:
-    """Steps and labels, each from one step up to another; labels name their first step."""
+    """Send steps and labels, each from one step up to another; labels name their first step."""
     if labels is not None:
         fields["targets"] = Y[slice(*labels)].ravel().tolist()
         fields.setdefault("first_target_step", labels[0])
@@ -44,7 +44,7 @@ async def send(
 
 
 def same(server: Harness, learner: Learner) -> bool:
-    """Whether both learned the same: every parameter, by the bits."""
+    """True if both models have the same parameters bit for bit."""
     mine = server.registry.get("m").snapshot.model.parameters
     return bool(np.array_equal(mine, learner.snapshot().model.parameters))
 
@@ -205,7 +205,7 @@ async def test_chunks_with_labels_are_learned_once_however_often_they_are_sent(
 async def test_known_steps_that_come_again_with_an_end_of_sequence_end_nothing(
     server: Harness,
 ) -> None:
-    """What was learned with an end has ended; what was learned without one goes on."""
+    """Repeated steps do not change whether their sequence has ended."""
     await server.create()
     learner = Learner(ModelSpec(**NETWORK))
     call = await server.learn()
@@ -258,7 +258,7 @@ async def test_labels_alone_are_for_models_with_a_label_delay(server: Harness) -
 
 
 async def test_labels_by_themselves_are_answered_once_they_are_durable(tmp_path: Path) -> None:
-    """No step tells that they are, and a session that was answered does not keep them."""
+    """No step shows their durability, and a session drops labels that are answered."""
     store = FailingStore(SqliteStore(tmp_path), at="append", times=None)
     store.failing = False
     store.open()

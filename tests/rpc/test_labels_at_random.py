@@ -1,4 +1,4 @@
-"""Chunks with steps and labels in any shape, against the core by itself.
+"""Chunks with steps and labels in any shape, compared with the core alone.
 
 What the core refuses is refused, with the same field; all else is learned, once, however often it
 is sent. In the end both models are the same, bit for bit.
@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {**NETWORK, "output_size": 1, "label_delay": DELAY}
 
 @dataclass(frozen=True)
 class Sent:
-    """One chunk, whose labels begin so many steps before or after its own first step."""
+    """One chunk whose labels begin a number of steps before or after its first step."""
 
     stream: str
     steps: int
@@ -73,7 +73,7 @@ class Pair:
             targets[[bool(sent.missing >> i & 1) for i in range(sent.labels)]] = np.nan
         place = labelled if targets is not None else None
         told = Chunk(sent.stream, first, inputs, targets, sent.ends, place)
-        if labelled < 0 and targets is not None:  # which the wire cannot carry
+        if labelled < 0 and targets is not None:  # the wire format cannot express this
             return
         refused = self._refused(told)
         await self._write(told)
@@ -96,7 +96,7 @@ class Pair:
             assert (repeated.first_step, repeated.next_step) == (first + sent.steps,) * 2
 
     def _refused(self, chunk: Chunk) -> str | None:
-        """The field that the core refuses, or None: then it has learned the chunk."""
+        """The field that the core refuses; None if it has learned the chunk."""
         try:
             self.learner.apply([chunk])
         except InvalidArgument as error:

@@ -1,4 +1,4 @@
-"""Learn: what is learned, in which order it is answered, what is refused, and how calls end."""
+"""Learn: results, order of answers, refusals, and ends of calls."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.rpc.harness import failure, Harness, harness, small, until, violation
 
 
 def twin() -> Learner:
-    """The learner of the model that the harness makes, without any server."""
+    """The learner of the harness's model, without a server."""
     return Learner(ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4))
 
 
 @pytest.mark.same_bits
-async def test_what_is_learned_is_what_the_learner_learns(server: Harness) -> None:
+async def test_the_server_learns_the_same_as_the_learner(server: Harness) -> None:
     await server.create()
     call, learner = await server.learn(), twin()
     for first in range(0, 60, 12):
@@ -69,7 +69,7 @@ async def test_a_forecast_has_a_prediction_a_horizon_and_column(server: Harness)
     await call.close()
 
 
-async def test_predictions_are_left_out_when_asked_to(server: Harness) -> None:
+async def test_predictions_are_omitted_on_request(server: Harness) -> None:
     await server.create()
     call = await server.learn(omit_predictions=True)
     await call.send("s", wave(8))
@@ -174,7 +174,7 @@ async def test_a_gap_is_refused_with_the_step_that_was_expected(server: Harness)
     await call.close()
 
 
-async def test_of_two_calls_on_one_stream_the_first_keeps_it(server: Harness) -> None:
+async def test_the_first_of_two_calls_keeps_a_stream(server: Harness) -> None:
     await server.create()
     first, second = await server.learn(), await server.learn()
     await first.send("s", wave(4), first_step=0)
@@ -189,14 +189,14 @@ async def test_of_two_calls_on_one_stream_the_first_keeps_it(server: Harness) ->
     await first.send("s", wave(4, 4))
     assert (await first.learned()).next_step == 8
     await first.close()
-    await second.send("s", wave(4), first_step=0)  # the first has gone
+    await second.send("s", wave(4), first_step=0)  # the first call has ended
     await second.send("s", wave(4, 8), first_step=8)
     assert [(await second.learned()).next_step for _ in range(2)] == [8, 12]
     await second.close()
     assert (await server.model()).steps == 16
 
 
-async def test_a_stream_is_free_again_when_its_client_has_gone(server: Harness) -> None:
+async def test_a_stream_is_free_after_its_client_disconnects(server: Harness) -> None:
     await server.create()
     lost, second = await server.learn(), await server.learn()
     await lost.send("s", wave(4), first_step=0)
@@ -435,7 +435,7 @@ async def test_opening_twice_is_an_error(server: Harness) -> None:
     ("model_id", "code"),
     [("x", grpc.StatusCode.NOT_FOUND), ("", grpc.StatusCode.INVALID_ARGUMENT)],
 )
-async def test_a_model_that_is_not_there_cannot_be_opened(
+async def test_an_unknown_model_cannot_be_opened(
     server: Harness, model_id: str, code: grpc.StatusCode
 ) -> None:
     raw = server.streams.Learn()
@@ -446,7 +446,7 @@ async def test_a_model_that_is_not_there_cannot_be_opened(
 
 
 @pytest.mark.parametrize("how", ["cancel", "drop the connection"])
-async def test_what_a_lost_client_sent_is_learned_whole(
+async def test_chunks_of_a_lost_client_are_learned_completely(
     server: Harness, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await server.create()
@@ -476,7 +476,7 @@ async def test_what_a_lost_client_sent_is_learned_whole(
     assert not [each for each in caplog.records if each.levelname in ("ERROR", "WARNING")]
 
 
-async def test_a_stop_answers_what_was_accepted_and_says_so(server: Harness) -> None:
+async def test_a_stop_answers_accepted_chunks_and_reports_the_stop(server: Harness) -> None:
     await server.create()
     call, idle = await server.learn(), await server.learn()
     trainer = server.registry.get("m")
@@ -493,7 +493,7 @@ async def test_a_stop_answers_what_was_accepted_and_says_so(server: Harness) -> 
     assert await stopping == []
 
 
-async def test_while_stopping_nothing_begins_but_predictions_are_answered(server: Harness) -> None:
+async def test_a_stopping_server_refuses_new_work_and_still_predicts(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     await call.send("s", wave(4))
@@ -593,7 +593,7 @@ async def test_many_clients_at_once_each_get_their_own_answers(server: Harness) 
         assert (model.steps, model.streams) == (1000, 10)
 
 
-async def test_streams_that_wait_together_are_learned_together(server: Harness) -> None:
+async def test_streams_waiting_together_are_learned_in_one_update(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     server.gate.close()
@@ -613,7 +613,7 @@ async def test_streams_that_wait_together_are_learned_together(server: Harness) 
 # ---------------------------------------------------------------------- streams
 
 
-async def test_reset_and_delete_happen_after_what_was_accepted(server: Harness) -> None:
+async def test_reset_and_delete_follow_the_accepted_chunks(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     server.gate.close()

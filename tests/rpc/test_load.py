@@ -1,4 +1,4 @@
-"""Full queues, clients that do not read, and what they cost the server."""
+"""Full queues, clients that do not read, and the memory they take on the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEGABYTE = 1 << 20
 
 
 def rejected(server: Harness) -> dict[str, float]:
-    """Chunks refused, by reason."""
+    """Number of refused chunks by reason."""
     families = {each.name: each for each in server.metrics.registry.collect()}
     return {s.labels["reason"]: s.value for s in families["bptt_rejected_chunks"].samples}
 
@@ -74,11 +74,11 @@ async def test_the_client_comes_back_to_a_queue_that_was_full() -> None:
 
 
 async def test_a_client_that_never_reads_its_answers_costs_a_bounded_memory() -> None:
-    """Answers of 64 times the size of their chunk, as many as the client manages to ask for."""
+    """Answers are 64 times as large as chunks; the client sends until the server stops reading."""
     with serving() as server:
         async with Client.connect(server.address) as client:
             await client.create_model("m", {"input_size": 1, "horizon": 64, "hidden_size": 4})
-            async with client.learn("m") as session:  # what learning itself takes
+            async with client.learn("m") as session:  # the memory of learning itself
                 await session.send("warm", np.zeros((4096, 1), np.float32))
             process = psutil.Process(server.process.pid)
             before = process.memory_info().rss
@@ -96,7 +96,7 @@ async def test_a_client_that_never_reads_its_answers_costs_a_bounded_memory() ->
 
 
 async def _send_until_it_waits(call: Call, inputs: Any) -> int:
-    """Send until the server reads no more; how many chunks it took."""
+    """Send until the server stops reading; return the number of accepted chunks."""
     sent = 0
     while sent < 10_000:
         writing = asyncio.ensure_future(call.send("s", inputs))

@@ -1,4 +1,4 @@
-"""What a model's series say, scraped over HTTP."""
+"""A model's metrics, scraped over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.rpc.harness import Harness, wave
 
 
 def _scrape(server: Harness) -> dict[str, dict[str, float]]:
-    """Value by series name, by model."""
+    """Values by series name and model."""
     endpoint = MetricsEndpoint("127.0.0.1:0", server.metrics)
     try:
         with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as response:
@@ -33,7 +33,7 @@ def _scrape(server: Harness) -> dict[str, dict[str, float]]:
     return found
 
 
-async def test_the_series_say_what_the_updates_said(server: Harness) -> None:
+async def test_the_metrics_agree_with_the_update_reports(server: Harness) -> None:
     await server.create("a")
     await server.create("b")
     call = await server.learn("a")
@@ -80,7 +80,7 @@ async def test_a_deleted_models_series_go_away(server: Harness) -> None:
     assert {model for values in series.values() for model in values} == {"b"}
 
 
-async def test_what_waits_is_shown(server: Harness) -> None:
+async def test_the_queue_length_is_shown(server: Harness) -> None:
     await server.create()
     call = await server.learn()
     server.gate.close()

@@ -1,4 +1,4 @@
-"""Missing inputs over the wire: taken where the model's spec allows them, refused by name else."""
+"""Missing inputs over the wire: accepted if the spec allows them, else refused by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gappy(steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.where(missing, np.float32(np.nan), values)
 
 
-async def test_what_is_missing_is_learned_as_the_core_learns_it(server: Harness) -> None:
+async def test_missing_values_are_learned_as_in_the_core(server: Harness) -> None:
     await server.create(missing_inputs=True)
     learner = Learner(ModelSpec(missing_inputs=True, **NETWORK))
     values = gappy(60)
@@ -52,7 +52,9 @@ async def test_what_is_missing_is_learned_as_the_core_learns_it(server: Harness)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf])
-async def test_infinities_are_refused_even_there(server: Harness, bad: float) -> None:
+async def test_infinities_are_refused_even_if_values_may_be_missing(
+    server: Harness, bad: float
+) -> None:
     await server.create(missing_inputs=True, input_names=["left", "right"])
     call = await server.learn()
     await call.send("s", [[1, math.nan], [2, bad]])

@@ -1,4 +1,4 @@
-"""ModelService: what is made, shown, listed and deleted, and what is refused."""
+"""ModelService: creating, showing, listing and deleting models, and refusals."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_a_name_of_megabytes_is_cut_in_the_answer(server: Harness) -> None
     assert len(str(error.details())) < 1000
 
 
-async def test_a_model_that_exists_is_not_made_again(server: Harness) -> None:
+async def test_creating_an_existing_model_is_refused(server: Harness) -> None:
     await server.create("m", hidden_size=4)
     request = pb.CreateModelRequest(model_id="m", spec=small(hidden_size=8))
     error = await failure(server.models.CreateModel(request))
@@ -203,7 +203,7 @@ async def test_a_model_that_exists_is_not_made_again(server: Harness) -> None:
     assert (await server.model("m")).spec.hidden_size == 4
 
 
-async def test_of_several_at_once_one_makes_the_model(server: Harness) -> None:
+async def test_one_of_several_concurrent_creations_creates_the_model(server: Harness) -> None:
     request = pb.CreateModelRequest(model_id="m", spec=small())
     calls = [server.models.CreateModel(request) for _ in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -281,7 +281,7 @@ async def test_a_deletion_answers_what_was_accepted_before_it(server: Harness) -
     await deletion
 
 
-async def test_a_creation_is_finished_though_its_client_hangs_up(server: Harness) -> None:
+async def test_a_creation_finishes_after_its_client_disconnects(server: Harness) -> None:
     server.gate.close()
     request = pb.CreateModelRequest(model_id="m", spec=small())
     creation = server.models.CreateModel(request)

@@ -1,4 +1,4 @@
-"""Predict: from a snapshot, whatever the trainer does, and without changing anything."""
+"""Predict reads a snapshot while the trainer is busy, and changes nothing."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ GIVEN = {"nothing": 0, "a few": 3, "what a thread reads": 300}
 
 
 def answer_of(response: pb.PredictResponse) -> tuple[Any, ...]:
-    """What an answer says, to be compared bit for bit."""
+    """The contents of an answer, for a comparison bit for bit."""
     told = (response.predictions, response.error_low, response.error_high)
     return tuple(np.array(each, np.float32).tobytes() for each in told)
 
 
 def answer_from(snapshot: Snapshot, view: StreamView, steps: int) -> tuple[Any, ...]:
-    """What a snapshot says of a stream, after so many steps more."""
+    """A snapshot's prediction for a stream after a number of further steps."""
     rows = snapshot.predict(view, wave(steps) if steps else None)
     told = (rows, *snapshot.error_band())
     return tuple(each.astype(np.float32).tobytes() for each in told)
@@ -97,7 +97,7 @@ def asked(stream_id: str, steps: int) -> pb.PredictRequest:
 
 
 async def write_until(server: Harness, streams: list[str], enough: asyncio.Event) -> int:
-    """Send chunks of all streams as fast as the server takes them; how many of each."""
+    """Send chunks of all streams as fast as possible; return the number for each."""
     call = await server.learn(omit_predictions=True)
     sent = 0
 
@@ -118,7 +118,7 @@ async def write_until(server: Harness, streams: list[str], enough: asyncio.Event
 async def ask_until(
     server: Harness, stream_id: str, steps: int, updates: int
 ) -> list[pb.PredictResponse]:
-    """Answers, until they are from so many different snapshots."""
+    """Predict until the answers are from a number of different snapshots."""
     answers: list[pb.PredictResponse] = []
     seen: set[int] = set()
     while len(seen) < updates:
@@ -131,7 +131,7 @@ async def ask_until(
 async def test_every_prediction_under_load_is_that_of_the_snapshot_it_names(
     server: Harness,
 ) -> None:
-    """Of one stream a learner by itself tells what each snapshot must have been."""
+    """For one stream, a separate learner gives the contents of each snapshot."""
     await server.create(**LIVE)
     call = await server.learn()
     await call.send("s", wave(4), first_step=0)
@@ -159,7 +159,7 @@ async def test_every_prediction_under_load_is_that_of_the_snapshot_it_names(
 
 
 class Recorder:
-    """A sink that keeps whatever the trainer had published when it reported."""
+    """A sink that keeps the published state at each report."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._sink = trainer.sink
@@ -177,7 +177,7 @@ class Recorder:
 async def test_every_prediction_of_many_streams_is_that_of_a_published_snapshot(
     server: Harness,
 ) -> None:
-    """Eight streams, whose windows make updates together: state and parameters of one moment."""
+    """Eight streams share updates: state and parameters must be of one moment."""
     await server.create(**LIVE)
     streams = [f"s{place}" for place in range(8)]
     call = await server.learn()

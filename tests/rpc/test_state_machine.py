@@ -1,9 +1,9 @@
 """Clients at random against a real server, compared with steps learned once each, in order.
 
 Several clients send to streams that some of them share: the next steps, steps sent before, gaps,
-ends of sequences. In between they reset and delete streams, hang up, lose their connection, and
-come back. The model of it is a list: what was learned, in order, once each. In the end a learner
-without any server is fed that list, and must be the server's, bit for bit.
+ends of sequences. In between they reset and delete streams, cancel calls, lose their connection and
+reconnect. The expected result is a list of learned steps in order, each once. At the end a learner
+without a server is fed that list and must equal the server's model bit for bit.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def step(stream_id: str, life: int, number: int) -> list[float]:
 
 
 class Clients(RuleBasedStateMachine):
-    """What the clients do, and what should have come of it.
+    """The clients' actions and the expected result.
 
-    How much of a lost client was accepted is not the same each time, so no rule has a precondition.
+    The number of accepted chunks of a lost client varies, so no rule has a precondition.
     """
 
     @initialize()
@@ -72,7 +72,7 @@ class Clients(RuleBasedStateMachine):
         self.journal: list[Chunk | tuple[str, str]] = []
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Let the event loop turn until it is done."""
+        """Run the event loop until the coroutine is done."""
         return self.loop.run_until_complete(asyncio.wait_for(work, 30))
 
     def teardown(self) -> None:
@@ -110,7 +110,7 @@ class Clients(RuleBasedStateMachine):
         return found
 
     async def hang_up_at(self, client: int) -> None:
-        """The client is gone; its streams are free once the server has seen it."""
+        """End the client's call, and wait until the server has freed its streams."""
         call, channel = self.calls[client], self.channels[client]
         if call is None:
             return
@@ -136,7 +136,7 @@ class Clients(RuleBasedStateMachine):
     def send(
         self, client: int, stream_id: str, length: int, back: int, ends: bool, told: bool
     ) -> None:
-        """Steps that follow, or that were sent before, or some of both."""
+        """Send new steps, repeated ones, or both."""
         first = max(0, self.next_steps[stream_id] - back) if told else self.next_steps[stream_id]
         self.do(self.send_at(client, stream_id, first, length, ends=ends, told=told))
 
@@ -178,7 +178,7 @@ class Clients(RuleBasedStateMachine):
 
     @rule(client=clients, stream_id=streams, lengths=st.lists(lengths, min_size=2, max_size=6))
     def send_and_hang_up(self, client: int, stream_id: str, lengths: list[int]) -> None:
-        """A client that is gone before its answers: what was accepted is learned, whole."""
+        """A client disconnects before its answers: accepted chunks are learned completely."""
         self.do(self.send_and_drop(client, stream_id, lengths))
 
     async def send_and_drop(self, client: int, stream_id: str, lengths: list[int]) -> None:
@@ -214,7 +214,7 @@ class Clients(RuleBasedStateMachine):
             await until(lambda: self.at(stream_id) == accepted)
 
     def at(self, stream_id: str) -> int:
-        """Where a stream stands in the snapshot; -1 where it is not there."""
+        """The position of a stream in the snapshot; -1 if it does not exist."""
         view = self.server.registry.get("m").views.get(stream_id)
         return -1 if view is None else view.next_step
 
@@ -224,7 +224,7 @@ class Clients(RuleBasedStateMachine):
 
     @rule(client=clients)
     def close(self, client: int) -> None:
-        """The end of a call as it should be."""
+        """End a call properly."""
         call = self.calls[client]
         if call is not None:
             self.do(call.close())
@@ -265,7 +265,7 @@ class Clients(RuleBasedStateMachine):
                 assert self.at(stream_id) == expected
 
     async def check_all(self) -> None:
-        """The server's model is that of the list."""
+        """Assert that the server's model equals that of the list."""
         learner = Learner(ModelSpec(**SPEC))
         for each in self.journal:
             if isinstance(each, Chunk):

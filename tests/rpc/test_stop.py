@@ -1,4 +1,4 @@
-"""A real server process: signals, taken addresses, and what a restart knows."""
+"""A real server process: signals, addresses in use, and restarts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FREE = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
 class Stubs:
-    """A client of a server elsewhere."""
+    """Stubs for a server in another process."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.models: Any = models_pb2_grpc.ModelServiceStub(channel)
@@ -98,7 +98,7 @@ async def test_a_signal_ends_open_calls_in_order_and_a_restart_goes_on(
             await call.close()
 
 
-async def test_a_restart_learns_on_as_if_there_had_been_none(tmp_path: Path) -> None:
+async def test_learning_after_a_restart_equals_learning_without_one(tmp_path: Path) -> None:
     predictions = []
     for folder, restart in (("once", False), ("twice", True)):
         data = ("--data", str(tmp_path / folder))
@@ -167,7 +167,7 @@ async def test_a_server_started_by_hand_is_stopped_by_a_signal(number: signal.Si
 
 
 def _fails(*options: str) -> str:
-    """What `bptt serve` with these options says as it fails."""
+    """The error output of `bptt serve` with invalid options."""
     command = [sys.executable, "-m", "bptt.cli", "serve", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
@@ -234,7 +234,7 @@ async def test_a_model_that_cannot_be_brought_back_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("address", ["", "50051", "localhost", "localhost:x", "1:2:3", "h:65536"])
-def test_what_is_not_an_address_is_named(address: str) -> None:
+def test_an_invalid_address_is_named(address: str) -> None:
     said = _fails(*FREE, "--address", address)
     assert "address" in said
     assert "host:port" in said

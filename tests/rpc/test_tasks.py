@@ -1,4 +1,4 @@
-"""Classes and tokens over the wire: what each task takes, answers and refuses."""
+"""Classes and tokens over the wire: inputs, answers and refusals of each task."""
 
 from __future__ import annotations
 

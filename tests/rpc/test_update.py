@@ -1,4 +1,4 @@
-"""UpdateModel: what changes, when, and what is refused."""
+"""UpdateModel: changes, their time, and refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_settings_change_between_two_chunks_as_they_do_in_the_core(server:
     await call.close()
 
 
-async def test_what_is_left_out_stays(server: Harness) -> None:
+async def test_omitted_settings_stay(server: Harness) -> None:
     before = await server.create()
     await update(server, clip_threshold=7.0)
     model = await update(server)
@@ -118,6 +118,6 @@ async def test_a_bad_setting_is_refused_by_name_and_changes_nothing(
     assert model.learning_rate == before.learning_rate
 
 
-async def test_a_model_that_is_not_there_cannot_be_updated(server: Harness) -> None:
+async def test_an_unknown_model_cannot_be_updated(server: Harness) -> None:
     error = await failure(update(server, paused=True))
     assert error.code() == grpc.StatusCode.NOT_FOUND
