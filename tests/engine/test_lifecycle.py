@@ -345,6 +345,7 @@ async def failed_at_the_start(store: HeldStore) -> AsyncIterator[Host]:
 async def recovering(store: HeldStore) -> AsyncIterator[Host]:
     async with running(store):
         pass
+    store.release.clear()  # the end of the first host set it
     store.held.add("load")
     async with hosting(store) as host:
         await host.reach(State.RECOVERING)
