@@ -201,7 +201,7 @@ def test_a_diverged_model_is_reported_and_can_be_resumed(
     assert listed(bptt, name)["state"] == "diverged"
     assert "diverged" in bptt("models").out
     resumed = bptt("models", "update", name, "--resume", "--learning-rate", "0.001")
-    assert resumed.out.startswith(f"model {name}: learning, learning rate 0.001")
+    assert resumed.out.startswith(f"model {name}: running, learning rate 0.001")
     assert listed(bptt, name)["spec"]["on_divergence"] == "stop"
 
 
