@@ -59,11 +59,21 @@ _CHOSEN: dict[type, Chosen] = {}
 
 
 def tag(spec: ModelSpec) -> Tag:
-    """The tag of a spec's cell and optimizer."""
+    """The tag of a spec's cell and optimizer.
+
+    Raises:
+        ValueError: other kernels of the same name and source have this tag's class, such as those
+            that a function returns. Compiled code could not tell them apart.
+    """
     chosen = Chosen(CELLS[spec.cell].kernels(), OPTIMIZERS[spec.optimizer].kernel())
-    name = f"Tag_{_identity(chosen.cell.forward)}_{_identity(chosen.optimizer.step)}"
-    kind = getattr(sys.modules[__name__], name)
-    _CHOSEN.setdefault(kind, chosen)
+    functions = (chosen.cell.forward, chosen.cell.backward, chosen.optimizer.step)
+    kind = getattr(sys.modules[__name__], "_".join(["Tag", *map(_identity, functions)]))
+    known = _CHOSEN.setdefault(kind, chosen)
+    if (known.cell.forward, known.cell.backward, known.optimizer.step) != functions:
+        raise ValueError(
+            f"the kernels of cell {spec.cell!r} and optimizer {spec.optimizer!r} have the names "
+            "and source of other kernels; define each kernel as a function of its own in a module"
+        )
     return kind(chosen.cell.number, chosen.optimizer.number)
 
 

@@ -11,7 +11,9 @@ Source: Zhou, Wu, Zhang and Zhou (2016), "Minimal gated unit for recurrent neura
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,7 +248,6 @@ class TestTheMinimalGatedUnit(CellContract):
         ({"state_parts": ("c", "h")}, "state_parts"),
     ],
 )
-def test_a_descriptor_that_contradicts_itself_is_refused(changes: Any, field: str) -> None:
     from dataclasses import replace
 
     before = list(CELLS)
@@ -262,3 +263,37 @@ def test_an_unregistered_cell_cannot_be_removed_or_chosen() -> None:
     with pytest.raises(InvalidArgument, match="cell is tgu, but must be one of"):
         ModelSpec(cell="tgu")
     assert len(CELLS) == 5
+
+
+@contextlib.contextmanager
+def a_variant_of_gru(kernels: CellKernels) -> Iterator[ModelSpec]:
+    """The spec of a cell that differs from the GRU in its kernels."""
+    CELLS.register(replace(CELLS["gru"], name="variant", kernels=lambda: kernels))
+    try:
+        yield ModelSpec(input_size=1, cell="variant")
+    finally:
+        CELLS.unregister("variant")
+
+
+def test_a_cell_that_shares_a_forward_pass_keeps_its_own_backward_pass() -> None:
+    """Compiled code is found by the tag's class, so each pair of kernels has a class of its own."""
+    gru, lstm = (CELLS[name].kernels() for name in ("gru", "lstm"))
+    ours = dispatch.tag(ModelSpec(input_size=1, cell="gru"))
+    with a_variant_of_gru(CellKernels(gru.forward, lstm.backward)) as spec:
+        assert type(dispatch.tag(spec)) is not type(ours)
+
+
+def _forward_of(factor: float) -> Any:
+    def made(*arguments: Any) -> float:
+        return factor
+
+    return made
+
+
+def test_kernels_of_one_name_and_source_are_refused() -> None:
+    backward = CELLS["gru"].kernels().backward
+    with a_variant_of_gru(CellKernels(_forward_of(1.0), backward)) as spec:
+        dispatch.tag(spec)
+    refused = pytest.raises(ValueError, match=r"cell 'variant'.*function of its own")
+    with a_variant_of_gru(CellKernels(_forward_of(2.0), backward)) as spec, refused:
+        dispatch.tag(spec)

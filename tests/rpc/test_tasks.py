@@ -72,6 +72,7 @@ BAD_CLASSES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"target_classes": [0, 1]}, "target_classes", "2 classes", "4, one for each step"),
     ({"target_classes": [0, 1, 3, 0]}, "target_classes", "3 in step 2", "ids from 0 to 2"),
     ({"target_classes": [0, -1, 1, 0]}, "target_classes", "-1 in step 1", "ids from 0 to 2"),
+    ({"target_classes": [0] * 16_385}, "target_classes", "16385 steps", "at most 16384 steps"),
     ({"targets": [0, 1, 2, 0]}, "targets", "4 values", "give target_classes"),
     (
         {"target_classes": [0] * 4, "first_target_step": 3},

@@ -151,7 +151,10 @@ class Administration:
             raise _no_store()
         self._lifecycle.admit(Operation.RESTORE)
         if lsn not in {each.lsn for each in await self.checkpoints()}:
-            raise NotFound(f"lsn is {lsn}; model {self._model_id} has no checkpoint after as many")
+            raise NotFound(
+                f"lsn is {lsn}, but must be that of a checkpoint of model {self._model_id}; "
+                f"`bptt models checkpoints {self._model_id}` lists them"
+            )
         self._lifecycle.admit(Operation.RESTORE)  # the disk took its time
         work = functools.partial(self._restore, lsn)
         done = self._worker.request(work, after_queue=True)

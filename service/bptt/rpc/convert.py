@@ -133,7 +133,8 @@ class ChunkReader:
             _check_numbers("targets", targets, self._target_names, nan_allowed=allowed)
         if not len(targets) and self._label_delay:
             return None
-        self._check_steps("targets", len(targets))
+        field = "target_classes" if self._targets_are == "classes" else "targets"
+        self._check_steps(field, len(targets))
         return targets
 
     def _check_place(self, labelled: int, labels: int, first_step: int, steps: int) -> None:
