@@ -248,8 +248,7 @@ class TestTheMinimalGatedUnit(CellContract):
         ({"state_parts": ("c", "h")}, "state_parts"),
     ],
 )
-    from dataclasses import replace
-
+def test_a_descriptor_that_contradicts_itself_is_refused(changes: Any, field: str) -> None:
     before = list(CELLS)
     with pytest.raises(InvalidArgument) as caught:
         CELLS.register(replace(MGU, **changes))
