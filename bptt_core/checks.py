@@ -125,7 +125,7 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     expected = {f"model.{name}": shape for name, shape in model_shapes(spec).items()}
     for name, (row, dtype) in stream_shapes(spec).items():
         expected[f"streams.{name}"] = (count + row, dtype)
-    if f"streams.{INCARNATION}" in arrays:  # older states have none
+    if "last_incarnation" in metadata or f"streams.{INCARNATION}" in arrays:  # not in older states
         expected[f"streams.{INCARNATION}"] = (count, "int64")
     for name, (shape, dtype) in expected.items():
         if name not in arrays:

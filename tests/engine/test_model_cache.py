@@ -262,6 +262,8 @@ async def test_a_model_that_cannot_be_saved_stays_until_it_can(
         async with serving(store, models_in_memory=1, durability="none") as server:
             await server.create("a")
             await server.learn("a", 0)
+            # Its call has ended, or model b would be the one that was used longest ago.
+            await until(lambda: not server.registry.get("a").stays)
             save, failing = store.save, True
 
             def full(checkpoint: Checkpoint) -> None:
