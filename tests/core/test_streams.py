@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core.errors import InvalidArgument, UnknownStream
 from tests.core.support import assert_same_memory, chunk_of, random_steps, twin
 
 SPEC = ModelSpec(input_size=2, hidden_size=6, horizon=2)
@@ -131,3 +132,36 @@ def test_an_idle_stream_is_small() -> None:
     arrays, _ = learner.state()
     held = sum(array.nbytes for name, array in arrays.items() if name.startswith("streams."))
     assert held / 64 <= 4096
+
+
+def test_a_stream_that_is_opened_again_has_another_incarnation() -> None:
+    learner = Learner(ModelSpec(input_size=1), backend="reference")
+    x = np.zeros((2, 1), np.float32)
+    for expected, stream_id in enumerate(["a", "b"], 1):
+        learner.apply([Chunk(stream_id, 0, x)])
+        assert learner.incarnation(stream_id) == expected
+    learner.delete_stream("a")
+    learner.apply([Chunk("a", 0, x)])
+    assert learner.incarnation("a") == learner.last_incarnation == 3
+    with pytest.raises(UnknownStream):
+        learner.incarnation("c")
+
+
+def test_incarnations_go_on_above_a_given_number() -> None:
+    """After a restore, streams that the checkpoint does not know must not get numbers again."""
+    learner = Learner(ModelSpec(input_size=1), backend="reference")
+    for above, expected in ((7, 8), (3, 9)):
+        learner.number_streams_above(above)
+        stream_id = f"s{above}"
+        learner.apply([Chunk(stream_id, 0, np.zeros((2, 1), np.float32))])
+        assert learner.incarnation(stream_id) == expected
+
+
+@pytest.mark.parametrize("last", [0, True, "1", 1.0, None])
+def test_a_state_whose_last_incarnation_cannot_be_is_refused(last: Any) -> None:
+    learner = Learner(ModelSpec(input_size=1), backend="reference")
+    learner.apply([Chunk("a", 0, np.zeros((2, 1), np.float32))])
+    arrays, metadata = learner.state()
+    with pytest.raises(InvalidArgument) as caught:
+        Learner.from_state(arrays, metadata | {"last_incarnation": last}, backend="reference")
+    assert caught.value.field == "last_incarnation"
