@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
 import lzma
 import math
 import os
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -159,7 +161,9 @@ def test_a_packed_file_is_known_by_its_content(tmp_path: Path, packing: str, dat
 
 
 def test_zstandard_is_unpacked(tmp_path: Path) -> None:
-    zstd = pytest.importorskip("backports.zstd")
+    zstd = importlib.import_module(
+        "backports.zstd" if sys.version_info < (3, 14) else "compression.zstd"
+    )
     data = zstd.compress(SMALL)
     assert read(tmp_path, data, "a")[0].values.tolist() == [[1.5], [3.5]]
 
