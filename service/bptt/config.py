@@ -60,7 +60,7 @@ class Limits:
     gradient, Adam's two moments, snapshot."""
     model_bytes: int = 2 << 30
     """Memory of one model with its first stream: the five copies, and the buffers of its updates,
-    which hold the activations of k2 steps of `max_batch_streams` windows."""
+    which hold the activations of k2 steps of 64 windows at a time."""
     streams_bytes: int = 2 << 30
     """Memory of one model's streams. A stream may be large: 4,096 steps of 4,096 inputs take 64 MB.
     Arrays grow by doubling, so they reserve up to twice this bound, and three times while they are
