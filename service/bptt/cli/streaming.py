@@ -131,11 +131,8 @@ class StreamingLoop:
         known = min(len(batch.values), self.skip)
         self.skip -= known
         self.skipped += known
-        values = batch.values[known:]
-        if not len(values):
-            return None
-        begins = batch.begins and not known
-        return Batch(values, batch.first_line, batch.last_line, 0, batch.position, begins)
+        new = batch.after(known)
+        return new if len(new.values) else None
 
     async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
         if batch.begins:

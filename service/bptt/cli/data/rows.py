@@ -114,6 +114,10 @@ class BatchBuilder:
     last_line: int = 0
     missing: int = 0
     begins: bool = False
+    has_times: bool = False
+    """The rows have times."""
+    seconds: list[float] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,8 +127,17 @@ class BatchBuilder:
         self.flush()
         self.begins = True
 
-    def add(self, line: int, row: list[float] | None) -> None:
-        """Take a row; None: one that is left out."""
+    def add(
+        self, line: int, row: list[float] | None, now: float | None = None, time: str = ""
+    ) -> None:
+        """Take a row.
+
+        Args:
+            line: on which it ends.
+            row: the values; None: the row is left out.
+            now: its time; None: it has none that can be read.
+            time: the same as it is written.
+        """
         if row is None:
             self.missing += 1
             return
@@ -132,6 +145,9 @@ class BatchBuilder:
             self.first_line = line
         self.rows.append(row)
         self.last_line = line
+        if self.has_times:
+            self.seconds.append(math.nan if now is None else now)
+            self.times.append(time)
 
     def flush(self) -> None:
         """Emit what there is. Rows left out at the very end come as a batch without rows."""
@@ -139,10 +155,19 @@ class BatchBuilder:
             return
         values = np.asarray(self.rows, dtype=np.float64)
         batch = Batch(
-            values, self.first_line, self.last_line, self.missing, self.position(), self.begins
+            values,
+            self.first_line,
+            self.last_line,
+            self.missing,
+            self.position(),
+            self.begins,
+            np.asarray(self.seconds, dtype=np.float64) if self.has_times else None,
+            self.times,
         )
         if self.rows:
             self.begins = False
         self.rows = []
+        self.seconds = []
+        self.times = []
         self.missing = 0
         self.emit(batch)

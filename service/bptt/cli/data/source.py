@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +30,22 @@ class Batch:
     """Bytes of the input read so far."""
     begins: bool = False
     """The first row starts a new sequence: it follows a gap in time."""
+    seconds: NDArray[np.float64] | None = None
+    """(T,) times of the rows in UTC, or since a start; NaN where a time cannot be read. None: the
+    rows have no times."""
+    times: Sequence[str] = ()
+    """The same times as they are written in the file; empty: the rows have no times."""
+
+    def after(self, count: int) -> Batch:
+        """The same without the first `count` rows and without the count of rows left out."""
+        return replace(
+            self,
+            values=self.values[count:],
+            missing=0,
+            begins=self.begins and not count,
+            seconds=None if self.seconds is None else self.seconds[count:],
+            times=self.times[count:],
+        )
 
 
 class Source:

@@ -16,6 +16,7 @@ from bptt.cli.data.order import problem_of, RowOrder, seconds_text, series_colum
 from bptt.cli.data.problem import InputError, join_names, shown
 from bptt.cli.data.records import NAMES
 from bptt.cli.data.source import Batch
+from bptt.cli.data.steptimes import StepTimes
 from bptt.cli.data.table import DataTable
 from bptt.cli.data.understood import Choice, Understood
 
@@ -48,6 +49,11 @@ class Survey:
         for (name, _), count in self.missing.items():
             counts[name] += count
         return dict(counts)
+
+    @property
+    def step_times(self) -> StepTimes | None:
+        """Times of steps and of forecasts, as the file writes them; None: rows have no times."""
+        return None if self.order is None else StepTimes.of(self.order.time, self.order.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

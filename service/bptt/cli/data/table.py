@@ -201,7 +201,7 @@ class DataTable(Source):
         """
         understood = self._understood
         assert understood is not None, "understand() comes first"
-        builder = BatchBuilder(emit, self.position)
+        builder = BatchBuilder(emit, self.position, has_times=understood.time is not None)
         if choice.sort:
             self._read_sorted(understood, choice, rows_max, builder, look)
             return
@@ -210,7 +210,7 @@ class DataTable(Source):
         before: float | None = None
         is_moment = understood.time is None or understood.time.format.is_moment
         try:
-            for line, row, now in self._rows(understood, choice, look):
+            for line, row, now, time in self._rows(understood, choice, look):
                 if now is not None:
                     if before is not None and (
                         now - before >= choice.gap_seconds
@@ -218,7 +218,7 @@ class DataTable(Source):
                     ):
                         builder.begin()
                     before = now
-                builder.add(line, row)
+                builder.add(line, row, now, time)
                 if len(builder) >= rows_max:
                     builder.flush()
         finally:
@@ -242,7 +242,7 @@ class DataTable(Source):
         kept.sort(key=lambda each: each[2] if each[2] is not None else -math.inf)
         before: float | None = None
         same: set[str | None] = set()
-        for line, row, now in kept:
+        for line, row, now, time in kept:
             key = None if row is None else str(row)  # in which one NaN is as another
             if now != before:
                 same = set()
@@ -253,30 +253,32 @@ class DataTable(Source):
             if before is not None and now is not None and now - before >= choice.gap_seconds:
                 builder.begin()
             before = now
-            builder.add(line, row)
+            builder.add(line, row, now, time)
             if len(builder) >= rows_max:
                 builder.flush()
         builder.flush()
 
     def _rows(
         self, understood: Understood, choice: Choice, look: Look | None
-    ) -> Iterator[tuple[int, list[float] | None, float | None]]:
-        """Line, values and time of each row; no values where one is missing that may not be."""
-        clock = None
+    ) -> Iterator[tuple[int, list[float] | None, float | None, str]]:
+        """Line, values, time and its text of each row.
+
+        There are no values where one is missing that may not be.
+        """
         needs_time = choice.gap_seconds < math.inf or choice.sort
-        if understood.time is not None and (needs_time or look is not None):
-            clock = understood.time.clock()
+        clock = understood.time.clock() if understood.time is not None else None
         reader = RowReader(understood, choice, self.missing)
         for line, cells in self._records(understood):
             if choice.only is not None and cells[choice.only[0]] != choice.only[1]:
                 continue
             row = reader.row(line, cells)
-            now = None
+            now, time = None, ""
             if clock is not None and understood.time is not None:
+                time = understood.time.cell(cells)
                 now = self._time(understood.time, clock, line, cells, needed=needs_time)
             if look is not None:
                 look(line, cells, now)
-            yield line, row, now
+            yield line, row, now, time
 
     def _time(
         self, time: TimeColumn, clock: Clock, line: int, cells: list[str], *, needed: bool
