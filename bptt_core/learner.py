@@ -104,7 +104,12 @@ class Learner:
         first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
         incarnations = self._table.incarnations[rows].tolist()
         done = self._run(steps, predictions)
-        return marshalling.results(tick, steps, first, incarnations, done)
+        result = marshalling.results(tick, steps, first, incarnations, done)
+        for chunk, learned in zip(tick, result.chunks, strict=True):
+            if chunk.source_position:
+                position = chunk.source_position, learned.next_step
+                self._table.sources[chunk.stream_id] = position
+        return result
 
     def feed(
         self,
@@ -357,6 +362,7 @@ class Learner:
             _frozen(arrays.live_state[row].copy()),
             _frozen(last),
             int(self._table.incarnations[row]),
+            *self._table.sources.get(stream_id, (b"", 0)),
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -406,6 +412,11 @@ class Learner:
             "streams": names,
             "last_incarnation": self.last_incarnation,
         }
+        if self._table.sources:
+            metadata["sources"] = {
+                name: [position.hex(), step]
+                for name, (position, step) in sorted(self._table.sources.items())
+            }
         return arrays, metadata
 
     @classmethod
@@ -431,6 +442,7 @@ class Learner:
         numbers = np.arange(1, len(names) + 1)  # for older states, which lack them
         streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
         learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
+        learner._table.sources = checks.sources(metadata)
         return learner
 
     def warm_up(self) -> None:

@@ -188,6 +188,8 @@ class StreamTable:
         incarnations: (S,) int64: the number of the opening that a row's stream comes from; 0 for a
             free row. Not part of `arrays`, because no kernel reads it.
         opened: the last number that was assigned. It never goes down in the life of a model.
+        sources: by stream, the last source position that its chunks had, and the stream's next step
+            after that chunk.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -196,6 +198,7 @@ class StreamTable:
         self.rows: dict[str, int] = {}
         self.incarnations: Array = np.zeros(FIRST_CAPACITY, np.int64)
         self.opened = 0
+        self.sources: dict[str, tuple[bytes, int]] = {}
         self._free: list[int] = [0]
 
     def open(self, stream_id: str) -> int:
@@ -212,6 +215,7 @@ class StreamTable:
     def delete(self, stream_id: str) -> None:
         """Delete a stream; clear and free its row."""
         row = self.rows.pop(stream_id)
+        self.sources.pop(stream_id, None)
         for array in self.arrays:
             array[row] = 0
         self.incarnations[row] = 0

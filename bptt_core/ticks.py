@@ -36,6 +36,9 @@ class Chunk:
     first_target_step: int | None = None
     """Step of the first target; None: `first_step`. With `label_delay`, at most that many steps
     before the stream's next step."""
+    source_position: bytes = b""
+    """Where the sender's source stands after the last step, in the sender's own form. It is kept
+    with the stream and changes nothing that is learned. Empty: the kept one stays."""
 
 
 @dataclass(frozen=True, slots=True)
