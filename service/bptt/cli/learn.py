@@ -140,6 +140,12 @@ def _spec_options(command: Command) -> Command:
     help="Classification: the class names. [default: those in the file]",
 )
 @click.option(
+    "--new-classes",
+    is_flag=True,
+    help="Classification: learn classes that the model does not have as its class 'other', which "
+    "a new model gets.",
+)
+@click.option(
     "--missing",
     multiple=True,
     metavar="take|leave-out|MARKERS",
@@ -258,6 +264,7 @@ def learn(
 
 _COLUMN_OPTIONS = (
     *("columns", "targets", "classes", "missing", "gap_seconds", "other_names", "stream_column"),
+    "new_classes",
 )
 _PACKED_SUFFIXES = (".gz", ".zip", ".xz", ".bz2", ".zst")
 

@@ -18,6 +18,7 @@ from bptt.cli import plan as planning
 from bptt.cli.begin import Begin, Beginning
 from bptt.cli.console import plural, print_json, progress_output
 from bptt.cli.create import create_model
+from bptt.cli.data.columns import OTHER_CLASS
 from bptt.cli.data.known_rows import ReadBatches
 from bptt.cli.data.order import JUMP
 from bptt.cli.data.problem import InputError, join_names
@@ -40,6 +41,7 @@ from bptt.errors import NotFound, ServerStopping
 CHUNK_STEPS = 64  # 4 KB for 16 columns: little overhead on the wire, and smooth progress
 CHUNK_TOKENS = 256  # the same for steps of one byte
 CHUNK_VALUES = 250_000  # inputs or predictions in a chunk: 1 MB, a quarter of a message's limit
+RECOVERING_SECONDS = 0.5  # between two looks at a model that is being recovered
 STREAM_ID_BYTES_MAX = 256  # the server's bound, checked here before a model is created
 
 
@@ -58,6 +60,7 @@ class LearnRun:
     dry_run: bool = False
     """Stop after telling what was understood of the file; no server is asked."""
     console: Console = field(init=False)
+    _source: DataTable | TextFile | None = field(init=False, default=None)
 
     async def run(self) -> bool:
         """Stream the file to the model.
@@ -90,9 +93,25 @@ class LearnRun:
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def _show_bad_row(self, problem: str) -> None:
+        if self.as_json:
+            print_json({"event": "bad_row", "problem": problem})
+        self._print(f"left out: {problem}")
+
     async def _get_model(self, client: Client) -> Model | None:
+        """The model, once it can learn; None: there is none of that name."""
+        told = ""
         try:
-            return planning.check_read(await client.get_model(self.options.model_id))
+            while True:
+                model = await client.get_model(self.options.model_id)
+                if model.state not in ("recovering", "restoring"):
+                    return planning.check_read(model)
+                reason = f" ({model.state_reason})" if model.state_reason else ""
+                state = f"model {model.model_id} is {model.state}{reason}"
+                if state != told:
+                    self._print(f"{state}: waiting until it can learn; Ctrl-C ends the wait")
+                    told = state
+                await asyncio.sleep(RECOVERING_SECONDS)
         except NotFound:
             return None
 
@@ -120,6 +139,9 @@ class LearnRun:
         if table.is_live or choice.sort:  # not known before the rows were read
             for line in skipped_lines(table.skipped):
                 self._print(line)
+        if table.other_classes:
+            names = [f"{name!r} ({count:,})" for name, count in table.other_classes.items()]
+            self._print(f"learned as class {OTHER_CLASS!r}: {join_names(names)}")
         return interrupted
 
     async def _dry_run(self, table: DataTable) -> None:
@@ -241,6 +263,9 @@ class LearnRun:
         Returns:
             True if Ctrl-C ended the run.
         """
+        self._source = source
+        if source.is_live and isinstance(source, DataTable):
+            source.bad.on_bad = self._show_bad_row
         begin = await self._begin(client, choice, times)
         read = _reader(source, choice)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
@@ -326,6 +351,10 @@ class LearnRun:
 
     # ------------------------------------------------------------------ output
 
+    def _bad_rows(self) -> int:
+        """Rows left out so far because they cannot be read."""
+        return self._source.bad.count if isinstance(self._source, DataTable) else 0
+
     async def _finish(
         self, client: Client, statistics: RunStatistics, loop: StreamingLoop, event: str
     ) -> None:
@@ -340,6 +369,7 @@ class LearnRun:
                 "next_step": loop.next_step,
                 "rows_left_out": loop.missing,
                 "rows_skipped": loop.skipped,
+                "rows_unreadable": self._bad_rows(),
             }
             if math.isfinite(bits):
                 facts["cross_entropy_bits"] = bits
@@ -347,6 +377,8 @@ class LearnRun:
             return
         if loop.missing:
             self._print(f"{plural(loop.missing, 'row')} left out because a value is missing")
+        if bad := self._bad_rows():
+            self._print(f"{plural(bad, 'row')} left out because they cannot be read")
         if loop.live is not None and loop.skipped:
             self._print(f"{plural(loop.skipped, 'row')} skipped: the stream has them already")
         if event == "interrupted":

@@ -29,11 +29,12 @@ def batch(values: Values, seconds: Values | None = None, line: int = 2) -> Batch
 
 def walk(rows: int, seed: int = 0) -> Values:
     steps = np.random.default_rng(seed).normal(size=(rows, 2))
-    return np.cumsum(steps, axis=0, dtype=np.float64)
+    values: Values = steps.cumsum(axis=0)
+    return values
 
 
 def minutes(rows: int, first: int = 0) -> Values:
-    return START + 60.0 * np.arange(first, first + rows)
+    return np.arange(first, first + rows, dtype=np.float64) * 60.0 + START
 
 
 def known(values: Values, seconds: Values | None = None, size: int = 7) -> Known:

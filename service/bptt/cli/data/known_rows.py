@@ -96,13 +96,14 @@ def compare_file(known: Known, read: ReadBatches, *, is_moment: bool) -> Compare
         is_moment: the rows' times are moments, so that later rows are new ones.
     """
     prefix = Prefix(known)
-    lines: list[tuple[int, int, int]] = []  # rows up to the end of a batch, and its lines
+    parts: list[tuple[int, Batch]] = []  # with the number of rows before each
 
     def take(batch: Batch) -> None:
+        before = prefix.trail.rows
         prefix.take(batch)
         # Only the batches since the last equal digest are of interest.
-        lines[:] = [each for each in lines if each[0] > prefix.same_rows]
-        lines.append((prefix.trail.rows, batch.first_line, batch.last_line))
+        parts[:] = [each for each in parts if each[0] + len(each[1].values) > prefix.same_rows]
+        parts.append((before, batch))
         if prefix.is_decided:
             raise _DecidedError
 
@@ -110,9 +111,8 @@ def compare_file(known: Known, read: ReadBatches, *, is_moment: bool) -> Compare
     if prefix.difference is None:
         is_all = prefix.trail.rows == known.rows
         return Compared("same" if is_all else "shorter", prefix.trail.rows)
-    place = lines[0][1], lines[-1][2]
-    if prefix.difference == (1, 1):
-        place = lines[0][1], lines[0][1]
+    first, last = prefix.difference
+    place = _lines(parts, first)[0], _lines(parts, last)[1]
     found = _search(known, read)
     if found.places == 1 and found.end == known.rows:
         return Compared("edited", known.rows, prefix.difference, place)
@@ -121,6 +121,15 @@ def compare_file(known: Known, read: ReadBatches, *, is_moment: bool) -> Compare
     if is_moment and known.same_time and found.earliest > known.seconds:
         return Compared("later")
     return Compared("different", 0, prefix.difference, place)
+
+
+def _lines(parts: list[tuple[int, Batch]], row: int) -> tuple[int, int]:
+    """The lines between which a row is; the same one twice if each row of its batch is a line."""
+    before, batch = next(each for each in reversed(parts) if each[0] < row)
+    first, last = batch.first_line, batch.last_line
+    if last - first + 1 == len(batch.values):
+        first = last = first + row - before - 1
+    return first, last
 
 
 @dataclass(slots=True)
