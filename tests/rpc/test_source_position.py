@@ -11,7 +11,7 @@ import pytest
 from bptt import v1 as pb
 from bptt.engine.joining import groups, join
 from bptt.engine.messages import QueuedChunk, TickBatch
-from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core import Batch, Chunk, Learner, ModelSpec
 from bptt_core.errors import InvalidArgument
 from tests.rpc.harness import Harness, wave
 
@@ -115,3 +115,11 @@ async def test_a_position_that_is_too_long_is_refused_by_name(server: Harness) -
     assert refused.bound == "at most 256 bytes long"
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     await call.close()
+
+
+def test_chosen_lanes_of_a_batch_keep_their_positions() -> None:
+    chunks = [Chunk("a", 0, STEPS), Chunk("b", 0, STEPS, source_position=b"x")]
+    batch = Batch.of(chunks)
+    assert batch.source_positions == (b"", b"x")
+    assert batch.select(np.array([1])).source_positions == (b"x",)
+    assert Batch.of(chunks[:1]).source_positions is None
