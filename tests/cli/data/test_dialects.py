@@ -310,3 +310,16 @@ def test_a_stray_quote_takes_a_bounded_number_of_lines() -> None:
     assert [str(each).partition(" of ")[0] for each in problems] == ["line 2", "line 203"]
     with pytest.raises(InputError, match="line 2 of t holds a quote"):
         list(Records(lines, ",", '"', "", name="t"))
+
+
+@pytest.mark.parametrize("line", ["sep=xX", "sep=x", 'sep="', "sep=", "sep=;;x"])
+def test_a_line_that_names_no_delimiter_is_no_sep_line(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, f"{line}\na,b\n1.5,2\n2.5,3\n0.5,7\n")
+    try:
+        found = read(path)
+    except InputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        assert found.values.tolist() == [[1.5, 2], [2.5, 3], [0.5, 7]]
+    assert not refusal or "line " in refusal
