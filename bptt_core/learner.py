@@ -110,10 +110,12 @@ class Learner:
         steps = marshalling.steps_of_batch(rows, batch, checked)
         incarnations = self._table.incarnations[rows]
         done = self._run(steps, predictions)
+        next_steps = batch.first_steps + batch.lengths
+        self._table.keep_sources(batch, next_steps)
         return TickResult(
             batch.stream_ids,
             batch.first_steps,
-            batch.first_steps + batch.lengths,
+            next_steps,
             incarnations,
             offsets_of(batch.lengths),
             done.predictions,
@@ -386,6 +388,7 @@ class Learner:
             _frozen(arrays.live_state[row].copy()),
             _frozen(last),
             int(self._table.incarnations[row]),
+            *self._table.sources.get(stream_id, (b"", 0)),
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -435,6 +438,11 @@ class Learner:
             "streams": names,
             "last_incarnation": self.last_incarnation,
         }
+        if self._table.sources:
+            metadata["sources"] = {
+                name: [position.hex(), step]
+                for name, (position, step) in sorted(self._table.sources.items())
+            }
         return arrays, metadata
 
     @classmethod
@@ -460,6 +468,7 @@ class Learner:
         numbers = np.arange(1, len(names) + 1)  # for older states, which lack them
         streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
         learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
+        learner._table.sources = checks.sources(metadata)
         return learner
 
     def warm_up(self) -> None:

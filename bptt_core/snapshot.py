@@ -33,6 +33,10 @@ class StreamView:
     one seen, NaN before there is one."""
     incarnation: int = 0
     """Number of the stream's opening; see `Learner.incarnation`."""
+    source_position: bytes = b""
+    """Of the last chunk that had one."""
+    source_step: int = 0
+    """The stream's next step after that chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ MESSAGE_BYTES_MAX = 4 << 20
 """gRPC's default, also in other languages' clients. Holds a chunk of a million float32 values."""
 
 STREAM_ID_BYTES_MAX = 256
+SOURCE_POSITION_BYTES_MAX = 256  # kept in memory and in the checkpoint for each stream
 """The names of a million streams then take at most 256 MB."""
 
 CHUNK_STEPS_MAX = 16_384

@@ -12,7 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
+from bptt.config import (
+    INPUT_NAME_BYTES_MAX,
+    Limits,
+    SOURCE_POSITION_BYTES_MAX,
+    STREAM_ID_BYTES_MAX,
+)
 from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
     bytes_of_model,
@@ -59,6 +64,18 @@ def check_stream_id(stream_id: str) -> str:
         value = f"{size} bytes: {stream_id!r}"
         raise InvalidRequest.of("stream_id", value, bound, reason="stream_id")
     return stream_id
+
+
+def check_source_position(position: bytes) -> bytes:
+    """Return a valid source position unchanged.
+
+    Raises:
+        InvalidRequest: it is longer than SOURCE_POSITION_BYTES_MAX.
+    """
+    if len(position) > SOURCE_POSITION_BYTES_MAX:
+        bound = f"at most {SOURCE_POSITION_BYTES_MAX} bytes long"
+        raise InvalidRequest.of("source_position", f"{len(position)} bytes", bound)
+    return position
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,8 @@ class IncomingChunk:
     """Step of the first target. None: the first step of the chunk."""
     incarnation: int = 0
     """Incarnation of the stream that the chunk belongs to; 0: the current one, or a new one."""
+    source_position: bytes = b""
+    """Where the client's source stands after the last step; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

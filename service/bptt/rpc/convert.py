@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from bptt import v1 as pb
 from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import (
+    check_source_position,
     check_stream_id,
     FloatArray,
     IncomingChunk,
@@ -81,7 +82,14 @@ class ChunkReader:
             labelled = first_step if first_target is None else first_target
             self._check_place(labelled, len(targets), first_step, len(inputs))
         return IncomingChunk(
-            stream_id, first_step, inputs, targets, ends, first_target, message.incarnation
+            stream_id,
+            first_step,
+            inputs,
+            targets,
+            ends,
+            first_target,
+            message.incarnation,
+            check_source_position(message.source_position),
         )
 
     def predict_inputs(self, message: pb.PredictRequest) -> Rows | None:
@@ -392,11 +400,14 @@ def refused_to_proto(refused: Refused) -> pb.LearnResponse:
 def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:
     """Return where a stream that exists stands, as of the snapshot."""
     next_step = trainer.views.next_step(stream_id)
+    source_position, source_step = trainer.views.source(stream_id)
     return pb.Stream(
         stream_id=stream_id,
         next_step=next_step,
         durable_step=min(next_step, trainer.durable_step(stream_id)),
         incarnation=trainer.incarnation(stream_id),
+        source_position=source_position,
+        source_step=source_step,
     )
 
 
