@@ -16,7 +16,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from bptt import v1 as pb
-from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
+from bptt.config import Limits, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import (
     check_source_position,
     check_stream_id,
@@ -45,9 +45,14 @@ ErrorBand = tuple[FloatArray, FloatArray]
 
 
 class ChunkReader:
-    """Converts the chunks and inputs that clients send to one model."""
+    """Converts the chunks and inputs that clients send to one model.
 
-    def __init__(self, definition: ModelDefinition) -> None:
+    Args:
+        definition: the model's.
+        limits: bounds of a chunk.
+    """
+
+    def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
         spec = definition.spec
         self._spec = spec
         self._width = spec.input_size
@@ -57,7 +62,8 @@ class ChunkReader:
         self._missing_targets = spec.missing_targets or self._label_delay > 0
         self._input_names = definition.input_names
         self._target_names = definition.target_names
-        self._steps_max = max(1, min(CHUNK_STEPS_MAX, ANSWER_VALUES_MAX // spec.outputs))
+        self._limits = limits
+        self._steps_max = limits.steps_of_chunk(spec.outputs)
 
     def chunk(self, message: pb.Chunk) -> IncomingChunk:
         """Convert a chunk.
@@ -181,7 +187,10 @@ class ChunkReader:
 
     def _check_steps(self, field: str, steps: int) -> None:
         if steps > self._steps_max:
-            bound = f"at most {self._steps_max} steps, so that the answer fits in a message"
+            limit = f"limits.chunk_steps is {self._limits.chunk_steps}"
+            if self._steps_max < self._limits.chunk_steps:
+                limit = f"limits.answer_values is {self._limits.answer_values}"
+            bound = f"at most {self._steps_max} steps: the server's {limit}"
             raise InvalidRequest.of(field, f"{steps} steps", bound, reason="too_long")
 
     def _check_ids(self, field: str, ids: IntArray, lowest: int, count: int) -> None:
@@ -395,6 +404,12 @@ def refused_to_proto(refused: Refused) -> pb.LearnResponse:
             **({} if violation is None else dataclasses.asdict(violation)),
         )
     )
+
+
+def limits_to_proto(limits: Limits, spec: ModelSpec) -> pb.ChunkLimits:
+    """Return what a chunk of a model may have at most."""
+    steps = limits.steps_of_chunk(spec.outputs)
+    return pb.ChunkLimits(message_bytes=limits.message_bytes, steps=steps)
 
 
 def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:

@@ -90,7 +90,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
                 raise UnknownStream.of(request.stream_id)
         spec = trainer.definition.spec
         top_tokens = convert.top_tokens_of(request, spec)
-        inputs = convert.ChunkReader(trainer.definition).predict_inputs(request)
+        inputs = convert.ChunkReader(trainer.definition, self._limits).predict_inputs(request)
         small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
         try:
             if inputs is None or (small and len(inputs) <= INLINE_PREDICT_STEPS):
