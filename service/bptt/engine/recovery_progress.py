@@ -84,7 +84,7 @@ class RecoveryProgress:
 
     def begins(self) -> None:
         """Log how many models there are."""
-        self._say(f"recovering: models {len(self._total)}; counting the records to replay")
+        self._say(f"models to recover: {len(self._total)}; counting their records to replay")
 
     def counted(self) -> None:
         """Log how much there is to do, once all models were counted."""
