@@ -286,7 +286,7 @@ def test_an_invalid_value_is_reported_and_no_model_is_created(
 def test_an_invalid_value_in_standard_input_ends_the_run_after_earlier_rows(
     bptt: Bptt, name: str
 ) -> None:
-    done = bptt("learn", "-", "--model", name, "--json", stdin=BAD)
+    done = bptt("learn", "-", "--model", name, "--bad-rows", "0", "--json", stdin=BAD)
     assert done.status == 1
     assert "line 3, column 'b'" in done.err
     last = json.loads(done.out.splitlines()[-1])

@@ -115,6 +115,20 @@ def test_selected_lanes_keep_their_targets_places_and_ends() -> None:
     assert model.apply(Batch.of(chunks)).next_steps.tolist() == [1, 3, 2]
 
 
+def test_source_positions_are_kept_with_the_step_after_them() -> None:
+    model, inputs = learner(), RANDOM.normal(size=(3, 2))
+    model.apply([Chunk("a", 0, inputs, source_position=b"row 3"), Chunk("b", 0, inputs)])
+    arrays, metadata = model.state()
+    assert metadata["sources"] == {"a": [b"row 3".hex(), 3]}
+    again = Learner.from_state(arrays, metadata, backend="reference")
+    assert again.state()[1]["sources"] == metadata["sources"]
+    for wrong in ({"a": ["xyz", 3]}, {"a": 3}, ["a"]):
+        with pytest.raises(InvalidArgument, match="sources"):
+            Learner.from_state(arrays, metadata | {"sources": wrong}, backend="reference")
+    with pytest.raises(ShapeError, match="source_positions is 2 positions, but must be 3"):
+        model.check(batch(source_positions=(b"", b"")))
+
+
 def test_no_chunk_at_all_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="tick is empty"):
         learner().apply([])
