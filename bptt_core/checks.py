@@ -21,12 +21,6 @@ from bptt_core.state import INCARNATION, model_shapes, stream_shapes
 Array = NDArray[Any]
 
 
-def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array | None]:
-    """Inputs (T, B, D) and targets (T, B, target_width) in float64."""
-    x = inputs(spec, "x", x, (None, None))
-    return x, _targets(spec, target, x.shape[:2])
-
-
 def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int) -> ModelSpec:
     """Check a saved state's arrays against its spec; return the spec."""
     if metadata.get("format") != version:
@@ -70,28 +64,6 @@ def sources(metadata: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise InvalidArgument("sources", str(error), "positions and steps by stream") from error
-
-
-def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int | None, ...]) -> Array | None:
-    """Targets (*steps, target_width) in float64, or None for a forecast."""
-    if spec.task in ("forecast", "next_token"):
-        if target is not None:
-            raise InvalidArgument("targets", "given", f"left out for task {spec.task}")
-        return None
-    if target is None:
-        raise InvalidArgument("targets", "left out", f"given for task {spec.task}")
-    may_be_missing = spec.missing_targets or spec.label_delay > 0
-    if spec.task == "regression":
-        y = _numbers("targets", target, (*steps, spec.outputs), nan_allowed=may_be_missing)
-        if spec.loss == "bernoulli":
-            outside = (y < 0) | (y > 1)
-            if outside.any():
-                where, wrong = _first("targets", y, outside)
-                raise InvalidArgument(where, str(wrong), "a number from 0 to 1 for loss bernoulli")
-        return y
-    lowest = -1 if may_be_missing else 0
-    ids = _ids("targets", target, steps, spec.outputs, lowest=lowest)
-    return np.where(ids < 0, np.nan, ids)
 
 
 def inputs(
