@@ -170,14 +170,14 @@ def test_the_commands(shared: Served, tmp_path: Path) -> None:
         assert result.exit_code == status, result.output
         return result.output
 
-    said = run("import", "pump", file, "--task", "regression")
+    said = run("import", "valve", file, "--task", "regression")
     assert "regression, lstm 1×8" in said
     assert "scaling off" in said
     assert "holds a pickle" in run("import", "other", tmp_path / "pump.pt", status=1)
     back = tmp_path / "back.safetensors"
-    assert "wrote" in run("export", "pump", back)
-    assert "--overwrite" in run("export", "pump", back, status=1)
-    run("export", "pump", back, "--overwrite")
+    assert "wrote" in run("export", "valve", back)
+    assert "--overwrite" in run("export", "valve", back, status=1)
+    run("export", "valve", back, "--overwrite")
     Network("lstm", 1).load_state_dict(safetensors.torch.load_file(back), strict=True)
 
 
