@@ -13,6 +13,7 @@ from bptt_core.kernels import dispatch, transition, windows
 from bptt_core.kernels import sizes as kernel_sizes
 from bptt_core.kernels.addresses import table
 from bptt_core.kernels.blas import one_thread
+from bptt_core.kernels.table import work_table
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, Streams
 from bptt_core.transition import Steps
@@ -30,8 +31,7 @@ class Compiled:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._tag = dispatch.tag(spec)
-        self._sizes = kernel_sizes.sizes(spec)
-        self._numbers = np.array(self._sizes, np.float64)
+        self._numbers = np.array(kernel_sizes.sizes(spec), np.float64)
         self._columns = kernel_sizes.columns(spec)
         self._work = kernel_sizes.work(spec, 1, 1)
         self._room = kernel_sizes.room(spec, 1, 1, 1)
@@ -108,13 +108,13 @@ class Compiled:
         at_once = min(T, FORWARD_STEPS)
         if getattr(mine, "steps", 0) < at_once:
             mine.work = kernel_sizes.work(self._spec, at_once, 1, backward=False)
+            mine.table = work_table(mine.work, self._numbers)
             mine.steps = at_once
         outputs = np.empty((T, self._spec.outputs), self._spec.dtype)
         with one_thread:
             for start in range(0, T, FORWARD_STEPS):
                 part = slice(start, min(T, start + FORWARD_STEPS))
                 windows.forward_stream(
-                    self._tag, self._sizes, parameters, features[part], state, mine.work,
-                    outputs[part],
+                    self._tag, mine.table, parameters, features[part], state, outputs[part]
                 )  # fmt: skip
         return outputs

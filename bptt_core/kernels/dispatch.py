@@ -16,10 +16,13 @@ from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba.extending import overload
+from numba import types
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin
 from numpy.typing import NDArray
 
 from bptt_core.cells import CELLS
+from bptt_core.kernels.jit import compiled
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import ModelSpec
 
@@ -172,38 +175,34 @@ def rule_step(
     )
 
 
-# In compiled callers these take the place of the three functions above.
+# In compiled callers the chosen kernels take the place of the three functions above.
 
 
-@overload(cell_forward, strict=False)
-def _cell_forward(
-    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, turned: Any
-) -> Callable[..., None]:
-    return _CHOSEN[tag.instance_class].cell.forward
+def _choose(function: Callable[..., None], choice: Callable[[Chosen], Callable[..., None]]) -> None:
+    """Make a compiled call of `function` a call of the kernel that its tag's class stands for."""
+
+    def chosen(tag: Any) -> Any:
+        return types.Dispatcher(_part(choice(_CHOSEN[tag.instance_class])))
+
+    class Template(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            return chosen(args[0]).get_call_type(self.context, args, kws)
+
+    infer_global(function)(Template)
+
+    @lower_builtin(function, types.VarArg(types.Any))  # type: ignore[untyped-decorator]
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kernel = context.get_function(chosen(signature.args[0]), signature)
+        context.add_linking_libs(kernel.libs)
+        return kernel(builder, arguments)
 
 
-@overload(cell_backward, strict=False)
-def _cell_backward(
-    tag: Any,
-    W: Any,
-    states: Any,
-    tape: Any,
-    extra: Any,
-    dh: Any,
-    da: Any,
-    dw: Any,
-) -> Callable[..., None]:
-    return _CHOSEN[tag.instance_class].cell.backward
+@functools.cache
+def _part(function: Callable[..., None]) -> Any:
+    """A plain function, compiled."""
+    return compiled(function)
 
 
-@overload(rule_step, strict=False)
-def _rule_step(
-    tag: Any,
-    parameters: Any,
-    gradient: Any,
-    factor: Any,
-    moments: Any,
-    update: Any,
-    learning_rate: Any,
-) -> Callable[..., None]:
-    return _CHOSEN[tag.instance_class].optimizer.step
+_choose(cell_forward, lambda chosen: chosen.cell.forward)
+_choose(cell_backward, lambda chosen: chosen.cell.backward)
+_choose(rule_step, lambda chosen: chosen.optimizer.step)

@@ -1,18 +1,20 @@
-"""A matrix product that adds to its result, from BLAS; Numba's `np.dot` can only overwrite it.
+"""Matrix products by BLAS, for kernels.
 
-The product calls the same function of Numba's run-time library as `np.dot` does, with beta = 1. It
-saves a buffer for the product, and two passes over it.
+They call the same function of Numba's run-time library as `np.dot` does. Numba's `np.dot` cannot
+add to a result, and returns it, which a kernel without reference counts cannot do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -25,9 +27,15 @@ def add_product(a: Array, b: Array, out: Array) -> None:
     out += a @ b
 
 
-@intrinsic
-def _gemm(typing: Any, a: Any, b: Any, out: Any) -> Any:  # pragma: no cover - Numba calls it
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def fill_product(a: Array, b: Array, out: Array) -> None:
+    """Fill out (n, m) with a (n, k) · b (k, m); as `add_product` otherwise."""
+    np.dot(a, b, out)
+
+
+def _gemm(keep: float) -> Any:
+    """The type and the code of out = keep · out + a · b, for a function of (a, b, out)."""
+
+    def generate(context: Any, builder: Any, typed: Any, arguments: Any) -> Any:
         pointer, size = cgutils.voidptr_t, context.get_value_type(types.intp)
         letter, status = ir.IntType(8), ir.IntType(32)
         kinds = [letter] * 3 + [size] * 3
@@ -36,13 +44,16 @@ def _gemm(typing: Any, a: Any, b: Any, out: Any) -> Any:  # pragma: no cover - N
             builder.module, ir.FunctionType(status, kinds + places), "numba_xxgemm"
         )
         shapes, where = [], []
-        for kind, value in zip(signature.args, arguments, strict=True):
+        for kind, value in zip(typed.args, arguments, strict=True):
             array = context.make_array(kind)(context, builder, value)
             shapes.append(cgutils.unpack_tuple(builder, array.shape, 2))
             where.append(builder.bitcast(array.data, pointer))
+        out = typed.args[2]
         number = context.get_value_type(out.dtype)
         one = cgutils.alloca_once_value(builder, ir.Constant(number, 1.0))
         one = builder.bitcast(one, pointer)
+        kept = cgutils.alloca_once_value(builder, ir.Constant(number, keep))
+        kept = builder.bitcast(kept, pointer)
 
         def factor(kind: Any, index: int) -> tuple[Any, Any]:
             turned = kind.layout == "F"
@@ -50,23 +61,28 @@ def _gemm(typing: Any, a: Any, b: Any, out: Any) -> Any:  # pragma: no cover - N
             return ir.Constant(letter, ord("t" if turned else "n")), stride
 
         # BLAS stores columns one after another: it computes outᵀ = bᵀ aᵀ.
-        turn_b, stride_b = factor(signature.args[1], 1)
-        turn_a, stride_a = factor(signature.args[0], 0)
+        turn_b, stride_b = factor(typed.args[1], 1)
+        turn_a, stride_a = factor(typed.args[0], 0)
         kind = ir.Constant(letter, ord(_KINDS[out.dtype]))
         n, m, k = shapes[2][0], shapes[2][1], shapes[0][1]
         builder.call(
             function,
-            [kind, turn_b, turn_a, m, n, k, one, where[1], stride_b, where[0], stride_a, one,
+            [kind, turn_b, turn_a, m, n, k, one, where[1], stride_b, where[0], stride_a, kept,
              where[2], m],
         )  # fmt: skip
         return context.get_dummy_value()
 
-    return types.void(a, b, out), generate
+    return generate
 
 
-@overload(add_product)
-def _add_product(a: Any, b: Any, out: Any) -> Callable[..., None]:
-    def product(a: Any, b: Any, out: Any) -> None:
-        _gemm(a, b, out)
+for _function, _keep in ((add_product, 1.0), (fill_product, 0.0)):
+    lower_builtin(_function, types.Array, types.Array, types.Array)(_gemm(_keep))
 
-    return product
+
+@infer_global(add_product)
+@infer_global(fill_product)
+class _Product(AbstractTemplate):  # type: ignore[misc]
+    """The type of both functions in kernels."""
+
+    def generic(self, args: Any, kws: Any) -> Any:  # pragma: no cover - Numba calls it
+        return signature(types.none, *args)

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import CellKernels, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import (
@@ -99,7 +100,7 @@ def _forward(
     tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, turned: Array
 ) -> None:
     T, B, H3 = tape.shape
-    w = extra[T:].reshape(B, H3)
+    w = cut(extra[T:], 0, (B, H3))
     gru_forward(W, b_hidden, states, tape, extra[:T], w, turned)
 
 

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+
+from bptt_core.kernels.linking import Entry, EntryCompiler, Part, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,82 +40,50 @@ def cache_folder() -> Path:
 _FOLDER = str(cache_folder())
 
 
-class _Whole(JITCodeLibrary):  # type: ignore[misc]
-    """Machine code with private copies of everything it calls.
-
-    Numba links callees into a function and optimises these copies again, which may change the order
-    of sums. All copies of a callee share one name, and the loader binds a call to the first copy
-    that was loaded. A process that compiles would then get other last bits than one that loads
-    everything from disk. Private copies have no such name. (Copies with internal linkage do: a call
-    from elsewhere would reach them, with arguments that were optimised away.)
-    """
-
-    def _optimize_final_module(self) -> None:
-        for function in self._final_module.functions:
-            if not function.is_declaration and function.linkage.name == "linkonce_odr":
-                function.linkage = "private"
-        super()._optimize_final_module()
+OPTIONS = {
+    "nopython": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": FAST_MATH,
+    "no_cfunc_wrapper": True,  # nothing but Python and Numba calls them
+    "_nrt": False,  # no kernel allocates, so none counts references
+}
 
 
-class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """Machine code that is optimised only as part of the entry that calls it.
-
-    Optimising each kernel by itself as well took a third of the compile time.
-    """
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-
-class _WholeCompiler(Compiler):  # type: ignore[misc]
-    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
-        library = _cached(_Whole, target) if library is None else library
-        super().__init__(typing, target, library, *rest)
-
-
-class _PartCompiler(Compiler):  # type: ignore[misc]
-    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
-        library = _cached(_Part, target) if library is None else library
-        super().__init__(typing, target, library, *rest)
-
-
-def _cached(kind: type[JITCodeLibrary], target: Any) -> Any:  # pragma: no cover - for Numba
-    library = kind(target.codegen(), "kernel")
-    library.enable_object_caching()
-    return library
-
-
-def compiled(function: Function, pipeline: type[Compiler] = _PartCompiler) -> Function:
-    """Compile on first use and cache on disk; leaves Numba's settings in the process unchanged."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _FOLDER
-    try:
-        return numba.njit(  # type: ignore[no-any-return]
-            nogil=True,
-            cache=True,
-            error_model="numpy",
-            fastmath=FAST_MATH,
-            no_cfunc_wrapper=True,  # nothing but Python and Numba calls them
-            pipeline_class=pipeline,
-        )(function)
-    finally:
-        numba.config.CACHE_DIR = before
+def compiled(function: Function) -> Function:
+    """Compile into the entries that call it, on first use."""
+    if numba.config.DISABLE_JIT:
+        return function
+    options = OPTIONS | {"no_cpython_wrapper": True}
+    return Part(function, targetoptions=options, pipeline_class=PartCompiler)  # type: ignore[return-value]
 
 
 def entry(function: Function) -> Function:
-    """As `compiled`, for kernels that Python calls: the same bits when compiled or when loaded."""
-    return compiled(function, _WholeCompiler)
+    """Compile on first use and cache on disk, for kernels that Python calls.
 
-
-def inlined(function: Function) -> Function:
-    """As `compiled`, but inlined into each caller.
-
-    A call costs 10 ns for each array argument, mostly for reference counts: as much as the whole
-    work on a small vector.
+    It has the same bits when it was compiled in this process and when it was loaded.
     """
-    return numba.njit(  # type: ignore[no-any-return]
-        nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always"
-    )(function)
+    if numba.config.DISABLE_JIT:
+        return function
+    made = Entry(function, targetoptions=OPTIONS, pipeline_class=EntryCompiler)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _FOLDER
+    try:
+        made.enable_caching()
+    finally:
+        numba.config.CACHE_DIR = before
+    return made  # type: ignore[return-value]
+
+
+def expanded(function: Function) -> Function:
+    """Compile into each call: for functions that return an array, which no part can do."""
+    if numba.config.DISABLE_JIT:
+        return function
+    options = OPTIONS | {"no_cpython_wrapper": True, "inline": "always"}
+    return Part(function, targetoptions=options, pipeline_class=PartCompiler)  # type: ignore[return-value]
+
+
+inlined = compiled
 
 
 @compiled

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.clipping import NORM_EPSILON
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import rule_step, Tag
 from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import fill
@@ -102,7 +103,7 @@ def losses_and_slopes(
         factor = 1.0 / count
         loss *= factor
         baseline *= factor
-        slopes = output.reshape(output.size)
+        slopes = cut(output, 0, (output.size,))
         scale = output.dtype.type(factor)
         for i in range(slopes.size):
             slopes[i] *= scale

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import CellKernels, Tag
 from bptt_core.kernels.jit import compiled
 from bptt_core.kernels.linear import (
@@ -61,7 +62,7 @@ def lstm_backward(W: Array, states: Array, tape: Array, dh: Array, da: Array, dc
     T, B, H4 = da.shape
     H = H4 // 4
     one = da.dtype.type(1)
-    fill(dc[0].reshape(B * H), 0.0)
+    fill(cut(dc[0], 0, (B * H,)), 0.0)
     for t in range(T - 1, -1, -1):
         for b in range(B):
             gates, a, dc_b, tanh_c = tape[t, b], da[t, b], dc[0, b], dc[1, b]

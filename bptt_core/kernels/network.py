@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import cell_backward, cell_forward, Tag
-from bptt_core.kernels.jit import compiled
+from bptt_core.kernels.gemm import fill_product
+from bptt_core.kernels.jit import compiled, expanded
 from bptt_core.kernels.linear import (
     add_column_sums,
     add_flat,
@@ -65,11 +66,11 @@ def layer_size(sizes: Sizes, layer: int) -> int:
     return GH * (inputs + sizes.H + 2)
 
 
-@compiled
+@expanded
 def layer_states(sizes: Sizes, T: int, B: int, work: Work, layer: int) -> Array:
     """(parts, T + 1, B, H) states of a layer."""
     n = sizes.parts * (T + 1) * B * sizes.H
-    return work.states[layer * n : (layer + 1) * n].reshape(sizes.parts, T + 1, B, sizes.H)
+    return cut(work.states, layer * n, (sizes.parts, T + 1, B, sizes.H))
 
 
 @compiled
@@ -82,17 +83,17 @@ def network_forward(
     """
     H, GH = sizes.H, sizes.G * sizes.H
     rows = T * B
-    x = work.inputs[: rows * sizes.F].reshape(rows, sizes.F)
+    x = cut(work.inputs, 0, (rows, sizes.F))
     tape_size, extra_size = rows * GH, (T + 3) * B * H
     bias = work.bias[:GH]
     turned_rows = H if B >= BLAS_ROWS and GH * H <= TURNED_MOST else H - H
-    turned = work.turned[: turned_rows * GH].reshape(turned_rows, GH)
+    turned = cut(work.turned, 0, (turned_rows, GH))
     start = 0
     for layer in range(sizes.L):
         inputs = sizes.inputs if layer == 0 else H
-        U = parameters[start : start + GH * inputs].reshape(GH, inputs)
+        U = cut(parameters, start, (GH, inputs))
         W_at = start + GH * inputs
-        W = parameters[W_at : W_at + GH * H].reshape(GH, H)
+        W = cut(parameters, W_at, (GH, H))
         b_at = W_at + GH * H
         b = parameters[b_at : b_at + GH]
         b_hidden = parameters[b_at + GH : b_at + 2 * GH]
@@ -102,9 +103,9 @@ def network_forward(
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size]
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size]
         if layer == 0 and sizes.tokens:
-            look_up(x, parameters[start:W_at].reshape(inputs, GH), bias, tape.reshape(rows, GH))
+            look_up(x, cut(parameters, start, (inputs, GH)), bias, cut(tape, 0, (rows, GH)))
         else:
-            project(x, U, bias, by_row, tape.reshape(rows, GH))
+            project(x, U, bias, by_row, cut(tape, 0, (rows, GH)))
         if turned_rows > 0:
             turn(W, turned)
         cell_forward(
@@ -112,28 +113,26 @@ def network_forward(
             W,
             b_hidden,
             states,
-            tape.reshape(T, B, GH),
-            extra.reshape(T + 3, B, H),
+            cut(tape, 0, (T, B, GH)),
+            cut(extra, 0, (T + 3, B, H)),
             turned,
         )
-        x = states[0, 1:].reshape(rows, H)
+        x = cut(states[0], B * H, (rows, H))
         start += layer_size(sizes, layer)
 
 
 @compiled
 def head_forward(
     sizes: Sizes, parameters: Array, T: int, B: int, first: int, by_row: bool, work: Work
-) -> Array:
-    """Outputs (T - first, B, O) of the steps from `first` on."""
+) -> None:
+    """Fill `work.output` with the outputs (T - first, B, O) of the steps from `first` on."""
     H, O = sizes.H, sizes.O
     n = (T - first) * B
     states = layer_states(sizes, T, B, work, sizes.L - 1)
-    h = states[0, first + 1 :].reshape(n, H)
+    h = cut(states[0], (first + 1) * B * H, (n, H))
     V_at = sizes.P - O * (H + 1)
-    V = parameters[V_at : V_at + O * H].reshape(O, H)
-    output = work.output[: n * O].reshape(n, O)
-    project(h, V, parameters[sizes.P - O :], by_row, output)
-    return output.reshape(T - first, B, O)
+    V = cut(parameters, V_at, (O, H))
+    project(h, V, parameters[sizes.P - O :], by_row, cut(work.output, 0, (n, O)))
 
 
 @compiled
@@ -152,45 +151,45 @@ def network_backward(
     rows, n = T * B, (T - first) * B
     gradient = work.gradient
     V_at = sizes.P - O * (H + 1)
-    V = parameters[V_at : V_at + O * H].reshape(O, H)
+    V = cut(parameters, V_at, (O, H))
     top = layer_states(sizes, T, B, work, sizes.L - 1)
-    d_rows = d_output.reshape(n, O)
-    top_rows = top[0, first + 1 :].reshape(n, H)
-    add_outer_product(d_rows, top_rows, gradient[V_at : V_at + O * H].reshape(O, H))
+    d_rows = cut(d_output, 0, (n, O))
+    top_rows = cut(top[0], (first + 1) * B * H, (n, H))
+    add_outer_product(d_rows, top_rows, cut(gradient, V_at, (O, H)))
     add_column_sums(d_rows, gradient[sizes.P - O :])
     dh_flat = work.dh[: rows * H]
     fill(dh_flat[: first * B * H], 0.0)
-    np.dot(d_rows, V, dh_flat[first * B * H :].reshape(n, H))
+    fill_product(d_rows, V, cut(dh_flat, first * B * H, (n, H)))
 
     tape_size, extra_size = rows * GH, (T + 3) * B * H
-    da = work.da[: rows * GH].reshape(T, B, GH)
-    dw = work.dw[: rows * GH].reshape(T, B, GH) if sizes.bias_apart else da
+    da = cut(work.da, 0, (T, B, GH))
+    dw = cut(work.dw, 0, (T, B, GH)) if sizes.bias_apart else da
     stop = V_at
     for layer in range(sizes.L - 1, -1, -1):
         start = stop - layer_size(sizes, layer)
         inputs = sizes.inputs if layer == 0 else H
         W_at = start + GH * inputs
         b_at = W_at + GH * H
-        U = parameters[start:W_at].reshape(GH, inputs)
-        W = parameters[W_at:b_at].reshape(GH, H)
+        U = cut(parameters, start, (GH, inputs))
+        W = cut(parameters, W_at, (GH, H))
         states = layer_states(sizes, T, B, work, layer)
-        tape = work.tape[layer * tape_size : (layer + 1) * tape_size].reshape(T, B, GH)
-        extra = work.extra[layer * extra_size : (layer + 1) * extra_size].reshape(T + 3, B, H)
-        cell_backward(tag, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw)
-        da_rows, dw_rows = da.reshape(rows, GH), dw.reshape(rows, GH)
+        tape = cut(work.tape, layer * tape_size, (T, B, GH))
+        extra = cut(work.extra, layer * extra_size, (T + 3, B, H))
+        cell_backward(tag, W, states, tape, extra, cut(dh_flat, 0, (T, B, H)), da, dw)
+        da_rows, dw_rows = cut(da, 0, (rows, GH)), cut(dw, 0, (rows, GH))
         dU = gradient[start:W_at]
         if layer > 0:
-            x = layer_states(sizes, T, B, work, layer - 1)[0, 1:].reshape(rows, H)
-            add_outer_product(da_rows, x, dU.reshape(GH, inputs))
+            x = cut(layer_states(sizes, T, B, work, layer - 1)[0], B * H, (rows, H))
+            add_outer_product(da_rows, x, cut(dU, 0, (GH, inputs)))
         elif sizes.tokens:
-            scatter(work.inputs[:rows], da_rows, dU.reshape(inputs, GH))
+            scatter(work.inputs[:rows], da_rows, cut(dU, 0, (inputs, GH)))
         else:
-            x = work.inputs[: rows * inputs].reshape(rows, inputs)
-            add_outer_product(da_rows, x, dU.reshape(GH, inputs))
-        before = states[0, :T].reshape(rows, H)
-        add_outer_product(dw_rows, before, gradient[W_at:b_at].reshape(GH, H))
+            x = cut(work.inputs, 0, (rows, inputs))
+            add_outer_product(da_rows, x, cut(dU, 0, (GH, inputs)))
+        before = cut(states[0], 0, (rows, H))
+        add_outer_product(dw_rows, before, cut(gradient, W_at, (GH, H)))
         add_column_sums(da_rows, gradient[b_at : b_at + GH])
         add_column_sums(dw_rows, gradient[b_at + GH : stop])
         if layer > 0:
-            np.dot(da_rows, U, dh_flat.reshape(rows, H))
+            fill_product(da_rows, U, cut(dh_flat, 0, (rows, H)))
         stop = start

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core.kernels.addresses import array_1d
+from bptt_core.kernels.addresses import array_1d, cut
 from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, entry, truth, whole
 from bptt_core.kernels.linear import fill
@@ -134,9 +134,9 @@ def score_live(
     """
     H, O = sizes.H, sizes.O
     V_at = sizes.P - O * (H + 1)
-    V = model.parameters[V_at : V_at + O * H].reshape(O, H)
-    outputs, made = raw.reshape(1, O), odds.reshape(1, O)
-    h = live[sizes.L - 1, 0].reshape(1, H)
+    V = cut(model.parameters, V_at, (O, H))
+    outputs, made = cut(raw, 0, (1, O)), cut(odds, 0, (1, O))
+    h = cut(live[sizes.L - 1, 0], 0, (1, H))
     project(h, V, model.parameters[sizes.P - O :], truth(1), outputs)
     finish(sizes, outputs, made, made, made)
     take_class(model.error, model.naive_error, model.hits, odds, wanted, naive)
@@ -203,12 +203,12 @@ def run(
     O, width, late = sizes.O, sizes.width, sizes.label_delay
     units = 0 if sizes.loss == CROSS_ENTROPY else O
     labels, asked_of = N + B * late, N if asked else 0
-    features = room.features[: N * sizes.F].reshape(N, sizes.F)
-    targets = room.targets[: labels * width].reshape(labels, width)
-    outputs = room.outputs[: asked_of * O].reshape(asked_of, O)
-    base, unit = room.base[: N * units].reshape(N, units), room.unit[: N * units].reshape(N, units)
-    naive = room.naive[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
-    truth = room.truth[: labels * sizes.truth_width].reshape(labels, sizes.truth_width)
+    features = cut(room.features, 0, (N, sizes.F))
+    targets = cut(room.targets, 0, (labels, width))
+    outputs = cut(room.outputs, 0, (asked_of, O))
+    base, unit = cut(room.base, 0, (N, units)), cut(room.unit, 0, (N, units))
+    naive = cut(room.naive, 0, (labels, sizes.truth_width))
+    truth = cut(room.truth, 0, (labels, sizes.truth_width))
     lists = room.lists
     begins, rows, lengths = lists[LANE_BEGINS], lists[LANE_ROWS], lists[LANE_LENGTHS]
     ends, starts = lists[LANE_ENDS], lists[LANE_STARTS]
@@ -230,7 +230,7 @@ def run(
             score_live(sizes, model, streams.live_state[row], truth[first, 0], naive[first, 0],
                        work.output[:O], room.scored)  # fmt: skip
     if paused:
-        fill(targets.reshape(labels * width), np.nan)
+        fill(cut(targets, 0, (labels * width,)), np.nan)
 
     room.done[0] = room.done[1] = 0
     side_by_side = Lanes(
@@ -241,7 +241,7 @@ def run(
     for b in range(B):
         if not asked:  # without a forecast there is no score
             held = streams.forecasts[rows[b]]
-            fill(held.reshape(held.size), np.nan)
+            fill(cut(held, 0, (held.size,)), np.nan)
             continue
         start, stop = starts[b], starts[b] + lengths[b]
         first, last = target_starts[b], target_stops[b]

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, truth, whole
 from bptt_core.kernels.learning import (
@@ -47,7 +48,7 @@ Array = NDArray[Any]
 @compiled
 def forget(sizes: Sizes, state: Array) -> None:
     """A stream's state (L, parts, H) = 0."""
-    fill(state.reshape(sizes.L * sizes.parts * sizes.H), 0.0)
+    fill(cut(state, 0, (sizes.L * sizes.parts * sizes.H,)), 0.0)
 
 
 @compiled
@@ -98,7 +99,7 @@ def load_inputs(
     sizes: Sizes, inputs: Array, rows: Array, first: int, T: int, B: int, work: Work
 ) -> None:
     """Fill `work.inputs` (T, B, F) with T held steps of B streams from step `first` on."""
-    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
+    x = cut(work.inputs, 0, (T, B, sizes.F))
     for b in range(B):
         held = inputs[rows[b]]
         for t in range(T):
@@ -132,15 +133,14 @@ def learn_tile(
     store_states(sizes, streams.live_state, rows, T, B, T, work)
     if count == 0:
         return
-    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
+    y = cut(work.target, 0, (new, B, sizes.width))
     for b in range(B):
         for t in range(new):
             copy(streams.targets[rows[b], t], y[t, b])
     n = new * B
-    output = head_forward(sizes, model.parameters, T, B, T - new, truth(0), work)
-    loss, baseline = losses_and_slopes(
-        sizes, output.reshape(n, sizes.O), y.reshape(n, sizes.width), count
-    )
+    head_forward(sizes, model.parameters, T, B, T - new, truth(0), work)
+    output = cut(work.output, 0, (n, sizes.O))
+    loss, baseline = losses_and_slopes(sizes, output, cut(y, 0, (n, sizes.width)), count)
     report[3] += loss
     report[4] += baseline
     network_backward(tag, sizes, model.parameters, T, B, T - new, output, work)

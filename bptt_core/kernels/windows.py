@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bptt_core.kernels.addresses import cut
 from bptt_core.kernels.dispatch import Tag
 from bptt_core.kernels.jit import compiled, entry, inlined, truth, whole
 from bptt_core.kernels.linear import BLAS_ROWS, copy
@@ -20,6 +21,7 @@ from bptt_core.kernels.sizes import (
     Sizes,
     Work,
 )
+from bptt_core.kernels.table import sizes_at, work_at
 from bptt_core.kernels.updates import forget, load_states, update_groups
 from bptt_core.memory import TILE
 from bptt_core.state import Model, NEXT_STEP, READY, ROWS, SEQUENCE_STEP, STEPS, Streams
@@ -47,14 +49,15 @@ def read_steps(
 
     Features (N, F) and outputs (N, O) of a stream begin at its row of `starts` (B,).
     """
-    x = work.inputs[: steps * B * sizes.F].reshape(steps, B, sizes.F)
+    x = cut(work.inputs, 0, (steps, B, sizes.F))
     for i in range(steps):
         for b in range(B):
             copy(features[starts[b] + t + i], x[i, b])
     load_states(sizes, live_state, rows, steps, B, work)
     by_row = B < BLAS_ROWS
     network_forward(tag, sizes, parameters, steps, B, by_row, work)
-    output = head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
+    head_forward(sizes, parameters, steps, B, steps - steps, by_row, work)
+    output = cut(work.output, 0, (steps, B, sizes.O))
     for i in range(steps):
         for b in range(B):
             copy(output[i, b], outputs[starts[b] + t + i])
@@ -308,28 +311,36 @@ def advance(
 @entry
 def forward_stream(
     tag: Tag,
-    sizes: Sizes,
+    table: Array,
     parameters: Array,
     features: Array,
     state: Array,
-    work: Work,
     outputs: Array,
 ) -> None:
     """Fill outputs (T, O) of one stream's features (T, F) from a state (L, parts, H).
 
     Replaces the state by the one after the last step. How the steps are divided among calls changes
     no bit.
+
+    Args:
+        tag: selects the kernels of the spec's cell.
+        table: addresses of buffers and sizes, as from `table.work_table`.
+        parameters: (P,).
+        features: (T, F).
+        state: (L, parts, H); changed.
+        outputs: (T, O), filled.
     """
+    sizes, work = sizes_at(table), work_at(table, parameters)
     T = features.shape[0]
     B = whole(1)
-    copy(features.reshape(features.size), work.inputs[: features.size])
+    copy(cut(features, 0, (features.size,)), work.inputs[: features.size])
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
             copy(state[layer, part], states[part, 0, 0])
     network_forward(tag, sizes, parameters, T, B, truth(1), work)
-    made = head_forward(sizes, parameters, T, B, T - T, truth(1), work)
-    copy(made.reshape(outputs.size), outputs.reshape(outputs.size))
+    head_forward(sizes, parameters, T, B, T - T, truth(1), work)
+    copy(work.output[: outputs.size], cut(outputs, 0, (outputs.size,)))
     for layer in range(sizes.L):
         states = layer_states(sizes, T, B, work, layer)
         for part in range(sizes.parts):
