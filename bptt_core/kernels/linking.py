@@ -24,6 +24,9 @@ ENVIRONMENT = "_ZN08NumbaEnv"  # Numba's name of a function's pointer to its Pyt
 class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     """LLVM code of one kernel, without what it calls."""
 
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
     def finalize(self) -> None:
         """Leave linking and machine code to the entries that call this kernel."""
         self._raise_if_finalized()

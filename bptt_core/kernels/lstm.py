@@ -70,12 +70,11 @@ def lstm_backward(W: Array, states: Array, tape: Array, dh: Array, da: Array, dc
             tanh_into(states[1, t + 1, b], tanh_c)
             for k in range(H):
                 i, f, g, o = gates[k], gates[H + k], gates[2 * H + k], gates[3 * H + k]
-                dL_dh, tanh_k = dh_b[k], tanh_c[k]
-                dL_dc = dL_dh * o * (one - tanh_k * tanh_k) + dc_b[k]
+                dL_dc = dh_b[k] * o * (one - tanh_c[k] * tanh_c[k]) + dc_b[k]
                 a[k] = dL_dc * g * i * (one - i)
                 a[H + k] = dL_dc * c_before[k] * f * (one - f)
                 a[2 * H + k] = dL_dc * i * (one - g * g)
-                a[3 * H + k] = dL_dh * tanh_k * o * (one - o)
+                a[3 * H + k] = dh_b[k] * tanh_c[k] * o * (one - o)
                 dc_b[k] = dL_dc * f
         if t > 0:
             add_rows_times(da[t], W, t % 2 == 1, dh[t - 1])
