@@ -86,7 +86,7 @@ class _Cut(AbstractTemplate):  # type: ignore[misc]
         return signature(types.Array(source.dtype, len(shape), "C"), source, start, shape)
 
 
-@lower_builtin(array_at, types.Integer, types.BaseTuple, types.Array)  # type: ignore[untyped-decorator]
+@lower_builtin(array_at, types.Integer, types.BaseTuple, types.Array)
 def _array_at(context: Any, builder: Any, typed: Any, arguments: Any) -> Any:  # pragma: no cover
     address, shape, _ = arguments
     made = make_array(typed.return_type)(context, builder)
@@ -96,7 +96,7 @@ def _array_at(context: Any, builder: Any, typed: Any, arguments: Any) -> Any:  #
     )
 
 
-@lower_builtin(cut, types.Array, types.Integer, types.BaseTuple)  # type: ignore[untyped-decorator]
+@lower_builtin(cut, types.Array, types.Integer, types.BaseTuple)
 def _cut(context: Any, builder: Any, typed: Any, arguments: Any) -> Any:  # pragma: no cover
     source, start, shape = arguments
     data = make_array(typed.args[0])(context, builder, source).data

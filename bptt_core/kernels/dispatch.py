@@ -190,7 +190,7 @@ def _choose(function: Callable[..., None], choice: Callable[[Chosen], Callable[.
 
     infer_global(function)(Template)
 
-    @lower_builtin(function, types.VarArg(types.Any))  # type: ignore[untyped-decorator]
+    @lower_builtin(function, types.VarArg(types.Any))
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kernel = context.get_function(chosen(signature.args[0]), signature)
         context.add_linking_libs(kernel.libs)

@@ -1,23 +1,15 @@
-"""Compiles kernels without the GIL, and caches them on disk.
-
-Numba's cache is invalidated only by changes of the function's own file, not of the files of its
-callees or constants. The name of the cache folder therefore contains a digest of all sources: any
-change compiles everything again.
-"""
+"""Decorators that compile kernels, without the GIL and without reference counts."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 
-from bptt_core.kernels.linking import Entry, EntryCompiler, Part, PartCompiler
+from bptt_core.kernels.cache import Folder, root_folder
+from bptt_core.kernels.linking import Entry, Part
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,20 +17,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # their meaning, because kernels test for them.
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
+FOLDER = Folder(root_folder())
 
-def cache_folder() -> Path:
-    """The folder of compiled kernels, in NUMBA_CACHE_DIR or in the user's cache."""
-    digest = hashlib.sha256(sys.version.encode() + numba.__version__.encode())
-    core = Path(__file__).parents[1]
-    for source in sorted(core.rglob("*.py")):
-        digest.update(source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    root = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bptt")
-    return Path(root) / f"kernels-{digest.hexdigest()[:16]}"
-
-
-_FOLDER = str(cache_folder())
-
+ENTRIES = 2  # kernels of a model that Python calls
 
 OPTIONS = {
     "nopython": True,
@@ -52,38 +33,40 @@ OPTIONS = {
 
 def compiled(function: Function) -> Function:
     """Compile into the entries that call it, on first use."""
-    if numba.config.DISABLE_JIT:
-        return function
-    options = OPTIONS | {"no_cpython_wrapper": True}
-    return Part(function, targetoptions=options, pipeline_class=PartCompiler)  # type: ignore[return-value]
+    return _part(function, {})
 
 
-def entry(function: Function) -> Function:
-    """Compile on first use and cache on disk, for kernels that Python calls.
-
-    It has the same bits when it was compiled in this process and when it was loaded.
-    """
-    if numba.config.DISABLE_JIT:
-        return function
-    made = Entry(function, targetoptions=OPTIONS, pipeline_class=EntryCompiler)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _FOLDER
-    try:
-        made.enable_caching()
-    finally:
-        numba.config.CACHE_DIR = before
-    return made  # type: ignore[return-value]
+def inlined(function: Function) -> Function:
+    """As `compiled`, for small functions: LLVM copies them into each caller."""
+    return _part(function, {})
 
 
 def expanded(function: Function) -> Function:
-    """Compile into each call: for functions that return an array, which no part can do."""
+    """As `compiled`, copied by Numba: for functions that return an array, which no part can do."""
+    return _part(function, {"inline": "always"})
+
+
+def _part(function: Function, options: dict[str, Any]) -> Function:
     if numba.config.DISABLE_JIT:
         return function
-    options = OPTIONS | {"no_cpython_wrapper": True, "inline": "always"}
-    return Part(function, targetoptions=options, pipeline_class=PartCompiler)  # type: ignore[return-value]
+    return Part(function, OPTIONS | options, FOLDER)
 
 
-inlined = compiled
+def entry(number: int) -> Callable[[Function], Function]:
+    """Compile on first use and keep on disk, for kernels that Python calls.
+
+    A kernel has the same bits when it was compiled in this process and when it was loaded.
+
+    Args:
+        number: of the kernel, from 1 to ENTRIES: `compilation.Event.number`.
+    """
+
+    def decorate(function: Function) -> Function:
+        if numba.config.DISABLE_JIT:
+            return function
+        return Entry(function, OPTIONS, FOLDER, number, ENTRIES)
+
+    return decorate
 
 
 @compiled

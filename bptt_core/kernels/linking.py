@@ -8,24 +8,26 @@ once, optimises them with itself, and becomes machine code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
+from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.environment import lookup_environment
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
+
+from bptt_core.compilation import Event, tell
+from bptt_core.kernels.cache import Folder, KernelCache
 
 ENVIRONMENT = "_ZN08NumbaEnv"  # Numba's name of a function's pointer to its Python objects
 
 
 class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     """LLVM code of one kernel, without what it calls."""
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
 
     def finalize(self) -> None:
         """Leave linking and machine code to the entries that call this kernel."""
@@ -44,7 +46,7 @@ class EntryLibrary(JITCodeLibrary):  # type: ignore[misc]
 
     def finalize(self) -> None:
         """Link all parts, optimise, and make machine code."""
-        self._linking_libraries = list(_reached(self._linking_libraries))
+        self._linking_libraries: list[Any] = list(_reached(self._linking_libraries))
         super().finalize()
         for variable in self._final_module.global_variables:
             if variable.name.startswith(ENVIRONMENT):
@@ -113,26 +115,62 @@ class EntryCompiler(Compiler):  # type: ignore[misc]
         super().__init__(typing, target, library, *rest)
 
 
+class _Telling(_FunctionCompiler):  # type: ignore[misc]
+    """Compiles an entry, and tells the listeners."""
+
+    tell: Callable[..., None]
+
+    def compile(self, args: Any, return_type: Any) -> Any:  # pragma: no cover - Numba calls it
+        self.tell("begun")
+        try:
+            result = super().compile(args, return_type)
+        except BaseException:
+            self.tell("failed")
+            raise
+        self.tell("compiled")
+        return result
+
+
 class Entry(CPUDispatcher):  # type: ignore[misc]
     """A kernel that Python calls."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: dict[str, Any],
+        folder: Folder,
+        number: int = 1,
+        of: int = 1,
+    ) -> None:
+        super().__init__(function, targetoptions=options, pipeline_class=EntryCompiler)
+
+        def say(what: Any, detail: str = "") -> None:
+            tell(Event(what, function.__name__, number, of, detail))
+
+        self._compiler = _Telling(function, self.targetdescr, options, {}, EntryCompiler)
+        self._compiler.tell = say
+        self._cache = KernelCache(function, folder, lambda why: say("not kept", why))
 
 
 class Part(CPUDispatcher):  # type: ignore[misc]
     """A kernel that other kernels call."""
 
-    alone: Entry | None = None
-    """The same function as an entry, for calls from Python."""
+    def __init__(
+        self, function: Callable[..., Any], options: dict[str, Any], folder: Folder
+    ) -> None:
+        without = options | {"no_cpython_wrapper": True}
+        super().__init__(function, targetoptions=without, pipeline_class=PartCompiler)
+        self._alone_options, self._folder = options | {"_nrt": True}, folder
 
     def add_overload(self, cres: Any) -> None:
         """Let other kernels find it."""
         self.overloads[tuple(cres.signature.args)] = cres
 
+    @functools.cached_property
+    def alone(self) -> Entry:
+        """The same function as an entry, for calls from Python."""
+        return Entry(self.py_func, self._alone_options, self._folder)
+
     def __call__(self, *arguments: Any) -> Any:
         """Call it from Python, compiled as an entry of its own: tests do."""
-        if self.alone is None:
-            self.alone = Entry(
-                self.py_func,
-                targetoptions=self.targetoptions | {"no_cpython_wrapper": False, "_nrt": True},
-                pipeline_class=EntryCompiler,
-            )
         return self.alone(*arguments)

@@ -15,8 +15,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.typing import signature
-from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr
-from numba.core.typing.templates import infer_global
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    AttributeTemplate,
+    infer_getattr,
+    infer_global,
+)
 from numba.extending import lower_builtin, lower_getattr_generic, models, register_model
 from numba.np.arrayobj import make_array
 from numba.np.numpy_support import from_dtype
@@ -157,7 +161,7 @@ def _load(builder: Any, pointer: Any, at: int) -> Any:  # pragma: no cover - for
     return number
 
 
-@lower_getattr_generic(RecordType)  # type: ignore[untyped-decorator]
+@lower_getattr_generic(RecordType)
 def _field(  # pragma: no cover - for Numba
     context: Any, builder: Any, record: Any, pointer: Any, name: str
 ) -> Any:
@@ -183,7 +187,7 @@ def _define(function: Callable[..., Any], kind: type) -> None:
 
     infer_global(function)(Template)
 
-    @lower_builtin(function, types.Array, types.VarArg(types.Any))  # type: ignore[untyped-decorator]
+    @lower_builtin(function, types.Array, types.VarArg(types.Any))
     def code(context: Any, builder: Any, typed: Any, arguments: Any) -> Any:  # pragma: no cover
         pointer = make_array(typed.args[0])(context, builder, arguments[0]).data
         if kind is not Sizes:

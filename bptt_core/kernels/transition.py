@@ -171,7 +171,7 @@ def score(
         )  # fmt: skip
 
 
-@entry
+@entry(1)
 def run(
     tag: Tag,
     like: Array,

@@ -308,7 +308,7 @@ def advance(
             )  # fmt: skip
 
 
-@entry
+@entry(2)
 def forward_stream(
     tag: Tag,
     table: Array,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bptt_core.kernels
 
-COMPILERS = {"compiled", "entry", "inlined"}
+COMPILERS = {"compiled", "entry", "expanded", "inlined"}
 WITHIN = dict.fromkeys(
     [
         "updates.update_groups",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bptt_core import ModelSpec, network, params
-from bptt_core.kernels import dispatch, linear, sizes, windows
+from bptt_core.kernels import dispatch, linear, sizes, table, windows
 from bptt_core.kernels import network as kernels
 from tests.core import naive
 from tests.core.support import assert_twin, numbers
@@ -117,7 +117,8 @@ def test_a_window(name: str, by_row: bool, streams: int, dtype: Any) -> None:
         comp = kernels.layer_states(told, T, streams, work, layer)
         for b, tape in enumerate(tapes):
             assert_twin(comp[:, :, b], tape.parts[layer], dtype)
-    comp = kernels.head_forward(told, vector, T, streams, FIRST, by_row, work)
+    kernels.head_forward(told, vector, T, streams, FIRST, by_row, work)
+    comp = work.output[: slopes.size].reshape(slopes.shape)
     for b, tape in enumerate(tapes):
         assert_twin(comp[:, b], tape.outputs[FIRST:], dtype)
     kernels.network_backward(tag, told, vector, T, streams, FIRST, slopes, work)
@@ -141,14 +142,15 @@ def test_forward_stream(name: str) -> None:
     ref = naive.Network(spec, params.views(spec, vector)).forward(
         x[:, 0].tolist(), state[:, :, 0].tolist()
     )
-    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, 1, backward=False), dispatch.tag(spec)
+    work, numbers = sizes.work(spec, T, 1, backward=False), np.array(sizes.sizes(spec), np.float64)
+    places, tag = table.work_table(work, numbers), dispatch.tag(spec)
     features, start = x[:, 0].copy(), np.ascontiguousarray(state[:, :, 0])
     after, comp = start.copy(), np.zeros((T, spec.outputs))
-    windows.forward_stream(tag, told, vector, features, after, work, comp)
+    windows.forward_stream(tag, places, vector, features, after, comp)
     assert_twin(comp, ref.outputs)
     assert_twin(after, ref.state_after(T))
     again, pieces = start.copy(), np.zeros((T, spec.outputs))
     for part in (slice(0, 1), slice(1, 3), slice(3, T)):
-        windows.forward_stream(tag, told, vector, features[part], again, work, pieces[part])
+        windows.forward_stream(tag, places, vector, features[part], again, pieces[part])
     assert pieces.tobytes() == comp.tobytes()
     assert again.tobytes() == after.tobytes()

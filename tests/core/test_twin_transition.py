@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit
 
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.kernels import addresses, dispatch, sizes, table, transition
 from bptt_core.kernels.backend import Compiled
-from bptt_core.state import new_model, new_streams
+from bptt_core.state import Model, new_model, new_streams, Streams
 from bptt_core.transition import Steps
 from tests.core.support import assert_same_memory, random_steps
 
@@ -27,22 +29,14 @@ SPECS = {
 }
 
 
-@pytest.mark.twin_of(
-    "addresses.array_1d", "addresses.array_2d", "addresses.array_3d", "addresses.array_4d"
-)
+@pytest.mark.twin_of("addresses.array_1d")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_array_is_found_by_its_address(dtype: str) -> None:
-    arrays = [
-        RANDOM.normal(size=shape).astype(dtype)
-        for shape in [(7,), (3, 4), (2, 3, 2), (2, 1, 3, 2), (0,)]
-    ]
-    numbers, like = addresses.table(arrays), np.zeros(1, dtype)
-    readers = [
-        addresses.array_1d, addresses.array_2d, addresses.array_3d, addresses.array_4d,
-        addresses.array_1d,
-    ]  # fmt: skip
-    for slot, (array, read) in enumerate(zip(arrays, readers, strict=True)):
-        found = read(numbers, slot, like)
+    arrays = [RANDOM.normal(size=size).astype(dtype) for size in (7, 1, 0)]
+    numbers, like = addresses.table([*arrays, None]), np.zeros(1, dtype)
+    assert numbers[-addresses.SLOT :].tolist() == [0] * addresses.SLOT
+    for slot, array in enumerate(arrays):
+        found = addresses.array_1d(numbers, slot, like)
         assert found.dtype == array.dtype
         assert found.shape == array.shape
         assert found.tobytes() == array.tobytes()
@@ -50,18 +44,45 @@ def test_an_array_is_found_by_its_address(dtype: str) -> None:
         assert (array == 1).all()
 
 
+def cut(source: Any, start: int, n: int, m: int) -> Any:
+    return addresses.cut(source, start, (n, m))
+
+
+def test_an_array_is_cut_out_of_a_buffer() -> None:
+    buffer = RANDOM.normal(size=(5, 6))
+    for function in (cut, njit(cut)):
+        found = function(buffer, 7, 3, 4)
+        assert np.array_equal(found, buffer.reshape(-1)[7:19].reshape(3, 4))
+        found[...] = 2
+        assert (buffer.reshape(-1)[7:19] == 2).all()
+        buffer += RANDOM.normal(size=buffer.shape)
+
+
 def test_a_non_contiguous_array_has_no_address() -> None:
     with pytest.raises(AssertionError):
         addresses.table([np.zeros((3, 4))[:, 1]])
 
 
-@pytest.mark.twin_of(
-    "table.sizes_at",
-    "table.model_at",
-    "table.streams_at",
-    "table.work_at",
-    "table.room_at",
-)
+def fields_of(reader: str, kind: type, arguments: str) -> Any:
+    """A compiled function of all fields of the record that a kernel reads."""
+    names: dict[str, Any] = vars(table).copy()
+    fields = ", ".join(f"record.{field}" for field in kind._fields)  # type: ignore[attr-defined]
+    program = f"def read({arguments}):\n record = {reader}({arguments})\n return {fields}"
+    exec(program, names)  # noqa: S102 - our own text
+    return njit(names["read"])
+
+
+@functools.cache
+def readers() -> dict[type, Any]:
+    return {
+        kind: fields_of(f"{kind.__name__.lower()}_at", kind, arguments)
+        for kind, arguments in (
+            (sizes.Sizes, "places"),
+            *((kind, "places, like") for kind in (Model, Streams, sizes.Work, sizes.Room)),
+        )
+    }
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SPECS)
 def test_every_field_stands_in_the_table_where_it_is_read(name: str, dtype: Any) -> None:
@@ -77,15 +98,16 @@ def test_every_field_stands_in_the_table_where_it_is_read(name: str, dtype: Any)
         array[...] = number + 1
     columns, numbers = sizes.columns(spec), np.array(told, np.float64)
     places = addresses.table([*arrays, columns, numbers])
-    assert table.sizes_at(places) == told
     like = np.zeros(1, dtype)
-    readers = [table.model_at, table.streams_at, table.work_at, table.room_at]
-    for each, read in zip(tuples, readers, strict=True):
-        for field, found in zip(each._fields, read(places, like), strict=True):
-            expected = getattr(each, field)
-            assert found.dtype == expected.dtype, field
-            assert found.shape == expected.shape, field
-            assert found.tobytes() == expected.tobytes(), field
+    assert table.sizes_at(places) == readers()[sizes.Sizes](places) == told
+    plain = [table.model_at, table.streams_at, table.work_at, table.room_at]
+    for each, function in zip(tuples, plain, strict=True):
+        for read in (function, readers()[type(each)]):  # as Python, and as kernels do
+            for field, found in zip(each._fields, read(places, like), strict=True):
+                expected = getattr(each, field)
+                assert found.dtype == expected.dtype, field
+                assert found.shape == expected.shape, field
+                assert found.tobytes() == expected.tobytes(), field
 
 
 @pytest.mark.twin_of("transition.finish")
