@@ -29,6 +29,7 @@ class Event(NamedTuple):
 
 Listener = Callable[[Event], None]
 _LISTENERS: list[Listener] = []
+_BEGUN: list[Event] = []  # not ended yet
 _LOCK = threading.Lock()
 
 
@@ -36,12 +37,17 @@ _LOCK = threading.Lock()
 def listening(listener: Listener) -> Iterator[None]:
     """Call `listener` with every event in this process while the context lasts.
 
+    If a kernel is being compiled already, it is told so at once.
+
     It is called in the thread that compiles, which holds Numba's lock meanwhile: it must not wait
     for another thread that may compile.
     """
     with _LOCK:
         _LISTENERS.append(listener)
+        begun = list(_BEGUN)
     try:
+        for event in begun:
+            listener(event)
         yield
     finally:
         with _LOCK:
@@ -52,5 +58,9 @@ def tell(event: Event) -> None:
     """Call all listeners."""
     with _LOCK:
         listeners = list(_LISTENERS)
+        if event.what == "begun":
+            _BEGUN.append(event)
+        else:
+            _BEGUN[:] = [each for each in _BEGUN if each.kernel != event.kernel]
     for listener in listeners:
         listener(event)

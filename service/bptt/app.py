@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from bptt.compilation_log import logged
 from bptt.config import ServerConfig
 from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
@@ -24,6 +25,7 @@ from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
 from bptt.systemd import Notifier
+from bptt_core.compilation import listening
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ async def serve(
     keep_large_arrays_apart()
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
+        stack.enter_context(listening(logged()))
         store = stack.enter_context(_store(config))
         learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
         predict_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "predict"))

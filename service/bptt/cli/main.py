@@ -29,6 +29,9 @@ CLIENT_COMMANDS = ("config", "gradients", "learn", "models", "predict")
 with _ for -."""
 SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify", "warm-up")
 """Commands that need `bptt[server]`."""
+TOLD_OTHERWISE = ("demo", "serve")
+"""Commands that do not say themselves that kernels are compiled: the server logs it, and tells its
+clients."""
 SERVER_PACKAGES = (
     "grpc_health",
     "grpc_reflection",
@@ -88,7 +91,12 @@ def _needs_server(name: str, callback: Callable[..., Any]) -> Callable[..., Any]
                 f"`bptt {name}` needs the server, which is not installed "
                 f"(no {', '.join(missing)}); type: pip install 'bptt[server]'"
             )
-        return callback(*args, **options)
+        if name in TOLD_OTHERWISE:
+            return callback(*args, **options)
+        from bptt.cli.compiling import shown  # imported late: it needs the core
+
+        with shown():
+            return callback(*args, **options)
 
     return checked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from bptt.client import convert
 from bptt.client.errors import from_rpc_error, ServerUnreachable
 from bptt.client.session import LearnSession, RECONNECT_SECONDS
 from bptt.client.types import Checkpoint, Imported, Model, ModelSpec, Prediction, Stream
+from bptt.compiling import COMPILING_KEY
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 
 CONNECT_SECONDS = 10.0  # for a server that accepts a connection but sends nothing
@@ -118,9 +119,19 @@ class Client:
             raise from_rpc_error(error, self.address) from None
 
     async def create_model(
-        self, model_id: str, spec: ModelSpec | Mapping[str, Any] | pb.ModelSpec
+        self,
+        model_id: str,
+        spec: ModelSpec | Mapping[str, Any] | pb.ModelSpec,
+        *,
+        on_compiling: Callable[[], None] | None = None,
     ) -> Model:
         """Create a model.
+
+        Args:
+            model_id: its name.
+            spec: what it learns, and how.
+            on_compiling: called when the server begins to compile kernels for it, which takes half
+                a minute for the first model of a cell; None: nobody is told.
 
         Raises:
             InvalidRequest: a value is out of its bounds.
@@ -128,7 +139,12 @@ class Client:
         """
         message = spec if isinstance(spec, pb.ModelSpec) else convert.spec_to_proto(spec)
         request = pb.CreateModelRequest(model_id=model_id, spec=message)
-        answer = await self._ask(self._models.CreateModel, request, CREATE_SECONDS)
+        call = self._models.CreateModel(request, timeout=CREATE_SECONDS)
+        told = asyncio.ensure_future(_tell_compiling(call, on_compiling))
+        try:
+            answer = await self._ask(lambda *_, **__: call, request)
+        finally:
+            told.cancel()
         return convert.model_from_proto(answer.model)
 
     async def get_model(self, model_id: str) -> Model:
@@ -333,3 +349,11 @@ class Client:
 def _is_loopback(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]")
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+async def _tell_compiling(call: Any, on_compiling: Callable[[], None] | None) -> None:
+    """Call `on_compiling` if the server says in its initial metadata that it compiles kernels."""
+    if on_compiling is None:
+        return
+    if any(key == COMPILING_KEY for key, _ in await call.initial_metadata() or ()):
+        on_compiling()

@@ -35,7 +35,6 @@ from bptt_core import Learner, ModelSpec
 
 log = logging.getLogger(__name__)
 
-COMPILED_SECONDS = 2.0  # loading compiled kernels always takes less
 
 T = TypeVar("T")
 
@@ -194,11 +193,7 @@ class Registry:
             learner = self._make_learner(definition.spec)
             if prepare is not None:
                 prepare(learner)
-            start = time.perf_counter()
             learner.warm_up()  # compiles the kernels if they are not compiled yet
-            seconds = time.perf_counter() - start
-            if seconds > COMPILED_SECONDS:
-                log.info("kernels for %s compiled in %.0f s", definition.spec.cell, seconds)
             if self._store is not None:
                 self._store.save(make_checkpoint(definition, learner, lsn=0))
             return learner

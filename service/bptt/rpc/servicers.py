@@ -22,6 +22,7 @@ from bptt.engine.registry import page, Registry
 from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
 from bptt.rpc import convert, convert_models
+from bptt.rpc.compiling import compilation_told
 from bptt.rpc.learn import Context, LearnCall
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from bptt_core.errors import BpttError
@@ -177,7 +178,8 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         """Create a model."""
         check_model_id(request.model_id)
         definition = convert_models.definition_from_proto(request.model_id, request.spec)
-        trainer = await self._registry.create(definition)
+        async with compilation_told(context):
+            trainer = await self._registry.create(definition)
         return pb.CreateModelResponse(model=convert_models.model_to_proto(trainer.status))
 
     async def GetModel(
