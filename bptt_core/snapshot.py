@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from bptt_core import checks
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
-from bptt_core.scaling import deviation, finish, forecast_columns, levels
+from bptt_core.scaling import (
+    change_units,
+    finish,
+    forecast_columns,
+    in_units,
+    input_mean,
+    levels,
+    target_units,
+)
 from bptt_core.scoring import error_band
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model
@@ -81,10 +89,8 @@ class Snapshot:
         if spec.task == "forecast":
             before = view.last_input if view.sequence_step else np.full(spec.input_size, np.nan)
             seen = _seen(np.vstack([before, x]))
-            change = np.nan_to_num(x - seen[:-1], nan=0.0)
-            if spec.scaling:
-                change /= deviation(self.model.target_count[0], self.model.target_m2[0])
-            columns.append(change)
+            change = in_units(spec, x - seen[:-1], change_units(spec, self.model)[0])
+            columns.append(np.nan_to_num(change, nan=0.0))
             seen = seen[1:]
         if spec.missing_inputs:
             columns.append((~np.isnan(x)).astype(float))
@@ -108,14 +114,11 @@ class Snapshot:
         base, unit = np.zeros((len(x), spec.outputs)), np.ones((len(x), spec.outputs))
         if spec.task == "forecast":
             columns = forecast_columns(spec)
-            x = np.where(np.isnan(x), model.input_mean, x)
+            x = np.where(np.isnan(x), input_mean(spec, model), x)
             base[:] = np.tile(x[:, columns], spec.horizon)
-            if spec.scaling:
-                spread = deviation(model.target_count, model.target_m2)
-                unit[:] = spread[:, columns].reshape(-1)
+            unit[:] = change_units(spec, model)[:, columns].reshape(-1)
         elif spec.scaling and spec.task == "regression" and spec.loss != "bernoulli":
-            base[:] = model.target_mean[0]
-            unit[:] = deviation(model.target_count[0], model.target_m2[0])
+            base[:], unit[:] = target_units(spec, model)
         return base, unit
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import params
+from bptt_core import experts, params
 from bptt_core.optimizers import OPTIMIZERS
+from bptt_core.robust import LEVEL_FIELDS, SCALE_FIELDS
 from bptt_core.specs import ModelSpec
 
 Array = NDArray[Any]
@@ -21,6 +22,9 @@ Array = NDArray[Any]
 ERRORS_MOST = 512  # rows in the ring of errors: its 0.05 quantile then rests on 25 of them
 ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in float32
 ERRORS_SIZE = 65_536  # numbers in the ring, between the two
+SIZES_KEPT = 512  # error sizes among which a new one is ranked
+TAIL_KEPT = 256  # sizes beyond a threshold, to which the tail is fitted
+LEAST_SQUARES_PRIOR = 1.0  # first variance of a coefficient; 10 was worse in the first 100 steps
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
 INCARNATION = "incarnation"  # name of the streams' incarnations in a saved state
 
@@ -68,7 +72,23 @@ class Streams(NamedTuple):
     """(S, label_delay, target_width) float64: labels of the last steps in the user's units; NaN
     where there is none yet."""
     surprise: Array
-    """(S, 3) float64, of forecasts: number, mean and variance of the sizes of recent errors."""
+    """(S, SCALE_FIELDS) float64, of forecasts: the scale of the sizes of recent errors. With
+    `scaling_memory` 0 (S, 3): number, mean and variance of these sizes."""
+    expert_changes: Array
+    """(S, LAGS + h - 1, targets) float32, with experts: the last changes in deviations; that of
+    step m is in row m mod (LAGS + h - 1)."""
+    expert_levels: Array
+    """(S, h, targets) float32: the last levels in deviations; step m is in row m mod h."""
+    expert_averages: Array
+    """(S, h, AVERAGES, targets) float32: running mean and exponential averages after the last h
+    steps, less the value of that step."""
+    network_forecasts: Array
+    """(S, h, O) float32: the last h forecasts of the network alone, less the value that they
+    started from."""
+    season: Array
+    """(S, rows, targets) float64: the last values in the user's units, where periods are given."""
+    season_seat: Array
+    """(S, 1) int64: 1 for the stream in which a period is looked for."""
 
 
 class Model(NamedTuple):
@@ -109,7 +129,43 @@ class Model(NamedTuple):
     """(N, O) ring of the last prequential errors with their sign, truth - prediction in the user's
     units; NaN where there is none. Empty for classes."""
     error_band: Array
-    """(2, O) float64: their quantiles; NaN where there are too few."""
+    """(2, O) float64: their quantiles, widened as coverage demands; NaN where there are too few."""
+    input_level: Array
+    """(D, LEVEL_FIELDS) float64, with `scaling_memory`: mean and variance of the inputs."""
+    target_level: Array
+    """(W, LEVEL_FIELDS) float64: the same of the targets of a regression."""
+    change_scale: Array
+    """(h, D, SCALE_FIELDS) float64: the scales of changes of a forecast."""
+    band_state: Array
+    """(3, O) float64: quantiles of the kept errors, and the factor of the band's width."""
+    error_scale: Array
+    """(targets, SCALE_FIELDS) float64: scales of the errors of a forecast one step ahead."""
+    sizes: Array
+    """(SIZES_KEPT,) float64: ring of the last sizes of errors."""
+    tail: Array
+    """(TAIL_KEPT,) float64: ring of the last sizes beyond the threshold of their time."""
+    calibration: Array
+    """(8,) float64: see `bptt_core.calibration`."""
+    level_covariance: Array
+    """(targets, LEVEL_TERMS, LEVEL_TERMS) float64, with experts: of the coefficients of least
+    squares on levels, up to the noise's variance."""
+    level_weights: Array
+    """(targets, h, LEVEL_TERMS) float64: the coefficients."""
+    change_covariance: Array
+    """(targets, LAGS, LAGS) float64: the same of least squares on changes."""
+    change_weights: Array
+    """(targets, h, LAGS) float64"""
+    regrets: Array
+    """(2, experts, O) float64: how much better each expert was than the mixture, in units of
+    changes, and the squares of these differences; both fade."""
+    network_error: Array
+    """(2, O) float64: as `error` and `naive_error`, of the network alone."""
+    season_ring: Array
+    """(SEASON_ROWS, targets) float64: the last values of the stream in which a period is looked
+    for."""
+    season_found: Array
+    """(targets + 1,) float64: the period of each target, 0 where there is none; and 1 once a
+    stream has the seat."""
 
 
 def error_rows(spec: ModelSpec) -> int:
@@ -123,25 +179,68 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     classes = spec.loss == "cross_entropy"
     scored = 1 if classes else spec.outputs
     kept = 0 if classes else spec.outputs
-    width = spec.input_size if spec.task == "forecast" else spec.target_width
-    return {
+    forecast = spec.task == "forecast"
+    width = spec.input_size if forecast else spec.target_width
+    real = {
+        "last": (4,),
+        "rates": (1,),
+        "input_count": (spec.input_size,),
+        "input_mean": (spec.input_size,),
+        "input_m2": (spec.input_size,),
+        "target_count": (spec.horizon, width),
+        "target_mean": (spec.horizon, width),
+        "target_m2": (spec.horizon, width),
+        "class_counts": (spec.outputs if classes else 0,),
+        "error": (scored,),
+        "naive_error": (scored,),
+        "hits": (2,),
+    }
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "parameters": ((P,), spec.dtype),
         "moments": ((OPTIMIZERS[spec.optimizer].moments, P), spec.dtype),
         "counters": ((7,), "int64"),
-        "last": ((4,), "float64"),
-        "rates": ((1,), "float64"),
-        "input_count": ((spec.input_size,), "float64"),
-        "input_mean": ((spec.input_size,), "float64"),
-        "input_m2": ((spec.input_size,), "float64"),
-        "target_count": ((spec.horizon, width), "float64"),
-        "target_mean": ((spec.horizon, width), "float64"),
-        "target_m2": ((spec.horizon, width), "float64"),
-        "class_counts": ((spec.outputs if classes else 0,), "float64"),
-        "error": ((scored,), "float64"),
-        "naive_error": ((scored,), "float64"),
-        "hits": ((2,), "float64"),
+    }
+    shapes |= {name: (shape, "float64") for name, shape in real.items()}
+    shapes |= {
         "errors": ((error_rows(spec), kept), spec.dtype),
         "error_band": ((2, kept), "float64"),
+    }
+    more = _robust_shapes(spec, kept) | _expert_shapes(spec)
+    return shapes | {name: (shape, "float64") for name, shape in more.items()}
+
+
+def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's arrays that depend on `scaling_memory`; nothing without it."""
+    if not spec.robust:
+        kept = 0
+    dense = spec.robust and spec.task != "next_token"
+    forecast = spec.robust and spec.task == "forecast"
+    return {
+        "input_level": (spec.input_size if dense else 0, LEVEL_FIELDS),
+        "target_level": (spec.target_width if dense and not forecast else 0, LEVEL_FIELDS),
+        "change_scale": (spec.horizon, spec.input_size if forecast else 0, SCALE_FIELDS),
+        "band_state": (3, kept),
+        "error_scale": (spec.target_count if forecast else 0, SCALE_FIELDS),
+        "sizes": (SIZES_KEPT if forecast else 0,),
+        "tail": (TAIL_KEPT if forecast else 0,),
+        "calibration": (8 if forecast else 0,),
+    }
+
+
+def _expert_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's arrays of its experts; nothing without them."""
+    mixed = spec.combine == "experts"
+    n, outputs = (spec.target_count, spec.outputs) if mixed else (0, 0)
+    seats = 0 if spec.periods else min(n, experts.SEASON_TARGETS_MAX)
+    return {
+        "level_covariance": (n, experts.LEVEL_TERMS, experts.LEVEL_TERMS),
+        "level_weights": (n, spec.horizon, experts.LEVEL_TERMS),
+        "change_covariance": (n, experts.LAGS, experts.LAGS),
+        "change_weights": (n, spec.horizon, experts.LAGS),
+        "regrets": (2, experts.count(spec), outputs),
+        "network_error": (2, outputs),
+        "season_ring": (experts.SEASON_ROWS if seats else 0, seats),
+        "season_found": (seats + 1 if seats else 0,),
     }
 
 
@@ -150,8 +249,11 @@ def new_model(spec: ModelSpec) -> Model:
     shapes = model_shapes(spec).items()
     arrays = {name: np.zeros(*shape) for name, shape in shapes if name != "parameters"}
     model = Model(parameters=params.initialise(spec), **arrays)
-    model.last[:] = model.error_band[:] = np.nan
+    model.last[:] = model.error_band[:] = model.band_state[:2] = np.nan
+    model.band_state[2] = 1.0
     model.rates[0] = spec.learning_rate
+    for covariance in (model.level_covariance, model.change_covariance):
+        covariance[:] = LEAST_SQUARES_PRIOR * np.eye(covariance.shape[-1])
     return model
 
 
@@ -163,6 +265,9 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         (spec.horizon, spec.outputs + spec.target_count) if forecast else (late, spec.outputs)
     )
     state = (spec.layers, spec.state_parts, spec.hidden_size)
+    sizes = SCALE_FIELDS if spec.robust else 3
+    n, outputs = (spec.target_count, spec.outputs) if spec.combine == "experts" else (0, 0)
+    season = max(spec.periods) + spec.horizon if spec.periods else 0
     return {
         "counters": ((4,), "int64"),
         "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
@@ -172,7 +277,13 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "recent": ((recent, spec.input_size), "float64"),
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
-        "surprise": ((3 if forecast else 0,), "float64"),
+        "surprise": ((sizes if forecast else 0,), "float64"),
+        "expert_changes": ((experts.LAGS + spec.horizon - 1, n), "float32"),
+        "expert_levels": ((spec.horizon, n), "float32"),
+        "expert_averages": ((spec.horizon, experts.AVERAGES, n), "float32"),
+        "network_forecasts": ((spec.horizon, outputs), "float32"),
+        "season": ((season, n), "float64"),
+        "season_seat": ((1 if n and not spec.periods else 0,), "int64"),
     }
 
 
