@@ -25,7 +25,6 @@ Reduction = Literal["mean", "sum"]
 Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
 Divergence = Literal["stop", "roll_back"]
-Combine = Literal["none", "experts"]
 
 INPUT_SIZE_MAX = 4096  # a step of 16 KB in float32, the message size at which the wire is busy
 OUTPUT_SIZE_MAX = 4096  # the same, for targets times horizon
@@ -40,10 +39,8 @@ BATCH_STREAMS_MAX = 16_384  # windows in one update; memory does not depend on i
 DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
 SCALING_MEMORY_MAX = 10**9  # steps: as good as all
-PERIOD_MAX = 20_160  # steps: two weeks of minutes; a stream then holds 160 KB a target
-PERIODS_MAX = 3
 
-DEFAULT_SCALING_MEMORY = 2000
+DEFAULT_SCALING_MEMORY = 2000  # steps; chosen in docs/decisions.md
 
 DEFAULT_LEARNING_RATE = 0.001
 DEFAULT_LOSS: dict[Task, Loss] = {
@@ -128,17 +125,9 @@ class ModelSpec:
     scaling: bool = True
     """Standardise inputs and targets with running statistics of the steps so far."""
     scaling_memory: int = DEFAULT_SCALING_MEMORY
-    """Steps over which the statistics of inputs, targets and errors fade; what enters them, and
-    what the network reads, is limited (`bptt_core.robust`). Error bands then adapt to their
-    coverage, and anomaly scores are calibrated (`bptt_core.calibration`). 0, the value of models of
-    earlier versions: statistics weigh all steps alike, and nothing is limited."""
-    combine: Combine | None = None
-    """Forecast: "experts" mixes the network's forecast with those of `bptt_core.experts`; "none"
-    gives the network's alone. None: "experts" for forecasts, "none" for other tasks and for models
-    of earlier versions. Always filled in once the spec exists."""
-    periods: tuple[int, ...] = ()
-    """With experts: periods of the series in steps, 2 to PERIOD_MAX, at most PERIODS_MAX of them.
-    Empty: one is looked for in the first stream (`bptt_core.experts.season`)."""
+    """Steps over which statistics of inputs, targets and errors fade, up to SCALING_MEMORY_MAX.
+    What enters them, and what the network reads, is limited (`bptt_core.robust`). 0: statistics
+    weigh all steps alike and nothing is limited, as in models of earlier versions."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
     divergence_patience: int = 10
@@ -155,8 +144,7 @@ class ModelSpec:
         """Check every field and fill in the defaults that depend on other fields."""
         for field, choices in _CHOICES.items():
             value, allowed = getattr(self, field), tuple(choices)
-            may_be_none = field in ("loss", "combine")
-            if value not in allowed and not (may_be_none and value is None):
+            if value not in allowed and not (field == "loss" and value is None):
                 raise InvalidArgument(field, value, "one of " + ", ".join(allowed))
         if self.loss is None:
             object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
@@ -186,7 +174,6 @@ class ModelSpec:
             bound = f"at most learning_rate, which is {self.learning_rate}"
             raise InvalidArgument("final_learning_rate", self.final_learning_rate, bound)
         _check_int("scaling_memory", self.scaling_memory, 0, SCALING_MEMORY_MAX)
-        self._check_experts()
         _check_int("label_delay", self.label_delay, 0, LABEL_DELAY_MAX)
         if self.label_delay and self.task not in ("regression", "classification"):
             raise InvalidArgument("label_delay", self.label_delay, f"0 for task {self.task}")
@@ -211,26 +198,6 @@ class ModelSpec:
         for name, value, default in zip(names, given, defaults, strict=True):
             if value is None:
                 object.__setattr__(self, name, default)
-
-    def _check_experts(self) -> None:
-        object.__setattr__(self, "periods", tuple(self.periods))
-        if self.combine is None:
-            possible = self.task == "forecast" and self.scaling and self.scaling_memory > 0
-            object.__setattr__(self, "combine", "experts" if possible else "none")
-        if self.combine == "none":
-            if self.periods:
-                raise InvalidArgument("periods", self.periods, "left out where combine is none")
-            return
-        if self.task != "forecast":
-            raise InvalidArgument("combine", self.combine, f"none for task {self.task}")
-        if not self.scaling or not self.scaling_memory:
-            bound = "none without scaling, or with scaling_memory 0"
-            raise InvalidArgument("combine", self.combine, bound)
-        for period in self.periods:
-            _check_int("periods", period, 2, PERIOD_MAX)
-        if len(set(self.periods)) != len(self.periods) or len(self.periods) > PERIODS_MAX:
-            bound = f"at most {PERIODS_MAX} different numbers"
-            raise InvalidArgument("periods", self.periods, bound)
 
     def _check_outputs(self) -> None:
         if self.task == "next_token":
@@ -287,7 +254,7 @@ class ModelSpec:
 
     @property
     def robust(self) -> bool:
-        """Statistics fade, and nothing that enters them or the network is unlimited."""
+        """Statistics fade, and what enters them and the network is limited."""
         return self.scaling_memory > 0
 
     @property
@@ -331,12 +298,11 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `ModelSpec.from_dict` restores the spec."""
-        lists = {"target_columns": list(self.target_columns), "periods": list(self.periods)}
-        return dataclasses.asdict(self) | lists
+        return dataclasses.asdict(self) | {"target_columns": list(self.target_columns)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The spec from the values of `to_dict`; fields of later versions get their `EARLIER` value.
+        """The spec from the values of `to_dict`.
 
         Raises:
             InvalidArgument: a value is out of its bounds.
@@ -346,14 +312,9 @@ class ModelSpec:
         for name in values:
             if name not in known:
                 raise UnknownField(name, values[name], ", ".join(sorted(known)))
-        values = EARLIER | values
-        for name in ("target_columns", "periods"):
-            values[name] = tuple(values.get(name, ()))
+        values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 
-
-EARLIER: dict[str, Any] = {"scaling_memory": 0, "combine": "none"}
-"""Values of the fields that specs of earlier versions lack: what those versions did."""
 
 _CHOICES: dict[str, Iterable[str]] = {
     "task": get_args(Task),
@@ -364,7 +325,6 @@ _CHOICES: dict[str, Iterable[str]] = {
     "clip": get_args(Clip),
     "dtype": get_args(Dtype),
     "on_divergence": get_args(Divergence),
-    "combine": get_args(Combine),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import experts, params
+from bptt_core import params
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.robust import LEVEL_FIELDS, SCALE_FIELDS
 from bptt_core.specs import ModelSpec
@@ -25,7 +25,6 @@ ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in
 ERRORS_SIZE = 65_536  # numbers in the ring, between the two
 SIZES_KEPT = 512  # error sizes among which a new one is ranked
 TAIL_KEPT = 256  # sizes beyond a threshold, to which the tail is fitted
-LEAST_SQUARES_PRIOR = 1.0  # first variance of a coefficient; 10 was worse in the first 100 steps
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
 INCARNATION = "incarnation"  # name of the streams' incarnations in a saved state
 
@@ -75,21 +74,6 @@ class Streams(NamedTuple):
     surprise: Array
     """(S, SCALE_FIELDS) float64, of forecasts: the scale of the sizes of recent errors. With
     `scaling_memory` 0 (S, 3): number, mean and variance of these sizes."""
-    expert_changes: Array
-    """(S, LAGS + h - 1, targets) float32, with experts: the last changes in deviations; that of
-    step m is in row m mod (LAGS + h - 1)."""
-    expert_levels: Array
-    """(S, h, targets) float32: the last levels in deviations; step m is in row m mod h."""
-    expert_averages: Array
-    """(S, h, AVERAGES, targets) float32: running mean and exponential averages after the last h
-    steps, less the value of that step."""
-    network_forecasts: Array
-    """(S, h, O) float32: the last h forecasts of the network alone, less the value that they
-    started from."""
-    season: Array
-    """(S, rows, targets) float64: the last values in the user's units, where periods are given."""
-    season_seat: Array
-    """(S, 1) int64: 1 for the stream in which a period is looked for."""
 
 
 class Model(NamedTuple):
@@ -147,26 +131,6 @@ class Model(NamedTuple):
     """(TAIL_KEPT,) float64: ring of the last sizes beyond the threshold of their time."""
     calibration: Array
     """(8,) float64: see `bptt_core.calibration`."""
-    level_covariance: Array
-    """(targets, LEVEL_TERMS, LEVEL_TERMS) float64, with experts: of the coefficients of least
-    squares on levels, up to the noise's variance."""
-    level_weights: Array
-    """(targets, h, LEVEL_TERMS) float64: the coefficients."""
-    change_covariance: Array
-    """(targets, LAGS, LAGS) float64: the same of least squares on changes."""
-    change_weights: Array
-    """(targets, h, LAGS) float64"""
-    regrets: Array
-    """(2, experts, O) float64: how much better each expert was than the mixture, in units of
-    changes, and the squares of these differences; both fade."""
-    network_error: Array
-    """(2, O) float64: as `error` and `naive_error`, of the network alone."""
-    season_ring: Array
-    """(SEASON_ROWS, targets) float64: the last values of the stream in which a period is looked
-    for."""
-    season_found: Array
-    """(targets + 1,) float64: the period of each target, 0 where there is none; and 1 once a
-    stream has the seat."""
 
 
 STATISTICS = (
@@ -213,7 +177,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "errors": ((error_rows(spec), kept), spec.dtype),
         "error_band": ((2, kept), "float64"),
     }
-    more = _robust_shapes(spec, kept) | _expert_shapes(spec)
+    more = _robust_shapes(spec, kept)
     return shapes | {name: (shape, "float64") for name, shape in more.items()}
 
 
@@ -235,23 +199,6 @@ def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _expert_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's arrays of its experts; nothing without them."""
-    mixed = spec.combine == "experts"
-    n, outputs = (spec.target_count, spec.outputs) if mixed else (0, 0)
-    seats = 0 if spec.periods else min(n, experts.SEASON_TARGETS_MAX)
-    return {
-        "level_covariance": (n, experts.LEVEL_TERMS, experts.LEVEL_TERMS),
-        "level_weights": (n, spec.horizon, experts.LEVEL_TERMS),
-        "change_covariance": (n, experts.LAGS, experts.LAGS),
-        "change_weights": (n, spec.horizon, experts.LAGS),
-        "regrets": (2, experts.count(spec), outputs),
-        "network_error": (2, outputs),
-        "season_ring": (experts.SEASON_ROWS if seats else 0, seats),
-        "season_found": (seats + 1 if seats else 0,),
-    }
-
-
 def new_model(spec: ModelSpec) -> Model:
     """A model that has learned nothing yet."""
     shapes = model_shapes(spec).items()
@@ -260,8 +207,6 @@ def new_model(spec: ModelSpec) -> Model:
     model.last[:] = model.error_band[:] = model.band_state[:2] = np.nan
     model.band_state[2] = 1.0
     model.rates[0] = spec.learning_rate
-    for covariance in (model.level_covariance, model.change_covariance):
-        covariance[:] = LEAST_SQUARES_PRIOR * np.eye(covariance.shape[-1])
     return model
 
 
@@ -274,8 +219,6 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     )
     state = (spec.layers, spec.state_parts, spec.hidden_size)
     sizes = SCALE_FIELDS if spec.robust else 3
-    n, outputs = (spec.target_count, spec.outputs) if spec.combine == "experts" else (0, 0)
-    season = max(spec.periods) + spec.horizon if spec.periods else 0
     return {
         "counters": ((4,), "int64"),
         "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
@@ -286,12 +229,6 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
         "surprise": ((sizes if forecast else 0,), "float64"),
-        "expert_changes": ((experts.LAGS + spec.horizon - 1, n), "float32"),
-        "expert_levels": ((spec.horizon, n), "float32"),
-        "expert_averages": ((spec.horizon, experts.AVERAGES, n), "float32"),
-        "network_forecasts": ((spec.horizon, outputs), "float32"),
-        "season": ((season, n), "float64"),
-        "season_seat": ((1 if n and not spec.periods else 0,), "int64"),
     }
 
 

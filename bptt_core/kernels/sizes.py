@@ -7,7 +7,7 @@ from typing import Any, get_args, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import experts, memory, params, scaling
+from bptt_core import memory, params, scaling
 from bptt_core.cells import CELLS
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import Clip, Loss, ModelSpec, Task
@@ -87,8 +87,6 @@ class Sizes(NamedTuple):
     decay_updates: int
     memory: float
     """Steps over which statistics fade; 0: not robust."""
-    experts: int
-    """Experts with the network; 0: the forecast is the network's."""
 
 
 class Work(NamedTuple):
@@ -196,7 +194,6 @@ def sizes(spec: ModelSpec) -> Sizes:
         warmup_updates=spec.warmup_updates,
         decay_updates=spec.decay_updates,
         memory=float(spec.scaling_memory),
-        experts=experts.count(spec) if spec.combine == "experts" else 0,
     )
 
 
