@@ -246,6 +246,7 @@ class Learner:
         spec = checks.state(arrays, metadata, STATE_FORMAT)
         if spec != self.spec:
             raise InvalidArgument("spec", "another model's", "that of this model")
+        arrays = checks.complete(spec, arrays, metadata)
         self.configure(learning_rate=learning_rate)
         for name, array in self._model._asdict().items():
             if name not in ("counters", "rates"):
@@ -353,9 +354,9 @@ class Learner:
         update = int(self._model.counters[UPDATES])
         if self._published is None or self._published[0] != update:
             self._published = update, _frozen(self._model.parameters.copy())
-        none = np.empty((0, 0), self.spec.dtype)
+        none, one = np.empty((0, 0), self.spec.dtype), np.empty(0)
         rest = self._model._replace(
-            moments=none, parameters=none, errors=none, class_counts=np.empty(0)
+            moments=none, parameters=none, errors=none, class_counts=one, score_ring=one
         )
         model = type(self._model)(*(_frozen(array.copy()) for array in rest))
         model = model._replace(parameters=self._published[1])
@@ -433,7 +434,8 @@ class Learner:
         """
         checks.statistics(self.spec, source)
         for name in STATISTICS:
-            getattr(self._model, name)[...] = source[name]
+            if getattr(self._model, name).size:
+                getattr(self._model, name)[...] = source[name]
 
     # ------------------------------------------------------------------ storage
 
@@ -470,6 +472,7 @@ class Learner:
             InvalidArgument: an entry is missing, or does not match the spec.
         """
         spec = checks.state(arrays, metadata, STATE_FORMAT)
+        arrays = checks.complete(spec, arrays, metadata)
         learner = cls(spec, backend=backend)
         learner.configure(**metadata.get("settings", {}))  # older states lack them
         for name, array in learner._model._asdict().items():

@@ -108,8 +108,9 @@ class Snapshot:
         return {name: np.array(view, order="C") for name, view in views.items()}
 
     def statistics(self) -> dict[str, Array]:
-        """Copies of the statistics that scale values, float64; `Learner.load_statistics`."""
-        return {name: getattr(self.model, name).copy() for name in STATISTICS}
+        """Copies of the statistics that scale values, float64; empty ones are left out."""
+        arrays = {name: getattr(self.model, name).copy() for name in STATISTICS}
+        return {name: array for name, array in arrays.items() if array.size}
 
     def error_band(self) -> tuple[Array, Array]:
         """As `Learner.error_band`, at the time of the snapshot."""

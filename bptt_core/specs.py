@@ -315,6 +315,19 @@ class ModelSpec:
         values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 
+    @classmethod
+    def from_saved(cls, values: dict[str, Any]) -> Self:
+        """The spec from a saved state: fields that it lacks get what earlier versions did.
+
+        Raises:
+            InvalidArgument: a value is out of its bounds.
+            UnknownField: no field has that name.
+        """
+        return cls.from_dict(EARLIER | values)
+
+
+EARLIER: dict[str, Any] = {"scaling_memory": 0}
+"""Values of the fields that specs of earlier versions lack."""
 
 _CHOICES: dict[str, Iterable[str]] = {
     "task": get_args(Task),

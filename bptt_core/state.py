@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import params
+from bptt_core import calibration, params
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.robust import LEVEL_FIELDS, SCALE_FIELDS
 from bptt_core.specs import ModelSpec
@@ -23,8 +23,6 @@ Array = NDArray[Any]
 ERRORS_MOST = 512  # rows in the ring of errors: its 0.05 quantile then rests on 25 of them
 ERRORS_LEAST = 64  # rows where there are many outputs: 1 MB at 4,096 of them in float32
 ERRORS_SIZE = 65_536  # numbers in the ring, between the two
-SIZES_KEPT = 512  # error sizes among which a new one is ranked
-TAIL_KEPT = 256  # sizes beyond a threshold, to which the tail is fitted
 FIRST_CAPACITY = 1  # streams; doubled whenever it is full
 INCARNATION = "incarnation"  # name of the streams' incarnations in a saved state
 
@@ -72,8 +70,9 @@ class Streams(NamedTuple):
     """(S, label_delay, target_width) float64: labels of the last steps in the user's units; NaN
     where there is none yet."""
     surprise: Array
-    """(S, SCALE_FIELDS) float64, of forecasts: the scale of the sizes of recent errors. With
-    `scaling_memory` 0 (S, 3): number, mean and variance of these sizes."""
+    """(S, SURPRISE_FIELDS) float64, of forecasts: the scale of recent errors' sizes, and their
+    number (`bptt_core.calibration`). With `scaling_memory` 0 (S, 3): number, mean and variance of
+    these sizes."""
 
 
 class Model(NamedTuple):
@@ -114,28 +113,26 @@ class Model(NamedTuple):
     """(N, O) ring of the last prequential errors with their sign, truth - prediction in the user's
     units; NaN where there is none. Empty for classes."""
     error_band: Array
-    """(2, O) float64: their quantiles, widened as coverage demands; NaN where there are too few."""
+    """(2, O) float64: their quantiles; NaN where there are too few."""
     input_level: Array
-    """(D, LEVEL_FIELDS) float64, with `scaling_memory`: mean and variance of the inputs."""
+    """(D, LEVEL_FIELDS) float64: mean and variance of the inputs. As all that follow, empty with
+    `scaling_memory` 0."""
     target_level: Array
     """(W, LEVEL_FIELDS) float64: the same of the targets of a regression."""
     change_scale: Array
-    """(h, D, SCALE_FIELDS) float64: the scales of changes of a forecast."""
-    band_state: Array
-    """(3, O) float64: quantiles of the kept errors, and the factor of the band's width."""
-    error_scale: Array
-    """(targets, SCALE_FIELDS) float64: scales of the errors of a forecast one step ahead."""
-    sizes: Array
-    """(SIZES_KEPT,) float64: ring of the last sizes of errors."""
-    tail: Array
-    """(TAIL_KEPT,) float64: ring of the last sizes beyond the threshold of their time."""
-    calibration: Array
-    """(8,) float64: see `bptt_core.calibration`."""
+    """(h, D, SCALE_FIELDS) float64: the scales of a forecast's changes."""
+    band_width: Array
+    """(O,) float64: factor of the error band's width, which holds its coverage."""
+    score_ring: Array
+    """(RANKED,) float64, of forecasts: ring of the last sizes of errors."""
+    score_tail: Array
+    """(TAIL_FIELDS,) float64: the distribution of the largest (`bptt_core.calibration`)."""
 
 
 STATISTICS = (
     *("input_count", "input_mean", "input_m2"),
     *("target_count", "target_mean", "target_m2"),
+    *("input_level", "target_level", "change_scale"),
 )
 """Arrays of a `Model` that scale values. With the parameters they are what predictions need."""
 
@@ -151,51 +148,41 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     classes = spec.loss == "cross_entropy"
     scored = 1 if classes else spec.outputs
     kept = 0 if classes else spec.outputs
-    forecast = spec.task == "forecast"
-    width = spec.input_size if forecast else spec.target_width
-    real = {
-        "last": (4,),
-        "rates": (1,),
-        "input_count": (spec.input_size,),
-        "input_mean": (spec.input_size,),
-        "input_m2": (spec.input_size,),
-        "target_count": (spec.horizon, width),
-        "target_mean": (spec.horizon, width),
-        "target_m2": (spec.horizon, width),
-        "class_counts": (spec.outputs if classes else 0,),
-        "error": (scored,),
-        "naive_error": (scored,),
-        "hits": (2,),
-    }
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+    width = spec.input_size if spec.task == "forecast" else spec.target_width
+    robust = _robust_shapes(spec, kept).items()
+    return {
         "parameters": ((P,), spec.dtype),
         "moments": ((OPTIMIZERS[spec.optimizer].moments, P), spec.dtype),
         "counters": ((7,), "int64"),
-    }
-    shapes |= {name: (shape, "float64") for name, shape in real.items()}
-    shapes |= {
+        "last": ((4,), "float64"),
+        "rates": ((1,), "float64"),
+        "input_count": ((spec.input_size,), "float64"),
+        "input_mean": ((spec.input_size,), "float64"),
+        "input_m2": ((spec.input_size,), "float64"),
+        "target_count": ((spec.horizon, width), "float64"),
+        "target_mean": ((spec.horizon, width), "float64"),
+        "target_m2": ((spec.horizon, width), "float64"),
+        "class_counts": ((spec.outputs if classes else 0,), "float64"),
+        "error": ((scored,), "float64"),
+        "naive_error": ((scored,), "float64"),
+        "hits": ((2,), "float64"),
         "errors": ((error_rows(spec), kept), spec.dtype),
         "error_band": ((2, kept), "float64"),
+        **{name: (shape, "float64") for name, shape in robust},
     }
-    more = _robust_shapes(spec, kept)
-    return shapes | {name: (shape, "float64") for name, shape in more.items()}
 
 
 def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's arrays that depend on `scaling_memory`; nothing without it."""
-    if not spec.robust:
-        kept = 0
+    """Shapes of a model's arrays that are empty with `scaling_memory` 0."""
     dense = spec.robust and spec.task != "next_token"
     forecast = spec.robust and spec.task == "forecast"
     return {
         "input_level": (spec.input_size if dense else 0, LEVEL_FIELDS),
         "target_level": (spec.target_width if dense and not forecast else 0, LEVEL_FIELDS),
         "change_scale": (spec.horizon, spec.input_size if forecast else 0, SCALE_FIELDS),
-        "band_state": (3, kept),
-        "error_scale": (spec.target_count if forecast else 0, SCALE_FIELDS),
-        "sizes": (SIZES_KEPT if forecast else 0,),
-        "tail": (TAIL_KEPT if forecast else 0,),
-        "calibration": (8 if forecast else 0,),
+        "band_width": (kept if spec.robust else 0,),
+        "score_ring": (calibration.RANKED if forecast else 0,),
+        "score_tail": (calibration.TAIL_FIELDS if forecast else 0,),
     }
 
 
@@ -204,8 +191,8 @@ def new_model(spec: ModelSpec) -> Model:
     shapes = model_shapes(spec).items()
     arrays = {name: np.zeros(*shape) for name, shape in shapes if name != "parameters"}
     model = Model(parameters=params.initialise(spec), **arrays)
-    model.last[:] = model.error_band[:] = model.band_state[:2] = np.nan
-    model.band_state[2] = 1.0
+    model.last[:] = model.error_band[:] = np.nan
+    model.band_width[:] = 1.0
     model.rates[0] = spec.learning_rate
     return model
 
@@ -218,7 +205,7 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         (spec.horizon, spec.outputs + spec.target_count) if forecast else (late, spec.outputs)
     )
     state = (spec.layers, spec.state_parts, spec.hidden_size)
-    sizes = SCALE_FIELDS if spec.robust else 3
+    surprise = calibration.SURPRISE_FIELDS if spec.robust else 3
     return {
         "counters": ((4,), "int64"),
         "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
@@ -228,7 +215,7 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "recent": ((recent, spec.input_size), "float64"),
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
-        "surprise": ((sizes if forecast else 0,), "float64"),
+        "surprise": ((surprise if forecast else 0,), "float64"),
     }
 
 

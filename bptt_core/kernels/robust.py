@@ -36,36 +36,32 @@ Array = NDArray[Any]
 
 
 @compiled
-def follow_scale(scale: Array, values: Array, memory: float) -> None:
-    """Add values (D,) to their scales (D, SCALE_FIELDS); as `robust.follow_scale`."""
-    for i in range(values.size):
-        if not is_finite(values[i]):
-            continue
-        state = scale[i]
-        size, square, count = min(abs(values[i]), LARGEST), state[SQUARE], state[COUNT]
-        entered, bound = size * size, LIMIT * LIMIT * state[SQUARE]
-        if square > 0 and entered > bound:
-            state[BEYOND] += 1
-            entered = bound
-            if state[BEYOND] >= SHIFTED:
-                count = max(0.5 * count, 1.0)
-        else:
-            state[BEYOND] = 0.0
-        if square == 0 and entered > 0:
-            count, square = 1.0, entered
-        else:
-            count = min(count + 1, memory)
-            square += (entered - square) / count
-        if size > 0:
-            state[IN_BLOCK] += 1
-            state[PEAK] = max(state[PEAK], size)
-            state[BLOCK_SQUARES] += size * size
-        if state[IN_BLOCK] >= BLOCK:
-            ratio = EARLY_RATIO if count < EARLY else LATE_RATIO
-            if state[PEAK] * ratio < math.sqrt(square):
-                square, count = state[BLOCK_SQUARES] / state[IN_BLOCK], state[IN_BLOCK]
-            state[IN_BLOCK] = state[PEAK] = state[BLOCK_SQUARES] = 0.0
-        state[SQUARE], state[COUNT] = square, count
+def follow_scale(state: Array, value: float, memory: float) -> None:
+    """Add one finite value to its scale (SCALE_FIELDS,); as `robust.follow_scale`."""
+    size, square, count = min(abs(value), LARGEST), state[SQUARE], state[COUNT]
+    entered, bound = size * size, LIMIT * LIMIT * square
+    if square > 0 and entered > bound:
+        state[BEYOND] += 1
+        entered = bound
+        if state[BEYOND] >= SHIFTED:
+            count = max(0.5 * count, 1.0)
+    else:
+        state[BEYOND] = 0.0
+    if square == 0 and entered > 0:
+        count, square = 1.0, entered
+    else:
+        count = min(count + 1, memory)
+        square += (entered - square) / count
+    if size > 0:
+        state[IN_BLOCK] += 1
+        state[PEAK] = max(state[PEAK], size)
+        state[BLOCK_SQUARES] += size * size
+    if state[IN_BLOCK] >= BLOCK:
+        ratio = EARLY_RATIO if count < EARLY else LATE_RATIO
+        if state[PEAK] * ratio < math.sqrt(square):
+            square, count = state[BLOCK_SQUARES] / state[IN_BLOCK], state[IN_BLOCK]
+        state[IN_BLOCK] = state[PEAK] = state[BLOCK_SQUARES] = 0.0
+    state[SQUARE], state[COUNT] = square, count
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled, inlined
-from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.linear import copy, fill, is_finite
 from bptt_core.kernels.robust import follow_level, follow_scale, scaled
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
 from bptt_core.robust import MEAN, SQUARE, VARIANCE
@@ -61,9 +61,7 @@ def level_features(
 
 
 @compiled
-def find_units(
-    sizes: Sizes, scale: Array, count: Array, m2: Array, units: Array
-) -> None:
+def find_units(sizes: Sizes, scale: Array, count: Array, m2: Array, units: Array) -> None:
     """Fill units (h, D), what a change of 1 is in the user's units; as `scaling.change_units`."""
     for j in range(units.shape[0]):
         for i in range(units.shape[1]):
@@ -197,7 +195,7 @@ def prepare_forecast(
     recent: Array,
     begin: int,
     x: Array,
-    scratch: Array,
+    units: Array,
     features: Array,
     targets: Array,
     base: Array,
@@ -214,7 +212,7 @@ def prepare_forecast(
         recent: (h, D) the stream's last inputs; (2h, D) if they may be missing; changed.
         begin: steps in the stream's sequence before these.
         x: (T, D) inputs in the user's units.
-        scratch: (h + 1, D) float64.
+        units: (h, D) float64, scratch.
         features: filled.
         targets: filled.
         base: filled.
@@ -228,7 +226,6 @@ def prepare_forecast(
     counts, means, m2s = model.target_count, model.target_mean, model.target_m2
     limited = sizes.robust and sizes.scaled
     scales, level = model.change_scale, model.input_level
-    units, changes = scratch[:h], scratch[h]
     for t in range(x.shape[0]):
         m = begin + t
         level_features(sizes, input_count, input_mean, input_m2, level, x[t], features[t])
@@ -237,8 +234,9 @@ def prepare_forecast(
                 before = recent[(m - j) % h]
                 if sizes.robust:
                     for i in range(D):
-                        changes[i] = x[t, i] - before[i]
-                    follow_scale(scales[j - 1], changes, sizes.memory)
+                        change = x[t, i] - before[i]
+                        if is_finite(change):
+                            follow_scale(scales[j - 1, i], change, sizes.memory)
                 else:
                     take_changes(counts, means, m2s, j - 1, x[t], before)
         find_units(sizes, scales, counts, m2s, units)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import memory, params, scaling
+from bptt_core.calibration import RANKED
 from bptt_core.cells import CELLS
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import Clip, Loss, ModelSpec, Task
@@ -140,9 +141,11 @@ class Room(NamedTuple):
     scored: Array
     """(O,) float64: one prediction, or its errors."""
     units: Array
-    """(h + 1, D) float64: units of changes, and changes."""
+    """(h, D) float64: units of changes."""
     ring: Array
     """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
+    ordered: Array
+    """(RANKED,) float64: the largest sizes of errors in order."""
     lists: Array
     """(LISTS, B) int64: the scratch columns of `windows.advance` and `transition.run`."""
     reports: Array
@@ -221,8 +224,9 @@ def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
         truth=np.zeros(labelled * spec.truth_width),
         scores=np.zeros(rows),
         scored=np.zeros(spec.outputs),
-        units=np.zeros((spec.horizon + 1, spec.input_size)),
+        units=np.zeros((spec.horizon, spec.input_size)),
         ring=np.zeros((2, error_rows(spec))),
+        ordered=np.zeros(RANKED),
         lists=np.zeros((LISTS, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),

@@ -71,7 +71,7 @@ def prepare(
     lane: Array,
     x: Array,
     y: Array,
-    scratch: Array,
+    units: Array,
     features: Array,
     targets: Array,
     base: Array,
@@ -89,7 +89,7 @@ def prepare(
         lane: (4,) as in `Steps.lanes`.
         x: (T, D) in the user's units.
         y: (T, width); (0, width) where the task has none.
-        scratch: (h + 1, D) float64.
+        units: (h, D) float64, scratch.
         features: filled.
         targets: filled.
         base: filled, except for classes.
@@ -101,7 +101,7 @@ def prepare(
     begin = streams.counters[row, SEQUENCE_STEP]
     if sizes.task == FORECAST:
         prepare_forecast(
-            sizes, columns, model, streams.recent[row], begin, x, scratch, features, targets,
+            sizes, columns, model, streams.recent[row], begin, x, units, features, targets,
             base, unit, naive, truth,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
@@ -163,7 +163,7 @@ def score(
     if sizes.task == FORECAST:
         score_forecast(
             sizes, model, held, streams.surprise[row], begin, made, unit, naive, truth,
-            room.scored, column, tail, scores,
+            room.scored, column, tail, room.ordered, scores,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
         score_tokens(model, made, naive, truth)
