@@ -44,7 +44,7 @@ SHAPE_MIN, SHAPE_MAX = -0.1, 0.4  # of the tail; below, its end would be within 
 FIRST_EXCESS_MAX = 8.0  # medians at which an excess enters the first moments: 1 in 256 are larger
 NEAR_SCORE, FAR_SCORE = 0.01, 0.001  # levels whose shares are held
 NEAR_STEP, FAR_STEP = 0.1, 0.25  # growth of a factor's logarithm at a score below its level
-STRETCH_MAX = 0.7  # bound of that logarithm: a factor of 2
+NEAR_MAX, FAR_MAX = 0.7, 1.2  # bounds of these logarithms: factors of 2 and 3.3
 LEAST_ENTERED = 1e-4  # score at which a larger excess enters the moments
 FORGOTTEN = 1e-5  # score of an error that is no part of the distribution
 LEAST_SCORE = 1e-300
@@ -138,9 +138,12 @@ def tail_probability(excess: float, share: float, shape: float, scale: float) ->
 
 def _hold_shares(tail: Array, score: float) -> None:
     """Stretch the tail where too many scores are below a level; shrink it where too few are."""
-    for field, level, step in ((NEAR, NEAR_SCORE, NEAR_STEP), (FAR, FAR_SCORE, FAR_STEP)):
+    for field, level, step, most in (
+        (NEAR, NEAR_SCORE, NEAR_STEP, NEAR_MAX),
+        (FAR, FAR_SCORE, FAR_STEP, FAR_MAX),
+    ):
         moved = float(tail[field]) + step * ((score < level) - level)
-        tail[field] = min(max(moved, -STRETCH_MAX), STRETCH_MAX)
+        tail[field] = min(max(moved, -most), most)
 
 
 def _enter(ring: Array, tail: Array, size: float, score: float) -> None:

@@ -336,6 +336,7 @@ class Learner:
             updates=counters[UPDATES],
             clipped_updates=counters[CLIPPED],
             skipped_updates=counters[SKIPPED],
+            limited_inputs=int(self._model.limited.sum()),
             loss=last[LOSS],
             baseline_loss=last[BASELINE_LOSS],
             gradient_norm=last[GRADIENT_NORM],

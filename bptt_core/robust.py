@@ -1,8 +1,9 @@
 """Statistics that fade, and that no single value can ruin; the reference.
 
-Two trackers, each a row of six or seven numbers for each variable. `follow_scale` tracks the root
-mean square of values around zero, such as changes or errors. `follow_level` tracks mean and
-variance of values around any level. Both fade over `memory` values, and both follow four rules:
+Trackers are rows of six or seven numbers for each variable. `follow_scale` tracks the root mean
+square of values around zero, such as errors; `follow_change` their mean as well, so that the unit
+of a counter's changes is not the drift that they have in common. `follow_level` tracks mean and
+variance of values around any level. All fade over `memory` values, and follow four rules:
 
 - A value enters at `LIMIT` deviations at most.
 - `SHIFTED` values in a row beyond that bound are no outliers: the data changed. A level begins anew
@@ -32,12 +33,18 @@ EARLY_RATIO = 3.0  # a block's peak below a third of an early scale: Gaussian on
 LATE_RATIO = 30.0  # the same of a scale that was seen long enough
 EARLY_LEVEL = 64.0  # the same as EARLY, for a level
 LEVEL_RATIO = 8.0  # deviations over those of a block; a straight line of 64 values gives 4
+DRIFT_UNITS_MAX = 3.0  # units that a drift may be: a network's bias must learn it
+DRIFT_PRIOR = 16.0  # changes of no drift that a first guess counts for
 LARGEST = 1e150  # larger values are taken for it: their squares are not finite
 
 SCALE_FIELDS = 6
 SQUARE, COUNT, BEYOND, IN_BLOCK, PEAK, BLOCK_SQUARES = range(SCALE_FIELDS)
 """Columns of a scale: mean square, values in it, values beyond the limit in a row; in the block:
 values that are not 0, the largest, the sum of squares."""
+
+CHANGE_FIELDS = SCALE_FIELDS + 1
+DRIFT = SCALE_FIELDS
+"""Column of a change: the mean; the others are those of a scale."""
 
 LEVEL_FIELDS = 7
 VARIANCE, MEAN, BLOCK_MEAN, BLOCK_M2 = SQUARE, 4, 5, 6
@@ -73,6 +80,33 @@ def follow_scale(scale: Array, values: Array, memory: float) -> None:
     n, peak, squares = (np.where(full, 0.0, each) for each in (n, peak, squares))
     made = np.stack([square, count, beyond, n, peak, squares], axis=-1)
     scale[known] = made[known]
+
+
+def follow_change(changes: Array, values: Array, memory: float) -> None:
+    """Add values to their scales and means, in place; NaN is left out.
+
+    Args:
+        changes: (…, CHANGE_FIELDS) float64; changed.
+        values: (…) of the same leading shape.
+        memory: the largest COUNT, > 0.
+    """
+    follow_scale(changes[..., :SCALE_FIELDS], values, memory)
+    known = np.isfinite(values)
+    spread = np.sqrt(changes[..., SQUARE])
+    entered = np.clip(np.where(known, values, 0.0), -LIMIT * spread, LIMIT * spread)
+    mean = changes[..., DRIFT]
+    moved = mean + (entered - mean) / np.maximum(changes[..., COUNT], 1.0)
+    mean[known] = np.clip(moved, -spread, spread)[known]
+
+
+def change_unit(changes: Array) -> Array:
+    """Units (…) of changes (…, CHANGE_FIELDS): their deviation from the drift.
+
+    At least a DRIFT_UNITS_MAX-th of their root mean square; 0 before a change other than 0.
+    """
+    square, count, drift = changes[..., SQUARE], changes[..., COUNT], changes[..., DRIFT]
+    around = square - drift * drift * (count / (count + DRIFT_PRIOR))
+    return np.sqrt(np.maximum(around, square / DRIFT_UNITS_MAX**2))
 
 
 def follow_level(level: Array, values: Array, memory: float) -> None:

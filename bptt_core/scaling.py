@@ -13,7 +13,7 @@ next change is measured from the last value seen. A missing value is left out of
 a missing target has no loss.
 
 With `scaling_memory` all statistics are those of `bptt_core.robust`: they fade, and features and
-targets are limited to a few deviations. Changes are then measured from zero, not from their mean.
+targets are limited to a few deviations. Steps with a limited input are counted.
 
 Late labels are held until their step is `label_delay` steps old; the label held then is the target.
 
@@ -84,7 +84,7 @@ def take_inputs(spec: ModelSpec, model: Model, x: Array) -> None:
 def take_change(spec: ModelSpec, model: Model, ahead: int, change: Array) -> None:
     """Add changes (D,) over `ahead` steps to their statistics."""
     if spec.robust:
-        robust.follow_scale(model.change_scale[ahead - 1], change, spec.scaling_memory)
+        robust.follow_change(model.change_scale[ahead - 1], change, spec.scaling_memory)
         return
     row = ahead - 1
     welford(model.target_count[row], model.target_mean[row], model.target_m2[row], change)
@@ -100,7 +100,7 @@ def change_units(spec: ModelSpec, model: Model) -> Array:
     if not spec.scaling:
         return np.ones((spec.horizon, spec.input_size))
     if spec.robust:
-        return np.sqrt(model.change_scale[..., robust.SQUARE])
+        return robust.change_unit(model.change_scale)
     return deviation(model.target_count, model.target_m2)
 
 
@@ -117,6 +117,17 @@ def in_units(spec: ModelSpec, values: Array, unit: Array) -> Array:
     if spec.robust and spec.scaling:
         return robust.scaled(values, unit)
     return np.asarray(values / unit)
+
+
+def count_limited(spec: ModelSpec, model: Model, features: Array) -> None:
+    """Count inputs of a step that are limited, in level or in change; features (F,)."""
+    if not spec.robust or not spec.scaling:
+        return
+    D = spec.input_size
+    beyond = np.abs(features[:D]) >= robust.LIMIT
+    if spec.task == "forecast":
+        beyond |= np.abs(features[D : 2 * D]) >= robust.LIMIT
+    model.limited[0] += beyond.sum()
 
 
 def forecast_columns(spec: ModelSpec) -> Array:
@@ -185,6 +196,7 @@ def _prepare_steps(
             if spec.scaling or spec.missing_inputs:
                 take_inputs(spec, model, x[t])
             features[t, : spec.input_size] = levels(spec, model, x[t])
+            count_limited(spec, model, features[t])
             if spec.missing_inputs:
                 features[t, spec.input_size :] = ~np.isnan(x[t])
             if scaled:
@@ -246,6 +258,7 @@ def _prepare_forecast(
         spread = change_units(spec, model)
         features[t, :D] = levels(spec, model, x[t])
         features[t, D : 2 * D] = np.nan_to_num(in_units(spec, x[t] - last, spread[0]), nan=0.0)
+        count_limited(spec, model, features[t])
         if spec.missing_inputs:
             features[t, 2 * D :] = ~np.isnan(x[t])
         if m >= h:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bptt_core import calibration, params
 from bptt_core.optimizers import OPTIMIZERS
-from bptt_core.robust import LEVEL_FIELDS, SCALE_FIELDS
+from bptt_core.robust import CHANGE_FIELDS, LEVEL_FIELDS
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Batch
 
@@ -120,7 +120,9 @@ class Model(NamedTuple):
     target_level: Array
     """(W, LEVEL_FIELDS) float64: the same of the targets of a regression."""
     change_scale: Array
-    """(h, D, SCALE_FIELDS) float64: the scales of a forecast's changes."""
+    """(h, D, CHANGE_FIELDS) float64: scales and means of a forecast's changes."""
+    limited: Array
+    """(1,) float64: inputs that were limited for the network."""
     band_width: Array
     """(O,) float64: factor of the error band's width, which holds its coverage."""
     score_ring: Array
@@ -179,7 +181,8 @@ def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
     return {
         "input_level": (spec.input_size if dense else 0, LEVEL_FIELDS),
         "target_level": (spec.target_width if dense and not forecast else 0, LEVEL_FIELDS),
-        "change_scale": (spec.horizon, spec.input_size if forecast else 0, SCALE_FIELDS),
+        "change_scale": (spec.horizon, spec.input_size if forecast else 0, CHANGE_FIELDS),
+        "limited": (1 if dense else 0,),
         "band_width": (kept if spec.robust else 0,),
         "score_ring": (calibration.RANKED if forecast else 0,),
         "score_tail": (calibration.TAIL_FIELDS if forecast else 0,),

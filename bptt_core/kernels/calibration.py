@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.calibration import (
@@ -15,6 +14,7 @@ from bptt_core.calibration import (
     EXCESSES,
     EXCESSES_MAX,
     FAR,
+    FAR_MAX,
     FAR_SCORE,
     FAR_STEP,
     FIRST_EXCESS_MAX,
@@ -22,6 +22,7 @@ from bptt_core.calibration import (
     LEAST_ENTERED,
     LEAST_SCORE,
     NEAR,
+    NEAR_MAX,
     NEAR_SCORE,
     NEAR_STEP,
     RANKED,
@@ -34,7 +35,6 @@ from bptt_core.calibration import (
     SHAPE_PRIOR,
     SHARE,
     SIZES,
-    STRETCH_MAX,
     TAIL_SHARE,
     THRESHOLD,
 )
@@ -56,8 +56,8 @@ def anomaly_score(held: Array, ring: Array, tail: Array, size: float, ordered: A
         relative = size / math.sqrt(square) if square > 0 else 1.0
     if seen >= SCORED_MIN and tail[SIZES] >= RANKED_MIN:
         score = probability(ring, tail, relative)
-        hold_share(tail, NEAR, score < NEAR_SCORE, NEAR_SCORE, NEAR_STEP)
-        hold_share(tail, FAR, score < FAR_SCORE, FAR_SCORE, FAR_STEP)
+        hold_share(tail, NEAR, score < NEAR_SCORE, NEAR_SCORE, NEAR_STEP, NEAR_MAX)
+        hold_share(tail, FAR, score < FAR_SCORE, FAR_SCORE, FAR_STEP, FAR_MAX)
     held[SEEN] = min(seen + 1, float(SCORED_MIN))
     follow_scale(held, size, SCALE_MEMORY)
     if seen >= ENTERED_MIN:
@@ -103,7 +103,7 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
         return 0.0
     if abs(shape) < 1e-6:
         return -scale * math.log(ratio)
-    return scale / shape * (ratio**-shape - 1)
+    return float(scale / shape * (ratio**-shape - 1))
 
 
 @compiled
@@ -115,14 +115,16 @@ def tail_probability(excess: float, share: float, shape: float, scale: float) ->
         last = excess_at(LEAST_ENTERED, share, shape, scale)
         if excess > last:
             return LEAST_ENTERED * math.exp(-(excess - last) / (scale + shape * last))
-    return share * (1 + shape * excess / scale) ** (-1 / shape)
+    return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 
 @inlined
-def hold_share(tail: Array, field: int, below: bool, level: float, step: float) -> None:
+def hold_share(
+    tail: Array, field: int, below: bool, level: float, step: float, most: float
+) -> None:
     """Stretch the tail where too many scores are below a level; shrink it where too few are."""
     moved = tail[field] + step * ((1.0 if below else 0.0) - level)
-    tail[field] = min(max(moved, -STRETCH_MAX), STRETCH_MAX)
+    tail[field] = min(max(moved, -most), most)
 
 
 @compiled

@@ -16,6 +16,9 @@ from bptt_core.robust import (
     BLOCK_MEAN,
     BLOCK_SQUARES,
     COUNT,
+    DRIFT,
+    DRIFT_PRIOR,
+    DRIFT_UNITS_MAX,
     EARLY,
     EARLY_LEVEL,
     EARLY_RATIO,
@@ -62,6 +65,24 @@ def follow_scale(state: Array, value: float, memory: float) -> None:
             square, count = state[BLOCK_SQUARES] / state[IN_BLOCK], state[IN_BLOCK]
         state[IN_BLOCK] = state[PEAK] = state[BLOCK_SQUARES] = 0.0
     state[SQUARE], state[COUNT] = square, count
+
+
+@compiled
+def follow_change(state: Array, value: float, memory: float) -> None:
+    """Add one finite value to its scale and mean (CHANGE_FIELDS,); as `robust.follow_change`."""
+    follow_scale(state, value, memory)
+    spread = math.sqrt(state[SQUARE])
+    entered = min(max(value, -LIMIT * spread), LIMIT * spread)
+    moved = state[DRIFT] + (entered - state[DRIFT]) / max(state[COUNT], 1.0)
+    state[DRIFT] = min(max(moved, -spread), spread)
+
+
+@inlined
+def change_unit(state: Array) -> float:
+    """The unit of changes; as `robust.change_unit`."""
+    square, count, drift = state[SQUARE], state[COUNT], state[DRIFT]
+    around = square - drift * drift * (count / (count + DRIFT_PRIOR))
+    return math.sqrt(max(around, square / (DRIFT_UNITS_MAX * DRIFT_UNITS_MAX)))
 
 
 @compiled

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled, inlined
 from bptt_core.kernels.linear import copy, fill, is_finite
-from bptt_core.kernels.robust import follow_level, follow_scale, scaled
+from bptt_core.kernels.robust import change_unit, follow_change, follow_level, scaled
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
-from bptt_core.robust import MEAN, SQUARE, VARIANCE
+from bptt_core.robust import LIMIT, MEAN, VARIANCE
 from bptt_core.state import Model
 
 Array = NDArray[Any]
@@ -60,6 +60,14 @@ def level_features(
             features[features.size - D + i] = 0.0 if missing else 1.0
 
 
+@inlined
+def count_limited(features: Array, D: int, changes: bool, limited: Array) -> None:
+    """Count limited inputs of a step; as `bptt_core.scaling.count_limited`."""
+    for i in range(D):
+        if abs(features[i]) >= LIMIT or (changes and abs(features[D + i]) >= LIMIT):
+            limited[0] += 1
+
+
 @compiled
 def find_units(sizes: Sizes, scale: Array, count: Array, m2: Array, units: Array) -> None:
     """Fill units (h, D), what a change of 1 is in the user's units; as `scaling.change_units`."""
@@ -68,7 +76,7 @@ def find_units(sizes: Sizes, scale: Array, count: Array, m2: Array, units: Array
             if not sizes.scaled:
                 units[j, i] = 1.0
             elif sizes.robust:
-                units[j, i] = math.sqrt(scale[j, i, SQUARE])
+                units[j, i] = change_unit(scale[j, i])
             else:
                 units[j, i] = deviation(count[j, i], m2[j, i])
 
@@ -159,6 +167,8 @@ def prepare_steps(
             level_features(
                 sizes, input_count, input_mean, input_m2, model.input_level, x[t], features[t]
             )
+            if sizes.robust and sizes.scaled:
+                count_limited(features[t], x.shape[1], False, model.limited)
             for i in range(base.shape[1]):
                 base[t, i], unit[t, i] = 0.0, 1.0
                 if sizes.scaled_targets and sizes.robust:
@@ -236,7 +246,7 @@ def prepare_forecast(
                     for i in range(D):
                         change = x[t, i] - before[i]
                         if is_finite(change):
-                            follow_scale(scales[j - 1, i], change, sizes.memory)
+                            follow_change(scales[j - 1, i], change, sizes.memory)
                 else:
                     take_changes(counts, means, m2s, j - 1, x[t], before)
         find_units(sizes, scales, counts, m2s, units)
@@ -245,6 +255,8 @@ def prepare_forecast(
             change = x[t, i] - last[i] if m > 0 else 0.0
             change = scaled(change, units[0, i]) if limited else change / units[0, i]
             features[t, D + i] = 0.0 if math.isnan(change) else change
+        if limited:
+            count_limited(features[t], D, True, model.limited)
         origin = recent[m % h]  # step m - h
         for k in range(n):
             i = columns[k]
