@@ -40,8 +40,10 @@ RANKED_MIN = 24  # sizes before there are scores
 TAIL_SHARE = 0.1  # sizes beyond the threshold
 EXCESSES_MAX = 256.0  # excesses over which the tail's moments fade; 512 was no better
 SHAPE_PRIOR = 50.0  # excesses that a first guess of an exponential tail counts for
-SHAPE_MIN, SHAPE_MAX = -0.1, 0.4  # of the tail; below, its end would be within reach
-FIRST_EXCESS_MAX = 8.0  # medians at which an excess enters the first moments: 1 in 256 are larger
+SHAPE_LEAST = 1e-6  # smaller shapes are those of an exponential tail
+SHAPE_MAX = 0.4  # of the tail; at least 0, because one of negative shape would end somewhere
+FIRST_EXCESS_MAX = 4.0  # medians at which an excess enters the first moments: 1 in 16 are larger
+FIRST_SIZE_MAX = 8.0  # deviations of a size that is ranked although its stream has no scores yet
 NEAR_SCORE, FAR_SCORE = 0.01, 0.001  # levels whose shares are held
 NEAR_STEP, FAR_STEP = 0.1, 0.25  # growth of a factor's logarithm at a score below its level
 NEAR_MAX, FAR_MAX = 0.7, 1.2  # bounds of these logarithms: factors of 2 and 3.3
@@ -82,7 +84,7 @@ def anomaly_score(held: Array, ring: Array, tail: Array, size: float) -> float:
         _hold_shares(tail, score)
     held[SEEN] = min(seen + 1, SCORED_MIN)
     robust.follow_scale(held[:SEEN], np.array(size), SCALE_MEMORY)
-    if seen >= ENTERED_MIN:
+    if seen >= ENTERED_MIN and (not math.isnan(score) or relative <= FIRST_SIZE_MAX):
         _enter(ring, tail, relative, score)
     return score
 
@@ -105,10 +107,10 @@ def tail_shape(tail: Array) -> tuple[float, float]:
     """Shape and scale of the generalised Pareto distribution of excesses."""
     mean, count = float(tail[EXCESS_MEAN]), float(tail[EXCESSES])
     variance = float(tail[EXCESS_SQUARE]) - mean * mean
-    shape = SHAPE_MIN
+    shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    shape = min(max(shape, SHAPE_MIN), SHAPE_MAX)
+    shape = min(max(shape, 0.0), SHAPE_MAX)
     return shape, mean * (1 - shape)
 
 
@@ -117,22 +119,15 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
     ratio = score / share
     if ratio >= 1:
         return 0.0
-    if abs(shape) < 1e-6:
+    if shape < SHAPE_LEAST:
         return -scale * math.log(ratio)
     return float(scale / shape * (ratio**-shape - 1))
 
 
 def tail_probability(excess: float, share: float, shape: float, scale: float) -> float:
-    """The score of an excess.
-
-    A tail of negative shape ends somewhere; beyond the score LEAST_ENTERED, which hardly any
-    excess supported, it goes on as an exponential.
-    """
-    if abs(shape) < 1e-6:
+    """The score of an excess."""
+    if shape < SHAPE_LEAST:
         return share * math.exp(-excess / scale)
-    last = excess_at(LEAST_ENTERED, share, shape, scale)
-    if shape < 0 and excess > last:
-        return LEAST_ENTERED * math.exp(-(excess - last) / (scale + shape * last))
     return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 

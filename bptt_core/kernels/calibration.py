@@ -18,6 +18,7 @@ from bptt_core.calibration import (
     FAR_SCORE,
     FAR_STEP,
     FIRST_EXCESS_MAX,
+    FIRST_SIZE_MAX,
     FORGOTTEN,
     LEAST_ENTERED,
     LEAST_SCORE,
@@ -30,8 +31,8 @@ from bptt_core.calibration import (
     SCALE_MEMORY,
     SCORED_MIN,
     SEEN,
+    SHAPE_LEAST,
     SHAPE_MAX,
-    SHAPE_MIN,
     SHAPE_PRIOR,
     SHARE,
     SIZES,
@@ -60,7 +61,7 @@ def anomaly_score(held: Array, ring: Array, tail: Array, size: float, ordered: A
         hold_share(tail, FAR, score < FAR_SCORE, FAR_SCORE, FAR_STEP, FAR_MAX)
     held[SEEN] = min(seen + 1, float(SCORED_MIN))
     follow_scale(held, size, SCALE_MEMORY)
-    if seen >= ENTERED_MIN:
+    if seen >= ENTERED_MIN and (not math.isnan(score) or relative <= FIRST_SIZE_MAX):
         enter(ring, tail, relative, score, ordered)
     return score
 
@@ -89,10 +90,10 @@ def tail_shape(tail: Array) -> float:
     """Shape of the generalised Pareto distribution of excesses; its scale is mean (1 - shape)."""
     mean, count = tail[EXCESS_MEAN], tail[EXCESSES]
     variance = tail[EXCESS_SQUARE] - mean * mean
-    shape = SHAPE_MIN
+    shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    return min(max(shape, SHAPE_MIN), SHAPE_MAX)
+    return min(max(shape, 0.0), SHAPE_MAX)
 
 
 @compiled
@@ -101,7 +102,7 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
     ratio = score / share
     if ratio >= 1:
         return 0.0
-    if abs(shape) < 1e-6:
+    if shape < SHAPE_LEAST:
         return -scale * math.log(ratio)
     return float(scale / shape * (ratio**-shape - 1))
 
@@ -109,12 +110,8 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
 @compiled
 def tail_probability(excess: float, share: float, shape: float, scale: float) -> float:
     """The score of an excess."""
-    if abs(shape) < 1e-6:
+    if shape < SHAPE_LEAST:
         return share * math.exp(-excess / scale)
-    if shape < 0:
-        last = excess_at(LEAST_ENTERED, share, shape, scale)
-        if excess > last:
-            return LEAST_ENTERED * math.exp(-(excess - last) / (scale + shape * last))
     return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 

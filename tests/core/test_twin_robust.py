@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def test_scales(backend: Any, memory: int) -> None:
 @backends
 def test_changes(backend: Any, drift: float) -> None:
     state, twin = np.zeros(robust.CHANGE_FIELDS), naive.Change(50)
+    found: Any = 0.0
     for value in drift + values(260):
         if backend == "reference":
             robust.follow_change(state, np.array(value), 50)
@@ -91,11 +93,12 @@ def test_levels(backend: Any, memory: int) -> None:
 @pytest.mark.parametrize("kind", ["normal", "heavy", "discrete"])
 @backends
 def test_scores_of_two_streams(backend: Any, kind: str) -> None:
-    sizes = {
+    makers: dict[str, Callable[[], Any]] = {
         "normal": lambda: np.abs(RANDOM.normal(size=(1200, 2))),
         "heavy": lambda: np.abs(RANDOM.standard_t(2, (1200, 2))),
         "discrete": lambda: RANDOM.integers(0, 3, (1200, 2)).astype(float),
-    }[kind]()
+    }
+    sizes = makers[kind]()
     sizes[50], sizes[300, 0], sizes[700:703, 1], sizes[900] = 30.0, 1e9, 40.0, np.nan
     sizes[1000:, 1] *= 100
     model = naive.Calibration()

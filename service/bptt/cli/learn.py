@@ -103,6 +103,11 @@ def _spec_options(command: Command) -> Command:
         ),
         ("clip_threshold", float, "Largest norm, or largest value. [default: 1]"),
         ("label_delay", int, _LABEL_DELAY),
+        (
+            "scaling_memory",
+            int,
+            "Steps over which the statistics that scale values fade; 0: never. [default: 2000]",
+        ),
         ("divergence_patience", int, _DIVERGENCE_PATIENCE),
         ("on_divergence", None, _ON_DIVERGENCE),
         ("seed", int, "Seed of the initial parameters. [default: 0]"),

@@ -239,6 +239,7 @@ def model_from_proto(message: pb.Model) -> Model:
         updates=message.updates,
         clipped_updates=message.clipped_updates,
         skipped_updates=message.skipped_updates,
+        limited_inputs=message.limited_inputs,
         streams=message.streams,
         skill_ratio=message.skill_ratio,
         loss=message.loss,

@@ -55,6 +55,7 @@ class ModelSpec(TypedDict, total=False):
     divergence_patience: int
     on_divergence: Literal["stop", "roll_back"]
     target_names: Sequence[str]
+    scaling_memory: int
 
 
 ModelState = Literal[
@@ -106,6 +107,8 @@ class Model:
     """Classification and next_token: mean cross-entropy of recent targets. NaN for other tasks."""
     state_reason: str = ""
     """Why it is in its state, for people; empty if the state needs no explanation."""
+    limited_inputs: int = 0
+    """Inputs so far that were limited for the network: spikes, error codes, shifts of level."""
 
     @property
     def task(self) -> str:

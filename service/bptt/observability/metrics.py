@@ -251,6 +251,7 @@ _FIGURES = {
     "skill_ratio": "Prequential error relative to the naive forecast; below 1 is better",
     "parameter_norm": "L2 norm of all parameters",
     "learning_rate": "Step size of the optimizer",
+    "limited_inputs": "Inputs so far that were limited for the network: spikes, shifts of level",
     "diverged": "1 while learning is stopped because updates were not finite; otherwise 0",
 }
 _CLASS_FIGURES = {

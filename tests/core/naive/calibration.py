@@ -21,17 +21,17 @@ class Calibration:
 
     def shape_and_scale(self) -> tuple[float, float]:
         variance = self.square - self.mean**2
-        shape = -0.1
+        shape = 0.0
         if variance > 0:
             shape = (1 - self.mean**2 / variance) / 2 * self.count / (self.count + 50)
-        shape = max(-0.1, min(0.4, shape))
+        shape = max(0.0, min(0.4, shape))
         return shape, self.mean * (1 - shape)
 
     def excess_at(self, score: float) -> float:
         shape, scale = self.shape_and_scale()
         if score >= self.share:
             return 0.0
-        if abs(shape) < 1e-6:
+        if shape < 1e-6:
             return scale * math.log(self.share / score)
         return float(scale / shape * ((score / self.share) ** -shape - 1))
 
@@ -44,11 +44,8 @@ class Calibration:
         excess /= math.exp(self.near)
         beyond = max(0.0, excess - self.excess_at(0.01))
         excess += beyond / math.exp(self.far) - beyond
-        if abs(shape) < 1e-6:
+        if shape < 1e-6:
             return max(self.share * math.exp(-excess / scale), 1e-300)
-        last = self.excess_at(1e-4)
-        if shape < 0 and excess > last:
-            return max(1e-4 * math.exp((last - excess) / (scale + shape * last)), 1e-300)
         return max(float(self.share * (1 + shape * excess / scale) ** (-1 / shape)), 1e-300)
 
     def hold_shares(self, score: float) -> None:
@@ -77,7 +74,7 @@ class Calibration:
         excesses = [each - self.threshold for each in kept if each > self.threshold]
         self.share = max(len(excesses), 0.5) / len(kept)
         if len(self.sizes) <= RANKED and excesses:
-            most = 8 * excesses[(len(excesses) - 1) // 2]
+            most = 4 * excesses[(len(excesses) - 1) // 2]
             excesses = [min(each, most) for each in excesses]
             self.count = len(excesses)
             self.mean = math.fsum(excesses) / self.count
@@ -101,7 +98,7 @@ class Surprise:
             found = self.model.probability(relative)
             self.model.hold_shares(found)
         self.scale.take(size)
-        if self.seen >= 8:
+        if self.seen >= 8 and (not math.isnan(found) or relative <= 8):
             self.model.enter(relative, found)
         self.seen += 1
         return found
