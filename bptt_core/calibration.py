@@ -46,7 +46,7 @@ FIRST_EXCESS_MAX = 4.0  # medians at which an excess enters the first moments: 1
 FIRST_SIZE_MAX = 8.0  # deviations of a size that is ranked although its stream has no scores yet
 NEAR_SCORE, FAR_SCORE = 0.01, 0.001  # levels whose shares are held
 NEAR_STEP, FAR_STEP = 0.1, 0.25  # growth of a factor's logarithm at a score below its level
-NEAR_MAX, FAR_MAX = 0.7, 1.2  # bounds of these logarithms: factors of 2 and 3.3
+STRETCH_MAX = 0.7  # bound of these logarithms: a factor of 2, which a run of anomalies reaches
 LEAST_ENTERED = 1e-4  # score at which a larger excess enters the moments
 FORGOTTEN = 1e-5  # score of an error that is no part of the distribution
 LEAST_SCORE = 1e-300
@@ -133,12 +133,9 @@ def tail_probability(excess: float, share: float, shape: float, scale: float) ->
 
 def _hold_shares(tail: Array, score: float) -> None:
     """Stretch the tail where too many scores are below a level; shrink it where too few are."""
-    for field, level, step, most in (
-        (NEAR, NEAR_SCORE, NEAR_STEP, NEAR_MAX),
-        (FAR, FAR_SCORE, FAR_STEP, FAR_MAX),
-    ):
+    for field, level, step in ((NEAR, NEAR_SCORE, NEAR_STEP), (FAR, FAR_SCORE, FAR_STEP)):
         moved = float(tail[field]) + step * ((score < level) - level)
-        tail[field] = min(max(moved, -most), most)
+        tail[field] = min(max(moved, -STRETCH_MAX), STRETCH_MAX)
 
 
 def _enter(ring: Array, tail: Array, size: float, score: float) -> None:
@@ -169,13 +166,16 @@ def refit_every(count: float) -> float:
 
 
 def find_threshold(ring: Array, tail: Array) -> None:
-    """Find the threshold in the ring; until the ring is full, the tail's moments as well."""
+    """Find the threshold in the ring; until the ring is full, the tail's moments as well.
+
+    A ring that a constant stretch has filled with zeros gives no moments: the next looks do.
+    """
     ordered = np.sort(ring[: int(tail[SIZES])])
     threshold = float(ordered[int((1 - TAIL_SHARE) * ordered.size)])
     excesses = ordered[ordered > threshold] - threshold
     tail[THRESHOLD] = threshold
     tail[SHARE] = max(excesses.size, 0.5) / ordered.size  # none at all after a constant stretch
-    if tail[SIZES] > RANKED or not excesses.size:
+    if (tail[SIZES] > RANKED and tail[EXCESSES] > 0) or not excesses.size:
         return
     median = excesses[(excesses.size - 1) // 2]
     excesses = np.minimum(excesses, FIRST_EXCESS_MAX * median)

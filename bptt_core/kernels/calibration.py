@@ -14,7 +14,6 @@ from bptt_core.calibration import (
     EXCESSES,
     EXCESSES_MAX,
     FAR,
-    FAR_MAX,
     FAR_SCORE,
     FAR_STEP,
     FIRST_EXCESS_MAX,
@@ -23,7 +22,6 @@ from bptt_core.calibration import (
     LEAST_ENTERED,
     LEAST_SCORE,
     NEAR,
-    NEAR_MAX,
     NEAR_SCORE,
     NEAR_STEP,
     RANKED,
@@ -36,6 +34,7 @@ from bptt_core.calibration import (
     SHAPE_PRIOR,
     SHARE,
     SIZES,
+    STRETCH_MAX,
     TAIL_SHARE,
     THRESHOLD,
 )
@@ -57,8 +56,8 @@ def anomaly_score(held: Array, ring: Array, tail: Array, size: float, ordered: A
         relative = size / math.sqrt(square) if square > 0 else 1.0
     if seen >= SCORED_MIN and tail[SIZES] >= RANKED_MIN:
         score = probability(ring, tail, relative)
-        hold_share(tail, NEAR, score < NEAR_SCORE, NEAR_SCORE, NEAR_STEP, NEAR_MAX)
-        hold_share(tail, FAR, score < FAR_SCORE, FAR_SCORE, FAR_STEP, FAR_MAX)
+        hold_share(tail, NEAR, score < NEAR_SCORE, NEAR_SCORE, NEAR_STEP)
+        hold_share(tail, FAR, score < FAR_SCORE, FAR_SCORE, FAR_STEP)
     held[SEEN] = min(seen + 1, float(SCORED_MIN))
     follow_scale(held, size, SCALE_MEMORY)
     if seen >= ENTERED_MIN and (not math.isnan(score) or relative <= FIRST_SIZE_MAX):
@@ -121,7 +120,7 @@ def hold_share(
 ) -> None:
     """Stretch the tail where too many scores are below a level; shrink it where too few are."""
     moved = tail[field] + step * ((1.0 if below else 0.0) - level)
-    tail[field] = min(max(moved, -most), most)
+    tail[field] = min(max(moved, -STRETCH_MAX), STRETCH_MAX)
 
 
 @compiled
@@ -174,7 +173,7 @@ def find_threshold(ring: Array, tail: Array, ordered: Array) -> None:
         above += 1
     tail[THRESHOLD] = threshold
     tail[SHARE] = max(float(above), 0.5) / n
-    if tail[SIZES] > RANKED or above == 0:
+    if (tail[SIZES] > RANKED and tail[EXCESSES] > 0) or above == 0:
         return
     most = FIRST_EXCESS_MAX * (ordered[above - 1 - (above - 1) // 2] - threshold)
     total, squares = 0.0, 0.0

@@ -213,12 +213,14 @@ def test_limited_targets_of_a_regression() -> None:
     x = random.normal(size=(2000, 1))
     y = 5 + 2 * x + random.normal(0, 0.1, (2000, 1))
     y[1000], x[1200] = 1e9, -1e9
-    learner = Learner(ModelSpec(task="regression", input_size=1, output_size=1, learning_rate=0.01))
+    learner = Learner(
+        ModelSpec(task="regression", input_size=1, output_size=1, learning_rate=0.003)
+    )
     result = learner.apply([Chunk("a", 0, x, y)])
     made = result.chunks[0].predictions
     assert made is not None
     errors = np.abs(y - made)[:, 0]
-    assert errors[1400:].mean() < 1.2 * errors[800:1000].mean()
+    assert errors[1400:].mean() < 1.25 * errors[800:1000].mean()
     assert max(each.gradient_norm for each in result.updates) < 100
 
 

@@ -50,7 +50,7 @@ class Calibration:
 
     def hold_shares(self, score: float) -> None:
         self.near = max(-0.7, min(0.7, self.near + 0.1 * ((score < 0.01) - 0.01)))
-        self.far = max(-1.2, min(1.2, self.far + 0.25 * ((score < 0.001) - 0.001)))
+        self.far = max(-0.7, min(0.7, self.far + 0.25 * ((score < 0.001) - 0.001)))
 
     def enter(self, size: float, score: float) -> None:
         excess = size - self.threshold
@@ -73,7 +73,7 @@ class Calibration:
         self.threshold = kept[int(0.9 * len(kept))]
         excesses = [each - self.threshold for each in kept if each > self.threshold]
         self.share = max(len(excesses), 0.5) / len(kept)
-        if len(self.sizes) <= RANKED and excesses:
+        if excesses and (len(self.sizes) <= RANKED or not self.count):
             most = 4 * excesses[(len(excesses) - 1) // 2]
             excesses = [min(each, most) for each in excesses]
             self.count = len(excesses)
