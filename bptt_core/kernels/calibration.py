@@ -115,9 +115,7 @@ def tail_probability(excess: float, share: float, shape: float, scale: float) ->
 
 
 @inlined
-def hold_share(
-    tail: Array, field: int, below: bool, level: float, step: float, most: float
-) -> None:
+def hold_share(tail: Array, field: int, below: bool, level: float, step: float) -> None:
     """Stretch the tail where too many scores are below a level; shrink it where too few are."""
     moved = tail[field] + step * ((1.0 if below else 0.0) - level)
     tail[field] = min(max(moved, -STRETCH_MAX), STRETCH_MAX)

@@ -29,7 +29,10 @@ class Learned(NamedTuple):
 
 
 def learn(x: Any) -> Learned:
-    learner, made, scores, norms = Learner(ModelSpec(input_size=1)), [], [], []
+    learner = Learner(ModelSpec(input_size=1))
+    made: list[Any] = []
+    scores: list[Any] = []
+    norms: list[float] = []
     for start in range(0, len(x), 50):
         result = learner.apply([Chunk("a", start, x[start : start + 50, np.newaxis])])
         made.append(result.chunks[0].predictions)
@@ -162,7 +165,7 @@ def test_constant_stretches(steps: int) -> None:
     x[:steps] = x[0]
     x[FAULT_AT : FAULT_AT + min(steps, 1000)] = x[FAULT_AT]
     found = learn(x)
-    assert (found.scores[list(LATER)] < FOUND).all()
+    assert (found.scores[list(LATER)] < (FOUND if steps < 2000 else 1e-4)).all()
     assert found.errors[2300:2490].mean() < 1.25 * undisturbed().errors[2300:2490].mean()
     assert max(found.norms) < 100
     constant = learn(np.full(500, 7.0))
