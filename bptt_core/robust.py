@@ -150,5 +150,6 @@ def follow_level(level: Array, values: Array, memory: float) -> None:
 def scaled(values: Array, spread: Array) -> Array:
     """Values in deviations, at most LIMIT of them; 0 where there is no deviation yet."""
     known = spread > 0
-    ratio = values / np.where(known, spread, 1.0)
+    with np.errstate(over="ignore"):
+        ratio = values / np.where(known, spread, 1.0)
     return np.where(known, np.clip(ratio, -LIMIT, LIMIT), np.where(np.isnan(ratio), ratio, 0.0))

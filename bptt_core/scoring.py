@@ -170,7 +170,8 @@ def error_size(errors: Array, unit: Array) -> float:
     known = np.isfinite(errors)
     if not known.any():
         return math.nan
-    ratio = np.abs(errors[known]) / np.where(unit[known] > 0, unit[known], np.inf)
+    with np.errstate(over="ignore"):
+        ratio = np.abs(errors[known]) / np.where(unit[known] > 0, unit[known], np.inf)
     return float(np.sqrt(np.square(np.minimum(ratio, RATIO_MAX)).sum() / ratio.size))
 
 

@@ -32,7 +32,7 @@ class Scale:
             self.count, self.square = 1, entered
         else:
             self.count = min(self.count + 1, self.memory)
-            self.square = self.square * (1 - 1 / self.count) + entered / self.count
+            self.square += (entered - self.square) / self.count  # ties of sizes need the same bits
         if size > 0:
             self.block.append(size)
         if len(self.block) == BLOCK:
@@ -80,6 +80,7 @@ class Level:
         """Add a value, if there is one."""
         if not math.isfinite(value):
             return
+        value = max(-1e150, min(1e150, value))
         self.block.append(value)
         if self.count == 0:
             self.average = value
