@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
@@ -31,6 +32,8 @@ INLINE_PREDICT_STEPS = 16
 handing them to a thread takes. More steps, or a larger network, go to the pool."""
 
 INLINE_PREDICT_PARAMETERS = 500_000
+
+DRAIN_SECONDS = 10.0
 
 PIECE_BYTES = 1 << 20  # of a file in one message: far below the 4 MB that clients accept
 
@@ -302,9 +305,22 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
                 raise InvalidRequest.of("message", kind, "data, after the first message")
             data += message.data
             if len(data) > bound:
+                data.clear()
+                await _drained(messages)
                 value = f"more than {bound} bytes"
                 told = f"at most that: the server's limit is {self._limits.parameters} parameters"
                 raise InvalidRequest.of("data", value, told)
         if named is None:
             raise InvalidRequest.of("message", "none", "model, the first message of the call")
         return named, bytes(data)
+
+
+async def _drained(messages: AsyncIterator[Any]) -> None:
+    """Read and drop what a client still sends, for at most DRAIN_SECONDS.
+
+    A client whose write meets the end of the call may see an internal error in place of the status.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in messages:
+                pass
