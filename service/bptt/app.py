@@ -19,11 +19,12 @@ from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
 from bptt.exit_status import INTERRUPTED
-from bptt.observability.http import MetricsEndpoint
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
 from bptt.systemd import Notifier
+from bptt.web.health import ServerHealth
+from bptt.web.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class RunningServer:
     address: str
     """host:port of gRPC, with the real port."""
     metrics_address: str | None
-    """host:port of /metrics, with the real port; None: there is no metrics endpoint."""
+    """host:port of HTTP, with the real port; None: HTTP is not served."""
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -88,6 +89,7 @@ async def serve(
     """
     keep_large_arrays_apart()
     metrics = Metrics()
+    health = ServerHealth(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))
         learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
@@ -97,9 +99,9 @@ async def serve(
         learner = LearnerService(registry, config.limits, predict_pool)
         metrics_address = None
         if config.metrics_address is not None:
-            endpoint = MetricsEndpoint(config.metrics_address, metrics)
-            stack.callback(endpoint.close)
-            metrics_address = endpoint.address
+            http = HttpServer(config.metrics_address, metrics.render, health)
+            stack.push_async_callback(asyncio.to_thread, http.close)
+            metrics_address = http.address
         rpc = RpcServer(
             learner,
             ModelService(registry, config.limits, predict_pool),
@@ -108,10 +110,11 @@ async def serve(
         )
         asked = stop if stop is not None else last.enter_context(_signals())
         notifier = Notifier()
-        async with notifier.watched(), _stopping(config, registry, learner, rpc, notifier):
+        async with notifier.watched(), _stopping(config, registry, learner, rpc, notifier, health):
             await rpc.start(config.address)
-            if await _recovered(registry, rpc, asked, notifier):
+            if await _recovered(registry, rpc, asked, notifier, health):
                 await rpc.serving()
+                health.ready()
                 notifier.ready(f"listening on {rpc.address}")
                 log.info(
                     "listening on %s; metrics on %s; data in %s",
@@ -127,10 +130,19 @@ async def serve(
 
 
 async def _recovered(
-    registry: Registry, rpc: RpcServer, asked: asyncio.Event, notifier: Notifier
+    registry: Registry,
+    rpc: RpcServer,
+    asked: asyncio.Event,
+    notifier: Notifier,
+    health: ServerHealth,
 ) -> bool:
     """Recover all models, each served once it is recovered; False: a stop came first."""
-    work = registry.recover(rpc.model_serving, notifier.status)
+
+    def tell(progress: str) -> None:
+        notifier.status(progress)
+        health.recovering(progress)
+
+    work = registry.recover(rpc.model_serving, tell)
     recovery = asyncio.create_task(work, name="recovery")
     stop = asyncio.create_task(asked.wait(), name="stop")
     try:
@@ -181,6 +193,7 @@ async def _stopping(
     learner: LearnerService,
     rpc: RpcServer,
     notifier: Notifier,
+    health: ServerHealth,
 ) -> AsyncIterator[None]:
     """Whatever ends the body, stop cleanly afterwards."""
     try:
@@ -190,6 +203,7 @@ async def _stopping(
         level = logging.INFO if rpc.address else logging.DEBUG  # it may never have listened
         log.log(level, "stopping")
         notifier.stopping()
+        health.stopping()
         registry.begin_stop()
         await rpc.not_serving()
         failures = await registry.stop(config.grace_seconds)

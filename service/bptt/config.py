@@ -245,9 +245,10 @@ class ServerConfig:
     """Where gRPC listens, host:port."""
     metrics_address: str | None = setting(
         "127.0.0.1:9464",
-        "Address of /metrics for Prometheus; port 0 picks a free port, `none` serves no metrics.",
+        "Address of HTTP: /metrics for Prometheus, /livez and /readyz for probes; port 0 picks a "
+        "free port, `none` serves no HTTP.",
     )
-    """Where Prometheus scrapes /metrics, host:port. None: metrics are not served."""
+    """Where HTTP listens, host:port. None: HTTP is not served."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",

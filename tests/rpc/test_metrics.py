@@ -1,29 +1,20 @@
-"""A model's metrics, scraped over HTTP."""
+"""A model's metrics, as a scrape shows them."""
 
 from __future__ import annotations
 
 import math
-import socket
-import urllib.request
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bptt import v1 as pb
-from bptt.errors import AddressInUse, CannotListen, InvalidRequest
-from bptt.observability.http import MetricsEndpoint
 from tests.rpc.harness import Harness, wave
 
 
 def _scrape(server: Harness) -> dict[str, dict[str, float]]:
     """Values by series name and model."""
-    endpoint = MetricsEndpoint("127.0.0.1:0", server.metrics)
-    try:
-        with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as response:
-            text = response.read().decode()
-    finally:
-        endpoint.close()
+    text = server.metrics.render().decode()
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation
@@ -99,17 +90,6 @@ async def test_the_queue_length_is_shown(server: Harness) -> None:
     for _ in range(4):
         await call.learned()
     await call.close()
-
-
-async def test_a_taken_port_is_named(server: Harness) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(AddressInUse, match=address):
-            MetricsEndpoint(address, server.metrics)
-    with pytest.raises(CannotListen, match=r"metrics_address is 192\.0\.2\.1:1"):
-        MetricsEndpoint("192.0.2.1:1", server.metrics)
-    with pytest.raises(InvalidRequest, match="metrics_address is 9464, but must be host:port"):
-        MetricsEndpoint("9464", server.metrics)
 
 
 async def test_classes_have_an_accuracy_and_other_tasks_no_such_series(server: Harness) -> None:

@@ -37,7 +37,9 @@ SERVER_PACKAGES = (
     "prometheus_client",
     "safetensors",
     "scipy",
+    "starlette",
     "threadpoolctl",
+    "uvicorn",
 )
 """Import names of what the extra `server` installs."""
 

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -223,6 +223,10 @@ class Metrics:
         """See `CallSink`."""
         with self._lock:
             return self._methods.setdefault((kind, service, method), MethodMetrics())
+
+    def render(self) -> bytes:
+        """The metrics page, in Prometheus's text format. May be called from any thread."""
+        return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
         """All series as of now, for prometheus_client."""
