@@ -453,8 +453,7 @@ Global___LearnOpened: _TypeAlias = LearnOpened  # noqa: Y015
 @_typing.final
 class LanesIntroduced(_message.Message):
     """Where the streams of lanes stand, as columns: one entry for each stream of `lanes`, in its order. A
-    stream that does not exist has 0 everywhere. As with the streams that OpenLearn names, steps that
-    are not durable yet are acknowledged by this call once they are.
+    stream that does not exist has 0 everywhere.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -499,36 +498,22 @@ class Acknowledged(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STREAMS_FIELD_NUMBER: _builtins.int
-    DURABLE_MESSAGES_FIELD_NUMBER: _builtins.int
-    LANES_FIELD_NUMBER: _builtins.int
-    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
-    INCARNATIONS_FIELD_NUMBER: _builtins.int
-    durable_messages: _builtins.int
-    """As in BatchLearned."""
+    DURABLE_ANSWERS_FIELD_NUMBER: _builtins.int
+    durable_answers: _builtins.int
+    """As in BatchLearned; 0 in a call without batches."""
     @_builtins.property
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]:
         """Of chunks that were sent alone, and of streams that OpenLearn names."""
 
-    @_builtins.property
-    def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Of lanes that were introduced before their streams' steps were durable: columns."""
-
-    @_builtins.property
-    def durable_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         streams: _abc.Iterable[Global___Acknowledgement] | None = ...,
-        durable_messages: _builtins.int = ...,
-        lanes: _abc.Iterable[_builtins.int] | None = ...,
-        durable_steps: _abc.Iterable[_builtins.int] | None = ...,
-        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        durable_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_messages", b"durable_messages", "durable_steps", b"durable_steps", "incarnations", b"incarnations", "lanes", b"lanes", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_answers", b"durable_answers", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,12 +657,12 @@ class BatchLearned(_message.Message):
     ERROR_LOW_FIELD_NUMBER: _builtins.int
     ERROR_HIGH_FIELD_NUMBER: _builtins.int
     MODEL_STATE_FIELD_NUMBER: _builtins.int
-    DURABLE_MESSAGES_FIELD_NUMBER: _builtins.int
+    DURABLE_ANSWERS_FIELD_NUMBER: _builtins.int
     model_state: _types_pb2.ModelState.ValueType
-    durable_messages: _builtins.int
-    """So many of the call's messages after `open`, counted from its beginning, are durable: everything
-    that was learned of them is applied and need never be sent again. That holds even if a stream has
-    been deleted since. Messages with lanes only count, too.
+    durable_answers: _builtins.int
+    """So many of the call's answers are durable, counted from the first one after `opened`, without
+    `acknowledged`: everything that was learned for them is applied and need never be sent again. That
+    holds even if a stream has been deleted since.
     """
     @_builtins.property
     def first_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -735,11 +720,11 @@ class BatchLearned(_message.Message):
         error_low: _abc.Iterable[_builtins.float] | None = ...,
         error_high: _abc.Iterable[_builtins.float] | None = ...,
         model_state: _types_pb2.ModelState.ValueType = ...,
-        durable_messages: _builtins.int = ...,
+        durable_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_messages", b"durable_messages", "error_high", b"error_high", "error_low", b"error_low", "first_steps", b"first_steps", "incarnations", b"incarnations", "model_state", b"model_state", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_answers", b"durable_answers", "error_high", b"error_high", "error_low", b"error_low", "first_steps", b"first_steps", "incarnations", b"incarnations", "model_state", b"model_state", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -822,11 +807,13 @@ class ChunkRefused(_message.Message):
     expected_step: _builtins.int
     """The step that the stream expects next."""
     chunk_index: _builtins.int
-    """The number in the call, from 0, of the message after `open` that held the chunk."""
+    """The chunk's number in the call, from 0. A batch counts as one, and so do the lanes of a message."""
     reason: _builtins.str
     """As in google.rpc.ErrorInfo: GAP, STREAM_DELETED and so on."""
     place: _builtins.int
-    """In BatchLearned: the chunk's place in its batch, from 0, and its lane, if it was sent by lane."""
+    """In BatchLearned: the chunk's place in its batch, from 0, and its lane if it was sent by lane. In
+    PredictBatchResponse: the stream's place in the request.
+    """
     lane: _builtins.int
     def __init__(
         self,
