@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from bptt import v1 as pb
 from bptt.client import convert
+from bptt.client.digits import number_array
 from bptt.client.errors import from_rpc_error, ServerUnreachable
 from bptt.client.session import LearnSession, RECONNECT_SECONDS
 from bptt.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
@@ -252,7 +253,7 @@ class Client:
         request = pb.PredictRequest(model_id=model_id, stream_id=stream_id, top_tokens=top_tokens)
         steps = 0
         if inputs is not None:
-            convert.add_steps(request, convert.float32("inputs", inputs))
+            convert.add_steps(request, number_array("inputs", inputs))
         if tokens is not None:
             steps = convert.add_tokens(request, tokens)
         answer = await self._ask(self._learner.Predict, request)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from bptt import v1 as pb
 from bptt.client.errors import StepsLost
@@ -23,6 +24,15 @@ from bptt.client.types import Answer, Refused
 from bptt.errors import StreamDeleted
 
 MOVES_MAX = 8  # of one chunk; more only if another client deletes the stream again and again
+
+
+class Ordered(Protocol):
+    """What is answered in order: a chunk or a batch."""
+
+    size: int
+    """Bytes, approximately."""
+    answer: Any
+    """None: not answered yet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +98,7 @@ class RetransmitBuffer:
         unanswered: number of chunks without an answer.
         chunks: number of kept chunks.
         size: their bytes.
+        taken: number of chunks and batches that were added; the index of the next one.
     """
 
     def __init__(self) -> None:
@@ -97,8 +108,8 @@ class RetransmitBuffer:
         self.unanswered = 0
         self.chunks = 0
         self.size = 0
-        self._taken = 0
-        self._order: deque[Sent] = deque()  # whose answers were not handed out
+        self.taken = 0
+        self._order: deque[Ordered] = deque()  # whose answers were not handed out
         self._kept: dict[str, deque[Sent]] = {}
 
     def add(self, message: pb.LearnRequest, steps: int, labels: int, *, placed: bool) -> Sent:
@@ -111,8 +122,8 @@ class RetransmitBuffer:
         if placed and (incarnation := self.incarnations.get(chunk.stream_id)):
             chunk.incarnation = incarnation
         size = message.ByteSize()
-        sent = Sent(self._taken, message, chunk.stream_id, steps, placed, size, labels)
-        self._taken += 1
+        sent = Sent(self.taken, message, chunk.stream_id, steps, placed, size, labels)
+        self.taken += 1
         self.unanswered += 1
         self.chunks += 1
         self.size += sent.size
@@ -122,6 +133,18 @@ class RetransmitBuffer:
         if end is not None and chunk.first_step <= end:  # else it will be refused, being a gap
             self.ends[sent.stream_id] = max(end, sent.end)
         return sent
+
+    def keep_batch(self, sent: Ordered) -> None:
+        """Keep the place of a batch among the answers, and count it."""
+        self.taken += 1
+        self.unanswered += 1
+        self.chunks += 1
+        self.size += sent.size
+        self._order.append(sent)
+
+    def drop_batch(self, sent: Ordered) -> None:
+        """Count a batch no longer."""
+        self._drop(sent)
 
     def learned(self, sent: Sent, answer: Answer, next_step: int, incarnation: int) -> list[Answer]:
         """Note that a chunk was learned.
@@ -142,18 +165,19 @@ class RetransmitBuffer:
             if not any(other.answer is None for other in self._after(sent)):
                 self.ends[stream_id] = next_step
         self.ends[stream_id] = max(self.ends.get(stream_id, 0), next_step)
-        return self._answered(sent, answer)
+        return self.answer(sent, answer)
 
     def _after(self, sent: Sent) -> list[Sent]:
         return [each for each in self._kept.get(sent.stream_id, ()) if each.index > sent.index]
 
     def refused(self, sent: Sent, answer: Refused) -> list[Answer]:
         """Note that a chunk was refused for good, and forget it; the answers to hand out now."""
-        ready = self._answered(sent, answer)
+        ready = self.answer(sent, answer)
         self.forget(sent)
         return ready
 
-    def _answered(self, sent: Sent, answer: Answer) -> list[Answer]:
+    def answer(self, sent: Ordered, answer: Answer) -> list[Answer]:
+        """Note the answer to a chunk or a batch; returns the answers to hand out now."""
         if sent.answer is None:
             sent.answer = answer
             self.unanswered -= 1
@@ -198,7 +222,7 @@ class RetransmitBuffer:
             for sent in [each for each in kept if each.answer is not None]:
                 self.forget(sent)
 
-    def _drop(self, sent: Sent) -> None:
+    def _drop(self, sent: Ordered) -> None:
         self.chunks -= 1
         self.size -= sent.size
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bptt.errors import ServiceError
 
 Float32Array = NDArray[np.float32]
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+"""float64 where the numbers that were sent have digits that float32 would lose."""
 Int64Array = NDArray[np.int64]
 
 
@@ -160,7 +162,7 @@ class Stream:
 class Prediction:
     """A prediction from a snapshot of a model."""
 
-    values: Float32Array
+    values: FloatArray
     """(T, horizon, targets), in the user's units; one row where no inputs were given.
     Classification: (T, 1, classes) probabilities. Next token: no rows; see `top_tokens`."""
     next_step: int
@@ -206,7 +208,7 @@ class Learned:
     """Number of the first step that was new; the predictions start there."""
     next_step: int
     """All steps before this one are learned or held for the next window."""
-    predictions: Float32Array | None
+    predictions: FloatArray | None
     """(T, horizon, targets), in the user's units, each made before its target was learned. None
     where the session leaves predictions out. Classification: (T, 1, classes) probabilities. Next
     token: no rows; see `top_tokens`."""
@@ -234,7 +236,7 @@ class Refused:
     """
 
     chunk_index: int
-    """Number of the chunk in the session, from 0."""
+    """Number of the chunk in the session, from 0; a batch of `send_many` counts as one."""
     stream_id: str
     first_step: int | None
     """As it was sent."""
@@ -244,4 +246,41 @@ class Refused:
     """The reason: most often an `InvalidRequest` or an `OutOfOrder`."""
 
 
-Answer = Learned | Refused
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchResult:
+    """The answer to the streams of one `send_many`, as columns.
+
+    Row i of an array of steps belongs to row i of the values that were sent: arrays of steps have
+    the axes (B,) or (B, T) of the values, or (N,) for a table.
+    """
+
+    stream_ids: Sequence[str]
+    """The B streams, in the order in which they were sent."""
+    first_steps: Int64Array
+    """(B,) number of the first step of each stream that was new."""
+    next_steps: Int64Array
+    """(B,) the step after those that are learned or held for the next window. Of a stream that was
+    refused: the step that it expects next, in both columns."""
+    predictions: FloatArray | None
+    """(…, horizon, targets), in the user's units, each made before its target was learned; NaN for
+    steps that were refused, were known already, or whose answer was lost with a connection. None
+    where the session leaves predictions out, and for next_token; see `top_tokens`."""
+    anomaly_scores: Float32Array | None
+    """Forecast: (…) probabilities, one a step, of an error at least as large as the step's own; NaN
+    before there are errors. None where there are no predictions."""
+    error_low: Float32Array
+    """(horizon, targets) as in `Prediction`, and so is the next one."""
+    error_high: Float32Array
+    top_tokens: Int64Array | None
+    """Next token: (…, K) likeliest next tokens; -1 where predictions would be NaN. None for other
+    tasks."""
+    top_probabilities: Float32Array | None
+    """Their probabilities."""
+    updates: tuple[UpdateReport, ...]
+    """The updates in which streams of the batch took part."""
+    refused: dict[str, Refused]
+    """By stream: those that were refused. Nothing of them was learned."""
+    model_state: ModelState
+
+
+Answer = Learned | Refused | BatchResult

@@ -145,6 +145,11 @@ class AnswerWriter:
             if sent.lanes is not None:
                 message.lane = int(sent.lanes[each.lane])
             learned.refusals.append(message)
+        if sent.tell_members and len(answer.members):
+            lanes = answer.lanes[answer.members[:, 1]]
+            learned.member_updates.extend(answer.members[:, 0].tolist())
+            places = lanes if sent.good is None else sent.good[lanes]
+            learned.member_places.extend(places.tolist())
         self._add_predictions(learned, answer, band, doubles=sent.doubles)
         return pb.LearnResponse(batch=learned)
 

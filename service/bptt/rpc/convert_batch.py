@@ -50,6 +50,8 @@ class ReadBatch:
     """By place in the message; `expected_step` is 0, because it is not known here."""
     doubles: bool
     """The answer has doubles."""
+    tell_members: bool
+    """The answer tells which chunks took part in which update."""
 
     def place(self, lane: int) -> int:
         """Return the place in the message of a lane of `incoming`."""
@@ -95,22 +97,23 @@ class BatchReader:
         columns = self._columns(message, names)
         self._check_chunks(columns, errors)
         self._check_values(columns, errors)
-        doubles = bool(message.input_doubles or message.target_doubles)
         delayed = self._spec.label_delay > 0
+        good: Int64 | None = None
+        incoming: IncomingBatch | None = None
         if not errors:
-            return ReadBatch(
-                len(names), lanes, None, _incoming(columns, delayed=delayed), (), doubles
-            )
+            incoming = _incoming(columns, delayed=delayed)
+        else:
+            kept = np.ones(len(names), bool)
+            kept[list(errors)] = False
+            good = np.flatnonzero(kept)
+            if len(good):
+                incoming = _incoming(_only(columns, kept), delayed=delayed)
         refused = tuple(
             LaneRefused(place, _told(names[place]), _sent_step(columns, place), 0, errors[place])
             for place in sorted(errors)
         )
-        good = np.ones(len(names), bool)
-        good[list(errors)] = False
-        incoming = None
-        if good.any():
-            incoming = _incoming(_only(columns, good), delayed=delayed)
-        return ReadBatch(len(names), lanes, np.flatnonzero(good), incoming, refused, doubles)
+        doubles = bool(message.input_doubles or message.target_doubles)
+        return ReadBatch(len(names), lanes, good, incoming, refused, doubles, message.tell_members)
 
     # ------------------------------------------------------------------ columns
 
@@ -150,8 +153,11 @@ class BatchReader:
     ) -> None:
         """Refuse each chunk of a stream that an earlier chunk of the batch belongs to."""
         count = len(names)
-        distinct = len(np.unique(lanes)) if lanes is not None else len(set(names.tolist()))
-        if distinct == count:
+        if lanes is not None:
+            distinct = bool((lanes[1:] > lanes[:-1]).all()) or len(np.unique(lanes)) == count
+        else:
+            distinct = len(set(names.tolist())) == count
+        if distinct:
             return
         seen: set[Any] = set()
         for place, key in enumerate((names if lanes is None else lanes).tolist()):

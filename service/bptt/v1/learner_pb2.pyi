@@ -206,6 +206,9 @@ class ChunkBatch(_message.Message):
     FIRST_TARGET_STEPS_FIELD_NUMBER: _builtins.int
     ENDS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
     INCARNATIONS_FIELD_NUMBER: _builtins.int
+    TELL_MEMBERS_FIELD_NUMBER: _builtins.int
+    tell_members: _builtins.bool
+    """True: the answer tells which chunks took part in which update."""
     @_builtins.property
     def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The chunks' streams, each at most once in a batch. Either lanes or stream_ids."""
@@ -269,10 +272,11 @@ class ChunkBatch(_message.Message):
         first_target_steps: _abc.Iterable[_builtins.int] | None = ...,
         ends_of_sequence: _abc.Iterable[_builtins.bool] | None = ...,
         incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        tell_members: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_of_sequence", b"ends_of_sequence", "first_steps", b"first_steps", "first_target_steps", b"first_target_steps", "incarnations", b"incarnations", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "lanes", b"lanes", "steps", b"steps", "stream_ids", b"stream_ids", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "target_steps", b"target_steps", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_of_sequence", b"ends_of_sequence", "first_steps", b"first_steps", "first_target_steps", b"first_target_steps", "incarnations", b"incarnations", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "lanes", b"lanes", "steps", b"steps", "stream_ids", b"stream_ids", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "target_steps", b"target_steps", "targets", b"targets", "tell_members", b"tell_members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -658,6 +662,8 @@ class BatchLearned(_message.Message):
     ERROR_HIGH_FIELD_NUMBER: _builtins.int
     MODEL_STATE_FIELD_NUMBER: _builtins.int
     DURABLE_ANSWERS_FIELD_NUMBER: _builtins.int
+    MEMBER_UPDATES_FIELD_NUMBER: _builtins.int
+    MEMBER_PLACES_FIELD_NUMBER: _builtins.int
     model_state: _types_pb2.ModelState.ValueType
     durable_answers: _builtins.int
     """So many of the call's answers are durable, counted from the first one after `opened`, without
@@ -704,6 +710,14 @@ class BatchLearned(_message.Message):
 
     @_builtins.property
     def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def member_updates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `tell_members`, columns of pairs: a place in `updates`, and the place in the batch of a chunk
+        whose stream took part in that update.
+        """
+
+    @_builtins.property
+    def member_places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -721,10 +735,12 @@ class BatchLearned(_message.Message):
         error_high: _abc.Iterable[_builtins.float] | None = ...,
         model_state: _types_pb2.ModelState.ValueType = ...,
         durable_answers: _builtins.int = ...,
+        member_updates: _abc.Iterable[_builtins.int] | None = ...,
+        member_places: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_answers", b"durable_answers", "error_high", b"error_high", "error_low", b"error_low", "first_steps", b"first_steps", "incarnations", b"incarnations", "model_state", b"model_state", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_answers", b"durable_answers", "error_high", b"error_high", "error_low", b"error_low", "first_steps", b"first_steps", "incarnations", b"incarnations", "member_places", b"member_places", "member_updates", b"member_updates", "model_state", b"model_state", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,507 @@
+"""Keeps the batches that a session may have to send again. No connection, clock or event loop.
+
+The rules are those of `retransmit`, for each stream of a batch:
+- A batch is kept until each of its streams is answered and durable. After a broken call it is sent
+  again as a whole, less what was refused; the server trims the steps that it has.
+- Each stream of a batch is answered once. What a stream was answered first counts.
+- Streams that the session placed behind a refused chunk of theirs move up to its first step. They
+  are sent again as a smaller batch.
+- A chunk that was sent to a deleted incarnation and not answered over that connection is never sent
+  again. It is answered with `StreamDeleted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt import v1 as pb
+from bptt.client import columns as columns_of
+from bptt.client.batch_answers import AnswerColumns, RefusedPlace, ResultBuilder
+from bptt.client.columns import BatchColumns
+from bptt.client.errors import StepsLost
+from bptt.client.lanes import LaneBook
+from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer
+from bptt.client.types import Answer, BatchResult, Int64Array, Refused
+from bptt.errors import OutOfOrder, ServiceError, StreamDeleted
+
+OPEN, LEARNED, REFUSED = range(3)
+"""What is known of a stream of a batch."""
+
+
+@dataclass(slots=True, eq=False)
+class SentBatch:
+    """One kept batch of B streams."""
+
+    index: int
+    """The batch's number among what the session sent, from 0."""
+    lanes: Int64Array
+    columns: BatchColumns
+    first_steps: Int64Array | None
+    """(B,) None: the server appends, in a session without `resume`."""
+    placed: bool
+    """True: the session chose first_steps, because the caller gave none."""
+    incarnations: Int64Array
+    """(B,) as they are sent; 0: any."""
+    size: int
+    """Bytes, approximately."""
+    builder: ResultBuilder
+    states: NDArray[np.int8] = field(init=False)
+    """(B,) OPEN, LEARNED or REFUSED."""
+    flights: Int64Array = field(init=False)
+    """(B,) the message whose answer counts for the stream; 0: it is not written."""
+    moves: int = 0
+    """How often streams of it were given another first step after a refusal."""
+    next_steps: Int64Array = field(init=False)
+    learned_by: Int64Array = field(init=False)
+    """(B,) the incarnation that learned the stream's chunk."""
+    undurable: int = 0
+    """Written messages that are not answered and durable yet."""
+    resent: bool = False
+    """True: it was written in an earlier call."""
+    answer: BatchResult | None = None
+
+    def __post_init__(self) -> None:
+        """Begin with nothing written."""
+        count = len(self.lanes)
+        self.states = np.zeros(count, np.int8)
+        self.flights = np.zeros(count, np.int64)
+        self.next_steps = np.zeros(count, np.int64)
+        self.learned_by = np.zeros(count, np.int64)
+
+    @property
+    def moves_up(self) -> bool:
+        """Whether its streams may be given other first steps."""
+        return self.placed and self.columns.first_targets is None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every stream is answered."""
+        return not (self.states == OPEN).any()
+
+    def place(self, lane: int) -> int | None:
+        """Return the place of a lane in the batch; None if it is not there."""
+        found = np.flatnonzero(self.lanes == lane)
+        return int(found[0]) if len(found) else None
+
+    def message(self, places: Int64Array | None) -> pb.LearnRequest:
+        """Return the message for the streams at these places; None: all."""
+        if places is None:
+            batch = columns_of.to_proto(
+                self.columns, self.lanes, self.first_steps, self.incarnations
+            )
+        else:
+            first_steps = None if self.first_steps is None else self.first_steps[places]
+            batch = columns_of.to_proto(
+                self.columns.only(places), self.lanes[places], first_steps,
+                self.incarnations[places],
+            )  # fmt: skip
+        return pb.LearnRequest(batch=batch)
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A batch, or some of its streams, to be written as one message."""
+
+    sent: SentBatch
+    places: Int64Array | None = None
+    """Rising; None: all."""
+    flight: int = 0
+    """Number of the message, once it is written."""
+
+    @property
+    def index(self) -> int:
+        """The batch's number."""
+        return self.sent.index
+
+    @property
+    def all_places(self) -> Int64Array:
+        """The places of its streams."""
+        return np.arange(len(self.sent.lanes)) if self.places is None else self.places
+
+
+class BatchBuffer:
+    """The kept batches of one session.
+
+    Args:
+        book: the streams.
+        buffer: of the same session; it keeps the order of answers, and counts what is kept.
+    """
+
+    def __init__(self, book: LaneBook, buffer: RetransmitBuffer) -> None:
+        self._book = book
+        self._buffer = buffer
+        self._kept: dict[int, SentBatch] = {}
+        self._written = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._kept
+
+    def keeps(self, lane: int) -> bool:
+        """Return whether a batch with this lane is not answered or not durable."""
+        return bool(self._book.kept[lane])
+
+    def add(
+        self,
+        lanes: Int64Array,
+        columns: BatchColumns,
+        builder: ResultBuilder,
+        first_steps: Int64Array | None,
+        *,
+        placed: bool,
+    ) -> Part:
+        """Keep a batch that is about to be sent."""
+        book = self._book
+        incarnations = book.incarnations[lanes] if placed else np.zeros(len(lanes), np.int64)
+        if placed:
+            first_steps = book.ends[lanes]
+        size = columns.size
+        sent = SentBatch(
+            self._buffer.taken, lanes, columns, first_steps, placed, incarnations, size, builder
+        )
+        self._buffer.keep_batch(sent)
+        self._kept[sent.index] = sent
+        book.kept[lanes] += 1
+        if first_steps is not None:
+            ends = book.ends[lanes]
+            follows = first_steps <= ends  # else it will be refused, being a gap
+            reached = np.maximum(ends, first_steps + columns.steps)
+            book.ends[lanes] = np.where(follows, reached, ends)
+        return Part(sent)
+
+    def write(self, part: Part) -> pb.LearnRequest:
+        """Return the message of a part that is being written now."""
+        self._written += 1
+        part.flight = self._written
+        sent = part.sent
+        if part.places is None:
+            sent.flights[:] = part.flight
+        else:
+            sent.flights[part.places] = part.flight
+        sent.undurable += 1
+        return sent.message(part.places)
+
+    # ------------------------------------------------------------------ answers
+
+    def answered(
+        self,
+        part: Part,
+        answer: AnswerColumns,
+        passes: Callable[[SentBatch, ServiceError], bool],
+        *,
+        resume: bool,
+    ) -> tuple[list[Part], list[Answer]]:
+        """Take the answer to a part.
+
+        Args:
+            part: the part.
+            answer: its columns.
+            passes: whether a refused stream may be accepted in another call.
+            resume: whether streams move up behind refused ones.
+
+        Returns:
+            Parts to write once more, before all that waits to be written, and the answers to hand
+            out now.
+
+        Raises:
+            PassingError: a stream was refused for a reason that passes; nothing was changed.
+            OutOfOrder: another client sends to a stream.
+        """
+        sent, places = part.sent, part.all_places
+        mine = sent.flights[places] == part.flight
+        refused = [each for each in answer.refused if mine[each.place]]
+        fresh = mine & (sent.states[places] == OPEN)
+        for each in refused:
+            if fresh[each.place] and resume and passes(sent, each.error):
+                raise PassingError(each.error)
+        learned = fresh.copy()
+        moved: list[tuple[int, int, bool, bool]] = []
+        for each in refused:
+            learned[each.place] = False
+            place = int(places[each.place])
+            if not fresh[each.place]:
+                continue  # learned before, by an incarnation that is deleted
+            if self._was_taken(sent, place, each):
+                self._learn_taken(sent, place, each.expected_step)
+                continue
+            moves = self._moves(sent, each.error)
+            if not moves:
+                sent.states[place] = REFUSED
+                sent.builder.refuse(place, self._refused_stream(sent, place, each))
+            deleted = isinstance(each.error, StreamDeleted)
+            moved.append((int(sent.lanes[place]), each.expected_step, moves, deleted))
+        self._learn(sent, places, learned, answer)
+        again = self._move_up(sent, moved) if resume and moved else []
+        ready = self._finish(sent)
+        if not resume:
+            self._forget(sent)
+        return again, ready
+
+    def _refused_stream(self, sent: SentBatch, place: int, each: RefusedPlace) -> Refused:
+        first = None if sent.first_steps is None else int(sent.first_steps[place])
+        name = self._book.names[int(sent.lanes[place])]
+        return Refused(sent.index, name, first, each.expected_step, each.error)
+
+    def _moves(self, sent: SentBatch, error: ServiceError) -> bool:
+        """Return whether a refused stream is sent again with another first step."""
+        if isinstance(error, StreamDeleted):
+            again = not sent.resent
+        else:
+            again = isinstance(error, OutOfOrder)
+        return sent.moves_up and again and sent.moves < MOVES_MAX
+
+    def _was_taken(self, sent: SentBatch, place: int, refused: RefusedPlace) -> bool:
+        """As `Sent.was_taken`."""
+        columns = sent.columns
+        if refused.field != "first_target_step" or not sent.resent or columns.steps[place]:
+            return False
+        if columns.first_targets is None or columns.labels is None:
+            return False
+        return bool(columns.first_targets[place] + columns.labels[place] <= refused.expected_step)
+
+    def _learn_taken(self, sent: SentBatch, place: int, step: int) -> None:
+        sent.states[place] = LEARNED
+        sent.next_steps[place] = step
+        sent.learned_by[place] = self._book.incarnations[sent.lanes[place]]
+        sent.builder.taken(place, step)
+
+    def _learn(
+        self,
+        sent: SentBatch,
+        places: Int64Array,
+        learned: NDArray[np.bool_],
+        answer: AnswerColumns,
+    ) -> None:
+        """Note the streams that an answer says are learned."""
+        if not learned.any():
+            return
+        self._check_alone(sent, places, learned, answer)
+        chosen = places[learned]
+        next_steps, incarnations = answer.next_steps[learned], answer.incarnations[learned]
+        sent.states[chosen] = LEARNED
+        sent.next_steps[chosen] = next_steps
+        sent.learned_by[chosen] = incarnations
+        book, lanes = self._book, sent.lanes[chosen]
+        replaced = (book.incarnations[lanes] != incarnations) & (book.incarnations[lanes] != 0)
+        for place in np.flatnonzero(replaced).tolist():
+            if not self._is_open_after(sent, int(lanes[place])):
+                book.ends[lanes[place]] = next_steps[place]
+        book.incarnations[lanes] = incarnations
+        book.ends[lanes] = np.maximum(book.ends[lanes], next_steps)
+        book.known[lanes] = True
+        sent.builder.learn(places, learned, answer)
+
+    def _check_alone(
+        self,
+        sent: SentBatch,
+        places: Int64Array,
+        learned: NDArray[np.bool_],
+        answer: AnswerColumns,
+    ) -> None:
+        """Raise if a placed chunk was trimmed that no call had sent before."""
+        if not sent.placed or sent.resent or sent.first_steps is None:
+            return
+        first_steps = sent.first_steps[places]
+        elsewhere = (answer.first_steps != first_steps) & learned
+        elsewhere &= sent.columns.steps[places] > 0
+        if elsewhere.any():
+            place = int(np.argmax(elsewhere))
+            name = self._book.names[int(sent.lanes[places[place]])]
+            raise OutOfOrder(
+                f"stream {name!r} was at step {first_steps[place]} when this session began to send "
+                f"to it, and at step {answer.first_steps[place]} when its steps came: another "
+                "client sends to the same stream"
+            )
+
+    def _is_open_after(self, sent: SentBatch, lane: int) -> bool:
+        for other in self._kept.values():
+            if other.index > sent.index and (place := other.place(lane)) is not None:
+                if other.states[place] == OPEN:
+                    return True
+        return False
+
+    def _finish(self, sent: SentBatch) -> list[Answer]:
+        if sent.answer is not None or not sent.is_answered:
+            return []
+        ready = self._buffer.answer(sent, sent.builder.result())
+        if sent.undurable == 0:
+            self._forget(sent)
+        return ready
+
+    def _forget(self, sent: SentBatch) -> None:
+        if self._kept.pop(sent.index, None) is not None:
+            self._book.kept[sent.lanes] -= 1
+            self._buffer.drop_batch(sent)
+
+    # ------------------------------------------------------------------ streams that move up
+
+    def _move_up(self, refused: SentBatch, moved: list[tuple[int, int, bool, bool]]) -> list[Part]:
+        """Give streams of later batches, and of the refused one, another first step.
+
+        Args:
+            refused: the batch with refused streams.
+            moved: of each, its lane, the step it expects, whether it is sent again itself, and
+                whether it was refused because its incarnation is deleted.
+
+        Returns:
+            The parts to write once more, in order.
+        """
+        again: dict[int, list[int]] = {}
+        if any(moves for _, _, moves, _ in moved):
+            refused.moves += 1
+        for lane, expected_step, moves, deleted in moved:
+            if deleted:
+                self._book.incarnations[lane] = 0
+            end = expected_step
+            for sent in self._kept.values():
+                place = sent.place(lane) if sent.index >= refused.index else None
+                if place is None or sent.states[place] != OPEN or (deleted and sent.resent):
+                    continue
+                if sent is refused and not moves:
+                    continue
+                end = self._move(sent, place, end, deleted=deleted, again=again)
+            self._book.ends[lane] = end
+        return [Part(self._kept[index], np.array(sorted(again[index]))) for index in sorted(again)]
+
+    def _move(
+        self, sent: SentBatch, place: int, end: int, *, deleted: bool, again: dict[int, list[int]]
+    ) -> int:
+        """Move one stream of a batch behind step `end`; returns the step after its own."""
+        first_steps = sent.first_steps
+        assert first_steps is not None
+        stale = deleted and sent.incarnations[place] != 0
+        if sent.moves_up and (first_steps[place] != end or stale):
+            first_steps[place] = end
+            if deleted:
+                sent.incarnations[place] = 0
+            if sent.flights[place]:
+                sent.flights[place] = 0
+                again.setdefault(sent.index, []).append(place)
+        if first_steps[place] <= end:
+            end = max(end, int(first_steps[place] + sent.columns.steps[place]))
+        return end
+
+    # ------------------------------------------------------------------ durability
+
+    def is_durable(self, part: Part) -> None:
+        """Note that everything learned for the answer to a part is durable."""
+        sent, book = part.sent, self._book
+        places = part.all_places
+        places = places[(sent.states[places] == LEARNED) & (sent.flights[places] == part.flight)]
+        lanes, next_steps = sent.lanes[places], sent.next_steps[places]
+        current = book.incarnations[lanes] == sent.learned_by[places]
+        lanes, next_steps = lanes[current], next_steps[current]
+        book.durable[lanes] = np.maximum(book.durable[lanes], next_steps)
+        sent.undurable -= 1
+        if sent.undurable == 0 and sent.answer is not None:
+            self._forget(sent)
+
+    def all_durable(self) -> None:
+        """Note that everything that was answered is as durable as it will be."""
+        for sent in list(self._kept.values()):
+            if sent.answer is None:
+                continue
+            learned = sent.states == LEARNED
+            lanes, next_steps = sent.lanes[learned], sent.next_steps[learned]
+            self._book.durable[lanes] = np.maximum(self._book.durable[lanes], next_steps)
+            self._forget(sent)
+
+    # ------------------------------------------------------------------ a new call
+
+    def resume(
+        self, told: pb.LanesIntroduced, last_incarnation: int, *, same_load: bool
+    ) -> tuple[list[Part], list[Answer]]:
+        """Compare the kept batches with where their streams stand when a new call is open.
+
+        Args:
+            told: where the streams of all lanes stand.
+            last_incarnation: as LearnOpened tells.
+            same_load: True: the server still has everything that it answered.
+
+        Returns:
+            The parts to send, in the order in which they were sent first, and the answers to hand
+            out now.
+
+        Raises:
+            StepsLost: the server has forgotten steps that it had acknowledged.
+        """
+        book = self._book
+        next_steps = np.asarray(told.next_steps).astype(np.int64)
+        durable_steps = np.asarray(told.durable_steps).astype(np.int64)
+        incarnations = np.asarray(told.incarnations).astype(np.int64)
+        lanes = np.arange(len(next_steps))
+        book.tell(lanes, next_steps, incarnations)
+        waiting = book.kept[lanes] > 0
+        known, durable = book.incarnations[lanes], book.durable[lanes]
+        same = waiting & (known == incarnations) & (known != 0)
+        lost = same & (next_steps < durable)
+        if lost.any():
+            lane = int(np.argmax(lost))
+            raise StepsLost.of(book.names[lane], int(next_steps[lane]), int(durable[lane]))
+        ready: list[Answer] = []
+        for lane in np.flatnonzero(waiting & (known != incarnations) & (known != 0)).tolist():
+            gone = not same_load and not incarnations[lane]
+            if gone and durable[lane] and last_incarnation < known[lane]:
+                raise StepsLost.of(book.names[lane], 0, int(durable[lane]))
+            if not (gone and not durable[lane]):
+                ready += self._give_up_deleted(lane, int(known[lane]), int(next_steps[lane]))
+                book.durable[lane] = 0
+        book.incarnations[lanes] = np.where(waiting, incarnations, known)
+        there = waiting & (incarnations != 0)
+        raised = np.maximum(book.durable[lanes], durable_steps)
+        book.durable[lanes] = np.where(there, raised, book.durable[lanes])
+        again = [part for sent in list(self._kept.values()) if (part := self._again(sent))]
+        return again, ready
+
+    def _again(self, sent: SentBatch) -> Part | None:
+        """Return the part of a batch to send in a new call; forget the batch if there is none."""
+        sent.resent = sent.resent or sent.undurable > 0 or bool(sent.flights.any())
+        sent.flights[:] = 0
+        sent.undurable = 0
+        places = np.flatnonzero(sent.states != REFUSED)
+        if not len(places):
+            self._forget(sent)
+            return None
+        if sent.resent or sent.placed:
+            sent.incarnations = self._book.incarnations[sent.lanes]
+        return Part(sent, None if len(places) == len(sent.lanes) else places)
+
+    def _give_up_deleted(self, lane: int, known: int, next_step: int) -> list[Answer]:
+        """Give up what was sent of a deleted incarnation, and place what was never written."""
+        book, end = self._book, next_step
+        ready: list[Answer] = []
+        for sent in list(self._kept.values()):
+            place = sent.place(lane)
+            if place is None or sent.states[place] == REFUSED:
+                continue
+            if sent.states[place] == LEARNED:
+                sent.states[place] = REFUSED  # of no further interest; its answer stays
+            elif sent.resent or sent.flights[place]:
+                deleted = StreamDeleted.of(book.names[lane], known)
+                text = f"{deleted.message}; the chunk may have been learned before that"
+                error = StreamDeleted(text, deleted.violations)
+                refused = self._refused_stream(
+                    sent, place, RefusedPlace(place, error, "incarnation", next_step)
+                )
+                sent.states[place] = REFUSED
+                sent.builder.refuse(place, refused)
+                ready += self._finish(sent)
+            else:
+                sent.incarnations[place] = 0
+                if sent.moves_up and sent.first_steps is not None:
+                    sent.first_steps[place] = end
+                    end += int(sent.columns.steps[place])
+        book.ends[lane] = end
+        return ready
+
+
+class PassingError(Exception):
+    """A stream was refused for a reason that passes: another call may be accepted."""
+
+    def __init__(self, error: ServiceError) -> None:
+        self.error = error
