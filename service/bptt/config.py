@@ -22,9 +22,16 @@ STREAM_ID_BYTES_MAX = 256
 CHUNK_STEPS_MAX = 16_384
 """With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
 
+BATCH_CHUNKS_MAX = 16_384
+"""Chunks in one batch, some of which may have no steps. If all of them are refused, the answer is
+4 MB at 250 bytes each."""
+
+LANES_MAX = 1 << 17
+"""Lanes of one Learn call: the names of so many streams take at most 32 MB."""
+
 ANSWER_VALUES_MAX = 700_000
-"""Predicted values in one answer: 2.8 MB. With its update reports an answer then stays below
-MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
+"""Predicted values in one answer: 2.8 MB; half as many as doubles. With its update reports an
+answer then stays below MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
 
 TOP_TOKENS_DEFAULT = 5
 TOP_TOKENS_MAX = 100

@@ -106,6 +106,11 @@ class ResponseQueue:
         return self._end is not None
 
     @property
+    def taken(self) -> int:
+        """The number of responses so far, which is the index of the next one."""
+        return self._taken
+
+    @property
     def full(self) -> bool:
         """Whether the next response must wait for room."""
         return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
