@@ -11,12 +11,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, marshalling, params, scoring, windows
+from bptt_core import batches, checks, marshalling, params, scoring, windows
 from bptt_core.backends import BackendName, make
-from bptt_core.errors import InvalidArgument, UnknownStream
+from bptt_core.errors import BpttError, InvalidArgument, UnknownStream
 from bptt_core.marshalling import Done
 from bptt_core.settings import Settings, steered
-from bptt_core.snapshot import Snapshot, StreamView
+from bptt_core.snapshot import Snapshot, StreamColumns, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
     APPLIED,
@@ -37,8 +37,8 @@ from bptt_core.state import (
     StreamTable,
     UPDATES,
 )
-from bptt_core.ticks import Chunk, Figures, TickResult, UpdateReport
-from bptt_core.transition import ROW, Steps
+from bptt_core.ticks import Batch, Chunk, Figures, offsets_of, TickResult, UpdateReport
+from bptt_core.transition import Steps
 
 Array = NDArray[Any]
 
@@ -81,11 +81,11 @@ class Learner:
 
     # ------------------------------------------------------------------ learning
 
-    def apply(self, tick: Sequence[Chunk], *, predictions: bool = True) -> TickResult:
+    def apply(self, tick: Batch | Sequence[Chunk], *, predictions: bool = True) -> TickResult:
         """Learn a tick. This is the only transition of the state.
 
         Args:
-            tick: at most one chunk for each stream; their order changes the result.
+            tick: a batch, or chunks to pack into one; their order changes the result.
             predictions: False saves a third of the work, and does not update the figures of merit.
 
         Raises:
@@ -95,16 +95,53 @@ class Learner:
             OrderError: a chunk does not begin with its stream's next step.
         If an error is raised, nothing was changed.
         """
-        checked = checks.tick(self.spec, tick, self._position)
-        rows = [self._table.open(chunk.stream_id) for chunk in tick]
-        for row, good in zip(rows, checked, strict=True):
-            if good.earlier is not None:
-                self._table.hold_labels(row, good.first_earlier, good.earlier)
-        steps = marshalling.steps_of_tick(rows, tick, checked)
-        first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
-        incarnations = self._table.incarnations[rows].tolist()
+        batch = tick if isinstance(tick, Batch) else batches.pack(self.spec, tick)
+        rows, checked, errors = self._check(batch)
+        if errors:
+            raise errors[min(errors)]
+        for lane in np.flatnonzero(rows < 0).tolist():
+            rows[lane] = self._table.open(batch.stream_ids[lane])
+        if checked.earlier is not None:
+            assert checked.earlier_lanes is not None
+            assert checked.earlier_steps is not None
+            self._table.hold_labels(
+                rows[checked.earlier_lanes], checked.earlier_steps, checked.earlier
+            )
+        steps = marshalling.steps_of_batch(rows, batch, checked)
+        incarnations = self._table.incarnations[rows]
         done = self._run(steps, predictions)
-        return marshalling.results(tick, steps, first, incarnations, done)
+        return TickResult(
+            batch.stream_ids,
+            batch.first_steps,
+            batch.first_steps + batch.lengths,
+            incarnations,
+            offsets_of(batch.lengths),
+            done.predictions,
+            done.scores,
+            done.updates,
+            done.members,
+        )
+
+    def check(self, batch: Batch) -> dict[int, BpttError]:
+        """Check a batch without learning it.
+
+        Returns:
+            The error of each lane that `apply` would refuse, by the lane's number.
+
+        Raises:
+            InvalidArgument: the batch as a whole is not valid.
+        """
+        return self._check(batch)[2]
+
+    def _check(self, batch: Batch) -> tuple[Array, batches.Checked, dict[int, BpttError]]:
+        """The rows of the batch's streams (-1 for new ones), its values, and errors by lane."""
+        rows = self._table.find(batch.stream_ids)
+        counters = self._table.arrays.counters
+        known = rows >= 0
+        next_steps = np.where(known, counters[rows, NEXT_STEP], 0)
+        sequence_steps = np.where(known, counters[rows, SEQUENCE_STEP], 0)
+        checked, errors = batches.check(self.spec, batch, next_steps, sequence_steps)
+        return rows, checked, errors
 
     def feed(
         self,
@@ -127,7 +164,7 @@ class Learner:
         """
         x, target = checks.feed(self.spec, x, target)
         T, B = x.shape[:2]
-        rows = [self._table.open(str(lane)) for lane in range(B)]
+        rows = np.array([self._table.open(str(lane)) for lane in range(B)], np.int64)
         done = self._run(
             marshalling.steps_side_by_side(rows, x, target, end_of_sequence), predictions
         )
@@ -145,7 +182,7 @@ class Learner:
         if predictions and self.spec.task == "forecast":
             scores = done.scores.copy()
         updates = tuple(map(marshalling.report, done.reports.tolist()))
-        return Done(made, updates, done.members.tolist(), scores)
+        return Done(made, updates, done.members.copy(), scores)
 
     def configure(
         self,
@@ -273,14 +310,6 @@ class Learner:
             raise UnknownStream(stream_id)
         return self._table.rows[stream_id]
 
-    def _position(self, stream_id: str) -> tuple[int, int]:
-        """The stream's next step, and the number of steps in its sequence."""
-        row = self._table.rows.get(stream_id)
-        if row is None:
-            return 0, 0
-        counters = self._table.arrays.counters[row]
-        return int(counters[NEXT_STEP]), int(counters[SEQUENCE_STEP])
-
     # ------------------------------------------------------------------ views of the state
 
     @property
@@ -357,6 +386,29 @@ class Learner:
             _frozen(arrays.live_state[row].copy()),
             _frozen(last),
             int(self._table.incarnations[row]),
+        )
+
+    def stream_columns(self, stream_ids: Sequence[str]) -> StreamColumns:
+        """Copies of the live states of streams, in their order: `stream_view` as columns.
+
+        Raises:
+            UnknownStream: no stream has one of these names.
+        """
+        rows, arrays = self._table.find(stream_ids), self._table.arrays
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise UnknownStream(stream_ids[int(unknown[0])])
+        sequence_steps = arrays.counters[rows, SEQUENCE_STEP]
+        if self.spec.task == "forecast":
+            last = arrays.recent[rows, (sequence_steps - 1) % self.spec.horizon]
+        else:
+            last = np.zeros((len(rows), self.spec.input_size))
+        return StreamColumns(
+            arrays.counters[rows, NEXT_STEP],
+            sequence_steps,
+            self._table.incarnations[rows],
+            arrays.live_state[rows],
+            last,
         )
 
     def carried_state(self, stream_id: str) -> Array:

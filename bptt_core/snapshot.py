@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,21 @@ class StreamView:
     one seen, NaN before there is one."""
     incarnation: int = 0
     """Number of the stream's opening; see `Learner.incarnation`."""
+
+
+class StreamColumns(NamedTuple):
+    """Copies of the live states of K streams: the fields of `StreamView` as columns."""
+
+    next_steps: Array
+    """(K,) int64"""
+    sequence_steps: Array
+    """(K,) int64"""
+    incarnations: Array
+    """(K,) int64"""
+    states: Array
+    """(K, L, parts, H)"""
+    last_inputs: Array
+    """(K, D) float64"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ kilobytes, and saving a model means saving its arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,6 +199,11 @@ class StreamTable:
         self.opened = 0
         self._free: list[int] = [0]
 
+    def find(self, stream_ids: Sequence[str]) -> Array:
+        """(B,) int64: the row of each stream, -1 for an unknown one."""
+        get = self.rows.get
+        return np.array([get(each, -1) for each in stream_ids], np.int64)
+
     def open(self, stream_id: str) -> int:
         """The row of a stream; an unknown stream is opened at step 0."""
         row = self.rows.get(stream_id)
@@ -223,13 +229,19 @@ class StreamTable:
         self.arrays.start_state[row] = 0
         self.arrays.live_state[row] = 0
 
-    def hold_labels(self, row: int, first_step: int, labels: Array) -> None:
-        """Store late labels (n, target_width) of steps that were read; a NaN changes nothing."""
-        next_step, sequence_step = self.arrays.counters[row, :2].tolist()
-        held = self.arrays.labels[row]
-        for step, label in enumerate(labels, start=first_step):
-            mine = held[(sequence_step - (next_step - step)) % len(held)]
-            np.copyto(mine, label, where=~np.isnan(label))
+    def hold_labels(self, rows: Array, steps: Array, labels: Array) -> None:
+        """Store late labels (n, target_width) of steps that were read; a NaN changes nothing.
+
+        Args:
+            rows: (n,) int64, the row of each label's stream.
+            steps: (n,) int64, the step of each label.
+            labels: the labels.
+        """
+        counters, held = self.arrays.counters, self.arrays.labels
+        places = counters[rows, SEQUENCE_STEP] - (counters[rows, NEXT_STEP] - steps)
+        places %= held.shape[1]
+        known = held[rows, places]
+        held[rows, places] = np.where(np.isnan(labels), known, labels)
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
         """Names in the order of their rows, and the rows in use, as a checkpoint stores them."""

@@ -86,10 +86,17 @@ class Limits:
     """Bytes of predictions in those answers: a horizon of 64 makes them 64 times as long as the
     inputs."""
     run_chunks: int = 256
-    """Chunks in one run of the trainer. Bounds the time between two snapshots."""
+    """Chunks in one run of the trainer, from which on no further tick is added to it. Bounds the
+    time between two snapshots."""
     run_steps: int = 2048
-    """Steps in one run. The event loop counts a run's updates without a pause, and answers no
-    prediction meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    """Steps in one run, likewise. The event loop counts a run's updates without a pause, and
+    answers no prediction meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    tick_chunks: int = 16_384
+    """Streams in one tick: the lanes of a message are learned together. A model whose buffers for
+    so many streams exceed `model_bytes` has smaller ticks. Admitting and publishing so many takes
+    the event loop some 10 ms."""
+    tick_steps: int = 16_384
+    """Steps from which on no further stream is added to a tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,15 @@ import numpy.typing as npt
 from bptt.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
 from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
+    Batch,
     bytes_of_model,
     bytes_of_stream,
-    Chunk,
-    ChunkResult,
     Figures,
     GradientFlow,
     ModelSpec,
     params,
     Settings,
+    TickResult,
     UpdateReport,
 )
 
@@ -133,6 +133,18 @@ def _bytes(spec: ModelSpec, limits: Limits) -> int:
     return bytes_of_model(spec, tick_streams) + bytes_of_stream(spec)
 
 
+def tick_lanes(spec: ModelSpec, limits: Limits) -> int:
+    """The largest number of lanes in one tick of a model, by the server's limits.
+
+    The buffers for a tick's streams count towards `model_bytes`.
+    """
+    lanes = limits.tick_chunks
+    least = max(1, min(lanes, max(spec.max_batch_streams, limits.run_chunks)))
+    while lanes > least and bytes_of_model(spec, lanes) > limits.model_bytes:
+        lanes = max(least, lanes // 2)
+    return lanes
+
+
 def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:
     if names and len(names) != size:
         bound = f"none, or as many as {size_name}, which is {size}"
@@ -221,7 +233,7 @@ class LaneRefused:
     error: ServiceError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class BatchAnswer:
     """The answer to one message: columns of the K lanes that were learned, and the refused lanes.
 
@@ -255,20 +267,6 @@ class BatchAnswer:
     refused: tuple[LaneRefused, ...] = ()
     lsn: int = 0
     """Once the record of this number is durable, all steps of the answer are."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Refused:
-    """The answer to a chunk that was not learned. Nothing was changed."""
-
-    stream_id: str
-    first_step: int | None
-    error: ServiceError
-    expected_step: int
-    chunk_index: int
-
-
-Answer = ChunkResult | Refused
 
 
 class ModelState(enum.StrEnum):
@@ -350,12 +348,12 @@ class TickReport:
     updates: Sequence[UpdateReport]
     """Each with the prequential loss of its new steps."""
     seconds: float
-    chunks: Sequence[Chunk] = ()
-    """The steps and targets of the tick: one chunk for each stream."""
-    results: Sequence[ChunkResult] = ()
-    """The result of each chunk: predictions made before their target was learned, and anomaly
-    scores. Together with `chunks` they give the prequential error of every step, which a drift
-    detector needs. The arrays belong to the learner: copy them to keep them."""
+    batch: Batch | None = None
+    """The steps and targets of the tick."""
+    result: TickResult | None = None
+    """Its result: predictions made before their target was learned, and anomaly scores. Together
+    with `batch` they give the prequential error of every step, which a drift detector needs. The
+    arrays belong to the learner: copy them to keep them."""
 
 
 @dataclass(frozen=True, slots=True)
