@@ -144,7 +144,7 @@ class Snapshot:
         rows = np.empty((int(np.maximum(1, lengths).sum()), self.spec.outputs))
         for length in np.unique(lengths).tolist():
             places = np.flatnonzero(lengths == length)
-            group = [views[place] for place in places]
+            group = [views[place] for place in places.tolist()]
             if not length:
                 rows[starts[places]] = self._from_live_states(group)
                 continue

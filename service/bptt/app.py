@@ -99,7 +99,12 @@ async def serve(
             endpoint = MetricsEndpoint(config.metrics_address, metrics)
             stack.callback(endpoint.close)
             metrics_address = endpoint.address
-        rpc = RpcServer(learner, ModelService(registry), metrics)
+        rpc = RpcServer(
+            learner,
+            ModelService(registry),
+            metrics,
+            message_bytes=config.limits.message_bytes,
+        )
         asked = stop if stop is not None else last.enter_context(_signals())
         async with _stopping(config, registry, learner, rpc):
             await rpc.start(config.address)

@@ -23,7 +23,7 @@ from bptt.engine.replay import State
 
 SPEC: dict[str, Any] = {"input_size": 2, "hidden_size": 8, "k1": 2, "k2": 4}
 STOP_SECONDS = 30.0
-KEEP_ALL = ("--history-megabytes", "1024", "--kept-checkpoints", "10000")
+KEEP_ALL = ("--kept-history-bytes", "1GiB", "--kept-checkpoints", "10000")
 """The whole journal stays, so that every step can be looked for in it and replayed from the first;
 and every checkpoint, so that each can be compared with that."""
 BURST_CHUNKS_MAX = 60

@@ -29,7 +29,7 @@ from tests.crash.support import (
     Walker,
 )
 
-TRIMS = ("--history-megabytes", "0", "--kept-checkpoints", "1")
+TRIMS = ("--kept-history-bytes", "0", "--kept-checkpoints", "1")
 SAVES = [point for point in POINTS if point.startswith("save.")]
 KILLED = -signal.SIGKILL
 

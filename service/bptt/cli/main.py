@@ -24,7 +24,7 @@ from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
 from bptt.exit_status import INTERRUPTED
 
-CLIENT_COMMANDS = ("gradients", "learn", "models", "predict")
+CLIENT_COMMANDS = ("config", "gradients", "learn", "models", "predict")
 """Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`."""
 SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify")
 """Commands that need `bptt[server]`."""

@@ -22,10 +22,11 @@ from bptt import v1 as pb
 from bptt.client import columns as columns_of
 from bptt.client.batch_answers import AnswerColumns, RefusedPlace, ResultBuilder
 from bptt.client.columns import BatchColumns
+from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
 from bptt.client.lanes import LaneBook
 from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer
-from bptt.client.types import Answer, BatchResult, Int64Array, Refused
+from bptt.client.types import Answer, Int64Array, Refused
 from bptt.errors import OutOfOrder, ServiceError, StreamDeleted
 
 OPEN, LEARNED, REFUSED = range(3)
@@ -37,7 +38,9 @@ class SentBatch:
     """One kept batch of B streams."""
 
     index: int
-    """The batch's number among what the session sent, from 0."""
+    """Number in the session among chunks, pieces and batches, from 0."""
+    chunk_index: int
+    """The same without pieces: a chunk counts once."""
     lanes: Int64Array
     columns: BatchColumns
     first_steps: Int64Array | None
@@ -62,7 +65,9 @@ class SentBatch:
     """Written messages that are not answered and durable yet."""
     resent: bool = False
     """True: it was written in an earlier call."""
-    answer: BatchResult | None = None
+    answer: Answer | None = None
+    whole: Whole | None = None
+    """A batch is sent as one message."""
 
     def __post_init__(self) -> None:
         """Begin with nothing written."""
@@ -160,9 +165,16 @@ class BatchBuffer:
         incarnations = book.incarnations[lanes] if placed else np.zeros(len(lanes), np.int64)
         if placed:
             first_steps = book.ends[lanes]
-        size = columns.size
         sent = SentBatch(
-            self._buffer.taken, lanes, columns, first_steps, placed, incarnations, size, builder
+            self._buffer.taken,
+            self._buffer.chunks_taken,
+            lanes,
+            columns,
+            first_steps,
+            placed,
+            incarnations,
+            columns.size,
+            builder,
         )
         self._buffer.keep_batch(sent)
         self._kept[sent.index] = sent
@@ -245,7 +257,7 @@ class BatchBuffer:
     def _refused_stream(self, sent: SentBatch, place: int, each: RefusedPlace) -> Refused:
         first = None if sent.first_steps is None else int(sent.first_steps[place])
         name = self._book.names[int(sent.lanes[place])]
-        return Refused(sent.index, name, first, each.expected_step, each.error)
+        return Refused(sent.chunk_index, name, first, each.expected_step, each.error)
 
     def _moves(self, sent: SentBatch, error: ServiceError) -> bool:
         """Return whether a refused stream is sent again with another first step."""
@@ -319,11 +331,9 @@ class BatchBuffer:
             )
 
     def _is_open_after(self, sent: SentBatch, lane: int) -> bool:
-        for other in self._kept.values():
-            if other.index > sent.index and (place := other.place(lane)) is not None:
-                if other.states[place] == OPEN:
-                    return True
-        return False
+        later = [each for each in self._kept.values() if each.index > sent.index]
+        places = [(each, each.place(lane)) for each in later]
+        return any(place is not None and each.states[place] == OPEN for each, place in places)
 
     def _finish(self, sent: SentBatch) -> list[Answer]:
         if sent.answer is not None or not sent.is_answered:

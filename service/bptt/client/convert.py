@@ -344,6 +344,7 @@ def learned_from_proto(message: pb.ChunkLearned, model: Model, *, predictions: b
 
 
 def report_from_proto(report: pb.UpdateReport) -> UpdateReport:
+    """Convert the report of one update."""
     return UpdateReport(
         update=report.update,
         steps=report.steps,

@@ -8,6 +8,8 @@ Rules:
 - Chunks that the session placed behind a refused one move up to its first step. Chunks with late
   labels do not move, because they name steps by number.
 - Labels without steps that are refused as too late when sent again had been learned before.
+- A chunk that is sent in pieces is kept piece by piece, and answered once. When a piece is refused,
+  the later ones are given up. When one is learned, the later ones are for its incarnation only.
 - A chunk that was sent to a deleted incarnation and not answered over that connection is never sent
   again, because it may have been learned. It is answered with `StreamDeleted`.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bptt import v1 as pb
+from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
 from bptt.client.types import Answer, Refused
 from bptt.errors import StreamDeleted
@@ -31,15 +34,21 @@ class Ordered(Protocol):
 
     size: int
     """Bytes, approximately."""
+    index: int
+    """Number in the session among chunks, pieces and batches, from 0."""
     answer: Any
     """None: not answered yet."""
+    whole: Whole | None
+    """Of a piece: its chunk."""
 
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """One kept chunk."""
+    """One kept chunk, or a piece of one."""
 
     index: int
+    """Its number in the session among chunks, pieces and batches, from 0."""
+    chunk_index: int
     """The chunk's number in the session, from 0."""
     message: pb.LearnRequest
     stream_id: str
@@ -61,6 +70,10 @@ class Sent:
     answer: Answer | None = None
     incarnation: int = 0
     """The incarnation that learned it, as its answer tells."""
+    whole: Whole | None = None
+    """Of a piece: its chunk."""
+    given_up: bool = False
+    """True: an earlier piece of its chunk was refused. It is not written any more."""
 
     @property
     def first_step(self) -> int:
@@ -75,7 +88,18 @@ class Sent:
     @property
     def moves_up(self) -> bool:
         """Whether it may be given another first step."""
-        return self.placed and not self.message.chunk.HasField("first_target_step")
+        late = self.message.chunk.HasField("first_target_step")
+        return self.placed and not late and not self._goes_on
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether an earlier piece of its chunk was learned."""
+        return self.whole is not None and self.whole.begun
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether an incarnation may have learned it, or has learned a part of its chunk."""
+        return self.written or self.resent or self._goes_on
 
     def was_taken(self, refused: pb.ChunkRefused) -> bool:
         """Return whether it was refused because an earlier call had learned it already.
@@ -98,7 +122,8 @@ class RetransmitBuffer:
         unanswered: number of chunks without an answer.
         chunks: number of kept chunks.
         size: their bytes.
-        taken: number of chunks and batches that were added; the index of the next one.
+        taken: number of chunks, pieces and batches that were added; the index of the next one.
+        chunks_taken: number of chunks and batches that were added.
     """
 
     def __init__(self) -> None:
@@ -109,20 +134,49 @@ class RetransmitBuffer:
         self.chunks = 0
         self.size = 0
         self.taken = 0
+        self.chunks_taken = 0
         self._order: deque[Ordered] = deque()  # whose answers were not handed out
         self._kept: dict[str, deque[Sent]] = {}
 
-    def add(self, message: pb.LearnRequest, steps: int, labels: int, *, placed: bool) -> Sent:
+    def add(
+        self,
+        message: pb.LearnRequest,
+        steps: int,
+        labels: int,
+        *,
+        placed: bool,
+        whole: Whole | None = None,
+        is_first: bool = True,
+    ) -> Sent:
         """Keep a chunk that is about to be sent.
 
         A chunk that the session places names the stream's incarnation. A caller who names a step
         may mean an incarnation that is still to be opened.
+
+        Args:
+            message: the request.
+            steps: number of steps.
+            labels: number of targets.
+            placed: the session chose first_step.
+            whole: of a piece, its chunk.
+            is_first: False: a further piece of the chunk that was added last.
         """
+        self.chunks_taken += is_first
         chunk = message.chunk
         if placed and (incarnation := self.incarnations.get(chunk.stream_id)):
             chunk.incarnation = incarnation
         size = message.ByteSize()
-        sent = Sent(self.taken, message, chunk.stream_id, steps, placed, size, labels)
+        sent = Sent(
+            self.taken,
+            self.chunks_taken - 1,
+            message,
+            chunk.stream_id,
+            steps,
+            placed,
+            size,
+            labels,
+            whole=whole,
+        )
         self.taken += 1
         self.unanswered += 1
         self.chunks += 1
@@ -137,6 +191,7 @@ class RetransmitBuffer:
     def keep_batch(self, sent: Ordered) -> None:
         """Keep the place of a batch among the answers, and count it."""
         self.taken += 1
+        self.chunks_taken += 1
         self.unanswered += 1
         self.chunks += 1
         self.size += sent.size
@@ -160,6 +215,8 @@ class RetransmitBuffer:
         """
         stream_id = sent.stream_id
         sent.incarnation = incarnation
+        if sent.whole is not None:
+            sent.whole.begun = True
         if self.incarnations.get(stream_id) != incarnation:
             self.incarnations[stream_id] = incarnation
             if not any(other.answer is None for other in self._after(sent)):
@@ -172,19 +229,28 @@ class RetransmitBuffer:
 
     def refused(self, sent: Sent, answer: Refused) -> list[Answer]:
         """Note that a chunk was refused for good, and forget it; the answers to hand out now."""
+        for later in [each for each in self._pieces() if _follows(each, sent)]:
+            self.unanswered -= later.answer is None
+            later.answer = later.answer or answer
+            later.given_up = True
+            later.attempt += 1
+            self.forget(later)
         ready = self.answer(sent, answer)
         self.forget(sent)
         return ready
+
+    def _pieces(self) -> list[Sent]:
+        return [each for each in self._order if isinstance(each, Sent) and each.whole is not None]
 
     def answer(self, sent: Ordered, answer: Answer) -> list[Answer]:
         """Note the answer to a chunk or a batch; returns the answers to hand out now."""
         if sent.answer is None:
             sent.answer = answer
             self.unanswered -= 1
-        ready = []
+        ready: list[Answer] = []
         while self._order and (first := self._order[0].answer) is not None:
-            self._order.popleft()
-            ready.append(first)
+            whole = self._order.popleft().whole
+            ready += [first] if whole is None else whole.take(first)
         return ready
 
     def forget(self, sent: Sent) -> None:
@@ -333,12 +399,14 @@ class RetransmitBuffer:
             chunk = sent.message.chunk
             if sent.answer is not None:
                 self.forget(sent)
-            elif sent.written or sent.resent:
+            elif sent.is_bound:
                 first_step = chunk.first_step if chunk.HasField("first_step") else None
                 deleted = StreamDeleted.of(stream_id, known)
                 text = f"{deleted.message}; the chunk may have been learned before that"
                 error = StreamDeleted(text, deleted.violations)
-                refused = Refused(sent.index, stream_id, first_step, position.next_step, error)
+                refused = Refused(
+                    sent.chunk_index, stream_id, first_step, position.next_step, error
+                )
                 ready += self.refused(sent, refused)
             else:
                 chunk.incarnation = 0
@@ -380,6 +448,11 @@ class RetransmitBuffer:
                 again.append(sent)
             sent.written = False
         return again
+
+
+def _follows(sent: Sent, piece: Sent) -> bool:
+    """Return whether `sent` is a later piece of the chunk of `piece`."""
+    return sent.whole is not None and sent.whole is piece.whole and sent.index > piece.index
 
 
 def _is_durable(sent: Sent, durable_step: int, incarnation: int) -> bool:

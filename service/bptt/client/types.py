@@ -231,15 +231,17 @@ class Learned:
 class Refused:
     """A chunk was refused. The session continues.
 
-    Nothing of it was learned. The exception is a `StreamDeleted` after a reconnection: then the
-    chunk may have been learned before its stream was deleted; the error's message tells so.
+    Nothing of it was learned, with two exceptions that the error's message tells. After a
+    reconnection, a `StreamDeleted` may mean that the chunk was learned before its stream was
+    deleted. A chunk that was sent in pieces, because the server takes no message that large, may
+    be learned in part if its stream is deleted, restored or fed by another client meanwhile.
     """
 
     chunk_index: int
     """Number of the chunk in the session, from 0; a batch of `send_many` counts as one."""
     stream_id: str
     first_step: int | None
-    """As it was sent."""
+    """As it was sent; of a chunk in pieces, that of the piece that was refused first."""
     expected_step: int
     """The step that the stream expects next."""
     error: ServiceError

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt import v1 as pb
-from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX
+from bptt.config import Limits
 from bptt.domain import (
     check_stream_id,
     FloatArray,
@@ -40,9 +40,14 @@ ErrorBand = tuple[FloatArray, FloatArray]
 
 
 class ChunkReader:
-    """Converts the chunks and inputs that clients send to one model."""
+    """Converts the chunks and inputs that clients send to one model.
 
-    def __init__(self, definition: ModelDefinition) -> None:
+    Args:
+        definition: the model's.
+        limits: bounds of a chunk.
+    """
+
+    def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
         spec = definition.spec
         self._spec = spec
         self._tokens = spec.task == "next_token"
@@ -53,7 +58,7 @@ class ChunkReader:
         self._missing_targets = spec.missing_targets or self._label_delay > 0
         self._input_names = definition.input_names
         self._target_names = definition.target_names
-        self._steps_max = max(1, min(CHUNK_STEPS_MAX, ANSWER_VALUES_MAX // spec.outputs))
+        self._limits = limits
 
     def chunk(self, message: pb.Chunk) -> IncomingChunk:
         """Convert a chunk.
@@ -253,11 +258,14 @@ class ChunkReader:
         return InvalidRequest.of("first_target_step", first_target, bound, reason="targets")
 
     def _check_steps(self, field: str, steps: int, *, doubles: bool = False) -> None:
-        most = self._steps_max
-        if doubles:
-            most = max(1, min(most, ANSWER_VALUES_MAX // 2 // self._spec.outputs))
+        limits = self._limits
+        most = limits.steps_of_chunk(self._spec.outputs, doubles=doubles)
         if steps > most:
-            bound = f"at most {most} steps, so that the answer fits in a message"
+            limit = f"limits.chunk_steps is {limits.chunk_steps}"
+            if most < limits.chunk_steps:
+                halved = ", of which a double takes two" if doubles else ""
+                limit = f"limits.answer_values is {limits.answer_values}{halved}"
+            bound = f"at most {most} steps: the server's {limit}"
             raise InvalidRequest.of(field, f"{steps} steps", bound, reason="too_long")
 
 

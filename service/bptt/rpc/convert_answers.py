@@ -12,7 +12,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from bptt import v1 as pb
-from bptt.config import TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
+from bptt.config import Limits, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import BatchAnswer, FloatArray, IntArray, LaneRefused, ModelState
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, ServiceError
@@ -291,6 +291,16 @@ def _fault(error: ServiceError) -> dict[str, Any]:
         "reason": error.reason.upper(),
         **({} if violation is None else dataclasses.asdict(violation)),
     }
+
+
+def limits_to_proto(limits: Limits, spec: ModelSpec) -> pb.ChunkLimits:
+    """Return what a chunk of a model may have at most."""
+    outputs = spec.outputs
+    return pb.ChunkLimits(
+        message_bytes=limits.message_bytes,
+        steps=limits.steps_of_chunk(outputs),
+        double_steps=limits.steps_of_chunk(outputs, doubles=True),
+    )
 
 
 def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt import v1 as pb
-from bptt.config import BATCH_CHUNKS_MAX, STREAM_ID_BYTES_MAX
+from bptt.config import BATCH_CHUNKS_MAX, Limits, STREAM_ID_BYTES_MAX
 from bptt.domain import (
     BoolArray,
     check_stream_id,
@@ -78,8 +78,8 @@ class _Columns:
 class BatchReader:
     """Converts the batches that clients send to one model."""
 
-    def __init__(self, definition: ModelDefinition) -> None:
-        self._reader = convert.ChunkReader(definition)
+    def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
+        self._reader = convert.ChunkReader(definition, limits)
         self._spec = definition.spec
 
     def batch(self, message: pb.ChunkBatch, table: LaneTable) -> ReadBatch:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt import v1 as pb
-from bptt.config import ANSWER_VALUES_MAX, BATCH_CHUNKS_MAX
+from bptt.config import BATCH_CHUNKS_MAX, Limits
 from bptt.domain import (
     check_stream_id,
     FloatArray,
@@ -62,8 +62,9 @@ class AskedStreams:
 class PredictReader:
     """Converts requests to predict from many streams of one model."""
 
-    def __init__(self, definition: ModelDefinition) -> None:
-        self._reader = convert.ChunkReader(definition)
+    def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
+        self._reader = convert.ChunkReader(definition, limits)
+        self._limits = limits
         self._spec = definition.spec
 
     def streams(
@@ -75,7 +76,7 @@ class PredictReader:
             InvalidRequest: a fault of the whole request.
         """
         count = len(message.stream_ids)
-        most = min(BATCH_CHUNKS_MAX, max(1, ANSWER_VALUES_MAX // self._spec.outputs))
+        most = min(BATCH_CHUNKS_MAX, self._limits.steps_of_chunk(self._spec.outputs, doubles=True))
         if not 1 <= count <= most:
             raise InvalidRequest.of("stream_ids", f"{count} names", f"1 to {most} names")
         if len(set(message.stream_ids)) < count:

@@ -89,8 +89,8 @@ class LearnCall:
         self._limits = limits
         _check_streams(opening)
         spec = trainer.definition.spec
-        self._chunk_reader = convert.ChunkReader(trainer.definition)
-        self._batch_reader = convert_batch.BatchReader(trainer.definition)
+        self._chunk_reader = convert.ChunkReader(trainer.definition, limits)
+        self._batch_reader = convert_batch.BatchReader(trainer.definition, limits)
         self._lanes = LaneTable()
         self._writer = convert_answers.AnswerWriter(
             spec,
@@ -151,6 +151,7 @@ class LearnCall:
             model=convert_models.model_to_proto(trainer.status),
             load_id=trainer.load_id,
             last_incarnation=trainer.last_incarnation,
+            limits=convert_answers.limits_to_proto(self._limits, trainer.definition.spec),
         )
         for stream_id in self._opening.stream_ids:
             if stream_id in trainer.views:

@@ -90,7 +90,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
                 raise UnknownStream.of(request.stream_id)
         spec = trainer.definition.spec
         top_tokens = convert_answers.top_tokens_of(request, spec)
-        inputs = convert.ChunkReader(trainer.definition).predict_inputs(request)
+        inputs = convert.ChunkReader(trainer.definition, self._limits).predict_inputs(request)
         small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
         try:
             if inputs is None or (small and len(inputs) <= INLINE_PREDICT_STEPS):
@@ -118,7 +118,9 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         trainer = await self._model(request.model_id, Operation.PREDICT)
         snapshot = trainer.snapshot
         top_tokens = convert_answers.top_tokens_of(request, trainer.definition.spec)
-        asked = convert_predict.PredictReader(trainer.definition).streams(request, trainer.views)
+        asked = convert_predict.PredictReader(trainer.definition, self._limits).streams(
+            request, trainer.views
+        )
         if asked.is_short and trainer.parameters <= INLINE_PREDICT_PARAMETERS:
             rows = asked.predict(snapshot)
         else:

@@ -424,6 +424,7 @@ class LearnOpened(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
     LAST_INCARNATION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     load_id: _builtins.int
     """Identifies this loading of the model into memory: a random number. As long as it is the same,
     everything that was answered is still applied, durable or not. After a server was killed, or
@@ -438,6 +439,10 @@ class LearnOpened(_message.Message):
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stream]:
         """Of the streams that `stream_ids` names, those that exist."""
 
+    @_builtins.property
+    def limits(self) -> Global___ChunkLimits:
+        """What a chunk of this model may have at most. A client cuts a larger one into chunks."""
+
     def __init__(
         self,
         *,
@@ -445,14 +450,45 @@ class LearnOpened(_message.Message):
         streams: _abc.Iterable[Global___Stream] | None = ...,
         load_id: _builtins.int = ...,
         last_incarnation: _builtins.int = ...,
+        limits: Global___ChunkLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_incarnation", b"last_incarnation", "load_id", b"load_id", "model", b"model", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_incarnation", b"last_incarnation", "limits", b"limits", "load_id", b"load_id", "model", b"model", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LearnOpened: _TypeAlias = LearnOpened  # noqa: Y015
+
+@_typing.final
+class ChunkLimits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    DOUBLE_STEPS_FIELD_NUMBER: _builtins.int
+    message_bytes: _builtins.int
+    """Bytes of a LearnRequest: limits.message_bytes of the server's configuration."""
+    steps: _builtins.int
+    """Steps, and targets: limits.chunk_steps, or fewer if the answer would have more predicted values
+    than limits.answer_values.
+    """
+    double_steps: _builtins.int
+    """The same for a chunk with doubles, whose answer has doubles, too."""
+    def __init__(
+        self,
+        *,
+        message_bytes: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        double_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["double_steps", b"double_steps", "message_bytes", b"message_bytes", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkLimits: _TypeAlias = ChunkLimits  # noqa: Y015
 
 @_typing.final
 class LanesIntroduced(_message.Message):
