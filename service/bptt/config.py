@@ -139,8 +139,8 @@ class Limits:
     model_bytes: int = setting(
         2 << 30, "Bytes of memory of one model with its first stream.", least=1
     )
-    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of
-    `max_batch_streams` windows."""
+    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of 64
+    windows at a time."""
     streams_bytes: int = setting(2 << 30, "Bytes of memory of one model's streams.", least=1)
     """A stream may be large: 4,096 steps of 4,096 inputs take 64 MB. Arrays grow by doubling, so
     they reserve up to twice this bound, and three times while they are copied."""

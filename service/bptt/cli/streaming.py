@@ -177,6 +177,7 @@ class StreamingLoop:
                 lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
                 answer.error.args = (f"{lines}: {answer.error}",)
                 raise answer.error
+            assert isinstance(answer, Learned)  # this loop sends chunks only
             self._evaluate(answer, batch)
             self.on_progress(batch.position)
 

@@ -16,7 +16,9 @@ from bptt.client.retransmit import Sent
 
 HOLD_SECONDS = 0.002  # the longest that a small chunk waits for more: a few round trips
 GROUP_CHUNKS_MAX = 256  # in one message
-GROUP_BYTES_MAX = 64 << 10  # of one message: beyond it, cost for each byte exceeds that for each call
+GROUP_BYTES_MAX = (
+    64 << 10
+)  # of one message: beyond it, cost for each byte exceeds that for each call
 SMALL_BYTES = 4 << 10  # a larger chunk is written by itself
 
 
