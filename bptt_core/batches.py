@@ -119,6 +119,9 @@ def _check_columns(spec: ModelSpec, batch: Batch) -> None:
     for name, column in columns.items():
         if column is not None and column.shape != (len(batch),):
             raise ShapeError(name, f"of shape {column.shape}", f"of shape ({len(batch)},)")
+    sources = batch.source_positions
+    if sources is not None and len(sources) != len(batch):
+        raise ShapeError("source_positions", f"{len(sources)} positions", f"{len(batch)}")
     steps = int(batch.lengths.sum())
     if len(batch.inputs) != steps:
         bound = f"{steps}, the sum of lengths"

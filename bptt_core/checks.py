@@ -57,6 +57,21 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     return spec
 
 
+def sources(metadata: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
+    """The source positions of a saved state; a state without any, or an older one, has none.
+
+    Raises:
+        InvalidArgument: they have another form.
+    """
+    try:
+        return {
+            str(name): (bytes.fromhex(position), int(step))
+            for name, (position, step) in metadata.get("sources", {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidArgument("sources", str(error), "positions and steps by stream") from error
+
+
 def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int | None, ...]) -> Array | None:
     """Targets (*steps, target_width) in float64, or None for a forecast."""
     if spec.task in ("forecast", "next_token"):

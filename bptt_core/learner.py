@@ -110,10 +110,12 @@ class Learner:
         steps = marshalling.steps_of_batch(rows, batch, checked)
         incarnations = self._table.incarnations[rows]
         done = self._run(steps, predictions)
+        next_steps = batch.first_steps + batch.lengths
+        self._table.keep_sources(batch, next_steps)
         return TickResult(
             batch.stream_ids,
             batch.first_steps,
-            batch.first_steps + batch.lengths,
+            next_steps,
             incarnations,
             offsets_of(batch.lengths),
             done.predictions,
@@ -386,6 +388,7 @@ class Learner:
             _frozen(arrays.live_state[row].copy()),
             _frozen(last),
             int(self._table.incarnations[row]),
+            *self._table.sources.get(stream_id, (b"", 0)),
         )
 
     def stream_columns(self, stream_ids: Sequence[str]) -> StreamColumns:
@@ -395,6 +398,7 @@ class Learner:
             UnknownStream: no stream has one of these names.
         """
         rows, arrays = self._table.find(stream_ids), self._table.arrays
+        sources = self._table.sources
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
             raise UnknownStream(stream_ids[int(unknown[0])])
@@ -409,6 +413,7 @@ class Learner:
             self._table.incarnations[rows],
             arrays.live_state[rows],
             last,
+            {name: sources[name] for name in stream_ids if name in sources} if sources else {},
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -458,6 +463,11 @@ class Learner:
             "streams": names,
             "last_incarnation": self.last_incarnation,
         }
+        if self._table.sources:
+            metadata["sources"] = {
+                name: [position.hex(), step]
+                for name, (position, step) in sorted(self._table.sources.items())
+            }
         return arrays, metadata
 
     @classmethod
@@ -483,6 +493,7 @@ class Learner:
         numbers = np.arange(1, len(names) + 1)  # for older states, which lack them
         streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
         learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
+        learner._table.sources = checks.sources(metadata)
         return learner
 
     def warm_up(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,10 @@ class StreamView:
     one seen, NaN before there is one."""
     incarnation: int = 0
     """Number of the stream's opening; see `Learner.incarnation`."""
+    source_position: bytes = b""
+    """Of the last chunk that had one."""
+    source_step: int = 0
+    """The stream's next step after that chunk."""
 
 
 class StreamColumns(NamedTuple):
@@ -49,6 +53,8 @@ class StreamColumns(NamedTuple):
     """(K, L, parts, H)"""
     last_inputs: Array
     """(K, D) float64"""
+    sources: Mapping[str, tuple[bytes, int]]
+    """By stream, for those that have one: the source position, and the next step after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

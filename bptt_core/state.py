@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bptt_core import params
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import ModelSpec
+from bptt_core.ticks import Batch
 
 Array = NDArray[Any]
 
@@ -189,6 +190,8 @@ class StreamTable:
         incarnations: (S,) int64: the number of the opening that a row's stream comes from; 0 for a
             free row. Not part of `arrays`, because no kernel reads it.
         opened: the last number that was assigned. It never goes down in the life of a model.
+        sources: by stream, the last source position that its chunks had, and the stream's next step
+            after that chunk.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -197,6 +200,7 @@ class StreamTable:
         self.rows: dict[str, int] = {}
         self.incarnations: Array = np.zeros(FIRST_CAPACITY, np.int64)
         self.opened = 0
+        self.sources: dict[str, tuple[bytes, int]] = {}
         self._free: list[int] = [0]
 
     def find(self, stream_ids: Sequence[str]) -> Array:
@@ -218,6 +222,7 @@ class StreamTable:
     def delete(self, stream_id: str) -> None:
         """Delete a stream; clear and free its row."""
         row = self.rows.pop(stream_id)
+        self.sources.pop(stream_id, None)
         for array in self.arrays:
             array[row] = 0
         self.incarnations[row] = 0
@@ -242,6 +247,13 @@ class StreamTable:
         places %= held.shape[1]
         known = held[rows, places]
         held[rows, places] = np.where(np.isnan(labels), known, labels)
+
+    def keep_sources(self, batch: Batch, next_steps: Array) -> None:
+        """Keep the source positions of a batch's lanes, with the step after each."""
+        if batch.source_positions is None:
+            return
+        lanes = zip(batch.stream_ids, batch.source_positions, next_steps.tolist(), strict=True)
+        self.sources |= {name: (position, step) for name, position, step in lanes if position}
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
         """Names in the order of their rows, and the rows in use, as a checkpoint stores them."""

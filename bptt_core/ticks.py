@@ -39,6 +39,9 @@ class Chunk:
     first_target_step: int | None = None
     """Step of the first target; None: `first_step`. With `label_delay`, at most that many steps
     before the stream's next step."""
+    source_position: bytes = b""
+    """Where the sender's source stands after the last step, in the sender's own form. It is kept
+    with the stream and changes nothing that is learned. Empty: the kept one stays."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +68,8 @@ class Batch:
     """(B,) int64, the step of each lane's first target; -1 or None: the lane's first step."""
     ends: Array | None = None
     """(B,) bool, lanes whose sequence ends with these steps; None: no lane's."""
+    source_positions: tuple[bytes, ...] | None = None
+    """(B) as in `Chunk`; None: no lane has one."""
 
     def __len__(self) -> int:
         """B, the number of lanes."""
@@ -89,6 +94,9 @@ class Batch:
             if all(place is None for place in places)
             else np.array([-1 if place is None else place for place in places], np.int64),
             np.array([chunk.end_of_sequence for chunk in chunks], np.bool_),
+            tuple(chunk.source_position for chunk in chunks)
+            if any(chunk.source_position for chunk in chunks)
+            else None,
         )
 
     def select(self, lanes: Array) -> Self:
@@ -98,6 +106,7 @@ class Batch:
             rows = _rows_of(self.lengths if target_lengths is None else target_lengths, lanes)
             targets = targets[rows]
         first_targets, ends = self.first_target_steps, self.ends
+        sources = self.source_positions
         return type(self)(
             tuple(self.stream_ids[lane] for lane in lanes.tolist()),
             self.first_steps[lanes],
@@ -107,6 +116,7 @@ class Batch:
             None if target_lengths is None else target_lengths[lanes],
             None if first_targets is None else first_targets[lanes],
             None if ends is None else ends[lanes],
+            None if sources is None else tuple(sources[lane] for lane in lanes.tolist()),
         )
 
 

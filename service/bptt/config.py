@@ -25,6 +25,8 @@ clients. Holds a chunk of a million float32 values."""
 STREAM_ID_BYTES_MAX = 256
 """The names of a million streams then take at most 256 MB."""
 
+SOURCE_POSITION_BYTES_MAX = 256  # kept in memory and in the checkpoint for each stream
+
 CHUNK_STEPS_MAX = 16_384
 """With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
 

@@ -12,7 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
+from bptt.config import (
+    INPUT_NAME_BYTES_MAX,
+    Limits,
+    SOURCE_POSITION_BYTES_MAX,
+    STREAM_ID_BYTES_MAX,
+)
 from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
     Batch,
@@ -60,6 +65,18 @@ def check_stream_id(stream_id: str) -> str:
         value = f"{size} bytes: {stream_id!r}"
         raise InvalidRequest.of("stream_id", value, bound, reason="stream_id")
     return stream_id
+
+
+def check_source_position(position: bytes) -> bytes:
+    """Return a valid source position unchanged.
+
+    Raises:
+        InvalidRequest: it is longer than SOURCE_POSITION_BYTES_MAX.
+    """
+    if len(position) > SOURCE_POSITION_BYTES_MAX:
+        bound = f"at most {SOURCE_POSITION_BYTES_MAX} bytes long"
+        raise InvalidRequest.of("source_position", f"{len(position)} bytes", bound)
+    return position
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +176,8 @@ class IncomingChunk:
     """Step of the first target. None: the first step of the chunk."""
     incarnation: int = 0
     """Incarnation of the stream that the chunk belongs to; 0: the current one, or a new one."""
+    source_position: bytes = b""
+    """Where the client's source stands after the last step; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,6 +207,8 @@ class IncomingBatch:
     incarnations: IntArray | None = None
     """(B,) int64, incarnation of the stream that the lane belongs to; 0, and None for all lanes:
     the current one, or a new one."""
+    source_positions: tuple[bytes, ...] | None = None
+    """Where the client's source stands after each lane; empty, and None for all lanes: not told."""
 
     @classmethod
     def of(cls, chunk: IncomingChunk) -> IncomingBatch:
@@ -206,6 +227,7 @@ class IncomingBatch:
             np.array([len(targets)]) if targets is not None and delayed else None,
             None if labelled is None else np.array([labelled]),
             np.array([chunk.incarnation]) if chunk.incarnation else None,
+            (chunk.source_position,) if chunk.source_position else None,
         )
 
 

@@ -49,7 +49,8 @@ def check_twin(folder: Path, walker: Walker) -> None:
     found = replay.verify(SqliteStore(folder), "m")
     assert not found.problems
     twin = Learner(ModelSpec(**SPEC))
-    twin.apply([Chunk("s", 0, walker.values)])
+    position = str(len(walker.values)).encode()
+    twin.apply([Chunk("s", 0, walker.values, source_position=position)])
     assert not different(newest(folder, "m"), twin.state())
     assert walker.durable == len(walker.values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def read(
     gap: float | None = None,
     stream_column: str | None = None,
     options: ReadOptions | None = None,
+    emit: Callable[[Batch], None] = lambda batch: None,
 ) -> Read:
     """Understand, look through and read a file; refused where `bptt learn` refuses it."""
     options = options or ReadOptions()
@@ -65,6 +67,8 @@ def read(
             sort=options.sort,
         )
         table.read(choice, 64, batches.append)
+    for batch in batches:
+        emit(batch)
     values = [batch.values for batch in batches if len(batch.values)]
     return Read(
         understood,

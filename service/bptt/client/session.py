@@ -141,6 +141,7 @@ class LearnSession:
         first_step: int | None = None,
         first_target_step: int | None = None,
         end_of_sequence: bool = False,
+        source_position: bytes = b"",
     ) -> None:
         """Send consecutive steps of one stream; a stream that does not exist is opened.
 
@@ -159,6 +160,9 @@ class LearnSession:
                 label_delay: at most that many steps before first_step, which should be given, too.
                 None: first_step.
             end_of_sequence: learn the unfinished window, then reset the stream's state.
+            source_position: where your source stands after these steps, in a form of your own, at
+                most 256 bytes. It is stored with the steps, exactly as durable, and told by
+                `Client.get_stream`: a program that was killed goes on from there.
 
         Raises:
             InvalidRequest: an array has another shape, or one step is larger than the server takes;
@@ -173,6 +177,7 @@ class LearnSession:
             first_step=first_step,
             first_target_step=first_target_step,
             end_of_sequence=end_of_sequence,
+            source_position=source_position,
         )
         placed = self._resume and first_step is None
         await self._room()

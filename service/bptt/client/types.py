@@ -156,6 +156,10 @@ class Stream:
     """All steps before this one are applied and durable."""
     incarnation: int
     """Number of the stream's opening in the life of the model: another one after a deletion."""
+    source_position: bytes = b""
+    """That of the last chunk that was sent with one."""
+    source_step: int = 0
+    """The stream's next step after that chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@
              · columns: number of the stream, first step, steps
                · [targets] · [step of the first target] · [1 where the sequence ends]
              · [named lanes u32 · columns: lane, bytes of the name · names]
+             · [lanes with a source position u32 · columns: lane, bytes of the position · positions]
              · inputs · [targets]
     column   form u8: 16 constant, 32 rising evenly, 48 values; plus the bytes b of an item
              · the constant ib, or the first ib and the difference ib, or the least i64 and for
@@ -30,6 +31,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +50,13 @@ _PREFIX = struct.Struct("<BBH")  # the head before the checksum
 _I64 = struct.Struct("<q")
 _COUNT = struct.Struct("<I")
 _TICK = struct.Struct("<II")
+_LENGTH = struct.Struct("<H")
 _CHUNK = struct.Struct("<HHq")
 _ARRAY = struct.Struct("<BBBB")
 
 _KIND_TICK, _KIND_COMMAND = b"TC"
-_TARGETS, _TARGET_LENGTHS, _FIRST_TARGETS, _ENDS, _NAMES = 1, 2, 4, 8, 16
-_FLAGS = _TARGETS | _TARGET_LENGTHS | _FIRST_TARGETS | _ENDS | _NAMES
+_TARGETS, _TARGET_LENGTHS, _FIRST_TARGETS, _ENDS, _NAMES, _SOURCES = 1, 2, 4, 8, 16, 32
+_FLAGS = _TARGETS | _TARGET_LENGTHS | _FIRST_TARGETS | _ENDS | _NAMES | _SOURCES
 
 _CONSTANT, _RISING, _VALUES = 16, 32, 48
 _WIDTHS = (1, 2, 4, 8)
@@ -143,6 +146,9 @@ def _encode_tick(tick: Tick, parts: list[bytes]) -> int:
     if len(tick.named):
         flags |= _NAMES
         _encode_names(tick, parts)
+    if batch.source_positions is not None and any(batch.source_positions):
+        flags |= _SOURCES
+        _encode_sources(batch.source_positions, parts)
     _encode_array(batch.inputs, parts)
     if batch.targets is not None:
         flags |= _TARGETS
@@ -152,14 +158,24 @@ def _encode_tick(tick: Tick, parts: list[bytes]) -> int:
 
 def _encode_names(tick: Tick, parts: list[bytes]) -> None:
     names = [tick.batch.stream_ids[lane].encode() for lane in tick.named.tolist()]
-    sizes = np.array([len(name) for name in names], np.int64)
-    if sizes.max() > _NAME_BYTES_MAX:
+    longest = max(map(len, names))
+    if longest > _NAME_BYTES_MAX:
         bound = f"at most {_NAME_BYTES_MAX}"
-        raise ValueError(f"stream_id has {sizes.max()} bytes, but must have {bound}")
-    parts.append(_COUNT.pack(len(names)))
-    _encode_column(tick.named, parts)
-    _encode_column(sizes, parts)
-    parts += names
+        raise ValueError(f"stream_id has {longest} bytes, but must have {bound}")
+    _encode_texts(tick.named, names, parts)
+
+
+def _encode_sources(positions: Sequence[bytes], parts: list[bytes]) -> None:
+    lanes = [lane for lane, position in enumerate(positions) if position]
+    _encode_texts(np.array(lanes, np.int64), [positions[lane] for lane in lanes], parts)
+
+
+def _encode_texts(lanes: Array, texts: Sequence[bytes], parts: list[bytes]) -> None:
+    """Append what some lanes have."""
+    parts.append(_COUNT.pack(len(texts)))
+    _encode_column(lanes, parts)
+    _encode_column(np.array([len(text) for text in texts], np.int64), parts)
+    parts += texts
 
 
 def _encode_column(column: Array, parts: list[bytes]) -> None:
@@ -211,7 +227,15 @@ def _decode_tick(data: bytes, flags: int) -> Tick:
         ends = ends != 0
     names, named = [""] * count, np.empty(0, np.int64)
     if flags & _NAMES:
-        named, at = _decode_names(data, at, names)
+        named, texts, at = _decode_texts(data, at, count)
+        for lane, text in zip(named.tolist(), texts, strict=True):
+            names[lane] = text.decode()
+    sources: list[bytes] | None = None
+    if flags & _SOURCES:
+        lanes, texts, at = _decode_texts(data, at, count)
+        sources = [b""] * count
+        for lane, text in zip(lanes.tolist(), texts, strict=True):
+            sources[lane] = text
     inputs, at = _decode_array(data, at)
     if flags & _TARGETS:
         targets, at = _decode_array(data, at)
@@ -221,7 +245,15 @@ def _decode_tick(data: bytes, flags: int) -> Tick:
     if targets is not None:
         _check_rows("targets", targets, lengths if target_lengths is None else target_lengths)
     batch = Batch(
-        tuple(names), first_steps, lengths, inputs, targets, target_lengths, first_targets, ends
+        tuple(names),
+        first_steps,
+        lengths,
+        inputs,
+        targets,
+        target_lengths,
+        first_targets,
+        ends,
+        None if sources is None else tuple(sources),
     )
     return Tick(batch, incarnations, named, checksum)
 
@@ -234,19 +266,20 @@ def _check_rows(name: str, array: Array, lengths: Array) -> None:
         raise ValueError(f"{name} has {rows} rows, and its lanes have others")
 
 
-def _decode_names(data: bytes, at: int, names: list[str]) -> tuple[Array, int]:
-    """Put the names that the record holds into `names`; return their lanes."""
-    (count,) = _COUNT.unpack_from(data, at)
-    if not 0 < count <= len(names):
-        raise ValueError(f"{count} names for {len(names)} lanes")
-    named, at = _decode_column(data, at + _COUNT.size, count)
-    sizes, at = _decode_column(data, at, count)
-    for lane, size in zip(named.tolist(), sizes.tolist(), strict=True):
-        if not (0 <= lane < len(names) and 0 <= size <= len(data) - at):
-            raise ValueError(f"a name of {size} bytes for lane {lane}")
-        names[lane] = data[at : at + size].decode()
+def _decode_texts(data: bytes, at: int, count: int) -> tuple[Array, list[bytes], int]:
+    """Return the lanes that have a text, and the texts."""
+    (texts,) = _COUNT.unpack_from(data, at)
+    if not 0 < texts <= count:
+        raise ValueError(f"{texts} texts for {count} lanes")
+    lanes, at = _decode_column(data, at + _COUNT.size, texts)
+    sizes, at = _decode_column(data, at, texts)
+    found = []
+    for lane, size in zip(lanes.tolist(), sizes.tolist(), strict=True):
+        if not (0 <= lane < count and 0 <= size <= len(data) - at):
+            raise ValueError(f"a text of {size} bytes for lane {lane}")
+        found.append(data[at : at + size])
         at += size
-    return named, at
+    return lanes, found, at
 
 
 def _decode_column(data: bytes, at: int, count: int) -> tuple[Array, int]:
@@ -292,7 +325,8 @@ def _decode_command(payload: memoryview) -> Command:
 
 # ---------------------------------------------------------------------- version 1
 
-_END_OF_SEQUENCE, _HAS_TARGETS, _FIRST_TARGET_STEP = 1, 2, 4
+_END_OF_SEQUENCE, _HAS_TARGETS, _FIRST_TARGET_STEP, _SOURCE_POSITION = 1, 2, 4, 8
+_CHUNK_FLAGS = _END_OF_SEQUENCE | _HAS_TARGETS | _FIRST_TARGET_STEP | _SOURCE_POSITION
 
 
 def _decode_chunks(data: bytes) -> Tick:
@@ -310,7 +344,7 @@ def _decode_chunks(data: bytes) -> Tick:
 
 def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     flags, length, first_step = _CHUNK.unpack_from(data, at)
-    if flags & ~(_END_OF_SEQUENCE | _HAS_TARGETS | _FIRST_TARGET_STEP):
+    if flags & ~_CHUNK_FLAGS:
         raise ValueError(f"flags {flags:#x} are not known")
     at += _CHUNK.size
     first_target_step: int | None = None
@@ -323,7 +357,14 @@ def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     if flags & _HAS_TARGETS:
         targets, at = _decode_array(data, at)
     ends = bool(flags & _END_OF_SEQUENCE)
-    return Chunk(stream_id, first_step, inputs, targets, ends, first_target_step), at
+    source = b""
+    if flags & _SOURCE_POSITION:
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size + length
+        source = data[at - length : at]
+        if len(source) != length or at > len(data):
+            raise ValueError("its source position is longer than the record")
+    return Chunk(stream_id, first_step, inputs, targets, ends, first_target_step, source), at
 
 
 def _decode_array(data: bytes, at: int) -> tuple[Array, int]:

@@ -267,6 +267,7 @@ class AdmissionQueue:
             incoming.target_lengths if self._label_delay else None,
             incoming.first_target_steps if self._label_delay else None,
             incoming.ends if np.count_nonzero(incoming.ends) else None,
+            incoming.source_positions,
         )
 
     def _accept(self, slots: IntArray, number: int, batch: Batch) -> None:

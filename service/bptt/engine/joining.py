@@ -42,7 +42,10 @@ def _joinable(spec: ModelSpec) -> bool:
 
 
 def _follows(before: Round, after: Round) -> bool:
-    """True if both rounds hold only one chunk, and both chunks are of one stream and sequence."""
+    """True if both rounds hold only one chunk, and both chunks are of one stream and sequence.
+
+    The second must have a source position if the first has: a joined chunk has that of its end.
+    """
     if before.commands or before.duplicates or after.commands or after.duplicates:
         return False
     if len(before.chunks) != 1 or len(after.chunks) != 1:
@@ -52,6 +55,7 @@ def _follows(before: Round, after: Round) -> bool:
         len(first) == len(second) == 1
         and first.stream_ids == second.stream_ids
         and first.ends is None
+        and (first.source_positions is None or second.source_positions is not None)
         and first.inputs.dtype == second.inputs.dtype
         and int(second.first_steps[0]) == int(first.first_steps[0]) + len(first.inputs)
     )
@@ -70,6 +74,7 @@ def join(queued: Sequence[QueuedBatch]) -> Batch:
         inputs,
         np.concatenate(targets) if targets else None,
         ends=batches[-1].ends,
+        source_positions=batches[-1].source_positions,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition, ModelStatus, ReportSink, UnreadModel
 from bptt.durability import CheckpointInfo, Store
+from bptt.engine import recovery_progress
 from bptt.engine.health import ignore_health, Tell
 from bptt.engine.lifecycle import Event, Operation
 from bptt.engine.records import make_checkpoint
@@ -326,20 +327,26 @@ class Registry:
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self, tell: Tell = ignore_health) -> None:
+    async def recover(
+        self,
+        tell: Tell = ignore_health,
+        progress: recovery_progress.Tell = recovery_progress.ignore_progress,
+    ) -> None:
         """Recover all models of the store concurrently; each is served once it is recovered.
 
         A model that cannot be recovered is FAILED, and the others do not wait for it.
 
         Args:
             tell: called when a model's health changes.
+            progress: called with each line about the progress that is logged.
 
         Raises:
             StorageFailed: the store cannot be read.
         """
         self._supervisor.health.tell = tell
         if self._store is not None:
-            await self._supervisor.recover(await self._in_storage(self._store.models))
+            model_ids = await self._in_storage(self._store.models)
+            await self._supervisor.recover(model_ids, progress)
 
     def check_running(self) -> None:
         """Refuse an operation that would begin during the stop.

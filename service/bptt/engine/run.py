@@ -144,6 +144,18 @@ def _joined(batches: Sequence[Batch], late_labels: bool) -> Batch:
         target_lengths if targets else None,
         first_targets,
         ends,
+        _source_positions(batches),
+    )
+
+
+def _source_positions(batches: Sequence[Batch]) -> tuple[bytes, ...] | None:
+    given = [each.source_positions for each in batches]
+    if all(positions is None for positions in given):
+        return None
+    return tuple(
+        position
+        for batch, positions in zip(batches, given, strict=True)
+        for position in ((b"",) * len(batch) if positions is None else positions)
     )
 
 

@@ -60,6 +60,13 @@ def trimmed(
         changes |= _still_in_time(incoming, first, expected, label_delay)
     elif incoming.targets is not None:
         changes["targets"] = incoming.targets[rows_from(cut, lengths)]
+    if incoming.source_positions is not None:
+        # A lane that repeats known steps only does not move the source back.
+        moves = ((cut < lengths) | (lengths == 0)).tolist()
+        changes["source_positions"] = tuple(
+            position if moved else b""
+            for position, moved in zip(incoming.source_positions, moves, strict=True)
+        )
     return dataclasses.replace(incoming, **changes), int(cut.sum())
 
 

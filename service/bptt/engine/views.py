@@ -40,6 +40,7 @@ class StreamViews(Mapping[str, StreamView]):
         self._row = np.dtype([*numbers, ("last", np.float64, (spec.input_size,))])
         self._starts: list[int] = []  # the first slot of each block
         self._rows = 0  # of all blocks
+        self._sources: dict[str, tuple[bytes, int]] = {}
         self._blocks: list[NDArray[Any]] = []
 
     @classmethod
@@ -59,6 +60,10 @@ class StreamViews(Mapping[str, StreamView]):
         slot = self.slots.numbers.get(stream_id)
         return 0 if slot is None else int(self.slots.incarnation[slot])
 
+    def source(self, stream_id: str) -> tuple[bytes, int]:
+        """The stream's source position, and its next step after the chunk that had it."""
+        return self._sources.get(stream_id, (b"", 0))
+
     def __getitem__(self, stream_id: str) -> StreamView:
         slot = self.slots.numbers[stream_id]
         incarnation = int(self.slots.incarnation[slot])
@@ -69,11 +74,16 @@ class StreamViews(Mapping[str, StreamView]):
         next_step, sequence_step = place["steps"].tolist()
         state, last = place["state"].copy(), place["last"].copy()
         state.flags.writeable = last.flags.writeable = False
-        return StreamView(next_step, sequence_step, state, last, incarnation)
+        source = self.source(stream_id)
+        return StreamView(next_step, sequence_step, state, last, incarnation, *source)
 
     def put_all(self, stream_ids: Sequence[str], columns: StreamColumns) -> None:
         """Put the views of these streams."""
         self.put(self.slots.open_all(stream_ids), columns)
+        if self._sources or columns.sources:
+            for stream_id in stream_ids:
+                self._sources.pop(stream_id, None)
+            self._sources.update(columns.sources)
 
     def put(self, slots: IntArray, columns: StreamColumns) -> None:
         """Put the views of the streams in these slots, (K,) and none twice."""
@@ -92,7 +102,7 @@ class StreamViews(Mapping[str, StreamView]):
             return
         for block in np.unique(blocks).tolist():
             mine = np.flatnonzero(blocks == block)
-            self._write(block, slots[mine], StreamColumns(*(each[mine] for each in columns)))
+            self._write(block, slots[mine], _rows_of(columns, mine))
 
     def _write(self, block: int, slots: IntArray, columns: StreamColumns) -> None:
         rows, held = slots - self._starts[block], self._blocks[block]
@@ -109,6 +119,7 @@ class StreamViews(Mapping[str, StreamView]):
         self._count -= 1
         self.slots.next_step[slot] = self.slots.incarnation[slot] = self.slots.moved[slot] = 0
         self.slots.release(stream_id)
+        self._sources.pop(stream_id, None)
 
     def begins_anew(self, stream_ids: Sequence[str], columns: StreamColumns) -> None:
         """Replace all views. Streams that stay keep their slots."""
@@ -133,3 +144,15 @@ class StreamViews(Mapping[str, StreamView]):
         self._starts.append(self._rows)
         self._blocks.append(np.zeros(rows, self._row))
         self._rows += rows
+
+
+def _rows_of(columns: StreamColumns, rows: IntArray) -> StreamColumns:
+    """Some streams of the columns, without their source positions."""
+    return StreamColumns(
+        columns.next_steps[rows],
+        columns.sequence_steps[rows],
+        columns.incarnations[rows],
+        columns.states[rows],
+        columns.last_inputs[rows],
+        {},
+    )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bptt import v1 as pb
 from bptt.config import Limits
 from bptt.domain import (
+    check_source_position,
     check_stream_id,
     FloatArray,
     IncomingChunk,
@@ -87,7 +88,14 @@ class ChunkReader:
             labelled = first_step if first_target is None else first_target
             self._check_place(labelled, len(targets), first_step, len(inputs))
         return IncomingChunk(
-            stream_id, first_step, inputs, targets, ends, first_target, message.incarnation
+            stream_id,
+            first_step,
+            inputs,
+            targets,
+            ends,
+            first_target,
+            message.incarnation,
+            check_source_position(message.source_position),
         )
 
     def predict_inputs(self, message: pb.PredictRequest | pb.PredictBatchRequest) -> Rows | None:

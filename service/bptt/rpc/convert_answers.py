@@ -306,11 +306,14 @@ def limits_to_proto(limits: Limits, spec: ModelSpec) -> pb.ChunkLimits:
 def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:
     """Return where a stream that exists stands, as of the snapshot."""
     next_step = trainer.views.next_step(stream_id)
+    source_position, source_step = trainer.views.source(stream_id)
     return pb.Stream(
         stream_id=stream_id,
         next_step=next_step,
         durable_step=min(next_step, trainer.durable_step(stream_id)),
         incarnation=trainer.incarnation(stream_id),
+        source_position=source_position,
+        source_step=source_step,
     )
 
 

@@ -14,9 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt import v1 as pb
-from bptt.config import BATCH_CHUNKS_MAX, Limits, STREAM_ID_BYTES_MAX
+from bptt.config import (
+    BATCH_CHUNKS_MAX,
+    Limits,
+    SOURCE_POSITION_BYTES_MAX,
+    STREAM_ID_BYTES_MAX,
+)
 from bptt.domain import (
     BoolArray,
+    check_source_position,
     check_stream_id,
     FloatArray,
     IncomingBatch,
@@ -73,6 +79,8 @@ class _Columns:
     first_targets: Int64 | None
     ends: BoolArray
     incarnations: Int64 | None
+    sources: npt.NDArray[np.object_] | None
+    """Source positions."""
 
 
 class BatchReader:
@@ -200,6 +208,7 @@ class BatchReader:
             _column(message, "first_target_steps", count),
             np.zeros(count, bool) if ends is None else ends.astype(bool),
             _column(message, "incarnations", count),
+            _sources(message, count),
         )
 
     def _refuse_rows(
@@ -221,6 +230,10 @@ class BatchReader:
     def _check_chunks(self, columns: _Columns, errors: dict[int, ServiceError]) -> None:
         """Refuse chunks that are empty, or whose targets do not belong to their steps."""
         steps, labels = columns.steps, columns.labels
+        if columns.sources is not None:
+            for place, position in enumerate(columns.sources.tolist()):
+                if len(position) > SOURCE_POSITION_BYTES_MAX:
+                    errors.setdefault(place, _error_of(check_source_position, position))
         delay = self._spec.label_delay
         empty = steps == 0
         if delay:
@@ -287,18 +300,38 @@ def _column(message: pb.ChunkBatch, field: str, count: int) -> Int64 | None:
     Raises:
         InvalidRequest: it has another number of entries.
     """
-    entries = getattr(message, field)
-    given = len(entries)
-    if not given:
+    entries = _entries(message, field, count)
+    if not len(entries):
         return None
-    if given not in (1, count):
-        bound = f"{count}, one for each chunk, or one for all, or none"
-        raise InvalidRequest.of(f"batch.{field}", f"{given} entries", bound, reason="wrong_size")
     column = np.asarray(entries)
     if column.dtype == np.uint64:  # what no step number can be stays what none can be
         column = np.minimum(column, np.uint64(_INT64_MAX))
     column = column.astype(np.int64)
-    return column if given == count else np.full(count, column[0])
+    return column if len(column) == count else np.full(count, column[0])
+
+
+def _sources(message: pb.ChunkBatch, count: int) -> npt.NDArray[np.object_] | None:
+    """Return the source position of each chunk; None if they were left out.
+
+    Raises:
+        InvalidRequest: there is another number of them.
+    """
+    entries = _entries(message, "source_positions", count)
+    if not len(entries):
+        return None
+    column = np.empty(count, object)
+    column[:] = entries if len(entries) == count else [entries[0]] * count
+    return column
+
+
+def _entries(message: pb.ChunkBatch, field: str, count: int) -> Any:
+    """Return the entries of a column: none, one for all chunks, or one for each."""
+    entries = getattr(message, field)
+    if len(entries) not in (0, 1, count):
+        bound = f"{count}, one for each chunk, or one for all, or none"
+        value = f"{len(entries)} entries"
+        raise InvalidRequest.of(f"batch.{field}", value, bound, reason="wrong_size")
+    return entries
 
 
 def _incoming(columns: _Columns, *, delayed: bool) -> IncomingBatch:
@@ -324,6 +357,7 @@ def _incoming(columns: _Columns, *, delayed: bool) -> IncomingBatch:
         labels,
         first_targets,
         columns.incarnations,
+        None if columns.sources is None else tuple(columns.sources.tolist()),
     )
 
 
@@ -346,6 +380,7 @@ def _only(columns: _Columns, good: BoolArray) -> _Columns:
         of(columns.first_targets),
         columns.ends[good],
         of(columns.incarnations),
+        None if columns.sources is None else columns.sources[good],
     )
 
 
@@ -358,9 +393,9 @@ def _told(name: str | None) -> str:
     return "" if name is None else name[:STREAM_ID_BYTES_MAX]
 
 
-def _error_of(check: Callable[[str], str], name: str) -> ServiceError:
+def _error_of(check: Callable[[Any], Any], value: str | bytes) -> ServiceError:
     try:
-        check(name)
+        check(value)
     except ServiceError as error:
         return error
-    raise AssertionError(f"{name!r} is valid")
+    raise AssertionError(f"{value!r} is valid")

@@ -167,6 +167,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             durable_step=next_step,
             incarnation=trainer.incarnation(stream_id),
         )
+        stream.source_position, stream.source_step = trainer.views.source(stream_id)
         return pb.ResetStreamResponse(stream=stream)
 
     async def DeleteStream(

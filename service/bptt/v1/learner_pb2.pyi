@@ -29,6 +29,8 @@ class Stream(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _builtins.int
     DURABLE_STEP_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_FIELD_NUMBER: _builtins.int
+    SOURCE_STEP_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     next_step: _builtins.int
     """Number of the stream's next step: all steps before it are learned or held for the next window."""
@@ -36,6 +38,11 @@ class Stream(_message.Message):
     """All steps before this one are applied and durable: they need never be sent again."""
     incarnation: _builtins.int
     """Incarnation that both steps belong to; see above. At least 1."""
+    source_position: _builtins.bytes
+    """Of the last chunk that had one, and the stream's next step after that chunk. source_step is below
+    next_step if later chunks had none.
+    """
+    source_step: _builtins.int
     def __init__(
         self,
         *,
@@ -43,10 +50,12 @@ class Stream(_message.Message):
         next_step: _builtins.int = ...,
         durable_step: _builtins.int = ...,
         incarnation: _builtins.int = ...,
+        source_position: _builtins.bytes = ...,
+        source_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "next_step", b"next_step", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "next_step", b"next_step", "source_position", b"source_position", "source_step", b"source_step", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,6 +216,7 @@ class ChunkBatch(_message.Message):
     ENDS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
     INCARNATIONS_FIELD_NUMBER: _builtins.int
     TELL_MEMBERS_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
     tell_members: _builtins.bool
     """True: the answer tells which chunks took part in which update."""
     @_builtins.property
@@ -255,6 +265,10 @@ class ChunkBatch(_message.Message):
     def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """As Chunk.incarnation. Left out: 0."""
 
+    @_builtins.property
+    def source_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As Chunk.source_position. Left out: none."""
+
     def __init__(
         self,
         *,
@@ -273,10 +287,11 @@ class ChunkBatch(_message.Message):
         ends_of_sequence: _abc.Iterable[_builtins.bool] | None = ...,
         incarnations: _abc.Iterable[_builtins.int] | None = ...,
         tell_members: _builtins.bool = ...,
+        source_positions: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_of_sequence", b"ends_of_sequence", "first_steps", b"first_steps", "first_target_steps", b"first_target_steps", "incarnations", b"incarnations", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "lanes", b"lanes", "steps", b"steps", "stream_ids", b"stream_ids", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "target_steps", b"target_steps", "targets", b"targets", "tell_members", b"tell_members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_of_sequence", b"ends_of_sequence", "first_steps", b"first_steps", "first_target_steps", b"first_target_steps", "incarnations", b"incarnations", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "lanes", b"lanes", "source_positions", b"source_positions", "steps", b"steps", "stream_ids", b"stream_ids", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "target_steps", b"target_steps", "targets", b"targets", "tell_members", b"tell_members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +312,7 @@ class Chunk(_message.Message):
     TARGET_CLASSES_FIELD_NUMBER: _builtins.int
     FIRST_TARGET_STEP_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_FIELD_NUMBER: _builtins.int
     INPUT_DOUBLES_FIELD_NUMBER: _builtins.int
     TARGET_DOUBLES_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
@@ -317,6 +333,11 @@ class Chunk(_message.Message):
     """Incarnation that the chunk belongs to. If the stream is another incarnation by now, or none, the
     chunk is refused with STREAM_DELETED and nothing is learned. 0 or left out: whichever incarnation
     the stream is, or a new one.
+    """
+    source_position: _builtins.bytes
+    """Where the client's source stands after this chunk's last step, in the client's own form, at most
+    256 bytes. It is stored with the steps and exactly as durable, and told as the position of the
+    stream. A chunk whose steps the stream has already changes nothing.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -352,12 +373,13 @@ class Chunk(_message.Message):
         target_classes: _abc.Iterable[_builtins.int] | None = ...,
         first_target_step: _builtins.int | None = ...,
         incarnation: _builtins.int = ...,
+        source_position: _builtins.bytes = ...,
         input_doubles: _abc.Iterable[_builtins.float] | None = ...,
         target_doubles: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "first_step", b"first_step", "first_target_step", b"first_target_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "stream_id", b"stream_id", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "source_position", b"source_position", "stream_id", b"stream_id", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015

@@ -11,6 +11,7 @@ import pytest
 
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError
+from bptt.cli.data.source import Batch
 from tests.support.tables import Read, read, write
 
 ROWS = 60
@@ -64,8 +65,7 @@ def test_written_times_are_read_and_written_alike(tmp_path: Path, form: str) -> 
     assert (found.found.order.steps.quantile(0), found.found.order.steps.quantile(1)) == (3600,) * 2
     time = found.understood.time
     assert time is not None
-    if not form.startswith("%a"):  # the weekday of the example is kept
-        assert time.format.text(when(7).timestamp(), None) == when(7).strftime(form)
+    assert time.format.text(when(7).timestamp(), None) == when(7).strftime(form)
 
 
 @pytest.mark.parametrize(
@@ -291,3 +291,59 @@ def test_a_run_that_starts_again_is_told_and_begins_a_sequence(tmp_path: Path) -
     found = read(path, gap=5)
     assert "start again at line 32" in found.text
     assert found.sequences == 1
+
+
+def ahead(path: Path, steps: int, options: ReadOptions | None = None) -> tuple[str, str]:
+    """The time of the last row as it is written again, and the time of a forecast after it."""
+    batches: list[Batch] = []
+    found = read(path, options=options, emit=batches.append)
+    times = found.found.step_times
+    assert times is not None
+    last = batches[-1]
+    assert last.seconds is not None
+    assert len(last.seconds) == len(last.times) == len(last.values)
+    now = float(last.seconds[-1])
+    assert times.text(now) == last.times[-1]
+    return last.times[-1], times.forecast(now, steps)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["2024-01-01 00:00:00", "2024-01-01 00:01:00"], "2024-01-01 00:06:00"),
+        (["1/13/2024 9:45 PM", "1/13/2024 10:15 PM"], "1/14/2024 12:45 AM"),
+        (["30.12.2023 23:00", "31.12.2023 01:00"], "31.12.2023 11:00"),
+        (["2024-01-31", "2024-02-29", "2024-03-31"], "2024-08-31"),
+        (["2023-10-01", "2024-01-01", "2024-04-01"], "2025-07-01"),
+        (["2021", "2022", "2023"], "2028"),
+        (["1700000000000", "1700000010000"], "1700000060000"),
+        (["1700000000000000000", "1700000000250000000"], "1700000001500000000"),
+        (["1700000000.25", "1700000000.50"], "1700000001.75"),
+        (["23:30:00", "23:50:00"], "01:30:00"),
+        (["9:58 PM", "9:59 PM"], "10:04 PM"),
+        (["9:30", "9:35"], "10:00"),
+        (["0 days 23:59:58", "0 days 23:59:59"], "1 days 00:00:04"),
+        (["100:00:00", "101:00:00"], "106:00:00"),
+        (["00:00:00.250", "00:00:00.500"], "00:00:01.750"),
+        (["2024-01-01T00:00:00.000+01:00", "2024-01-01T00:00:10.000+01:00"],
+         "2024-01-01T00:01:00.000+01:00"),
+    ],
+)  # fmt: skip
+def test_a_forecast_has_its_time_in_the_files_own_format(
+    tmp_path: Path, times: list[str], expected: str
+) -> None:
+    title = "year" if len(times[0]) == 4 and times[0].isdigit() else "time"
+    rows = "".join(f"{time};1.5\n" for time in times)
+    assert ahead(write(tmp_path, f"{title};v\n{rows}"), 5) == (times[-1], expected)
+
+
+def test_a_forecast_over_a_day_of_25_hours_keeps_the_time_of_day(tmp_path: Path) -> None:
+    text = "time;v\n2024-10-24 12:00;1\n2024-10-25 12:00;2\n2024-10-26 12:00;3\n"
+    found = ahead(write(tmp_path, text), 2, ReadOptions(time_zone="Europe/Berlin"))
+    assert found == ("2024-10-26 12:00", "2024-10-28 12:00")
+
+
+def test_times_in_two_columns_are_forecast_with_a_blank_between(tmp_path: Path) -> None:
+    text = "Date;Time;v\n1/2/2024;23:00:00;1\n1/2/2024;23:30:00;2\n1/3/2024;00:00:00;3\n"
+    found = ahead(write(tmp_path, text), 3, ReadOptions(time_format="month-first"))
+    assert found == ("1/3/2024 00:00:00", "1/3/2024 01:30:00")

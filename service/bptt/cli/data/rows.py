@@ -20,7 +20,11 @@ class RowReader:
     """Turns the chosen cells of a row into numbers."""
 
     def __init__(
-        self, understood: Understood, choice: Choice, missing: Counter[tuple[str, str]]
+        self,
+        understood: Understood,
+        choice: Choice,
+        missing: Counter[tuple[str, str]],
+        other_classes: Counter[str],
     ) -> None:
         """Read nothing yet.
 
@@ -28,8 +32,10 @@ class RowReader:
             understood: of the table.
             choice: what of each row is read.
             missing: counts the values that are missing, by column and what stands for them.
+            other_classes: counts the classes that are read as `Choice.other_class`, by name.
         """
         self._missing = missing
+        self._other_classes = other_classes
         self._choice = choice
         self._understood = understood
         self._markers = understood.markers
@@ -71,10 +77,17 @@ class RowReader:
             return None
         assert self._choice.classes is not None
         value = self._choice.classes.get(text)
+        if value is None and self._choice.other_class is not None:
+            self._other_classes[text] += 1
+            value = self._choice.other_class
         if value is None:
             where = self._where(line, column)
             there = join_names(list(self._choice.classes))
-            raise InputError(f"{where} is {text!r}, but the classes are {there}")
+            raise InputError(
+                f"{where} is {text!r}, but the classes are {there}; --missing {shown(text)} takes "
+                "it as a missing class, and --new-classes as the class 'other' of a model that has "
+                "one"
+            )
         return float(value)
 
     def _where(self, line: int, column: int) -> str:
@@ -114,6 +127,10 @@ class BatchBuilder:
     last_line: int = 0
     missing: int = 0
     begins: bool = False
+    has_times: bool = False
+    """The rows have times."""
+    seconds: list[float] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,8 +140,17 @@ class BatchBuilder:
         self.flush()
         self.begins = True
 
-    def add(self, line: int, row: list[float] | None) -> None:
-        """Take a row; None: one that is left out."""
+    def add(
+        self, line: int, row: list[float] | None, now: float | None = None, time: str = ""
+    ) -> None:
+        """Take a row.
+
+        Args:
+            line: on which it ends.
+            row: the values; None: the row is left out.
+            now: its time; None: it has none that can be read.
+            time: the same as it is written.
+        """
         if row is None:
             self.missing += 1
             return
@@ -132,6 +158,9 @@ class BatchBuilder:
             self.first_line = line
         self.rows.append(row)
         self.last_line = line
+        if self.has_times:
+            self.seconds.append(math.nan if now is None else now)
+            self.times.append(time)
 
     def flush(self) -> None:
         """Emit what there is. Rows left out at the very end come as a batch without rows."""
@@ -139,10 +168,19 @@ class BatchBuilder:
             return
         values = np.asarray(self.rows, dtype=np.float64)
         batch = Batch(
-            values, self.first_line, self.last_line, self.missing, self.position(), self.begins
+            values,
+            self.first_line,
+            self.last_line,
+            self.missing,
+            self.position(),
+            self.begins,
+            np.asarray(self.seconds, dtype=np.float64) if self.has_times else None,
+            self.times,
         )
         if self.rows:
             self.begins = False
         self.rows = []
+        self.seconds = []
+        self.times = []
         self.missing = 0
         self.emit(batch)

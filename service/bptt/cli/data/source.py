@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +30,34 @@ class Batch:
     """Bytes of the input read so far."""
     begins: bool = False
     """The first row starts a new sequence: it follows a gap in time."""
+    seconds: NDArray[np.float64] | None = None
+    """(T,) times of the rows in UTC, or since a start; NaN where a time cannot be read. None: the
+    rows have no times."""
+    times: Sequence[str] = ()
+    """The same times as they are written in the file; empty: the rows have no times."""
+
+    source_position: bytes = b""
+    """Where the source stands after the last row, as it is stored with the steps."""
+
+    def before(self, count: int) -> Batch:
+        """The first `count` rows only, and the count of rows left out."""
+        return replace(
+            self,
+            values=self.values[:count],
+            seconds=None if self.seconds is None else self.seconds[:count],
+            times=self.times[:count],
+        )
+
+    def after(self, count: int) -> Batch:
+        """The same without the first `count` rows and without the count of rows left out."""
+        return replace(
+            self,
+            values=self.values[count:],
+            missing=0,
+            begins=self.begins and not count,
+            seconds=None if self.seconds is None else self.seconds[count:],
+            times=self.times[count:],
+        )
 
 
 class Source:
@@ -53,8 +82,8 @@ class Source:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
         status = os.fstat(self._raw.fileno())
-        self.is_live = not stat.S_ISREG(status.st_mode)
-        """The source is a pipe or terminal, so more data may arrive later."""
+        self.is_live = path == "-" or not stat.S_ISREG(status.st_mode)
+        """The source can be read only once, and more data may arrive later."""
         self.size = None if self.is_live else status.st_size
         """Bytes in the file; None for a live source."""
 

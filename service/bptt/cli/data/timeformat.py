@@ -82,7 +82,22 @@ _DATES = (
     ("year first", r"(?P<Y>\d{4})(?P<m>\d{2})(?P<d>\d{2})"),
     ("year first", rf"{_Y4} {_M} {_D}"),
 )
-_WEEKDAY = r"(?:[^\W\d_]{2,10}\.?,? )?"
+_WEEKDAY = r"(?:(?P<a>[^\W\d_]{2,10})\.?,? )?"
+_WEEKDAYS = tuple(
+    names.split()
+    for names in (
+        "mon tue wed thu fri sat sun",
+        "monday tuesday wednesday thursday friday saturday sunday",
+        "mo di mi do fr sa so",
+        "montag dienstag mittwoch donnerstag freitag samstag sonntag",
+        "lun mar mer jeu ven sam dim",
+        "lundi mardi mercredi jeudi vendredi samedi dimanche",
+        "lun mar mié jue vie sáb dom",
+        "lunes martes miércoles jueves viernes sábado domingo",
+        "lun mar mer gio ven sab dom",
+    )
+)
+"""From Monday, each row in one language and length."""
 
 
 class TimeFormat(Protocol):
@@ -138,7 +153,7 @@ class Written:
             return None
         found = match.groupdict()
         day = self._day(found)
-        clock = _clock(found)
+        clock = clock_seconds(found)
         if day is None or clock is None:
             return None
         seconds = day * DAY + clock
@@ -176,7 +191,7 @@ class Written:
         self._template.append(("", text[end:]))
         has_half = match.groupdict().get("p") is not None
         signs = {"Y": "%Y", "y": "%y", "m": "%m", "b": "%b", "d": "%d", "M": "%M", "S": "%S"}
-        signs |= {"H": "%I" if has_half else "%H", "f": "%f", "p": "%p", "z": "%z", "": ""}
+        signs |= {"H": "%I" if has_half else "%H", "f": "%f", "p": "%p", "z": "%z", "a": "%a"}
         text = "".join(signs[name] if name else part for name, part in self._template)
         self.label = re.sub(r"%p\.?\s?[Mm]\.?", "%p", text)
         self._is_iso = self.label.startswith("%Y-%m-%d")
@@ -188,6 +203,11 @@ class Written:
         moment = datetime.fromtimestamp(round(seconds, digits), UTC)
         moment = moment.astimezone(fixed or zone or UTC)
         return "".join(_written(name, part, moment, self) for name, part in self._template)
+
+    @property
+    def example(self) -> str:
+        """The example that times are written like."""
+        return "".join(part for _, part in self._template)
 
     @property
     def is_twelve_hours(self) -> bool:
@@ -209,9 +229,12 @@ def _written(name: str, example: str, when: datetime, form: Written) -> str:
     if name == "p":
         half = "p" if when.hour >= 12 else "a"
         return half if example.islower() else half.upper()
-    if name == "b":
-        names = next(names for names in _MONTH_NAMES if example.lower() in names)
-        text = names[when.month - 1]
+    if name in ("a", "b"):
+        rows, place = (_MONTH_NAMES, when.month - 1) if name == "b" else (_WEEKDAYS, when.weekday())
+        names = next((names for names in rows if example.lower() in names), None)
+        if names is None:
+            return example
+        text = names[place]
         if example.islower():
             return text
         return text.upper() if example.isupper() else text.title()
@@ -231,7 +254,7 @@ def _day_number(year: str, short: str, month: str, name: str, day: str) -> int |
         return None
 
 
-def _clock(found: dict[str, str | None]) -> float | None:
+def clock_seconds(found: dict[str, str | None]) -> float | None:
     """Seconds since midnight."""
     hour = int(found.get("H") or 0)
     minute, second = int(found.get("M") or 0), int(found.get("S") or 0)
@@ -274,97 +297,6 @@ def zone_of(text: str) -> tzinfo:
             f"--time-zone is {text!r}, but must be a zone's name, such as Europe/Berlin or UTC, "
             "or an offset, such as +01:00"
         ) from None
-
-
-@dataclass(slots=True)
-class OfDay:
-    """A time of day or a duration: `17:24`, `125:00:05`, `0 days 00:00:01`."""
-
-    label: str = "time of day"
-    order: str = ""
-    is_moment: bool = False
-    wraps: bool = True
-    _decimals: int = 0
-    _PATTERN = re.compile(
-        r"(?:(?P<days>-?\d+) days?,?\s*)?"
-        r"(?:(?P<sign>[+-])?(?P<H>\d{1,5}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
-        r"(?:\s*(?P<p>[AaPp])\.?\s?[Mm]\.?)?)?"
-    )
-
-    def seconds(self, text: str) -> tuple[float, bool] | None:
-        """As `TimeFormat`."""
-        match = self._PATTERN.fullmatch(text)
-        if match is None or not text:
-            return None
-        found = match.groupdict()
-        hour = int(found["H"] or 0)
-        if hour > 23 or found["days"]:
-            self.wraps = False
-            self.label = "duration"
-        found["H"] = "0" if hour > 24 else found["H"]
-        clock = _clock(found)
-        if clock is None:
-            return None
-        clock += hour * 3600 if hour > 24 else 0
-        size = -clock if found["sign"] == "-" else clock
-        return int(found["days"] or 0) * DAY + size, True
-
-    def text(self, seconds: float, zone: tzinfo | None) -> str:
-        """As `TimeFormat`."""
-        days, rest = divmod(seconds, DAY)
-        whole = int(rest)
-        clock = f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        return clock if self.wraps else f"{int(days)} days {clock}"
-
-
-@dataclass(slots=True)
-class Number:
-    """Units since 1970, since another day, or since an unknown start."""
-
-    unit: float
-    label: str
-    is_moment: bool
-    since: float = 0.0
-    """1970-01-01 in this number's units."""
-    order: str = ""
-    wraps: bool = False
-    decimals: int = 0
-
-    def seconds(self, text: str) -> tuple[float, bool] | None:
-        """As `TimeFormat`."""
-        try:
-            number = float(text.replace(",", "."))
-        except ValueError:
-            return None
-        if not math.isfinite(number):
-            return None
-        return (number - self.since) * self.unit, True
-
-    def text(self, seconds: float, zone: tzinfo | None) -> str:
-        """As `TimeFormat`."""
-        return f"{seconds / self.unit + self.since:.{self.decimals}f}"
-
-
-@dataclass(slots=True)
-class Given:
-    """What `--time-format` says, in the signs of strptime."""
-
-    label: str
-    order: str = ""
-    is_moment: bool = True
-    wraps: bool = False
-
-    def seconds(self, text: str) -> tuple[float, bool] | None:
-        """As `TimeFormat`."""
-        try:
-            when = datetime.strptime(text, self.label)
-        except ValueError:
-            return None
-        return when.replace(tzinfo=when.tzinfo or UTC).timestamp(), when.tzinfo is not None
-
-    def text(self, seconds: float, zone: tzinfo | None) -> str:
-        """As `TimeFormat`."""
-        return datetime.fromtimestamp(seconds, zone or UTC).strftime(self.label)
 
 
 def written_formats(examples: Sequence[str], share: float) -> list[Written]:

@@ -13,12 +13,10 @@ import numpy as np
 from bptt.cli.data.cells import is_missing, is_time
 from bptt.cli.data.clock import Clock
 from bptt.cli.data.dayorder import resolved
+from bptt.cli.data.othertimes import Given, Number, OfDay
 from bptt.cli.data.problem import InputError, shown
 from bptt.cli.data.timeformat import (
     DAY,
-    Given,
-    Number,
-    OfDay,
     PLAUSIBLE_SECONDS,
     SERIALS,
     TimeFormat,
@@ -266,6 +264,7 @@ def _format(
             return forms[0], list(forms[1:])
         of_day = OfDay()
         if _reads(of_day, examples):
+            of_day.learn(examples)
             return of_day, []
     number = _number(examples, title, is_asked=is_asked)
     return (number, []) if number is not None else None
