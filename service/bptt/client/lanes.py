@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bptt.client.types import Int64Array
 from bptt.errors import InvalidRequest, LimitReached
@@ -24,10 +25,13 @@ class LaneBook:
         incarnations: the stream's incarnation, as last told; 0: not known.
         kept: number of kept batches that hold the stream.
         known: whether the server has told where the stream stands.
+        lent: lanes of streams that were last sent to as single chunks; where these stand, the
+            session's `RetransmitBuffer` knows.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.lent: set[int] = set()
         self._lanes: dict[str, int] = {}
         self._room(FIRST_ROOM)
 
@@ -43,7 +47,7 @@ class LaneBook:
     durable: Int64Array
     incarnations: Int64Array
     kept: Int64Array
-    known: Int64Array
+    known: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,10 +89,17 @@ class LaneBook:
             self.names.append(stream_id)
         return new
 
-    def tell(self, lanes: Int64Array, steps: Int64Array, incarnations: Int64Array) -> None:
+    def tell(
+        self,
+        lanes: Int64Array,
+        steps: Int64Array,
+        durable_steps: Int64Array,
+        incarnations: Int64Array,
+    ) -> None:
         """Note where streams stand of which nothing was known."""
         new = ~self.known[lanes]
         lanes = lanes[new]
         self.ends[lanes] = np.maximum(self.ends[lanes], steps[new])
+        self.durable[lanes] = durable_steps[new]
         self.incarnations[lanes] = incarnations[new]
         self.known[lanes] = True
