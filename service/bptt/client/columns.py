@@ -116,13 +116,13 @@ class BatchColumns:
             inputs = None if self.inputs is None else self.inputs[rows]
             targets = None if self.targets is None else self.targets[rows]
             shape = (len(rows),)
-            yield first, places, BatchColumns(
-                steps, inputs, targets, None, ends, None, shape, sources
+            yield (
+                first,
+                places,
+                BatchColumns(steps, inputs, targets, None, ends, None, shape, sources),
             )
 
-    def pieces(
-        self, places: Int64Array | None, limits: pb.ChunkLimits
-    ) -> list[Int64Array | None]:
+    def pieces(self, places: Int64Array | None, limits: pb.ChunkLimits) -> list[Int64Array | None]:
         """Return the places of the streams that each message holds; None: all streams in one.
 
         Args:
@@ -164,6 +164,19 @@ def steps_of_stream_max(columns: BatchColumns, limits: pb.ChunkLimits) -> int:
         width += _row_bytes(columns.targets)
     room = limits.message_bytes - FRAME_BYTES - LANE_BYTES - SOURCE_POSITION_BYTES_MAX
     return max(1, min(rows_max(columns, limits), room // max(width, 1)))
+
+
+def check_again(columns: BatchColumns, limits: pb.ChunkLimits) -> None:
+    """Check that a batch which has to be sent again still fits.
+
+    Raises:
+        InvalidRequest: the server takes smaller messages than the one before.
+    """
+    most, longest = int(columns.steps.max()), steps_of_stream_max(columns, limits)
+    if most > longest:
+        value = f"{most} steps of a stream that have to be sent again"
+        bound = f"at most {longest} steps of a stream in a message"
+        raise InvalidRequest.of("batch", value, bound, reason="too_long")
 
 
 def _row_bytes(rows: Rows | None) -> int:

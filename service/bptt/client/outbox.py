@@ -125,9 +125,7 @@ class Outbox:
 
     # ------------------------------------------------------------------ a new call
 
-    def restart(
-        self, again: Sequence[Sent | Part], named: Sequence[str], introduced: int
-    ) -> None:
+    def restart(self, again: Sequence[Sent | Part], named: Sequence[str], introduced: int) -> None:
         """Begin another call.
 
         Args:
@@ -137,9 +135,9 @@ class Outbox:
         """
         compared = set(named)
         others: list[Sent | Part] = []  # sent for the first time while the call was being opened
-        for each in self._queue:
-            if isinstance(each, Group):
-                others += [sent for sent in each.members if sent.stream_id not in compared]
+        for group in self._queue:
+            if isinstance(group, Group):
+                others += [sent for sent in group.members if sent.stream_id not in compared]
         self._flight.clear()
         self._queue.clear()
         self._last_stream = ""
