@@ -386,14 +386,14 @@ async def test_new_chunks_follow_retransmitted_ones_during_a_reconnection(
         await client.create_model(name, SPEC)
         async with client.learn(name) as session:
             looking, go_on = asyncio.Event(), asyncio.Event()
-            call = session._open
+            call = session._connection.open
 
-            async def slowly(streams: list[str]) -> Any:
+            async def slowly(streams: list[str], lanes: list[str]) -> Any:
                 looking.set()
                 await go_on.wait()
-                return await call(streams)
+                return await call(streams, lanes)
 
-            monkeypatch.setattr(session, "_open", slowly)
+            monkeypatch.setattr(session._connection, "open", slowly)
             await session.send("s", values[:CHUNK])
             answers = [await anext(session)]
             line.mute = True
@@ -426,8 +426,8 @@ async def test_a_write_to_a_call_that_is_given_up_does_not_cancel_the_writer(
     async with Client.connect(shared.address) as client:
         await client.create_model(name, SPEC)
         async with client.learn(name) as session:
-            broken = _CancelledByWriting(session._call)
-            session._call = broken
+            broken = _CancelledByWriting(session._connection.call)
+            session._connection.call = broken
             await session.send("s", values[:CHUNK])
             assert broken.writes == 1
             await session.send("s", values[CHUNK : 2 * CHUNK])
