@@ -91,6 +91,20 @@ async def test_each_chunk_of_a_group_hears_its_own_refusal(client: Client, name:
     assert [each.stream_id for each in answers] == [f"s{stream}" for stream in range(20)]  # type: ignore[union-attr]
 
 
+async def test_chunks_alone_and_in_groups_have_the_band_of_errors(client: Client, name: str) -> None:
+    """The band is encoded once for several answers, which are messages of different types."""
+    await client.create_model(name, SPEC)
+    async with client.learn(name) as session:
+        for stream in range(3):
+            await session.send(f"s{stream}", walk(200, 2))
+        for round_ in range(6):
+            for stream in range(3):
+                await session.send(f"s{stream}", walk(200, 2)[round_])
+        await session.close()
+        bands = [answer.error_low async for answer in session if isinstance(answer, Learned)]
+    assert [band.shape for band in bands] == [(1, 2)] * 21
+
+
 async def test_a_group_survives_a_broken_connection(shared: Served, name: str) -> None:
     values = walk(10, 20, 2)
     async with proxy(shared.address) as line, Client.connect(line.address) as client:

@@ -190,16 +190,18 @@ class Band:
 
     def __init__(self) -> None:
         self._seen: ErrorBand | None = None
+        self._kind: type[Message] = Message  # whose fields `_data` names
         self._of = b""
         self._data = b""
 
     def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
         """Return the encoded fields `error_low` and `error_high`; empty without a band."""
-        if band is self._seen:
+        if band is self._seen and kind is self._kind:
             return self._data
         self._seen = low, high = band
         of = low.tobytes() + high.tobytes()
-        if of != self._of:
+        if of != self._of or kind is not self._kind:
+            self._kind = kind
             self._data = b""
             if len(low):
                 self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
