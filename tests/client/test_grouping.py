@@ -91,7 +91,9 @@ async def test_each_chunk_of_a_group_hears_its_own_refusal(client: Client, name:
     assert [each.stream_id for each in answers] == [f"s{stream}" for stream in range(20)]  # type: ignore[union-attr]
 
 
-async def test_chunks_alone_and_in_groups_have_the_band_of_errors(client: Client, name: str) -> None:
+async def test_chunks_alone_and_in_groups_have_the_band_of_errors(
+    client: Client, name: str
+) -> None:
     """The band is encoded once for several answers, which are messages of different types."""
     await client.create_model(name, SPEC)
     async with client.learn(name) as session:
