@@ -160,7 +160,7 @@ async def test_explicit_steps_are_trimmed_or_gaps(client: Client, name: str, res
     assert second.first_steps.tolist() == [4, 4, 4]
     assert second.next_steps.tolist() == [6, 4, 8]
     assert second.predictions is not None
-    known: Rows = np.isnan(second.predictions).all(axis=(2, 3))
+    known = np.asarray(np.isnan(second.predictions).all(axis=(2, 3)))
     assert known.tolist() == [[True, True, False, False], [True] * 4, [False] * 4]
 
 
@@ -252,7 +252,7 @@ async def test_more_than_a_message_holds_is_answered_once(strict: Served, name: 
     assert list(found[2].refused) == ["s1"]
     assert found[2].next_steps.tolist() == [42, 29, 42, 42, 42]
     assert found[2].predictions is not None
-    missing: Rows = np.isnan(found[2].predictions).all(axis=(2, 3))
+    missing = np.asarray(np.isnan(found[2].predictions).all(axis=(2, 3)))
     assert missing[1].tolist() == [False] * 8 + [True] * 13
     assert not np.delete(missing, 1, axis=0).any()
 
