@@ -54,7 +54,7 @@ def _follows(before: Round, after: Round) -> bool:
     return (
         len(first) == len(second) == 1
         and first.stream_ids == second.stream_ids
-        and first.ends is None
+        and (first.ends is None or not first.ends[0])
         and (first.source_positions is None or second.source_positions is not None)
         and first.inputs.dtype == second.inputs.dtype
         and int(second.first_steps[0]) == int(first.first_steps[0]) + len(first.inputs)
