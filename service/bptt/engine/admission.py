@@ -84,6 +84,7 @@ class AdmissionQueue:
         self._calls = 0
         self._sent = 0  # streams that a call sends
         self._space: deque[asyncio.Future[None]] = deque()
+        self.begins_anew()  # a recovered model's streams are where its published state says
 
     @property
     def in_use(self) -> bool:
