@@ -97,7 +97,8 @@ def split(
     windows = _windows(spec, sequence_step)
     start = told = 0
     for place, (each, stop) in enumerate(zip(queued, stops.tolist(), strict=True)):
-        done = _windows(spec, sequence_step + stop) - windows
+        # A model that stops learning on the way makes fewer updates.
+        done = min(_windows(spec, sequence_step + stop) - windows, len(updates))
         if place == len(queued) - 1:  # the end of a sequence learns its last steps
             done = len(updates)
         parts.append(
