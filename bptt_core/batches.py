@@ -72,6 +72,40 @@ def pack(spec: ModelSpec, chunks: Sequence[Chunk]) -> Batch:
     return Batch.of(chunks)
 
 
+def pack_side_by_side(
+    spec: ModelSpec, x: Array, target: Array | None, first_steps: Array, ends: bool
+) -> Batch:
+    """Pack inputs (T, B, D), and targets (T, B, n) or None, of streams "0" to "B-1".
+
+    Args:
+        spec: the model's.
+        x: the inputs; (T, B) token ids.
+        target: of the same steps; (T, B) class ids.
+        first_steps: (at least B,) int64, the next step of each stream.
+        ends: the sequences end with these steps.
+
+    Raises:
+        InvalidArgument: an array has another type, shape or layout.
+    """
+    _check_inputs(spec, x, may_be_empty=False, field="x", axes=(None, None))
+    _check_targets(spec, target, *np.shape(x)[:2])
+    T, B = x.shape[:2]
+    return Batch(
+        tuple(map(str, range(B))),
+        first_steps,
+        np.full(B, T),
+        _by_stream(x),
+        None if target is None else _by_stream(target),
+        ends=np.full(B, ends),
+    )
+
+
+def _by_stream(steps: Array) -> Array:
+    """Reshape (T, B, …) to (B T, …), stream after stream."""
+    T, B, *rest = steps.shape
+    return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(B * T, *rest)
+
+
 def check(
     spec: ModelSpec, batch: Batch, next_steps: Array, sequence_steps: Array
 ) -> tuple[Checked, Errors]:
@@ -138,21 +172,27 @@ def _check_columns(spec: ModelSpec, batch: Batch) -> None:
         _check_targets(spec, batch.targets, int(counts.sum()))
 
 
-def _check_inputs(spec: ModelSpec, values: Array, may_be_empty: bool) -> None:
-    """Check type, shape and layout of inputs."""
+def _check_inputs(
+    spec: ModelSpec,
+    values: Array,
+    may_be_empty: bool,
+    field: str = "inputs",
+    axes: tuple[None, ...] = (None,),
+) -> None:
+    """Check type, shape and layout of inputs, which have these axes before the columns."""
     array = np.asarray(values)
     least = 0 if spec.label_delay and may_be_empty else 1
     if spec.task == "next_token":
-        _check_ids("inputs", array)
-        checks.check_shape("inputs", array, (None,), least)
+        _check_ids(field, array)
+        checks.check_shape(field, array, axes, least)
     else:
-        check_floats("inputs", array)
-        checks.check_shape("inputs", array, (None, spec.input_size), least)
+        check_floats(field, array)
+        checks.check_shape(field, array, (*axes, spec.input_size), least)
     if array.size:
-        check_layout("inputs", array)
+        check_layout(field, array)
 
 
-def _check_targets(spec: ModelSpec, target: Array | None, steps: int | None) -> None:
+def _check_targets(spec: ModelSpec, target: Array | None, *steps: int | None) -> None:
     """Check type, shape and layout of targets; `steps` None: any number of them."""
     if spec.task in ("forecast", "next_token"):
         if target is not None:
@@ -163,10 +203,10 @@ def _check_targets(spec: ModelSpec, target: Array | None, steps: int | None) -> 
     array = np.asarray(target)
     if spec.task == "regression":
         check_floats("targets", array)
-        checks.check_shape("targets", array, (steps, spec.outputs))
+        checks.check_shape("targets", array, (*steps, spec.outputs))
     else:
         _check_ids("targets", array)
-        checks.check_shape("targets", array, (steps,))
+        checks.check_shape("targets", array, steps)
     check_layout("targets", array)
 
 

@@ -16,15 +16,9 @@ from bptt_core.errors import (
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
-from bptt_core.state import INCARNATION, model_shapes, stream_shapes
+from bptt_core.state import INCARNATION, model_shapes, STATISTICS, stream_shapes
 
 Array = NDArray[Any]
-
-
-def feed(spec: ModelSpec, x: Array, target: Array | None) -> tuple[Array, Array | None]:
-    """Inputs (T, B, D) and targets (T, B, target_width) in float64."""
-    x = inputs(spec, "x", x, (None, None))
-    return x, _targets(spec, target, x.shape[:2])
 
 
 def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int) -> ModelSpec:
@@ -72,26 +66,27 @@ def sources(metadata: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
         raise InvalidArgument("sources", str(error), "positions and steps by stream") from error
 
 
-def _targets(spec: ModelSpec, target: Array | None, steps: tuple[int | None, ...]) -> Array | None:
-    """Targets (*steps, target_width) in float64, or None for a forecast."""
-    if spec.task in ("forecast", "next_token"):
-        if target is not None:
-            raise InvalidArgument("targets", "given", f"left out for task {spec.task}")
-        return None
-    if target is None:
-        raise InvalidArgument("targets", "left out", f"given for task {spec.task}")
-    may_be_missing = spec.missing_targets or spec.label_delay > 0
-    if spec.task == "regression":
-        y = _numbers("targets", target, (*steps, spec.outputs), nan_allowed=may_be_missing)
-        if spec.loss == "bernoulli":
-            outside = (y < 0) | (y > 1)
-            if outside.any():
-                where, wrong = _first("targets", y, outside)
-                raise InvalidArgument(where, str(wrong), "a number from 0 to 1 for loss bernoulli")
-        return y
-    lowest = -1 if may_be_missing else 0
-    ids = _ids("targets", target, steps, spec.outputs, lowest=lowest)
-    return np.where(ids < 0, np.nan, ids)
+def statistics(spec: ModelSpec, source: Mapping[str, Array]) -> None:
+    """Check statistics that scale values.
+
+    Raises:
+        InvalidArgument: a name or an array does not match.
+    """
+    shapes = model_shapes(spec)
+    for name in source:
+        if name not in STATISTICS:
+            raise InvalidArgument(name, "given", "one of " + ", ".join(STATISTICS))
+    for name in STATISTICS:
+        if name not in source:
+            raise InvalidArgument(name, "missing", "an array")
+        array, (shape, _) = np.asarray(source[name]), shapes[name]
+        check_floats(name, array)
+        if array.shape != shape:
+            raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
+        if not np.isfinite(array).all():
+            raise NonFiniteError(name, "not finite", "finite numbers")
+        if name.endswith(("count", "m2")) and (array < 0).any():
+            raise InvalidArgument(name, str(array.min()), "at least 0")
 
 
 def inputs(

@@ -33,6 +33,7 @@ from bptt_core.state import (
     SEQUENCE_STEP,
     SKIPPED,
     SKIPPED_IN_A_ROW,
+    STATISTICS,
     STEPS,
     StreamTable,
     UPDATES,
@@ -138,12 +139,14 @@ class Learner:
     def _check(self, batch: Batch) -> tuple[Array, batches.Checked, dict[int, BpttError]]:
         """The rows of the batch's streams (-1 for new ones), its values, and errors by lane."""
         rows = self._table.find(batch.stream_ids)
-        counters = self._table.arrays.counters
-        known = rows >= 0
-        next_steps = np.where(known, counters[rows, NEXT_STEP], 0)
-        sequence_steps = np.where(known, counters[rows, SEQUENCE_STEP], 0)
-        checked, errors = batches.check(self.spec, batch, next_steps, sequence_steps)
+        checked, errors = batches.check(self.spec, batch, *self._positions(rows))
         return rows, checked, errors
+
+    def _positions(self, rows: Array) -> tuple[Array, Array]:
+        """Next steps, and steps since the sequence began, of the streams in rows; -1: a new one."""
+        counters, known = self._table.arrays.counters, rows >= 0
+        next_steps = np.where(known, counters[rows, NEXT_STEP], 0)
+        return next_steps, np.where(known, counters[rows, SEQUENCE_STEP], 0)
 
     def feed(
         self,
@@ -164,19 +167,17 @@ class Learner:
         Raises:
             InvalidArgument: a wrong shape, type or value; nothing was changed.
         """
-        x, target = checks.feed(self.spec, x, target)
-        T, B = x.shape[:2]
-        rows = np.array([self._table.open(str(lane)) for lane in range(B)], np.int64)
-        done = self._run(
-            marshalling.steps_side_by_side(rows, x, target, end_of_sequence), predictions
-        )
-        made = done.predictions
+        count = np.shape(x)[1] if np.ndim(x) > 1 else 0
+        first_steps, _ = self._positions(self._table.find([str(each) for each in range(count)]))
+        batch = batches.pack_side_by_side(self.spec, x, target, first_steps, end_of_sequence)
+        result = self.apply(batch, predictions=predictions)
+        made = result.predictions
         if made is not None:
-            made = made.reshape(B, T, -1).swapaxes(0, 1)
-        return FeedResult(done.updates, made)
+            made = made.reshape(count, len(x), -1).swapaxes(0, 1)
+        return FeedResult(result.updates, made)
 
     def _run(self, steps: Steps, predictions: bool) -> Done:
-        """Run packed steps; for `apply` and `feed`."""
+        """Run packed steps."""
         made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
         steps = steps._replace(paused=self.settings.paused)
         done = self._backend.run(self._model, self._table.arrays, steps, made)
@@ -448,6 +449,16 @@ class Learner:
         """
         params.load(self.spec, self._model.parameters, source)
         self._norm = self._published = None
+
+    def load_statistics(self, source: Mapping[str, Array]) -> None:
+        """Replace the statistics that scale values; see `Snapshot.statistics`.
+
+        Raises:
+            InvalidArgument: a name or an array does not match; nothing was changed.
+        """
+        checks.statistics(self.spec, source)
+        for name in STATISTICS:
+            getattr(self._model, name)[...] = source[name]
 
     # ------------------------------------------------------------------ storage
 

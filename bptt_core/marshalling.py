@@ -42,17 +42,6 @@ def steps_of_batch(rows: Array, batch: Batch, checked: Checked) -> Steps:
     return Steps(lanes, checked.x, checked.y)
 
 
-def steps_side_by_side(rows: Array, x: Array, target: Array | None, ends: bool) -> Steps:
-    """Pack inputs (T, B, D), and targets (T, B, n) or None, of the streams in these rows."""
-    T, B = x.shape[:2]
-    lanes = np.empty((B, 4), np.int64)
-    lanes[:, 0] = rows
-    lanes[:, 1] = np.arange(B) * T
-    lanes[:, 2] = T
-    lanes[:, 3] = ends
-    return Steps(lanes, _by_stream(x), None if target is None else _by_stream(target))
-
-
 def report(row: list[float]) -> UpdateReport:
     """A row of `windows.Advanced.reports` as an `UpdateReport`."""
     update, steps, streams, loss, baseline, norm, clipped_norm, skipped = row
@@ -67,9 +56,3 @@ def report(row: list[float]) -> UpdateReport:
         clipped_norm < norm,
         skipped != 0,
     )
-
-
-def _by_stream(steps: Array) -> Array:
-    """Reshape (T, B, n) to (B T, n), stream after stream."""
-    T, B, n = steps.shape
-    return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(B * T, n)

@@ -15,7 +15,7 @@ from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import deviation, finish, forecast_columns, levels
 from bptt_core.scoring import error_band
 from bptt_core.specs import ModelSpec
-from bptt_core.state import Model
+from bptt_core.state import Model, STATISTICS
 
 Array = NDArray[Any]
 
@@ -202,6 +202,15 @@ class Snapshot:
         outputs = np.ascontiguousarray(tape.output.swapaxes(0, 1)).reshape(B * T, -1)
         base, unit = self._user_scale(seen.reshape(B * T, -1))
         return finish(spec, outputs, base, unit).reshape(B, T, -1)
+
+    def parameters(self) -> dict[str, Array]:
+        """Copies of all parameters under PyTorch's names; see `params`."""
+        views = params.views(self.spec, self.model.parameters)
+        return {name: np.array(view, order="C") for name, view in views.items()}
+
+    def statistics(self) -> dict[str, Array]:
+        """Copies of the statistics that scale values, float64; `Learner.load_statistics`."""
+        return {name: getattr(self.model, name).copy() for name in STATISTICS}
 
     def error_band(self) -> tuple[Array, Array]:
         """As `Learner.error_band`, at the time of the snapshot."""

@@ -137,10 +137,10 @@ def test_no_chunk_at_all_is_refused() -> None:
 @pytest.mark.parametrize(
     ("spec", "x", "target", "said"),
     [
-        (FORECAST, np.full((3, 1, 2), np.inf), None, r"x\[0\]\[0\]\[0\] is inf"),
+        (FORECAST, np.full((3, 1, 2), np.inf), None, r"inputs\[0\]\[0\] is inf"),
         (FORECAST, np.zeros((3, 1, 2)), np.zeros((3, 1, 2)), "targets is given"),
         (REGRESSION, np.zeros((3, 1, 2)), None, "targets is left out"),
-        (REGRESSION, np.zeros((3, 1, 2)), np.full((3, 1, 3), np.nan), r"targets\[0\]\[0\]\[0\]"),
+        (REGRESSION, np.zeros((3, 1, 2)), np.full((3, 1, 3), np.nan), r"targets\[0\]\[0\] is nan"),
         (
             replace(REGRESSION, loss="bernoulli"),
             np.zeros((3, 1, 2)),

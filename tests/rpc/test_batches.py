@@ -72,6 +72,7 @@ async def test_a_batch_is_learned_as_one_tick(server: Harness) -> None:
         assert list(answer.next_steps) == [first + 3] * 3
         assert list(answer.incarnations) == [1, 2, 3]
         assert not answer.refusals
+        assert result.predictions is not None
         predicted = np.array(answer.predictions).reshape(9, 2)
         np.testing.assert_array_equal(predicted, result.predictions.astype(np.float32))
         assert len(answer.anomaly_scores) == 9

@@ -5,7 +5,10 @@ from bptt.client.errors import ServerUnreachable, StepsLost
 from bptt.client.session import LearnSession
 from bptt.client.types import (
     Answer,
+    BatchPrediction,
+    BatchResult,
     Checkpoint,
+    Imported,
     Learned,
     Model,
     ModelSpec,
@@ -17,8 +20,11 @@ from bptt.client.types import (
 
 __all__ = [
     "Answer",
+    "BatchPrediction",
+    "BatchResult",
     "Checkpoint",
     "Client",
+    "Imported",
     "LearnSession",
     "Learned",
     "Model",

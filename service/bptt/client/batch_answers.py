@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bptt.client import convert
 from bptt.client.columns import BatchColumns
 from bptt.client.errors import code_name
 from bptt.client.types import (
+    Answer,
     BatchResult,
     Float32Array,
     Int64Array,
@@ -24,6 +25,8 @@ from bptt.client.types import (
     UpdateReport,
 )
 from bptt.errors import from_status, ServiceError, Violation
+
+NO_PREDICTIONS: Float32Array = np.zeros((0, 1, 0), np.float32)  # of next_token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +39,7 @@ class RefusedPlace:
     field: str
     """The field that is to blame; "" if none is."""
     expected_step: int
+    """-1: not told, because the message was refused as a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +108,7 @@ def refused_whole(message: pb.ChunkRefused, count: int) -> AnswerColumns:
     """Return the columns for a message of `count` chunks that was refused as a whole."""
     none = np.zeros(count, np.int64)
     band = np.zeros((0, 0), np.float32)
-    refused = [_refused(message, place) for place in range(count)]
+    refused = [replace(_refused(message, place), expected_step=-1) for place in range(count)]
     return AnswerColumns(none, none, none, refused, {}, band, band, (), {}, "unspecified")
 
 
@@ -126,11 +130,12 @@ def learned_of(answer: AnswerColumns, place: int, stream_id: str, start: int) ->
     """
     end = start + int(answer.new_steps[place])
     rows = {name: array[start:end] for name, array in answer.rows.items()}
+    predictions = rows.get("predictions", NO_PREDICTIONS if "top_tokens" in rows else None)
     return Learned(
         stream_id=stream_id,
         first_step=int(answer.first_steps[place]),
         next_step=int(answer.next_steps[place]),
-        predictions=rows.get("predictions"),
+        predictions=predictions,
         updates=tuple(answer.members.get(place, ())),
         durable_step=0,
         error_low=answer.error_low,
@@ -147,20 +152,32 @@ _MISSING = {"top_tokens": -1}
 
 
 class ResultBuilder:
-    """Collects the answers to one batch, whose streams may be answered by several messages.
+    """Collects the answers to one `send_many`, whose streams may be answered by several messages.
 
     Args:
-        names: streams of the batch.
+        names: its streams.
         columns: what is sent.
+        target_names: of the model.
+        batches: number of batches that it is sent in.
     """
 
-    def __init__(self, names: Callable[[], list[str]], columns: BatchColumns) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        columns: BatchColumns,
+        target_names: tuple[str, ...],
+        batches: int,
+    ) -> None:
         self._names = names
+        self._target_names = target_names
         self._steps = columns.steps
         self._shape = columns.shape
+        self._order = columns.order
+        self._starts = np.cumsum(columns.steps) - columns.steps
+        self._open = batches
         count = len(columns.steps)
-        self.first_steps = np.zeros(count, np.int64)
-        self.next_steps = np.zeros(count, np.int64)
+        self._first_steps = np.full(count, -1)
+        self._next_steps = np.zeros(count, np.int64)
         self._rows: dict[str, NDArray[Any]] = {}
         self._refused: dict[str, Refused] = {}
         self._updates: list[UpdateReport] = []
@@ -168,36 +185,49 @@ class ResultBuilder:
 
     def refuse(self, place: int, refused: Refused) -> None:
         """Note that the stream at a place was refused."""
-        self.first_steps[place] = self.next_steps[place] = refused.expected_step
+        if self._first_steps[place] < 0:
+            self._first_steps[place] = refused.expected_step
+        self._next_steps[place] = max(self._next_steps[place], refused.expected_step)
         self._refused[refused.stream_id] = refused
 
     def taken(self, place: int, step: int) -> None:
         """Note that the labels of the stream at a place had been learned before."""
-        self.first_steps[place] = self.next_steps[place] = step
+        self._first_steps[place] = self._next_steps[place] = step
 
-    def learn(self, places: Int64Array, learned: NDArray[np.bool_], answer: AnswerColumns) -> None:
+    def learn(
+        self,
+        places: Int64Array,
+        offset: int,
+        lengths: Int64Array,
+        learned: NDArray[np.bool_],
+        answer: AnswerColumns,
+    ) -> None:
         """Note an answer.
 
         Args:
-            places: in the batch, of the message's chunks.
+            places: streams of the message's chunks.
+            offset: number of steps of each of those streams that earlier batches hold.
+            lengths: of the chunks, as they were sent.
             learned: which of the chunks this answer counts for.
             answer: to the message.
         """
         self._last = answer
         self._updates += answer.updates
-        if learned.all() and len(places) == len(self._steps):
-            self.first_steps, self.next_steps = answer.first_steps, answer.next_steps
-            if (answer.new_steps == self._steps).all():
-                self._rows = answer.rows
-                return
-        else:
-            self.first_steps[places[learned]] = answer.first_steps[learned]
-            self.next_steps[places[learned]] = answer.next_steps[learned]
+        at = places[learned]
+        firsts = self._first_steps[at]
+        self._first_steps[at] = np.where(firsts < 0, answer.first_steps[learned], firsts)
+        self._next_steps[at] = answer.next_steps[learned]
+        is_whole = learned.all() and len(lengths) == len(self._steps)
+        if is_whole and (answer.new_steps == self._steps).all():
+            self._rows = {name: array for name, array in answer.rows.items() if len(array)}
+            return
         new = np.where(learned, answer.new_steps, 0)
         sources = np.flatnonzero(np.repeat(learned, answer.new_steps))
-        ends = np.cumsum(self._steps)[places]
+        ends = self._starts[places] + offset + lengths
         into = np.repeat(ends - np.cumsum(new), new) + np.arange(int(new.sum()))
         for name, array in answer.rows.items():
+            if not len(array):
+                continue
             if name not in self._rows:
                 shape = (int(self._steps.sum()), *array.shape[1:])
                 self._rows[name] = np.full(shape, _MISSING.get(name, np.nan), array.dtype)
@@ -205,25 +235,41 @@ class ResultBuilder:
                 self._rows[name] = self._rows[name].astype(array.dtype)
             self._rows[name][into] = array[sources]
 
+    def take(self, answer: object) -> list[Answer]:
+        """Note that a batch is answered; returns the result once all of them are."""
+        self._open -= 1
+        return [] if self._open else [self.result()]
+
     def result(self) -> BatchResult:
         """Return the result; every stream has been answered."""
         last, band = self._last, np.zeros((0, 0), np.float32)
-
-        def rows(name: str) -> Any:
-            array = self._rows.get(name)
-            return None if array is None else array.reshape(*self._shape, *array.shape[1:])
-
         return BatchResult(
-            stream_ids=self._names(),
-            first_steps=self.first_steps,
-            next_steps=self.next_steps,
-            predictions=rows("predictions"),
-            anomaly_scores=rows("anomaly_scores"),
+            stream_ids=self._names,
+            first_steps=np.maximum(self._first_steps, 0),
+            next_steps=self._next_steps,
+            predictions=self._rows_of("predictions"),
+            anomaly_scores=self._rows_of("anomaly_scores"),
             error_low=band if last is None else last.error_low,
             error_high=band if last is None else last.error_high,
-            top_tokens=rows("top_tokens"),
-            top_probabilities=rows("top_probabilities"),
+            top_tokens=self._rows_of("top_tokens"),
+            top_probabilities=self._rows_of("top_probabilities"),
             updates=tuple(self._updates),
             refused=self._refused,
             model_state="unspecified" if last is None else last.model_state,
+            target_names=self._target_names,
+            steps=self._steps,
+            order=self._order,
         )
+
+    def _rows_of(self, name: str) -> Any:
+        array = self._rows.get(name)
+        if array is None:
+            return None
+        return self._in_order(array).reshape(*self._shape, *array.shape[1:])
+
+    def _in_order(self, array: NDArray[Any]) -> NDArray[Any]:
+        if self._order is None:
+            return array
+        placed = np.empty_like(array)
+        placed[self._order] = array
+        return placed

@@ -13,7 +13,7 @@ The rules are those of `retransmit`, for each stream of a batch:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ from bptt import v1 as pb
 from bptt.client import columns as columns_of
 from bptt.client.batch_answers import AnswerColumns, RefusedPlace, ResultBuilder
 from bptt.client.columns import BatchColumns
-from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
-from bptt.client.lanes import LaneBook
+from bptt.client.lanes import LaneBook, Positions
 from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer
 from bptt.client.types import Answer, Int64Array, Refused
 from bptt.errors import OutOfOrder, ServiceError, StreamDeleted
@@ -51,7 +50,12 @@ class SentBatch:
     """(B,) as they are sent; 0: any."""
     size: int
     """Bytes, approximately."""
-    builder: ResultBuilder
+    whole: ResultBuilder
+    """It joins the answers to the batches of one `send_many`."""
+    streams: Int64Array
+    """(B,) the place of each stream in that `send_many`."""
+    offset: int
+    """Steps of each stream that earlier batches of it hold."""
     states: NDArray[np.int8] = field(init=False)
     """(B,) OPEN, LEARNED or REFUSED."""
     flights: Int64Array = field(init=False)
@@ -65,9 +69,8 @@ class SentBatch:
     """Written messages that are not answered and durable yet."""
     resent: bool = False
     """True: it was written in an earlier call."""
-    answer: Answer | None = None
-    whole: Whole | None = None
-    """A batch is sent as one message."""
+    answer: bool | None = None
+    """True: every stream is answered."""
 
     def __post_init__(self) -> None:
         """Begin with nothing written."""
@@ -128,6 +131,11 @@ class Part:
         return np.arange(len(self.sent.lanes)) if self.places is None else self.places
 
 
+def parts_of(sent: SentBatch, places: Int64Array | None, limits: pb.ChunkLimits) -> list[Part]:
+    """Return the messages of a batch, or of some of its streams, each as long as allowed."""
+    return [Part(sent, each) for each in sent.columns.pieces(places, limits)]
+
+
 class BatchBuffer:
     """The kept batches of one session.
 
@@ -155,28 +163,42 @@ class BatchBuffer:
         self,
         lanes: Int64Array,
         columns: BatchColumns,
-        builder: ResultBuilder,
         first_steps: Int64Array | None,
+        whole: ResultBuilder,
+        streams: Int64Array,
+        offset: int,
         *,
         placed: bool,
-    ) -> Part:
-        """Keep a batch that is about to be sent."""
+    ) -> SentBatch:
+        """Keep a batch that is about to be sent.
+
+        Args:
+            lanes: its streams.
+            columns: what is sent.
+            first_steps: of its streams; None: where they stand, or whatever the server finds.
+            whole: the `send_many` that it belongs to.
+            streams: places of its streams there.
+            offset: steps of each stream that earlier batches of it hold.
+            placed: the session chooses the first steps.
+        """
         book = self._book
         incarnations = book.incarnations[lanes] if placed else np.zeros(len(lanes), np.int64)
         if placed:
             first_steps = book.ends[lanes]
         sent = SentBatch(
             self._buffer.taken,
-            self._buffer.chunks_taken,
+            self._buffer.chunks_taken - (offset > 0),
             lanes,
             columns,
             first_steps,
             placed,
             incarnations,
             columns.size,
-            builder,
+            whole,
+            streams,
+            offset,
         )
-        self._buffer.keep_batch(sent)
+        self._buffer.keep_batch(sent, is_first=not offset)
         self._kept[sent.index] = sent
         book.kept[lanes] += 1
         if first_steps is not None:
@@ -184,13 +206,18 @@ class BatchBuffer:
             follows = first_steps <= ends  # else it will be refused, being a gap
             reached = np.maximum(ends, first_steps + columns.steps)
             book.ends[lanes] = np.where(follows, reached, ends)
-        return Part(sent)
+        return sent
 
-    def write(self, part: Part) -> pb.LearnRequest:
-        """Return the message of a part that is being written now."""
+    def write(self, part: Part) -> pb.LearnRequest | None:
+        """Return the message of a part that is being written now; None: nothing is left of it."""
+        sent = part.sent
+        if (sent.states == REFUSED).any():
+            places = part.all_places
+            part.places = places[sent.states[places] != REFUSED]
+            if not len(part.places):
+                return None
         self._written += 1
         part.flight = self._written
-        sent = part.sent
         if part.places is None:
             sent.flights[:] = part.flight
         else:
@@ -226,33 +253,52 @@ class BatchBuffer:
         """
         sent, places = part.sent, part.all_places
         mine = sent.flights[places] == part.flight
-        refused = [each for each in answer.refused if mine[each.place]]
+        refused = [_told(sent, places, each) for each in answer.refused if mine[each.place]]
         fresh = mine & (sent.states[places] == OPEN)
         for each in refused:
             if fresh[each.place] and resume and passes(sent, each.error):
                 raise PassingError(each.error)
-        learned = fresh.copy()
-        moved: list[tuple[int, int, bool, bool]] = []
+        counted = mine.copy()
+        moved: list[_Moved] = []
+        ready: list[Answer] = []
         for each in refused:
-            learned[each.place] = False
+            counted[each.place] = False
             place = int(places[each.place])
             if not fresh[each.place]:
-                continue  # learned before, by an incarnation that is deleted
+                sent.states[place] = REFUSED  # learned before, by an incarnation that is deleted
+                continue
             if self._was_taken(sent, place, each):
                 self._learn_taken(sent, place, each.expected_step)
                 continue
             moves = self._moves(sent, each.error)
             if not moves:
-                sent.states[place] = REFUSED
-                sent.builder.refuse(place, self._refused_stream(sent, place, each))
+                ready += self._refuse(sent, place, self._refused_stream(sent, place, each))
             deleted = isinstance(each.error, StreamDeleted)
-            moved.append((int(sent.lanes[place]), each.expected_step, moves, deleted))
-        self._learn(sent, places, learned, answer)
+            moved.append(_Moved(int(sent.lanes[place]), each.expected_step, moves, deleted))
+        self._learn(sent, places, counted, answer)
         again = self._move_up(sent, moved) if resume and moved else []
-        ready = self._finish(sent)
-        if not resume:
+        ready += self._finish(sent)
+        if not resume and sent.is_answered:
             self._forget(sent)
         return again, ready
+
+    def _refuse(self, sent: SentBatch, place: int, refused: Refused) -> list[Answer]:
+        """Give up a stream of a `send_many`; returns answers that are complete now.
+
+        Of its later batches the stream is given up, too, because its steps would not fit.
+        """
+        sent.states[place] = REFUSED
+        stream = int(sent.streams[place])
+        sent.whole.refuse(stream, refused)
+        ready: list[Answer] = []
+        for later in [each for each in self._kept.values() if each.index > sent.index]:
+            if later.whole is sent.whole:
+                found = np.flatnonzero((later.streams == stream) & (later.states == OPEN))
+                if len(found):
+                    later.states[found] = REFUSED
+                    later.flights[found] = 0
+                    ready += self._finish(later)
+        return ready
 
     def _refused_stream(self, sent: SentBatch, place: int, each: RefusedPlace) -> Refused:
         first = None if sent.first_steps is None else int(sent.first_steps[place])
@@ -280,21 +326,22 @@ class BatchBuffer:
         sent.states[place] = LEARNED
         sent.next_steps[place] = step
         sent.learned_by[place] = self._book.incarnations[sent.lanes[place]]
-        sent.builder.taken(place, step)
+        sent.whole.taken(int(sent.streams[place]), step)
 
     def _learn(
         self,
         sent: SentBatch,
         places: Int64Array,
-        learned: NDArray[np.bool_],
+        counted: NDArray[np.bool_],
         answer: AnswerColumns,
     ) -> None:
-        """Note the streams that an answer says are learned."""
-        if not learned.any():
+        """Note the streams that an answer says are learned, some of them once more."""
+        if not counted.any():
             return
-        self._check_alone(sent, places, learned, answer)
-        chosen = places[learned]
-        next_steps, incarnations = answer.next_steps[learned], answer.incarnations[learned]
+        fresh = counted & (sent.states[places] == OPEN)
+        self._check_alone(sent, places, fresh, answer)
+        chosen = places[counted]
+        next_steps, incarnations = answer.next_steps[counted], answer.incarnations[counted]
         sent.states[chosen] = LEARNED
         sent.next_steps[chosen] = next_steps
         sent.learned_by[chosen] = incarnations
@@ -306,7 +353,9 @@ class BatchBuffer:
         book.incarnations[lanes] = incarnations
         book.ends[lanes] = np.maximum(book.ends[lanes], next_steps)
         book.known[lanes] = True
-        sent.builder.learn(places, learned, answer)
+        if fresh.any():
+            lengths = sent.columns.steps[places]
+            sent.whole.learn(sent.streams[places], sent.offset, lengths, fresh, answer)
 
     def _check_alone(
         self,
@@ -338,7 +387,7 @@ class BatchBuffer:
     def _finish(self, sent: SentBatch) -> list[Answer]:
         if sent.answer is not None or not sent.is_answered:
             return []
-        ready = self._buffer.answer(sent, sent.builder.result())
+        ready = self._buffer.answer(sent, True)
         if sent.undurable == 0:
             self._forget(sent)
         return ready
@@ -350,32 +399,31 @@ class BatchBuffer:
 
     # ------------------------------------------------------------------ streams that move up
 
-    def _move_up(self, refused: SentBatch, moved: list[tuple[int, int, bool, bool]]) -> list[Part]:
+    def _move_up(self, refused: SentBatch, moved: list[_Moved]) -> list[Part]:
         """Give streams of later batches, and of the refused one, another first step.
-
-        Args:
-            refused: the batch with refused streams.
-            moved: of each, its lane, the step it expects, whether it is sent again itself, and
-                whether it was refused because its incarnation is deleted.
 
         Returns:
             The parts to write once more, in order.
         """
         again: dict[int, list[int]] = {}
-        if any(moves for _, _, moves, _ in moved):
-            refused.moves += 1
-        for lane, expected_step, moves, deleted in moved:
-            if deleted:
-                self._book.incarnations[lane] = 0
-            end = expected_step
-            for sent in self._kept.values():
-                place = sent.place(lane) if sent.index >= refused.index else None
-                if place is None or sent.states[place] != OPEN or (deleted and sent.resent):
+        refused.moves += any(each.moves for each in moved)
+        later = [
+            (sent, {lane: place for place, lane in enumerate(sent.lanes.tolist())})
+            for sent in self._kept.values()
+            if sent.index >= refused.index
+        ]
+        for each in moved:
+            if each.deleted:
+                self._book.incarnations[each.lane] = 0
+            end = each.expected_step
+            for sent, places in later:
+                place = places.get(each.lane)
+                if place is None or sent.states[place] != OPEN or (each.deleted and sent.resent):
                     continue
-                if sent is refused and not moves:
+                if sent is refused and not each.moves:
                     continue
-                end = self._move(sent, place, end, deleted=deleted, again=again)
-            self._book.ends[lane] = end
+                end = self._move(sent, place, end, deleted=each.deleted, again=again)
+            self._book.ends[each.lane] = end
         return [Part(self._kept[index], np.array(sorted(again[index]))) for index in sorted(again)]
 
     def _move(
@@ -424,13 +472,19 @@ class BatchBuffer:
     # ------------------------------------------------------------------ a new call
 
     def resume(
-        self, told: pb.LanesIntroduced, last_incarnation: int, *, same_load: bool
+        self,
+        told: Positions,
+        last_incarnation: int,
+        limits: pb.ChunkLimits,
+        *,
+        same_load: bool,
     ) -> tuple[list[Part], list[Answer]]:
         """Compare the kept batches with where their streams stand when a new call is open.
 
         Args:
-            told: where the streams of all lanes stand.
+            told: where the streams of lanes stand, from lane 0 on.
             last_incarnation: as LearnOpened tells.
+            limits: of the server.
             same_load: True: the server still has everything that it answered.
 
         Returns:
@@ -440,46 +494,51 @@ class BatchBuffer:
         Raises:
             StepsLost: the server has forgotten steps that it had acknowledged.
         """
-        book = self._book
-        next_steps = np.asarray(told.next_steps).astype(np.int64)
-        durable_steps = np.asarray(told.durable_steps).astype(np.int64)
-        incarnations = np.asarray(told.incarnations).astype(np.int64)
-        lanes = np.arange(len(next_steps))
-        book.tell(lanes, next_steps, incarnations)
+        book, incarnations = self._book, told.incarnations
+        lanes = np.arange(len(incarnations))
+        book.tell(lanes, told)
         waiting = book.kept[lanes] > 0
         known, durable = book.incarnations[lanes], book.durable[lanes]
-        same = waiting & (known == incarnations) & (known != 0)
-        lost = same & (next_steps < durable)
+        lost = waiting & (known == incarnations) & (known != 0) & (told.next_steps < durable)
         if lost.any():
             lane = int(np.argmax(lost))
-            raise StepsLost.of(book.names[lane], int(next_steps[lane]), int(durable[lane]))
+            next_step = int(told.next_steps[lane])
+            raise StepsLost.of(book.names[lane], next_step, int(durable[lane]))
         ready: list[Answer] = []
         for lane in np.flatnonzero(waiting & (known != incarnations) & (known != 0)).tolist():
             gone = not same_load and not incarnations[lane]
             if gone and durable[lane] and last_incarnation < known[lane]:
                 raise StepsLost.of(book.names[lane], 0, int(durable[lane]))
             if not (gone and not durable[lane]):
-                ready += self._give_up_deleted(lane, int(known[lane]), int(next_steps[lane]))
+                next_step = int(told.next_steps[lane])
+                ready += self._give_up_deleted(lane, int(known[lane]), next_step)
                 book.durable[lane] = 0
         book.incarnations[lanes] = np.where(waiting, incarnations, known)
         there = waiting & (incarnations != 0)
-        raised = np.maximum(book.durable[lanes], durable_steps)
+        raised = np.maximum(book.durable[lanes], told.durable_steps)
         book.durable[lanes] = np.where(there, raised, book.durable[lanes])
-        again = [part for sent in list(self._kept.values()) if (part := self._again(sent))]
+        again: list[Part] = []
+        for sent in list(self._kept.values()):
+            again += self._again(sent, limits)
         return again, ready
 
-    def _again(self, sent: SentBatch) -> Part | None:
-        """Return the part of a batch to send in a new call; forget the batch if there is none."""
+    def _again(self, sent: SentBatch, limits: pb.ChunkLimits) -> list[Part]:
+        """Return the parts of a batch to send in a new call; forget it if there are none."""
         sent.resent = sent.resent or sent.undurable > 0 or bool(sent.flights.any())
         sent.flights[:] = 0
         sent.undurable = 0
-        places = np.flatnonzero(sent.states != REFUSED)
+        book, lanes = self._book, sent.lanes
+        # next_steps do not tell whether chunks without steps, labels only, are durable.
+        durable = (sent.states == LEARNED) & (sent.columns.steps > 0)
+        durable &= sent.learned_by == book.incarnations[lanes]
+        durable &= sent.next_steps <= book.durable[lanes]
+        places = np.flatnonzero((sent.states != REFUSED) & ~durable)
         if not len(places):
             self._forget(sent)
-            return None
+            return []
         if sent.resent or sent.placed:
-            sent.incarnations = self._book.incarnations[sent.lanes]
-        return Part(sent, None if len(places) == len(sent.lanes) else places)
+            sent.incarnations = book.incarnations[lanes]
+        return parts_of(sent, None if len(places) == len(lanes) else places, limits)
 
     def _give_up_deleted(self, lane: int, known: int, next_step: int) -> list[Answer]:
         """Give up what was sent of a deleted incarnation, and place what was never written."""
@@ -495,11 +554,8 @@ class BatchBuffer:
                 deleted = StreamDeleted.of(book.names[lane], known)
                 text = f"{deleted.message}; the chunk may have been learned before that"
                 error = StreamDeleted(text, deleted.violations)
-                refused = self._refused_stream(
-                    sent, place, RefusedPlace(place, error, "incarnation", next_step)
-                )
-                sent.states[place] = REFUSED
-                sent.builder.refuse(place, refused)
+                fault = RefusedPlace(place, error, "incarnation", next_step)
+                ready += self._refuse(sent, place, self._refused_stream(sent, place, fault))
                 ready += self._finish(sent)
             else:
                 sent.incarnations[place] = 0
@@ -508,6 +564,26 @@ class BatchBuffer:
                     end += int(sent.columns.steps[place])
         book.ends[lane] = end
         return ready
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """A stream that was refused."""
+
+    lane: int
+    expected_step: int
+    moves: bool
+    """Its chunk is sent again itself."""
+    deleted: bool
+    """It was refused because its incarnation is deleted."""
+
+
+def _told(sent: SentBatch, places: Int64Array, refused: RefusedPlace) -> RefusedPlace:
+    """Return a refused place with the step that its stream expects."""
+    if refused.expected_step >= 0:
+        return refused
+    step = 0 if sent.first_steps is None else int(sent.first_steps[places[refused.place]])
+    return replace(refused, expected_step=step)
 
 
 class PassingError(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from bptt import v1 as pb
 from bptt.client import convert
+from bptt.client.cutting import FRAME_BYTES
 from bptt.client.digits import number_array
 from bptt.client.types import FloatArray, Int64Array, Model
 from bptt.errors import InvalidRequest
 
 NUMBER_BYTES = 8  # of one number of a column; what a batch holds beside its values
+LANE_BYTES = 48  # of a message for each stream, beside its values: at most six numbers, packed
+ID_BYTES = 5  # of a token or class id, at most
+BATCH_STREAMS_MAX = 16_384  # the server's bound
+SOURCE_POSITION_BYTES_MAX = 256  # the server's bound
 
 Rows = NDArray[Any]
 """Inputs or targets, (N, width), or (N,) ids."""
@@ -37,6 +43,10 @@ class BatchColumns:
     """(B,) step of the first target of each stream; None: the first step."""
     shape: tuple[int, ...]
     """Of the axes that name a step: (B,), (B, T) or (N,)."""
+    sources: Sequence[bytes] | None = None
+    """(B,) source position of each stream after its steps; None: no stream has one."""
+    order: Int64Array | None = None
+    """(N,) of a table: its row that each row of `inputs` is. None: not of a table."""
 
     @property
     def size(self) -> int:
@@ -44,6 +54,19 @@ class BatchColumns:
         held = 0 if self.inputs is None else self.inputs.nbytes
         held += 0 if self.targets is None else self.targets.nbytes
         return held + 4 * NUMBER_BYTES * len(self.steps)
+
+    @property
+    def label_counts(self) -> Int64Array:
+        """(B,) number of targets of each stream."""
+        if self.targets is None:
+            return np.zeros_like(self.steps)
+        return self.steps if self.labels is None else self.labels
+
+    @property
+    def doubles(self) -> bool:
+        """Whether inputs or targets are float64."""
+        both = (self.inputs, self.targets)
+        return any(each is not None and each.dtype == np.float64 for each in both)
 
     def only(self, places: Int64Array) -> BatchColumns:
         """Return the columns of some of the streams, which stand at rising places."""
@@ -57,16 +80,111 @@ class BatchColumns:
             return None if values is None else values[np.repeat(chosen, lengths)]
 
         steps = self.steps[places]
-        labels = self.steps if self.labels is None else self.labels
+        sources = self.sources
         return BatchColumns(
             steps,
             rows(self.inputs, self.steps),
-            rows(self.targets, labels),
+            rows(self.targets, self.label_counts),
             of(self.labels),
             of(self.ends),
             of(self.first_targets),
             (int(steps.sum()),),
+            None if sources is None else [sources[place] for place in places.tolist()],
         )
+
+    def rounds(self, longest: int) -> Iterator[tuple[int, Int64Array, BatchColumns]]:
+        """Cut streams that have more than `longest` steps; a round has at most so many of each.
+
+        Targets go with their steps. The last steps of a stream end its sequence and have its
+        source position.
+
+        Returns:
+            Of each round the number of steps before it, its streams' places, and its columns.
+        """
+        starts = np.cumsum(self.steps) - self.steps
+        for first in range(0, int(self.steps.max()), longest):
+            places = np.flatnonzero(self.steps > first)
+            steps = np.minimum(self.steps[places] - first, longest)
+            rows = np.repeat(starts[places] + first - (np.cumsum(steps) - steps), steps)
+            rows += np.arange(int(steps.sum()))
+            last = self.steps[places] == first + steps
+            ends = None if self.ends is None else self.ends[places] & last
+            sources: list[bytes] | None = None
+            if self.sources is not None:
+                told = zip(places.tolist(), last.tolist(), strict=True)
+                sources = [self.sources[place] if is_last else b"" for place, is_last in told]
+            inputs = None if self.inputs is None else self.inputs[rows]
+            targets = None if self.targets is None else self.targets[rows]
+            shape = (len(rows),)
+            yield (
+                first,
+                places,
+                BatchColumns(steps, inputs, targets, None, ends, None, shape, sources),
+            )
+
+    def pieces(self, places: Int64Array | None, limits: pb.ChunkLimits) -> list[Int64Array | None]:
+        """Return the places of the streams that each message holds; None: all streams in one.
+
+        Args:
+            places: of the streams to send; None: all.
+            limits: of the server. A stream that exceeds them by itself has a message of its own.
+        """
+        rows = np.maximum(self.steps, self.label_counts)
+        size = self.steps * _row_bytes(self.inputs) + self.label_counts * _row_bytes(self.targets)
+        size += LANE_BYTES
+        if self.sources is not None:
+            size += np.array([len(each) for each in self.sources])
+        room = limits.message_bytes - FRAME_BYTES
+        longest = rows_max(self, limits)
+        chosen = np.arange(len(rows)) if places is None else places
+        found: list[Int64Array | None] = []
+        while len(chosen):
+            count = min(
+                int(np.searchsorted(np.cumsum(size[chosen]), room, side="right")),
+                int(np.searchsorted(np.cumsum(rows[chosen]), longest, side="right")),
+                BATCH_STREAMS_MAX,
+            )
+            count = max(count, 1)
+            if count == len(rows):
+                return [None]
+            found.append(chosen[:count])
+            chosen = chosen[count:]
+        return found
+
+
+def rows_max(columns: BatchColumns, limits: pb.ChunkLimits) -> int:
+    """Return the most steps, or targets, in one message."""
+    return (limits.double_steps or limits.steps) if columns.doubles else limits.steps
+
+
+def steps_of_stream_max(columns: BatchColumns, limits: pb.ChunkLimits) -> int:
+    """Return the most steps of one stream, with their targets, in one message; at least 1."""
+    width = _row_bytes(columns.inputs)
+    if columns.labels is None:
+        width += _row_bytes(columns.targets)
+    room = limits.message_bytes - FRAME_BYTES - LANE_BYTES - SOURCE_POSITION_BYTES_MAX
+    return max(1, min(rows_max(columns, limits), room // max(width, 1)))
+
+
+def check_again(columns: BatchColumns, limits: pb.ChunkLimits) -> None:
+    """Check that a batch which has to be sent again still fits.
+
+    Raises:
+        InvalidRequest: the server takes smaller messages than the one before.
+    """
+    most, longest = int(columns.steps.max()), steps_of_stream_max(columns, limits)
+    if most > longest:
+        value = f"{most} steps of a stream that have to be sent again"
+        bound = f"at most {longest} steps of a stream in a message"
+        raise InvalidRequest.of("batch", value, bound, reason="too_long")
+
+
+def _row_bytes(rows: Rows | None) -> int:
+    if rows is None:
+        return 0
+    if rows.dtype.kind != "f":
+        return ID_BYTES
+    return int(rows.itemsize * np.prod(rows.shape[1:], dtype=np.int64))
 
 
 def columns_of(
@@ -76,40 +194,87 @@ def columns_of(
     *,
     streams: int,
     steps: ArrayLike | None = None,
+    target_steps: ArrayLike | None = None,
+    first_target_steps: ArrayLike | None = None,
     ends: ArrayLike | None = None,
+    sources: Sequence[bytes] | None = None,
 ) -> BatchColumns:
     """Lay out the arrays of `send_many`.
 
     Args:
         model: that they are for.
         values: (B, D) or (B, T, D) numbers, (B,) or (B, T) token ids; with `steps` (N, D) or (N,).
-        targets: the same with output_size in place of D; (B,) or (B, T) class ids.
+        targets: the same with output_size in place of D; (B,) or (B, T) class ids. With
+            `target_steps`, or as many as `steps`: (M, output_size) or (M,).
         streams: B.
         steps: (B,) number of steps of each stream, where `values` holds one stream after another.
+        target_steps: (B,) number of targets of each stream.
+        first_target_steps: (B,) step of the first target of each stream.
         ends: (B,) or one for all: whether the stream's sequence ends.
+        sources: (B,) source positions.
 
     Raises:
         InvalidRequest: an array has another shape, or holds no numbers.
     """
-    lengths = None if steps is None else _lengths(steps, streams)
+    lengths = None if steps is None else _lengths("steps", steps, streams)
     inputs, shape = _inputs(model, values, streams, lengths)
     if lengths is None:
         each = int(np.prod(shape[1:], dtype=np.int64)) if inputs is not None else 0
         lengths = np.full(streams, each)
-    wanted, labels = _targets(model, targets, streams, lengths)
+    counts = None if target_steps is None else _lengths("target_steps", target_steps, streams)
+    wanted, labels = _targets(model, targets, streams, lengths, counts)
+    firsts = None
+    if first_target_steps is not None:
+        firsts = step_numbers("first_target_steps", first_target_steps, streams)
     ended: NDArray[np.bool_] | None = None
     if ends is not None:
-        ended = np.broadcast_to(np.asarray(ends, bool), (streams,))
+        given = np.asarray(ends, bool)
+        if given.shape not in ((), (streams,)):
+            bound = f"one for all, or of shape ({streams},)"
+            raise InvalidRequest.of("ends_of_sequence", f"of shape {given.shape}", bound)
+        ended = np.broadcast_to(given, (streams,))
         ended = ended if ended.any() else None
-    return BatchColumns(lengths, inputs, wanted, labels, ended, None, shape)
+    return BatchColumns(
+        lengths, inputs, wanted, labels, ended, firsts, shape, _sources(sources, streams)
+    )
 
 
-def _lengths(steps: ArrayLike, streams: int) -> Int64Array:
-    lengths = np.asarray(steps)
+def in_rows_of_table(columns: BatchColumns, order: Int64Array) -> BatchColumns:
+    """Return the columns of a table whose row `order[i]` is row i of the inputs."""
+    return replace(columns, order=order, shape=(len(order),))
+
+
+def step_numbers(field: str, given: ArrayLike, streams: int) -> Int64Array:
+    """Return step numbers, one for each stream.
+
+    Raises:
+        InvalidRequest: they are something else.
+    """
+    return _lengths(field, np.broadcast_to(given, (streams,)) if np.ndim(given) == 0 else given,
+                    streams)  # fmt: skip
+
+
+def _sources(sources: Sequence[bytes] | None, streams: int) -> Sequence[bytes] | None:
+    if sources is None or not any(sources):
+        return None
+    if len(sources) != streams:
+        bound = f"{streams}, one for each stream"
+        raise InvalidRequest.of("source_positions", f"{len(sources)} positions", bound)
+    longest = max(map(len, sources))
+    if longest > SOURCE_POSITION_BYTES_MAX:
+        bound = f"at most {SOURCE_POSITION_BYTES_MAX} bytes each"
+        raise InvalidRequest.of("source_positions", f"{longest} bytes", bound)
+    return list(sources)
+
+
+def _lengths(field: str, given: ArrayLike, streams: int) -> Int64Array:
+    lengths = np.asarray(given)
     if lengths.shape != (streams,) or lengths.dtype.kind not in "iu" or (lengths < 0).any():
         value = f"of shape {lengths.shape} and dtype {lengths.dtype}"
+        if lengths.dtype.kind in "iu" and (lengths < 0).any():
+            value = f"{lengths.min()}"
         bound = f"whole numbers, 0 or more, of shape ({streams},): one for each stream"
-        raise InvalidRequest.of("steps", value, bound)
+        raise InvalidRequest.of(field, value, bound)
     return lengths.astype(np.int64)
 
 
@@ -126,7 +291,11 @@ def _inputs(
 
 
 def _targets(
-    model: Model, targets: ArrayLike | None, streams: int, lengths: Int64Array
+    model: Model,
+    targets: ArrayLike | None,
+    streams: int,
+    lengths: Int64Array,
+    counts: Int64Array | None,
 ) -> tuple[Rows | None, Int64Array | None]:
     """Return the targets, and how many each stream has if they are not as many as its steps."""
     if targets is None:
@@ -138,6 +307,9 @@ def _targets(
     else:
         width = (model.targets,)
         array = number_array("targets", targets)
+    if counts is not None:
+        rows, _ = _rows_of("targets", array, width, streams, counts)
+        return rows, None if (counts == lengths).all() else counts
     if array.shape == (int(lengths.sum()), *width):
         return np.ascontiguousarray(array), None
     rows, shape = _rows_of("targets", array, width, streams, None)
@@ -201,6 +373,8 @@ def to_proto(
         message.target_steps.extend(columns.labels.tolist())
     if columns.first_targets is not None:
         message.first_target_steps.extend(columns.first_targets.tolist())
+    if columns.sources is not None:
+        message.source_positions.extend(columns.sources)
     _add_rows(message, "input", columns.inputs)
     _add_rows(message, "target", columns.targets)
     return message

@@ -254,6 +254,24 @@ def model_from_proto(message: pb.Model) -> Model:
     )
 
 
+def target_names(model: Model) -> tuple[str, ...]:
+    """Return a name for each target, made from its number where the model has no names.
+
+    For next_token, whose answers have no column for each token, there are none.
+    """
+    if model.task == "next_token":
+        return ()
+    spec, count = model.spec, model.targets
+    names = list(spec.get("target_names", ()))
+    inputs = spec.get("input_names", ())
+    if not names and model.task == "forecast" and inputs:
+        names = [inputs[place] for place in spec.get("target_columns", ()) or range(count)]
+    if len(names) != count:
+        what = "class" if model.task == "classification" else "target"
+        names = [f"{what}_{number}" for number in range(count)]
+    return tuple(names)
+
+
 def state_from_proto(number: int) -> ModelState:
     """Return the name of a state; `unspecified` for one that this version does not know."""
     return _STATES.get(number, "unspecified")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from bptt import v1 as pb
 from bptt.client.convert import packed
 from bptt.client.types import Answer, Learned, Model, Refused
 from bptt.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from bptt.client.retransmit import Sent
 
 UNTOLD = pb.ChunkLimits(message_bytes=4 << 20, steps=1 << 32, double_steps=1 << 32)
 """Of a server that tells no limits: gRPC's own default."""
@@ -122,6 +125,19 @@ def too_large(chunk: pb.Chunk, what: str, rows: int, limits: pb.ChunkLimits) -> 
     return InvalidRequest.of("chunk", value, bound, reason="too_long")
 
 
+def check_again(again: Sequence[Sent], limits: pb.ChunkLimits) -> None:
+    """Check that chunks which have to be sent again still fit.
+
+    Raises:
+        InvalidRequest: the server takes smaller messages than the one before.
+    """
+    for sent in again:
+        chunk = sent.message.chunk
+        if is_too_large(chunk, sent.steps, sent.labels, limits):
+            what = f"a chunk of {sent.steps} steps that has to be sent again"
+            raise too_large(chunk, what, max(sent.steps, sent.labels), limits)
+
+
 class _Source:
     """The arrays of a chunk, of which pieces are made."""
 
@@ -143,6 +159,7 @@ class _Source:
             first_step=chunk.first_step + first,
             end_of_sequence=chunk.end_of_sequence and last,
             incarnation=chunk.incarnation,
+            source_position=chunk.source_position if last else b"",
         )
         for name, rows in self._rows.items():
             _add(piece, name, rows[first : first + count])

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bptt import v1 as pb
 from bptt.client.types import Int64Array
 from bptt.errors import InvalidRequest, LimitReached
 
 LANES_MAX = 1 << 17  # the server's bound
 STREAM_ID_BYTES_MAX = 256  # the server's bound
 FIRST_ROOM = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """Where streams stand on the server: columns with one entry for each lane."""
+
+    next_steps: Int64Array
+    durable_steps: Int64Array
+    incarnations: Int64Array
+
+    @classmethod
+    def of(cls, messages: Sequence[pb.LanesIntroduced]) -> Positions:
+        """Return the columns of messages about consecutive lanes."""
+
+        def column(name: str) -> Int64Array:
+            found = [np.asarray(getattr(each, name)).astype(np.int64) for each in messages]
+            return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+        return cls(column("next_steps"), column("durable_steps"), column("incarnations"))
 
 
 class LaneBook:
@@ -24,10 +46,13 @@ class LaneBook:
         incarnations: the stream's incarnation, as last told; 0: not known.
         kept: number of kept batches that hold the stream.
         known: whether the server has told where the stream stands.
+        lent: lanes of streams that were last sent to as single chunks; where these stand, the
+            session's `RetransmitBuffer` knows.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.lent: set[int] = set()
         self._lanes: dict[str, int] = {}
         self._room(FIRST_ROOM)
 
@@ -43,7 +68,7 @@ class LaneBook:
     durable: Int64Array
     incarnations: Int64Array
     kept: Int64Array
-    known: Int64Array
+    known: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,10 +110,11 @@ class LaneBook:
             self.names.append(stream_id)
         return new
 
-    def tell(self, lanes: Int64Array, steps: Int64Array, incarnations: Int64Array) -> None:
+    def tell(self, lanes: Int64Array, told: Positions) -> None:
         """Note where streams stand of which nothing was known."""
         new = ~self.known[lanes]
         lanes = lanes[new]
-        self.ends[lanes] = np.maximum(self.ends[lanes], steps[new])
-        self.incarnations[lanes] = incarnations[new]
+        self.ends[lanes] = np.maximum(self.ends[lanes], told.next_steps[new])
+        self.durable[lanes] = told.durable_steps[new]
+        self.incarnations[lanes] = told.incarnations[new]
         self.known[lanes] = True

@@ -38,8 +38,8 @@ class Ordered(Protocol):
     """Number in the session among chunks, pieces and batches, from 0."""
     answer: Any
     """None: not answered yet."""
-    whole: Whole | None
-    """Of a piece: its chunk."""
+    whole: Any
+    """What joins the answers of pieces; None: it is answered by itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -188,10 +188,15 @@ class RetransmitBuffer:
             self.ends[sent.stream_id] = max(end, sent.end)
         return sent
 
-    def keep_batch(self, sent: Ordered) -> None:
-        """Keep the place of a batch among the answers, and count it."""
+    def keep_batch(self, sent: Ordered, *, is_first: bool) -> None:
+        """Keep the place of a batch among the answers, and count it.
+
+        Args:
+            sent: the batch.
+            is_first: False: a further batch of the `send_many` that was added last.
+        """
         self.taken += 1
-        self.chunks_taken += 1
+        self.chunks_taken += is_first
         self.unanswered += 1
         self.chunks += 1
         self.size += sent.size
@@ -242,7 +247,7 @@ class RetransmitBuffer:
     def _pieces(self) -> list[Sent]:
         return [each for each in self._order if isinstance(each, Sent) and each.whole is not None]
 
-    def answer(self, sent: Ordered, answer: Answer) -> list[Answer]:
+    def answer(self, sent: Ordered, answer: Answer | bool) -> list[Answer]:
         """Note the answer to a chunk or a batch; returns the answers to hand out now."""
         if sent.answer is None:
             sent.answer = answer

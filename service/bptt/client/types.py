@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ Float32Array = NDArray[np.float32]
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 """float64 where the numbers that were sent have digits that float32 would lose."""
 Int64Array = NDArray[np.int64]
+TableLibrary = Literal["pandas", "polars", "pyarrow"]
 
 
 class ModelSpec(TypedDict, total=False):
@@ -130,6 +131,15 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """The answer to `Client.import_model`."""
+
+    model: Model
+    notes: tuple[str, ...]
+    """What was assumed because the file does not tell it, one line each, for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A saved state of a model."""
 
@@ -182,6 +192,33 @@ class Prediction:
     """Next token: (T, K) likeliest next tokens, likeliest first. No rows for other tasks."""
     top_probabilities: Float32Array
     """Their probabilities."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchPrediction:
+    """Predictions for several streams, all from one snapshot of a model."""
+
+    stream_ids: Sequence[str]
+    """The B streams, in the order in which they were asked for."""
+    values: FloatArray
+    """(B, horizon, targets) without inputs, else (B, horizon, targets), (B, T, horizon, targets)
+    or (N, horizon, targets), as the inputs were given: a prediction after each given step. In the
+    user's units; NaN for streams that were refused. Next token: no rows; see `top_tokens`."""
+    next_steps: Int64Array
+    """(B,) number of the step that follows the state that was used; 0 of a stream that was
+    refused."""
+    update: int
+    """Updates that the snapshot includes."""
+    error_low: Float32Array
+    """As in `Prediction`, and so is the next one."""
+    error_high: Float32Array
+    top_tokens: Int64Array
+    """Next token: (…, K) likeliest next tokens, likeliest first; -1 for streams that were refused.
+    No rows for other tasks."""
+    top_probabilities: Float32Array
+    """Their probabilities."""
+    refused: dict[str, ServiceError]
+    """By stream: why there is no prediction, such as an `UnknownStream`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +307,8 @@ class BatchResult:
     predictions: FloatArray | None
     """(…, horizon, targets), in the user's units, each made before its target was learned; NaN for
     steps that were refused, were known already, or whose answer was lost with a connection. None
-    where the session leaves predictions out, and for next_token; see `top_tokens`."""
+    where the session leaves predictions out, for next_token, where `top_tokens` has them, and where
+    every step would be NaN."""
     anomaly_scores: Float32Array | None
     """Forecast: (…) probabilities, one a step, of an error at least as large as the step's own; NaN
     before there are errors. None where there are no predictions."""
@@ -287,6 +325,29 @@ class BatchResult:
     refused: dict[str, Refused]
     """By stream: those that were refused. Nothing of them was learned."""
     model_state: ModelState
+    steps: Int64Array
+    """(B,) number of steps of each stream that were sent."""
+    order: Int64Array | None = None
+    """Of a table, (N,): the row of each step, one stream after another. None: not of a table."""
+    target_names: tuple[str, ...] = ()
+    """Names of the targets, for `to_table`."""
+
+    def to_table(self, library: TableLibrary = "pandas", *, stream_column: str = "stream") -> Any:
+        """Return the result as a table with one row for each step that was sent.
+
+        Its columns: the stream; `step`, the number of the step, or missing where the stream was
+        refused; for each target `NAME_predicted`, `NAME_low` and `NAME_high`, the ends of the
+        band, with `_1`, `_2` and so on for the steps of a longer horizon; `anomaly_score`. For
+        classes `NAME_predicted` is a probability; for next_token there are `token_1`,
+        `probability_1` and so on.
+
+        Args:
+            library: that makes the table; it must be installed.
+            stream_column: name of the column with the streams.
+        """
+        from bptt.client.tables import result_table  # only who asks for a table needs it
+
+        return result_table(self, library, stream_column)
 
 
 Answer = Learned | Refused | BatchResult

@@ -196,7 +196,6 @@ class Band:
 
     def packed(self, band: ErrorBand) -> bytes:
         """Return the encoded fields `error_low` and `error_high`; empty without a band."""
-        kind = self._kind
         if band is self._seen:
             return self._data
         self._seen = low, high = band
@@ -204,7 +203,8 @@ class Band:
         if of != self._of:
             self._data = b""
             if len(low):
-                self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
+                ends = (("error_low", low), ("error_high", high))
+                self._data = b"".join(packed(self._kind, field, end) for field, end in ends)
             self._of = of
         return self._data
 
