@@ -17,7 +17,7 @@ from bptt.durability import CheckpointInfo, Command, Record, SqliteStore
 from bptt.engine import live, recovery, stalls, supervisor
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
-from bptt.engine.records import apply_record, make_checkpoint
+from bptt.engine.records import apply_record, make_checkpoint, StreamNames
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
 from bptt.errors import (
@@ -466,9 +466,9 @@ def test_replay_stops_before_a_record_that_breaks_the_learner(
     store.append("m", [Record(2, Command("configure", {"learning_rate": 0.25}))])
     apply, calls = apply_record, []
 
-    def breaks(learner: Learner, record: Record, load: Any) -> Any:
+    def breaks(learner: Learner, record: Record, load: Any, names: StreamNames) -> Any:
         calls.append(record.lsn)
-        applied = apply(learner, record, load)
+        applied = apply(learner, record, load, names)
         if record.lsn == 2:
             raise IndexError("half-way")
         return applied

@@ -109,7 +109,9 @@ def test_only_the_bad_one_of_several_joined_chunks_is_refused() -> None:
     bad[0, 0] = np.nan
     outcome = run(learner, batches([*given[:2], replace(given[2], inputs=bad)]))
     first, second, third = outcome.answers
-    assert not (first.errors or second.errors or third.parts)
+    assert not first.errors
+    assert not second.errors
+    assert not third.parts
     [(lane, error)] = third.errors
     assert (lane, error.reason) == (0, "not_finite")
     assert learner.next_step("s") == 2

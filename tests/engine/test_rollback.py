@@ -104,7 +104,7 @@ async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
     assert all(isinstance(each, ChunkResult) for each in found), [
         getattr(each, "error", None) for each in found
     ]
-    return found  # type: ignore[return-value]
+    return found
 
 
 async def end(trainer: Trainer) -> None:

@@ -54,7 +54,7 @@ def _follows(before: Round, after: Round) -> bool:
     return (
         len(first) == len(second) == 1
         and first.stream_ids == second.stream_ids
-        and first.ends is None
+        and (first.ends is None or not first.ends[0])
         and (first.source_positions is None or second.source_positions is not None)
         and first.inputs.dtype == second.inputs.dtype
         and int(second.first_steps[0]) == int(first.first_steps[0]) + len(first.inputs)
@@ -97,7 +97,8 @@ def split(
     windows = _windows(spec, sequence_step)
     start = told = 0
     for place, (each, stop) in enumerate(zip(queued, stops.tolist(), strict=True)):
-        done = _windows(spec, sequence_step + stop) - windows
+        # A model that stops learning on the way makes fewer updates.
+        done = min(_windows(spec, sequence_step + stop) - windows, len(updates))
         if place == len(queued) - 1:  # the end of a sequence learns its last steps
             done = len(updates)
         parts.append(

@@ -310,6 +310,19 @@ def _not_finite(field: str, rows: Rows, names: tuple[str, ...], *, nan_allowed: 
     return _out_of_bounds(field, rows, bad, names, bound, reason="not_finite")
 
 
+def blame(wrong: Wrong, lengths: npt.NDArray[np.int64], errors: dict[int, ServiceError]) -> None:
+    """Note the first wrong row of each chunk."""
+    if wrong is None:
+        return
+    rows, error = wrong
+    ends = np.cumsum(lengths)
+    places = np.searchsorted(ends, rows, side="right")
+    starts = ends - lengths
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        if place not in errors:
+            errors[place] = error(row, row - int(starts[place]))
+
+
 def _out_of_bounds(
     field: str,
     rows: Rows,

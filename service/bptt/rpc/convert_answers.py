@@ -69,7 +69,7 @@ class AnswerWriter:
         self._tokens = spec.task == "next_token"
         self._predictions = predictions
         self._top = top_tokens
-        self._band = Band()
+        self._bands = {kind: Band(kind) for kind in (pb.ChunkLearned, pb.BatchLearned)}
 
     def learned(
         self,
@@ -169,7 +169,7 @@ class AnswerWriter:
             return
         kind = type(message)
         data = _packed_predictions(kind, rows, doubles=doubles)
-        data += self._band.packed(kind, band)
+        data += self._bands[kind].packed(band)
         if answer.anomaly_scores is not None:
             data += packed(kind, "anomaly_scores", answer.anomaly_scores)
         message.MergeFromString(data)
@@ -183,28 +183,28 @@ def _placed(column: IntArray, places: IntArray, values: IntArray) -> IntArray:
 
 
 class Band:
-    """Encodes error bands, and keeps the encoding of the last one.
+    """Encodes error bands for one kind of message, and keeps the encoding of the last one.
 
     Every answer carries the band, which changes about every 32 errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Message]) -> None:
+        self._kind = kind
         self._seen: ErrorBand | None = None
-        self._kind: type[Message] = Message  # whose fields `_data` names
         self._of = b""
         self._data = b""
 
-    def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
+    def packed(self, band: ErrorBand) -> bytes:
         """Return the encoded fields `error_low` and `error_high`; empty without a band."""
-        if band is self._seen and kind is self._kind:
+        if band is self._seen:
             return self._data
         self._seen = low, high = band
         of = low.tobytes() + high.tobytes()
-        if of != self._of or kind is not self._kind:
-            self._kind = kind
+        if of != self._of:
             self._data = b""
             if len(low):
-                self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
+                ends = (("error_low", low), ("error_high", high))
+                self._data = b"".join(packed(self._kind, field, end) for field, end in ends)
             self._of = of
         return self._data
 
@@ -397,4 +397,4 @@ def _add_rows(
         return
     kind = type(response)
     data = _packed_predictions(kind, rows, doubles=doubles)
-    response.MergeFromString(data + Band().packed(kind, snapshot.error_band()))
+    response.MergeFromString(data + Band(kind).packed(snapshot.error_band()))

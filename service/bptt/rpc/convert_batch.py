@@ -147,7 +147,7 @@ class BatchReader:
             if not all(names):
                 for place in np.flatnonzero(names == None).tolist():  # noqa: E711 - by element
                     bound = "a lane that was introduced in this call"
-                    errors[place] = InvalidRequest.of("lanes", lanes[place], bound)
+                    errors[place] = InvalidRequest.of("lanes", int(lanes[place]), bound)
         else:
             names = np.array(message.stream_ids, object)
             for place, name in enumerate(message.stream_ids):
@@ -276,22 +276,9 @@ class BatchReader:
 
     def _check_values(self, columns: _Columns, errors: dict[int, ServiceError]) -> None:
         """Refuse chunks with values out of their bounds: one pass over all rows."""
-        _blame(self._reader.wrong_inputs(columns.inputs), columns.steps, errors)
+        convert.blame(self._reader.wrong_inputs(columns.inputs), columns.steps, errors)
         if columns.targets is not None:
-            _blame(self._reader.wrong_targets(columns.targets), columns.labels, errors)
-
-
-def _blame(wrong: convert.Wrong, lengths: Int64, errors: dict[int, ServiceError]) -> None:
-    """Note the first wrong row of each chunk."""
-    if wrong is None:
-        return
-    rows, error = wrong
-    ends = np.cumsum(lengths)
-    places = np.searchsorted(ends, rows, side="right")
-    starts = ends - lengths
-    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-        if place not in errors:
-            errors[place] = error(row, row - int(starts[place]))
+            convert.blame(self._reader.wrong_targets(columns.targets), columns.labels, errors)
 
 
 def _column(message: pb.ChunkBatch, field: str, count: int) -> Int64 | None:

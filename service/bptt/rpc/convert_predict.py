@@ -81,12 +81,15 @@ class PredictReader:
             raise InvalidRequest.of("stream_ids", f"{count} names", f"1 to {most} names")
         if len(set(message.stream_ids)) < count:
             raise InvalidRequest.of("stream_ids", "a name twice", "each name at most once")
-        inputs = self._reader.predict_inputs(message)
-        steps = self._steps(message, count, 0 if inputs is None else len(inputs))
+        rows = self._reader.rows_of_inputs(message)
+        inputs = rows if len(rows) else None
+        steps = self._steps(message, count, len(rows))
+        errors: dict[int, ServiceError] = {}
+        convert.blame(self._reader.wrong_inputs(rows), np.array(steps), errors)
         asked = AskedStreams([], inputs, [], [], [], bool(message.input_doubles))
         good = np.ones(count, bool)
         for place, (stream_id, length) in enumerate(zip(message.stream_ids, steps, strict=True)):
-            view = self._view(stream_id, length, views)
+            view = errors.get(place) or self._view(stream_id, length, views)
             if isinstance(view, StreamView):
                 asked.views.append(view)
                 asked.steps.append(length)
