@@ -23,7 +23,7 @@ METER = 1.7e9
         ([METER, METER + 1], np.float64),
         ([20.123456, 20.1234561], np.float64),
         ([1e39], np.float64),
-        (np.float32([METER]), np.float32),
+        (np.array([METER], np.float32), np.float32),
         ([16_777_216, 16_777_217], np.float64),
         ([1, 2, 3], np.float32),
         ([], np.float32),
