@@ -144,6 +144,10 @@ def test_many_series_are_summed_up(bptt: Bptt, tmp_path: Path, name: str) -> Non
     assert "by stream: median" in done.out
     assert "learned on stream s7" not in done.out
     assert len(done.out.splitlines()) <= 8
+    again = bptt("learn", str(tmp_path / "a.csv"), "--model", name, *OPTIONS)
+    assert "120 streams have steps already: continuing after them" in again.err
+    assert "nothing new for 120 streams" in again.err
+    assert len(again.err.splitlines()) <= 12
 
 
 def test_a_row_without_a_series_is_refused_before_anything_is_learned(

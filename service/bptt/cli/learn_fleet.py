@@ -53,6 +53,8 @@ class FleetRun:
     append: bool
     by_number: bool
     as_json: bool
+    _notes: list[str] = field(init=False, default_factory=list)
+    """What would be printed of each stream."""
     _rows: dict[str, list[Batch]] | None = field(init=False, default=None)
     """Of each series, once a stream has to be compared with them."""
 
@@ -68,6 +70,7 @@ class FleetRun:
         """
         self._check_names()
         begins = {name: await self._begin(name) for name in self.found.series}
+        self._say_begins()
         self._rows = None
         stop = asyncio.Event()
         read = partial(self.table.read_series, self.choice, ROWS_OF_STREAM)
@@ -118,10 +121,20 @@ class FleetRun:
             source=self.options.file,
             read=partial(self._read_anew, name),
             times=self.found.step_times,
-            say=self.say,
+            say=self.say if len(self.found.series) <= TOLD_MAX else self._notes.append,
             append=self.append,
             by_number=self.by_number,
         ).find()
+
+    def _say_begins(self) -> None:
+        """Print where many streams begin: how many simply go on, and the first of the others."""
+        others = [line for line in self._notes if not line.endswith("continuing after them")]
+        if going_on := len(self._notes) - len(others):
+            self.say(f"{plural(going_on, 'stream')} have steps already: continuing after them")
+        for line in others[:TOLD_MAX]:
+            self.say(line)
+        if len(others) > TOLD_MAX:
+            self.say(f"and {plural(len(others) - TOLD_MAX, 'more line')} like these")
 
     def _read_anew(self, name: str, rows_max: int, emit: Callable[[Batch], None]) -> None:
         """Hand the rows of one series to `emit`. The file is read once for all of them."""
