@@ -64,6 +64,17 @@ async def test_unknown_streams_are_told_by_name(client: Client, name: str) -> No
     assert found.next_steps.tolist() == [20, 0, 20]
 
 
+async def test_a_bad_value_refuses_its_stream(client: Client, name: str) -> None:
+    await taught(client, name, SPEC, walk(3, 20, 2))
+    given = walk(3, 2, 2)
+    given[1, 1, 0] = np.inf
+    found = await client.predict_batch(name, NAMES, given)
+    assert list(found.refused) == ["b"]
+    assert found.refused["b"].violations[0].field == "inputs"
+    assert np.isnan(found.values[1]).all()
+    assert np.isfinite(found.values[[0, 2]]).all()
+
+
 async def test_tokens(client: Client, name: str) -> None:
     spec: Any = {"task": "next_token", "vocabulary_size": 9, "hidden_size": 4, "k1": 2, "k2": 4}
     await taught(client, name, spec, np.arange(30).reshape(3, 10) % 9)
@@ -85,7 +96,6 @@ async def test_bad_arguments(client: Client, name: str) -> None:
         (([],), "stream_ids"),
         ((NAMES, np.zeros((2, 2))), "inputs"),
         ((NAMES, np.zeros((3, 4, 5))), "inputs"),
-        ((NAMES, np.full((3, 2), np.inf)), "inputs"),
     ):
         with pytest.raises(InvalidRequest, match=text):
             await client.predict_batch(name, *arguments)

@@ -321,8 +321,8 @@ class Client:
     ) -> BatchPrediction:
         """Predict from many streams' live states, without changing anything.
 
-        A stream that does not exist has its reason in `BatchPrediction.refused`, and the others are
-        predicted, all from one snapshot of the model.
+        A stream that does not exist, or whose inputs are not valid, has its reason in
+        `BatchPrediction.refused`; the others are predicted, all from one snapshot of the model.
 
         Args:
             model_id: the model.
