@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from bptt import v1 as pb
 from bptt.client import connection, cutting
-from bptt.client.batch_buffer import BatchBuffer, Part
+from bptt.client.batch_buffer import BatchBuffer
 from bptt.client.grouping import Group
 from bptt.client.lanes import LaneBook
 from bptt.client.retransmit import Sent
+from bptt.client.sent_batch import Part
 
 HOLD_SECONDS = 0.002  # the longest that a small chunk waits for more: a few round trips
 

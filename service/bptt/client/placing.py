@@ -8,7 +8,7 @@ it is kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bptt.client.connection import Connection
 from bptt.client.errors import passes
@@ -29,6 +29,7 @@ class Placer:
         buffer: the account of streams that are sent to by chunks.
         book: the account of those that are sent to by batches.
         progress: rings when an answer has come.
+        ended: whether the session has ended, so that nobody need wait any longer.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Placer:
         buffer: RetransmitBuffer,
         book: LaneBook,
         progress: Notifier,
+        ended: Callable[[], bool],
     ) -> None:
         self._connection = connection
         self._outbox = outbox
@@ -45,8 +47,7 @@ class Placer:
         self._book = book
         self._progress = progress
         self._finding = asyncio.Lock()
-        self.ended = False
-        """True: the session has ended, and nobody need wait any longer."""
+        self._ended = ended
 
     def durable_step(self, stream_id: str) -> int:
         """Return the step before which all of a stream is durable, as last told."""
@@ -72,8 +73,8 @@ class Placer:
         if stream_id in buffer.ends:
             return
         async with self._finding:
-            await self._progress.until(lambda: self.ended or not buffer.awaits(stream_id))
-            while stream_id not in buffer.ends and not self.ended:
+            await self._progress.until(lambda: self._ended() or not buffer.awaits(stream_id))
+            while stream_id not in buffer.ends and not self._ended():
                 try:
                     found = await self._connection.find(stream_id)
                 except ServiceError as error:

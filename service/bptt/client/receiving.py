@@ -11,12 +11,13 @@ import numpy as np
 from bptt import v1 as pb
 from bptt.client import batch_answers, convert
 from bptt.client.batch_answers import AnswerColumns
-from bptt.client.batch_buffer import BatchBuffer, Part, PassingError, SentBatch
+from bptt.client.batch_buffer import BatchBuffer, PassingError
 from bptt.client.errors import passes
 from bptt.client.grouping import Group
 from bptt.client.lanes import LaneBook, Positions
 from bptt.client.outbox import Message, Outbox
 from bptt.client.retransmit import MOVES_MAX, RetransmitBuffer, Sent
+from bptt.client.sent_batch import Part, SentBatch
 from bptt.client.types import Answer, Model
 from bptt.errors import OutOfOrder, ServiceError, StreamDeleted, StreamInUse
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,21 +20,20 @@ from bptt import v1 as pb
 from bptt.client import columns as columns_of
 from bptt.client import convert, cutting, tables
 from bptt.client.batch_answers import ResultBuilder
-from bptt.client.batch_buffer import BatchBuffer, parts_of
+from bptt.client.batch_buffer import BatchBuffer
 from bptt.client.columns import BatchColumns
-from bptt.client.connection import Connection, NewCall, RECONNECT_SECONDS
-from bptt.client.errors import passes, ServerUnreachable
-from bptt.client.lanes import LaneBook, Positions
-from bptt.client.notifier import is_being_cancelled, Notifier
+from bptt.client.connection import Connection, RECONNECT_SECONDS
+from bptt.client.keeping import Keeper
+from bptt.client.lanes import LaneBook
+from bptt.client.notifier import Notifier
 from bptt.client.outbox import Outbox
 from bptt.client.placing import Placer
-from bptt.client.receiving import Receiver, TryAgainError
 from bptt.client.retransmit import RetransmitBuffer
+from bptt.client.sent_batch import parts_of
 from bptt.client.types import Answer, BatchResult, Int64Array, Model, Refused
-from bptt.client.writing import Writer
-from bptt.errors import InvalidRequest, ServerStopping, ServiceError
+from bptt.errors import InvalidRequest, ServerStopping
 
-UNANSWERED_MAX = 256  # messages in flight: enough for a fast server, few enough for a quick stop
+UNANSWERED_MAX = 256  # chunks in flight: enough for a fast server, few enough for a quick stop
 UNREAD_MAX = 4096  # answers that the caller has not read; 10 MB at 64 steps of 8 outputs
 KEPT_CHUNKS_MAX = 4096  # chunks that are not durable: a second of small ones
 KEPT_BYTES_MAX = 64 << 20  # their bytes: sixteen of the largest chunks
@@ -66,36 +64,51 @@ class LearnSession:
         """Use `Client.learn` instead."""
         self._resume = resume
         self._connection = Connection(stub, address, opening, reconnect_seconds)
-        self._keeper: asyncio.Task[None] | None = None
         self._news = Notifier()  # wakes readers of answers
         self._progress = Notifier()  # wakes tasks that wait for room or for acknowledgements
         self._buffer = RetransmitBuffer()
         self._book = LaneBook()
         self._batches = BatchBuffer(self._book, self._buffer)
         self._outbox = Outbox(self._batches, self._book)
-        self._writer = Writer(self._connection, self._outbox, self._may_close, resume=resume)
-        self._placer = Placer(
-            self._connection, self._outbox, self._buffer, self._book, self._progress
-        )
-        self._receiver = Receiver(
+        self._keeper = Keeper(
+            self._connection,
             self._outbox,
             self._buffer,
             self._batches,
             self._book,
             self._hand_out,
+            self._ring,
             resume=resume,
             predictions=not opening.omit_predictions,
         )
+        self._placer = Placer(
+            self._connection,
+            self._outbox,
+            self._buffer,
+            self._book,
+            self._progress,
+            lambda: self._keeper.ended,
+        )
         self._answers: deque[Answer] = deque()
-        self._closing = False
-        self._ended = False
-        self._error: Exception | None = None
         self._reader: asyncio.Task[Any] | None = None
-        self.server_stopping = False
-        """True: the server was stopping when the session ended. It has answered what it accepted;
-        send the rest later. Only without `resume`."""
-        self.reconnections = 0
+
+    def _ring(self) -> None:
+        self._progress.ring()
+        if self._keeper.ended:
+            self._news.ring()
+
+    @property
+    def server_stopping(self) -> bool:
+        """True: the server was stopping when the session ended.
+
+        It has answered what it accepted; send the rest later. Only without `resume`.
+        """
+        return self._keeper.server_stopping
+
+    @property
+    def reconnections(self) -> int:
         """How many further calls the session has opened."""
+        return self._keeper.reconnections
 
     async def __aenter__(self) -> Self:
         """Open the model.
@@ -105,11 +118,8 @@ class LearnSession:
             ServerUnreachable: no server answers; the first call is not repeated.
         """
         new = await self._connection.open([], [])
-        self.model = self._receiver.model = convert.model_from_proto(new.opened.model)
-        self._outbox.limits = new.limits
-        self._receiver.begin(0)
-        self._connection.use(new)
-        self._keeper = asyncio.create_task(self._keep_up(), name="learn session")
+        self.model = convert.model_from_proto(new.opened.model)
+        self._keeper.begin(new, self.model)
         return self
 
     async def __aexit__(
@@ -123,12 +133,7 @@ class LearnSession:
             if error is None:
                 await self._finish()
         finally:
-            self._writer.stop()
-            if self._keeper is not None:
-                self._keeper.cancel()
-            self._connection.end()
-            if self._keeper is not None:
-                await asyncio.gather(self._keeper, return_exceptions=True)
+            await self._keeper.stop()
 
     # ------------------------------------------------------------------ for the caller
 
@@ -190,15 +195,15 @@ class LearnSession:
             self._buffer.ends.pop(stream_id, None)
         if placed or (large and first_step is None):
             await self._placer.find(stream_id)
-            if self._error is not None:
-                raise self._error
+            if self._keeper.error is not None:
+                raise self._keeper.error
             chunk.first_step = self._buffer.ends.get(stream_id, 0)
         if large:
             self._add_in_pieces(chunk, steps, labels, placed=placed)
         else:
             sent = self._buffer.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
             self._outbox.put(sent)
-        await self._writer.write()
+        await self._keeper.writer.write()
 
     async def send_many(
         self,
@@ -299,7 +304,7 @@ class LearnSession:
             raise InvalidRequest.of("stream_ids", "none", "at least one stream")
         await self._room()
         lanes = self._placer.introduce(names)
-        await self._writer.write()
+        await self._keeper.writer.write()
         limits = self._connection.limits
         longest = columns_of.steps_of_stream_max(columns, limits)
         rounds = int(columns.steps.max()) > longest
@@ -320,13 +325,13 @@ class LearnSession:
             )
             for part in parts_of(sent, None, limits):
                 self._outbox.put_part(part)
-        await self._writer.write()
+        await self._keeper.writer.write()
 
     async def close(self) -> None:
         """Tell the server that everything was sent. Answers still arrive. May be called twice."""
-        if not self._closing and not self._ended:
-            self._closing = True
-            await self._writer.write()
+        if not self._keeper.closing and not self._keeper.ended:
+            self._keeper.closing = True
+            await self._keeper.writer.write()
 
     def durable_step(self, stream_id: str) -> int:
         """The step before which all of a stream is durable, as last told; 0 if it was not told."""
@@ -345,9 +350,9 @@ class LearnSession:
         Raises:
             ServiceError: the session has failed.
         """
-        await self._progress.until(lambda: self._ended or not self._placer.keeps(stream_id))
+        await self._progress.until(lambda: self._keeper.ended or not self._placer.keeps(stream_id))
         if self._placer.keeps(stream_id):
-            raise self._error or ServerStopping()
+            raise self._keeper.error or ServerStopping()
         return self.durable_step(stream_id)
 
     def __aiter__(self) -> Self:
@@ -357,20 +362,20 @@ class LearnSession:
     async def __anext__(self) -> Answer:
         """Return the next answer."""
         self._reader = asyncio.current_task()
-        await self._news.until(lambda: bool(self._answers) or self._ended)
+        await self._news.until(lambda: bool(self._answers) or self._keeper.ended)
         if self._answers:
             if len(self._answers) >= UNREAD_MAX:
                 self._progress.ring()
             return self._answers.popleft()
-        if self._error is not None:
-            raise self._error
+        if self._keeper.error is not None:
+            raise self._keeper.error
         raise StopAsyncIteration
 
     # ------------------------------------------------------------------ sending
 
     async def _room(self) -> None:
         """Wait until one more chunk may be sent."""
-        if self._closing:
+        if self._keeper.closing:
             raise ValueError("the session is closed: nothing more can be sent")
         no_reader = self._reader in (None, asyncio.current_task())
         if len(self._answers) >= UNREAD_MAX and no_reader:
@@ -385,10 +390,10 @@ class LearnSession:
         Raises:
             ServiceError: the session has ended before.
         """
-        await self._progress.until(lambda: self._ended or condition())
-        if self._error is not None:
-            raise self._error
-        if self._ended:
+        await self._progress.until(lambda: self._keeper.ended or condition())
+        if self._keeper.error is not None:
+            raise self._keeper.error
+        if self._keeper.ended:
             raise ServerStopping
 
     def _has_room(self, no_reader: bool) -> bool:
@@ -422,134 +427,17 @@ class LearnSession:
             )
             self._outbox.put(sent)
 
-    def _may_close(self) -> bool:
-        """Return whether to write `close` now: unanswered chunks may have to be written again."""
-        return self._closing and (not self._resume or not self._buffer.unanswered)
-
-    # ------------------------------------------------------------------ receiving
-
-    async def _keep_up(self) -> None:
-        """Receive answers until the session ends, opening calls as needed."""
-        try:
-            while (error := await self._receive()) is not None:
-                await self._call_again(error)
-        except ServiceError as error:
-            self._error = error
-        except asyncio.CancelledError:
-            self._error = self._error or ServerUnreachable("the session was ended")
-            raise
-        except Exception as error:  # noqa: BLE001 - every waiting task gets the error
-            self._error = error
-        finally:
-            self._ended = self._placer.ended = True
-            self._news.ring()
-            self._progress.ring()
-
-    async def _receive(self) -> ServiceError | None:
-        """Receive answers until the call ends. Returns why it broke; None if it ended well.
-
-        Raises:
-            ServiceError: another call would not help, or is not wanted.
-        """
-        call = self._connection.call
-        try:
-            while (message := await call.read()) is not grpc.aio.EOF:
-                if message.WhichOneof("message") == "closed":
-                    return self._closed(message.closed)
-                self._take(message)
-            error = await self._connection.ending()
-        except grpc.aio.AioRpcError as broken:
-            error = self._connection.broken(broken)
-        except TryAgainError as again:
-            return again.error
-        except asyncio.CancelledError:
-            if is_being_cancelled():
-                raise
-            error = ServerUnreachable("the call was cancelled")  # by a write that was cancelled
-        if not self._resume or not passes(error):
-            raise error
-        return error
-
-    def _closed(self, closed: pb.LearnClosed) -> ServiceError | None:
-        if closed.server_stopping and self._resume and (not self._closing or self._buffer.chunks):
-            return ServerStopping()
-        self.server_stopping = closed.server_stopping
-        self._receiver.closed()
-        return None
-
-    def _take(self, message: pb.LearnResponse) -> None:
-        if self._receiver.take(message):
-            self._connection.goes_well()
-        self._progress.ring()
-        self._writer.after_answers()
-
     def _hand_out(self, ready: list[Answer]) -> None:
         if ready:
             self._answers.extend(ready)
             self._news.ring()
 
-    # ------------------------------------------------------------------ calling
-
-    async def _call_again(self, error: ServiceError) -> None:
-        """Open calls until one works, then send again what is not durable.
-
-        Raises:
-            ServiceError: none worked in time, or none ever will.
-        """
-        while True:
-            self._connection.end()
-            await self._connection.lapse(error)
-            named = self._buffer.streams()
-            try:
-                new = await self._connection.open(named, self._book.names)
-            except ServiceError as failure:
-                if not passes(failure):
-                    raise
-                error = failure
-                continue
-            try:
-                self._go_on_with(new, named)
-            except ServiceError:
-                new.call.cancel()
-                raise
-            return
-
-    def _go_on_with(self, new: NewCall, named: list[str]) -> None:
-        """Use a new call: send again what its server does not have.
-
-        Raises:
-            StepsLost: the server has forgotten steps that it had acknowledged.
-            InvalidRequest: the server takes smaller messages than the one before.
-        """
-        opened, told = new.opened, Positions.of(new.introduced)
-        same_load = opened.load_id == self._connection.load_id
-        last = max([opened.last_incarnation, *[each.last_incarnation for each in new.introduced]])
-        chunks, ready = self._buffer.resume(named, opened, same_load=same_load)
-        cutting.check_again(chunks, new.limits)
-        parts, more = self._batches.resume(told, last, new.limits, same_load=same_load)
-        for part in parts:
-            columns_of.check_again(part.sent.columns, new.limits)
-        self.reconnections += 1
-        self._receiver.begin(len(new.introduced))
-        self._outbox.limits = new.limits
-        self._outbox.restart([*chunks, *parts], named, len(told.next_steps))
-        if not chunks and not parts:
-            self._connection.goes_well()
-        self._hand_out(ready)
-        self._hand_out(more)
-        for message in new.early:
-            self._receiver.take(message)
-        self._connection.use(new)  # only now, so that nothing is written before what is sent again
-        self._writer.begin()
-        self._progress.ring()
-
     async def _finish(self) -> None:
         """Close, wait for the last answer, and raise the error of a refusal that was not read."""
         await self.close()
-        assert self._keeper is not None
-        await asyncio.wait([self._keeper])
-        if self._error is not None:
-            raise self._error
+        await self._keeper.wait()
+        if self._keeper.error is not None:
+            raise self._keeper.error
         for answer in self._answers:
             if isinstance(answer, Refused):
                 raise answer.error
