@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 SECONDS = 1.0  # one timing, at least
 UPDATE_TICKS = 4  # = k1 of all cases; a timing holds whole updates
@@ -31,11 +31,6 @@ class FleetCase:
     """Steps of each stream in a tick."""
     k1: int = UPDATE_TICKS
     k2: int = 32
-
-
-def as_line(case: FleetCase) -> str:
-    """Format a case as a line of JSON."""
-    return json.dumps(asdict(case)) + "\n"
 
 
 def answer(build: Callable[[FleetCase], Callable[[int], None]]) -> None:

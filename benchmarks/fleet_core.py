@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,19 +14,19 @@ from bptt_core import Batch, Learner, ModelSpec
 DISTINCT_TICKS = 64
 
 
-def spec_of(case: FleetCase) -> ModelSpec:
-    """The model of a case."""
-    return ModelSpec(
-        input_size=INPUT_SIZE,
-        hidden_size=case.hidden_size,
-        k1=case.k1,
-        k2=case.k2,
-        optimizer="adam",
-        learning_rate=LEARNING_RATE,
-        clip="norm",
-        clip_threshold=CLIP,
-        max_batch_streams=case.batch,
-    )
+def spec_of(case: FleetCase) -> dict[str, Any]:
+    """Return the fields of a case's model."""
+    return {
+        "input_size": INPUT_SIZE,
+        "hidden_size": case.hidden_size,
+        "k1": case.k1,
+        "k2": case.k2,
+        "optimizer": "adam",
+        "learning_rate": LEARNING_RATE,
+        "clip": "norm",
+        "clip_threshold": CLIP,
+        "max_batch_streams": case.batch,
+    }
 
 
 class Fleet:
@@ -38,7 +39,7 @@ class Fleet:
 
     def __init__(self, case: FleetCase) -> None:
         self._case = case
-        self._learner = Learner(spec_of(case))
+        self._learner = Learner(ModelSpec(**spec_of(case)))
         self._names = tuple(f"sensor-{place}" for place in range(case.streams))
         self._lengths = np.full(case.streams, case.steps)
         self._values = fleet_walk(case)
@@ -74,8 +75,7 @@ def fleet_walk(case: FleetCase) -> list[np.ndarray[tuple[int, ...], np.dtype[np.
     shape = (case.streams, ticks * case.steps, INPUT_SIZE)
     walk = generator.standard_normal(shape).cumsum(axis=1).astype(np.float32)
     return [
-        np.ascontiguousarray(part).reshape(-1, INPUT_SIZE)
-        for part in np.split(walk, ticks, axis=1)
+        np.ascontiguousarray(part).reshape(-1, INPUT_SIZE) for part in np.split(walk, ticks, axis=1)
     ]
 
 
