@@ -30,9 +30,16 @@ SOURCE_POSITION_BYTES_MAX = 256  # kept in memory and in the checkpoint for each
 CHUNK_STEPS_MAX = 16_384
 """With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
 
+BATCH_CHUNKS_MAX = 16_384
+"""Chunks in one batch, some of which may have no steps. If all of them are refused, the answer is
+4 MB at 250 bytes each."""
+
+LANES_MAX = 1 << 17
+"""Lanes of one Learn call: the names of so many streams take at most 32 MB."""
+
 ANSWER_VALUES_MAX = 700_000
-"""Predicted values in one answer: 2.8 MB. With its update reports an answer then stays below
-MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
+"""Predicted values in one answer: 2.8 MB; half as many as doubles. With its update reports an
+answer then stays below MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
 
 TOP_TOKENS_DEFAULT = 5
 TOP_TOKENS_MAX = 100
@@ -134,8 +141,8 @@ class Limits:
     model_bytes: int = setting(
         2 << 30, "Bytes of memory of one model with its first stream.", least=1
     )
-    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of
-    64 windows at a time."""
+    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of 64
+    windows at a time."""
     streams_bytes: int = setting(2 << 30, "Bytes of memory of one model's streams.", least=1)
     """A stream may be large: 4,096 steps of 4,096 inputs take 64 MB. Arrays grow by doubling, so
     they reserve up to twice this bound, and three times while they are copied."""
@@ -180,18 +187,29 @@ class Limits:
     )
     """A horizon of 64 makes predictions 64 times as long as the inputs."""
     run_chunks: int = setting(256, "Chunks that a model learns in one run.", least=1)
-    """Bounds the time between two snapshots."""
+    """No further tick is added to a run from so many on. Bounds the time between two snapshots."""
     run_steps: int = setting(2048, "Steps that a model learns in one run.", least=1)
-    """The event loop counts a run's updates without a pause, and answers no prediction meanwhile.
-    Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    """Likewise. The event loop counts a run's updates without a pause, and answers no prediction
+    meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    tick_chunks: int = setting(16_384, "Streams that a model learns in one tick.", least=1)
+    """The lanes of a message are learned together. A model whose buffers for so many streams exceed
+    `model_bytes` has smaller ticks. Admitting and publishing so many takes the event loop 10 ms."""
+    tick_steps: int = setting(16_384, "Steps from which on no stream is added to a tick.", least=1)
+    """Bounds the time of one tick."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         _check_bounds("limits.", self)
 
-    def steps_of_chunk(self, outputs: int) -> int:
-        """The most steps in a chunk whose answer has `outputs` values for each step."""
-        return max(1, min(self.chunk_steps, self.answer_values // outputs))
+    def steps_of_chunk(self, outputs: int, *, doubles: bool = False) -> int:
+        """The most steps in a chunk whose answer has `outputs` values for each step.
+
+        Args:
+            outputs: number of predicted values a step.
+            doubles: the answer has doubles, which take twice the room.
+        """
+        values = self.answer_values // 2 if doubles else self.answer_values
+        return max(1, min(self.chunk_steps, values // outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.client import Client, Learned, LearnSession
-from bptt.durability import SqliteStore
+from bptt.durability import SqliteStore, Tick
 from bptt.engine import replay
+from bptt.engine.records import StreamNames
 from bptt.engine.replay import State
 
 SPEC: dict[str, Any] = {"input_size": 2, "hidden_size": 8, "k1": 2, "k2": 4}
@@ -261,14 +262,19 @@ def journaled(folder: Path, model_id: str) -> dict[str, NDArray[np.float32]]:
     store.open()
     try:
         assert store.checkpoints(model_id)
+        names = StreamNames({})
         for record in store.tail(model_id, 0):
-            assert isinstance(record.body, tuple), record.body
-            for chunk in record.body:
-                assert chunk.first_step == ends.get(chunk.stream_id, 0), "a step twice, or a gap"
-                ends[chunk.stream_id] = chunk.first_step + len(chunk.inputs)
-                if chunk.source_position:
-                    assert int(chunk.source_position) == ends[chunk.stream_id]
-                found.setdefault(chunk.stream_id, []).append(chunk.inputs)
+            assert isinstance(record.body, Tick), record.body
+            batch = names.batch(record.body)
+            sources = batch.source_positions or (b"",) * len(batch)
+            rows = np.split(batch.inputs, np.cumsum(batch.lengths)[:-1])
+            lanes = zip(batch.stream_ids, batch.first_steps.tolist(), sources, rows, strict=True)
+            for stream_id, first_step, source, inputs in lanes:
+                assert first_step == ends.get(stream_id, 0), "a step twice, or a gap"
+                ends[stream_id] = first_step + len(inputs)
+                if source:
+                    assert int(source) == ends[stream_id]
+                found.setdefault(stream_id, []).append(inputs)
     finally:
         store.close()
     return {stream_id: np.concatenate(parts) for stream_id, parts in found.items()}

@@ -15,12 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from bptt.config import ServerConfig
 from bptt.domain import Gauges
 from bptt.engine.flow import COST_SHARE_MAX, FlowWatch
-from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
+from bptt.engine.messages import Outcome
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import run
 from bptt.errors import InvalidRequest
 from bptt.observability.metrics import Metrics, ModelMetrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec
+from tests.engine.support import rounds
 from tests.engine.test_trainer import answers, give, inputs, training
 
 SECONDS = 1e6  # of learning: every measurement is within its share
@@ -35,9 +36,7 @@ def feed(learner: Learner, first: int, steps: int) -> Outcome:
     x = inputs(steps, first)
     y = None if learner.spec.task == "forecast" else x
     chunk = Chunk("a", first, x, y, end_of_sequence=False)
-    outcome = run(
-        learner, [TickBatch([QueuedChunk(chunk, ResponseQueue(10, 1000).pending(0))], [], [])]
-    )
+    outcome = run(learner, rounds(chunk))
     assert outcome.failure is None
     outcome.seconds = SECONDS
     return outcome
@@ -133,7 +132,7 @@ def test_a_refused_or_deleted_stream_is_not_measured() -> None:
     outcome = feed(learner, 0, 16)
     assert watch.is_due(outcome)
     learner.delete_stream("a")
-    outcome.views["a"] = None
+    outcome.gone = ["a"]
     assert watch.look(learner, outcome) is None
 
 
