@@ -42,7 +42,7 @@ from bptt.errors import (
     UnknownModel,
 )
 from bptt.observability.metrics import Metrics
-from bptt_core import Learner, ModelSpec, TickResult
+from bptt_core import Batch, Learner, ModelSpec, TickResult
 from tests.engine.test_rollback import SPEC as ROLLS_BACK
 from tests.engine.test_rollback import steps, TOO_LARGE
 from tests.rpc.harness import Gate, until
@@ -189,7 +189,7 @@ class Breaking(Learner):
 
     def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         result = super().apply(tick, predictions=predictions)
-        if any(len(chunk.inputs) >= 5 for chunk in tick):
+        if (tick if isinstance(tick, Batch) else Batch.of(tick)).lengths.max() >= 5:
             raise MemoryError
         return result
 
