@@ -190,7 +190,7 @@ class Breaking(Learner):
 
     def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         result = super().apply(tick, predictions=predictions)
-        if (Batch.of(tick) if isinstance(tick, list) else tick).lengths.max() >= 5:
+        if (tick if isinstance(tick, Batch) else Batch.of(tick)).lengths.max() >= 5:
             raise MemoryError
         return result
 
