@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import statistics
 import sys
@@ -44,6 +45,29 @@ UNANSWERED_STEPS_MAX = 16_384
 UNANSWERED_MAX = 256  # messages, as in the SDK
 BATCH_TAG = b"\x3a"  # LearnResponse.batch: field 7, length-delimited
 ANSWER_TAGS = (LEARNED_TAG, BATCH_TAG)
+
+
+class Busy:
+    """Measures the share of the time in which a process had a processor.
+
+    Attributes:
+        share: seconds of processor time a second, once the block has ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.share = 0.0
+
+    def _seconds(self) -> float:
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self) -> Busy:
+        self._before, self._start = self._seconds(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.share = (self._seconds() - self._before) / (time.perf_counter() - self._start)
 
 
 @dataclass(slots=True)
@@ -171,8 +195,12 @@ def profile(seconds: float) -> None:
 
 async def service(server: Server, folder: Path, seconds: float) -> None:
     """Compare the service with the PyTorch server and with the core alone."""
-    print("service over loopback, durable, predictions in every answer: steps a second")
-    print(f"{'':<34} {'service':>9} {'PyTorch':>9} {'ratio':>6} {'core':>9} {'share':>6}")
+    print("service over loopback, durable, predictions in every answer: steps a second;")
+    print("on the right, processor time of the server's process and of the core alone, µs a step")
+    print(
+        f"{'':<34} {'service':>9} {'PyTorch':>9} {'ratio':>6} {'core':>9} {'share':>6}"
+        f" {'service':>9} {'core':>6} {'share':>6}"
+    )
     for title, model_id, case in (
         ("1,000 streams, one step a message", "thousand", THOUSAND),
         ("64 streams, chunks of 32, H=128", "chunks", CHUNKS),
@@ -185,14 +213,19 @@ async def service(server: Server, folder: Path, seconds: float) -> None:
             await asyncio.to_thread(alone_in.time, case)  # warm up
             for address in (server.address, rival):
                 await rate(address, case, model_id, seconds)
-            mine, its, alone = [], [], []
+            rows = []
             for _ in range(ROUNDS):
-                mine.append(await rate(server.address, case, model_id, seconds))
-                its.append(await rate(rival, case, model_id, seconds))
-                alone.append(1e6 / await asyncio.to_thread(alone_in.time, case))
-        a, b, c = map(statistics.median, (mine, its, alone))
+                with Busy(server.pid) as busy:
+                    mine = await rate(server.address, case, model_id, seconds)
+                its = await rate(rival, case, model_id, seconds)
+                with Busy(alone_in.pid) as alone_busy:
+                    alone = 1e6 / await asyncio.to_thread(alone_in.time, case)
+                costs = 1e6 * busy.share / mine, 1e6 * alone_busy.share / alone
+                rows.append((mine, its, alone, *costs))
+        a, b, c, cost, core_cost = map(statistics.median, zip(*rows, strict=True))
         print(
-            f"{title:<34} {a:>9,.0f} {b:>9,.0f} {a / b:>5.1f}x {c:>9,.0f} {a / c:>6.0%}",
+            f"{title:<34} {a:>9,.0f} {b:>9,.0f} {a / b:>5.1f}x {c:>9,.0f} {a / c:>6.0%}"
+            f" {cost:>9.2f} {core_cost:>6.2f} {core_cost / cost:>6.0%}",
             flush=True,
         )
     print(f"journal of the first: {journal_bytes(folder / 'models' / 'thousand'):.1f} bytes a step")
@@ -204,7 +237,7 @@ def journal_bytes(folder: Path) -> float:
     with contextlib.closing(sqlite3.connect(place, uri=True)) as connection:
         query = "SELECT sum(length(body)), count(*) FROM journal"
         size, records = connection.execute(query).fetchone()
-    return float(size) / (records * THOUSAND.streams)
+    return int(size) / (int(records) * THOUSAND.streams)
 
 
 async def idle(server: Server) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.client import Client, Learned, LearnSession
+from bptt.client import BatchResult, Client, Learned, LearnSession
 from bptt.durability import SqliteStore, Tick
 from bptt.engine import replay
 from bptt.engine.records import StreamNames
@@ -241,6 +241,83 @@ class Walker:
             ends += len(self.sent[self.answered])
             assert answer.next_step >= ends
             self.answered += 1
+
+
+class FleetWalker(Walker):
+    """A client that sends steps of a fleet, batch after batch.
+
+    In each batch it leaves streams out, and a stream has 1 to 3 steps. Sometimes a batch is sent
+    that the server refuses in part: a stream with a step that does not follow.
+
+    Attributes:
+        walks: all values of each stream that were sent and not refused.
+        gaps: streams that must be refused, over all batches.
+        refused: those that were.
+    """
+
+    def __init__(self, address: str, model_id: str, streams: int, seed: int) -> None:
+        super().__init__(address, model_id, "fleet", seed)
+        self.walks: dict[str, list[NDArray[np.float32]]] = {
+            f"f{place}": [] for place in range(streams)
+        }
+        self.refused = self.gaps = 0
+
+    @property
+    def durable(self) -> int:
+        """The steps of all streams that are acknowledged."""
+        session = self.session
+        return 0 if session is None else sum(map(session.durable_step, self.walks))
+
+    def _batch(self) -> tuple[list[str], NDArray[np.float32], list[int], list[int]]:
+        names = [name for name in self.walks if self._random.random() < 0.8] or ["f0"]
+        steps = self._random.integers(1, 4, len(names)).tolist()
+        values = self._random.normal(size=(sum(steps), 2)).astype(np.float32)
+        firsts, at = [], 0
+        gap = int(self._random.integers(len(names))) if self._random.random() < 0.1 else -1
+        for place, (name, count) in enumerate(zip(names, steps, strict=True)):
+            known = sum(map(len, self.walks[name]))
+            firsts.append(known + 5 if place == gap else known)
+            if place != gap:
+                self.walks[name].append(values[at : at + count])
+            at += count
+        self.gaps += gap >= 0
+        return names, values, steps, firsts
+
+    async def _walk(self) -> None:
+        async with (
+            Client.connect(self._address) as client,
+            client.learn(self.model_id) as self.session,
+        ):
+            reader = asyncio.create_task(self._read(self.session))
+            try:
+                while not self._stop.is_set() and len(self.sent) < self._chunks_max:
+                    names, values, steps, firsts = self._batch()
+                    self.sent.append(values)
+                    await self.session.send_many(names, values, steps=steps, first_steps=firsts)
+                    if len(self.sent) % 20 == 0:
+                        await asyncio.sleep(self._pause_seconds)
+                await self.session.close()
+                await reader
+            finally:
+                reader.cancel()
+
+    async def _read(self, session: LearnSession) -> None:
+        async for answer in session:
+            assert isinstance(answer, BatchResult), answer
+            self.refused += len(answer.refused)
+            self.answered += 1
+
+
+def check_fleet(folder: Path, walker: FleetWalker) -> None:
+    """Check that exactly the fleet's steps were learned once, in order; the model is intact."""
+    learned = journaled(folder, walker.model_id)
+    sent = {name: np.concatenate(parts) for name, parts in walker.walks.items()}
+    assert sorted(learned) == sorted(sent)
+    for name, values in sent.items():
+        np.testing.assert_array_equal(learned[name], values)
+        assert walker.session is not None
+        assert walker.session.durable_step(name) == len(values)
+    check_whole(folder, walker.model_id)
 
 
 async def until(condition: Any, walkers: Sequence[Walker] = ()) -> None:
