@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     initialize,
     invariant,
@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 from bptt import v1 as pb
 from bptt.engine import worker
+from bptt.engine.flow import FlowWatch
 from tests.rpc.harness import Call, Harness, harness, small, until
 
 STREAMS = ("a", "b", "c", "d")
@@ -115,7 +116,8 @@ class Both(RuleBasedStateMachine):
         self.do(self.send_both(sent))
 
     async def send_both(self, sent: list[Sent]) -> None:
-        made = [self.chunk(each) for each in sent]
+        told = sent[0].told  # a column has no gaps
+        made = [self.chunk(each, told=told) for each in sent]
         await self.hold()
         before = self.received()
         for chunk in made:
@@ -161,10 +163,10 @@ class Both(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ messages
 
-    def chunk(self, sent: Sent) -> pb.Chunk:
+    def chunk(self, sent: Sent, *, told: bool) -> pb.Chunk:
         stream_id = STREAMS[sent.stream]
         expected = self.server.registry.get("chunks").expected_step(stream_id)
-        first = max(0, expected - sent.back)
+        first = max(0, expected - sent.back) if told else expected
         length = sent.length
         if "label_delay" not in self.spec:
             length = max(1, length)
@@ -172,7 +174,7 @@ class Both(RuleBasedStateMachine):
         values = np.sin(steps / [3.0, 7.0] + sent.stream).astype(np.float32)
         if sent.bad and length:
             values[length // 2, 0] = np.inf
-        fields: dict[str, Any] = {"first_step": first} if sent.told else {}
+        fields: dict[str, Any] = {"first_step": first} if told else {}
         if "label_delay" in self.spec:
             if sent.labels:
                 place = max(0, first - sent.label_back) if sent.label_told else None
@@ -195,12 +197,13 @@ class Both(RuleBasedStateMachine):
         return {}
 
     def batch(self, lanes: list[int], made: list[pb.Chunk]) -> pb.ChunkBatch:
-        """The chunks as columns. A column has no gaps, so chunks that tell no place tell theirs."""
+        """The chunks as columns."""
         batch = pb.ChunkBatch(lanes=lanes, tell_members=True)
         for chunk in made:
             expected = self.server.registry.get("batches").expected_step(chunk.stream_id)
             first = chunk.first_step if chunk.HasField("first_step") else expected
-            batch.first_steps.append(first)
+            if chunk.HasField("first_step"):
+                batch.first_steps.append(first)
             batch.steps.append(len(chunk.inputs) // 2)
             batch.inputs.extend(chunk.inputs)
             batch.targets.extend(chunk.targets)
@@ -280,7 +283,8 @@ class Both(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_batches_mean_what_their_chunks_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "INLINE_SECONDS", -1.0)  # every run passes the gate
+    monkeypatch.setattr(worker, "INLINE_SECONDS", -1.0)  # every run passes the gate,
+    monkeypatch.setattr(FlowWatch, "is_due", lambda self, outcome: False)  # and nothing else does
     machine = type("Machine", (Both,), {"spec": SPECS[name], "name": name})
     run_state_machine_as_test(
         machine,
@@ -288,6 +292,7 @@ def test_batches_mean_what_their_chunks_mean(name: str, monkeypatch: pytest.Monk
             max_examples=25,
             stateful_step_count=20,
             deadline=None,
+            phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -103,8 +103,8 @@ class BatchReader:
         errors: dict[int, ServiceError] = {}
         lanes, names = self._streams(message, table, errors)
         columns = self._columns(message, names)
+        self._check_values(columns, errors)  # first, as for a chunk sent alone
         self._check_chunks(columns, errors)
-        self._check_values(columns, errors)
         delayed = self._spec.label_delay > 0
         good: Int64 | None = None
         incoming: IncomingBatch | None = None
@@ -276,9 +276,9 @@ class BatchReader:
 
     def _check_values(self, columns: _Columns, errors: dict[int, ServiceError]) -> None:
         """Refuse chunks with values out of their bounds: one pass over all rows."""
-        convert.blame(self._reader.wrong_inputs(columns.inputs), columns.steps, errors)
         if columns.targets is not None:
             convert.blame(self._reader.wrong_targets(columns.targets), columns.labels, errors)
+        convert.blame(self._reader.wrong_inputs(columns.inputs), columns.steps, errors)
 
 
 def _column(message: pb.ChunkBatch, field: str, count: int) -> Int64 | None:
