@@ -88,7 +88,7 @@ async def serve(
         StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
     """
     keep_large_arrays_apart()
-    metrics = Metrics()
+    metrics = Metrics(config.metrics_detail, config.limits.queue_chunks)
     health = ServerHealth(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))

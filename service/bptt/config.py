@@ -18,6 +18,10 @@ Durability = Literal["full", "process", "none"]
 """What an acknowledged step survives: `full`, a crash of the machine; `process`, a crash of the
 process; `none`, only a clean stop."""
 
+MetricsDetail = Literal["full", "model", "server"]
+"""What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
+gradient flow by lag; `server`, nothing of single models."""
+
 MESSAGE_BYTES_MAX = 4 << 20
 """Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
 clients. Holds a chunk of a million float32 values."""
@@ -249,6 +253,14 @@ class ServerConfig:
         "free port, `none` serves no HTTP.",
     )
     """Where HTTP listens, host:port. None: HTTP is not served."""
+    metrics_detail: MetricsDetail = setting(
+        "model",
+        "What /metrics shows. full: everything; model: no buckets of the models' histograms and no "
+        "gradient flow by lag; server: nothing of single models.",
+    )
+    """See `MetricsDetail`. A model has 57 lines by default and 213 with `full`. Prometheus keeps
+    about 3 KB for each series, so 1,000 models take 150 MB there by default and 600 MB with
+    `full`."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",
@@ -308,9 +320,10 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
-        if self.durability not in get_args(Durability):
-            choices = ", ".join(get_args(Durability))
-            raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
+        for name, kind in (("durability", Durability), ("metrics_detail", MetricsDetail)):
+            value, choices = getattr(self, name), get_args(kind)
+            if value not in choices:
+                raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")
         _check_bounds("", self)
 
 

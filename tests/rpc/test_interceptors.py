@@ -17,6 +17,7 @@ from bptt.rpc.servicers import ModelService
 from bptt.v1 import models_pb2_grpc
 from bptt_core import Learner, ModelSpec, TickResult
 from tests.rpc.harness import (
+from tests.support.metrics import families
     error_info,
     failure,
     Harness,
@@ -88,11 +89,10 @@ async def test_a_failed_model_stops_learning_and_still_predicts(
 
 
 def _samples(server: Harness, family: str) -> dict[tuple[str, ...], float]:
-    families = {each.name: each for each in server.metrics.registry.collect()}
     return {
         tuple(label for key, label in sorted(each.labels.items()) if key != "le"): each.value
-        for each in families[family].samples
-        if each.name.endswith(("_total", "_count"))
+        for each in families(server.metrics)[family].samples
+        if each.value and each.name.endswith(("_total", "_count"))
     }
 
 
