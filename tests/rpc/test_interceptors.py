@@ -17,7 +17,6 @@ from bptt.rpc.servicers import ModelService
 from bptt.v1 import models_pb2_grpc
 from bptt_core import Learner, ModelSpec, TickResult
 from tests.rpc.harness import (
-from tests.support.metrics import families
     error_info,
     failure,
     Harness,
@@ -27,6 +26,7 @@ from tests.support.metrics import families
     violations,
     wave,
 )
+from tests.support.metrics import families
 
 
 def _broken(spec: ModelSpec) -> Learner:

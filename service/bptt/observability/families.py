@@ -112,7 +112,7 @@ _LEARNING: tuple[ModelFamily, ...] = (
         _known_figure("accuracy"),
     ),
     ModelFamily(
-        "bptt_cross_entropy_bits",
+        "bptt_cross_entropy",
         "gauge",
         "Classes and tokens: mean cross-entropy of about the last 1,000 targets, in bits. The "
         "number of bits that the model needs for one target; lower is better.",
