@@ -16,7 +16,7 @@ from bptt_core.errors import (
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
 from bptt_core.specs import ModelSpec
-from bptt_core.state import INCARNATION, model_shapes, stream_shapes
+from bptt_core.state import INCARNATION, model_shapes, STATISTICS, stream_shapes
 
 Array = NDArray[Any]
 
@@ -64,6 +64,29 @@ def sources(metadata: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise InvalidArgument("sources", str(error), "positions and steps by stream") from error
+
+
+def statistics(spec: ModelSpec, source: Mapping[str, Array]) -> None:
+    """Check statistics that scale values.
+
+    Raises:
+        InvalidArgument: a name or an array does not match.
+    """
+    shapes = model_shapes(spec)
+    for name in source:
+        if name not in STATISTICS:
+            raise InvalidArgument(name, "given", "one of " + ", ".join(STATISTICS))
+    for name in STATISTICS:
+        if name not in source:
+            raise InvalidArgument(name, "missing", "an array")
+        array, (shape, _) = np.asarray(source[name]), shapes[name]
+        check_floats(name, array)
+        if array.shape != shape:
+            raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
+        if not np.isfinite(array).all():
+            raise NonFiniteError(name, "not finite", "finite numbers")
+        if name.endswith(("count", "m2")) and (array < 0).any():
+            raise InvalidArgument(name, str(array.min()), "at least 0")
 
 
 def inputs(

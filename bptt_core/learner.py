@@ -33,6 +33,7 @@ from bptt_core.state import (
     SEQUENCE_STEP,
     SKIPPED,
     SKIPPED_IN_A_ROW,
+    STATISTICS,
     STEPS,
     StreamTable,
     UPDATES,
@@ -423,6 +424,16 @@ class Learner:
         """
         params.load(self.spec, self._model.parameters, source)
         self._norm = self._published = None
+
+    def load_statistics(self, source: Mapping[str, Array]) -> None:
+        """Replace the statistics that scale values; see `Snapshot.statistics`.
+
+        Raises:
+            InvalidArgument: a name or an array does not match; nothing was changed.
+        """
+        checks.statistics(self.spec, source)
+        for name in STATISTICS:
+            getattr(self._model, name)[...] = source[name]
 
     # ------------------------------------------------------------------ storage
 

@@ -113,6 +113,13 @@ class Model(NamedTuple):
     """(2, O) float64: their quantiles; NaN where there are too few."""
 
 
+STATISTICS = (
+    *("input_count", "input_mean", "input_m2"),
+    *("target_count", "target_mean", "target_m2"),
+)
+"""Arrays of a `Model` that scale values. With the parameters they are what predictions need."""
+
+
 def error_rows(spec: ModelSpec) -> int:
     """Rows in the ring of errors."""
     return max(ERRORS_LEAST, min(ERRORS_MOST, ERRORS_SIZE // spec.outputs))

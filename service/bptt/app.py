@@ -104,7 +104,7 @@ async def serve(
             metrics_address = http.address
         rpc = RpcServer(
             learner,
-            ModelService(registry),
+            ModelService(registry, config.limits, predict_pool),
             metrics,
             message_bytes=config.limits.message_bytes,
         )

@@ -149,7 +149,7 @@ async def harness(
         learner = LearnerService(registry, config.limits, predict_pool)
         rpc = RpcServer(
             learner,
-            ModelService(registry),
+            ModelService(registry, config.limits, predict_pool),
             metrics,
             message_bytes=config.limits.message_bytes,
             interceptors=interceptors,

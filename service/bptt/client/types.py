@@ -128,6 +128,15 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """The answer to `Client.import_model`."""
+
+    model: Model
+    notes: tuple[str, ...]
+    """What was assumed because the file does not tell it, one line each, for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A saved state of a model."""
 

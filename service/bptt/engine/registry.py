@@ -155,10 +155,16 @@ class Registry:
 
     # ------------------------------------------------------------------ creation
 
-    async def create(self, definition: ModelDefinition) -> Trainer:
+    async def create(
+        self, definition: ModelDefinition, prepare: Callable[[Learner], None] | None = None
+    ) -> Trainer:
         """Create a model, and save it before any request can see it.
 
         A creation that has begun is finished, even if its client cancels the call.
+
+        Args:
+            definition: the model.
+            prepare: changes the new learner in a thread, before it is saved.
 
         Raises:
             ServiceError: the model exists, is too large, exceeds the number of models, or could
@@ -175,15 +181,19 @@ class Registry:
         if sum(map(len, self._places)) >= self._config.limits.models:
             raise LimitReached.of("models", self._config.limits.models)
         self.making.add(model_id)
-        return await self._to_its_end(self._make(definition))
+        return await self._to_its_end(self._make(definition, prepare))
 
-    async def _make(self, definition: ModelDefinition) -> Trainer:
+    async def _make(
+        self, definition: ModelDefinition, prepare: Callable[[Learner], None] | None
+    ) -> Trainer:
         model_id = definition.model_id
 
         def in_thread() -> Learner:
             if self._store is not None and model_id in self._store.models():
                 raise ModelExists.of(model_id)  # never write into a folder of another model
             learner = self._make_learner(definition.spec)
+            if prepare is not None:
+                prepare(learner)
             start = time.perf_counter()
             learner.warm_up()  # compiles the kernels if they are not compiled yet
             seconds = time.perf_counter() - start
