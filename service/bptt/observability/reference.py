@@ -26,7 +26,7 @@ HEAD = """\
 The server exports its metrics for Prometheus at `http://127.0.0.1:9464/metrics`;
 `--metrics-address` changes the address. Gauges show the last update; histograms contain every
 update. A counter ends in `_total` and starts at 0 when the server starts.
-[monitoring.md](monitoring.md) describes the alerts that come with the server.
+[monitoring.md](monitoring.md) describes the alerts and dashboards that come with the server.
 
 `--metrics-detail` sets how much is exported:
 
