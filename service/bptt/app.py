@@ -8,7 +8,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
 from bptt.exit_status import INTERRUPTED
+from bptt.observability.call_log import LoggedCalls
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
@@ -42,13 +42,6 @@ class RunningServer:
     """host:port of gRPC, with the real port."""
     metrics_address: str | None
     """host:port of HTTP, with the real port; None: HTTP is not served."""
-
-
-def configure_logging(level: int = logging.INFO) -> None:
-    """Log to standard error, one line an event, for people."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
 
 
 def keep_large_arrays_apart() -> None:
@@ -105,7 +98,7 @@ async def serve(
         rpc = RpcServer(
             learner,
             ModelService(registry, config.limits, predict_pool),
-            metrics,
+            LoggedCalls(metrics, config.log_calls),
             message_bytes=config.limits.message_bytes,
         )
         asked = stop if stop is not None else last.enter_context(_signals())

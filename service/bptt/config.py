@@ -22,6 +22,12 @@ MetricsDetail = Literal["full", "model", "server"]
 """What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
 gradient flow by lag; `server`, nothing of single models."""
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+LogCalls = Literal["none", "sessions", "all"]
+"""Which calls are logged: `sessions`, the beginning and end of `Learn` calls; `all`, also the end
+of every other call."""
+
 MESSAGE_BYTES_MAX = 4 << 20
 """Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
 clients. Holds a chunk of a million float32 values."""
@@ -56,6 +62,15 @@ INPUT_NAME_BYTES_MAX = 256
 READ_AHEAD_BYTES = 1 << 20
 """HTTP/2 window of a call: the bytes buffered while the server does not read it. Bounds the memory
 of a waiting client and does not slow down a fast one. gRPC does not probe for a larger window."""
+
+_CHOICES = {
+    "durability": Durability,
+    "metrics_detail": MetricsDetail,
+    "log_level": LogLevel,
+    "log_format": LogFormat,
+    "log_calls": LogCalls,
+}
+"""Fields of `ServerConfig` with a fixed set of values."""
 
 T = TypeVar("T")
 
@@ -261,6 +276,20 @@ class ServerConfig:
     """See `MetricsDetail`. A model has 57 lines by default and 213 with `full`. Prometheus keeps
     about 3 KB for each series, so 1,000 models take 150 MB there by default and 600 MB with
     `full`."""
+    log_level: LogLevel = setting("info", "Lowest level of the events that are logged.")
+    """Events of other packages are logged from `warning` on."""
+    log_format: LogFormat = setting(
+        "text",
+        "Form of the log on standard error, one line an event. text: for people; json: for "
+        "programs, with model and stream as fields.",
+    )
+    """See `bptt.observability.logs`."""
+    log_calls: LogCalls = setting(
+        "none",
+        "Calls that are logged. sessions: beginning and end of Learn calls; all: also the end of "
+        "every other call.",
+    )
+    """A line a call costs more than a small prediction, so none is logged by default."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",
@@ -320,7 +349,7 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
-        for name, kind in (("durability", Durability), ("metrics_detail", MetricsDetail)):
+        for name, kind in _CHOICES.items():
             value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")

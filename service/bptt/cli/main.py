@@ -35,6 +35,7 @@ SERVER_PACKAGES = (
     "grpc_status",
     "numba",
     "prometheus_client",
+    "pythonjsonlogger",
     "safetensors",
     "scipy",
     "starlette",
