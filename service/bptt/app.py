@@ -19,6 +19,7 @@ from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
 from bptt.exit_status import INTERRUPTED
 from bptt.observability.call_log import LoggedCalls
+from bptt.observability.history import History
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
@@ -92,7 +93,8 @@ async def serve(
         learner = LearnerService(registry, config.limits, predict_pool)
         metrics_address = None
         if config.metrics_address is not None:
-            http = HttpServer(config.metrics_address, metrics.render, health)
+            history = History(metrics) if config.has_page else None
+            http = HttpServer(config.metrics_address, metrics.render, health, history)
             stack.push_async_callback(asyncio.to_thread, http.close)
             metrics_address = http.address
         rpc = RpcServer(

@@ -22,6 +22,8 @@ MetricsDetail = Literal["full", "model", "server"]
 """What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
 gradient flow by lag; `server`, nothing of single models."""
 
+PageChoice = Literal["auto", "on", "off"]
+"""Whether HTTP serves the page for people: `auto`, if it listens on loopback."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 LogCalls = Literal["none", "sessions", "all"]
@@ -66,6 +68,7 @@ of a waiting client and does not slow down a fast one. gRPC does not probe for a
 _CHOICES = {
     "durability": Durability,
     "metrics_detail": MetricsDetail,
+    "page": PageChoice,
     "log_level": LogLevel,
     "log_format": LogFormat,
     "log_calls": LogCalls,
@@ -276,6 +279,12 @@ class ServerConfig:
     """See `MetricsDetail`. A model has 57 lines by default and 213 with `full`. Prometheus keeps
     about 3 KB for each series, so 1,000 models take 150 MB there by default and 600 MB with
     `full`."""
+    page: PageChoice = setting(
+        "auto",
+        "Whether HTTP serves a page with live charts at /. auto: if it listens on loopback.",
+    )
+    """The page shows no more than /metrics does, but it is made for browsers, and the server does
+    not authenticate them."""
     log_level: LogLevel = setting("info", "Lowest level of the events that are logged.")
     """Events of other packages are logged from `warning` on."""
     log_format: LogFormat = setting(
@@ -354,6 +363,14 @@ class ServerConfig:
             if value not in choices:
                 raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")
         _check_bounds("", self)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether HTTP serves the page for people."""
+        if self.metrics_address is None or self.page != "auto":
+            return self.page == "on"
+        host, _ = split_address("metrics_address", self.metrics_address)
+        return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 @dataclass(frozen=True, slots=True)

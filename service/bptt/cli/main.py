@@ -34,6 +34,7 @@ SERVER_PACKAGES = (
     "grpc_reflection",
     "grpc_status",
     "numba",
+    "plotly",
     "prometheus_client",
     "pythonjsonlogger",
     "safetensors",

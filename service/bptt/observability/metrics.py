@@ -91,6 +91,21 @@ class Metrics:
         with self._lock:
             return self._methods.setdefault((kind, service, method), MethodMetrics())
 
+    def readings(self) -> dict[str, ModelReading]:
+        """What every model that was in memory has reported. May be called from any thread."""
+        with self._lock:
+            models = list(self._models.items())
+        found = {}
+        for name, counts in models:
+            gauges = counts.gauges  # the event loop may drop it meanwhile
+            found[name] = ModelReading(counts, None if gauges is None else gauges())
+        return found
+
+    def states(self) -> dict[str, str]:
+        """The state of every model. May be called from any thread."""
+        with self._lock:
+            return {name: state.value for name, state in self._states.items()}
+
     def render(self) -> bytes:
         """The page as of now, in Prometheus's text format."""
         out: list[str] = []
@@ -117,18 +132,14 @@ class Metrics:
 
     def _render_models(self, out: list[str], pace: Pace) -> None:
         with self._lock:
-            models = [(labels_of(model=name), each) for name, each in self._models.items()]
             states = [
                 (labels_of(model=name), {each.value: 1}) for name, each in self._states.items()
             ]
             failures = [
                 (labels_of(model=name), dict(each)) for name, each in self._failures.items()
             ]
-        readings = []
-        for labels, counts in models:
-            gauges = counts.gauges  # the event loop may drop it meanwhile
-            readings.append((labels, ModelReading(counts, None if gauges is None else gauges())))
-            pace.step()
+        readings = [(labels_of(model=name), each) for name, each in self.readings().items()]
+        pace.step()
         is_full = self._detail == "full"
         for family in MODEL_FAMILIES:
             if is_full or not family.full_only:
