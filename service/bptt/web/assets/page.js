@@ -108,7 +108,7 @@ function layout(chart) {
   if (chart.range) y.range = chart.range;
   if (chart.heat) Object.assign(y, { type: "category", title: { text: "steps back" } });
   return {
-    margin: { l: 48, r: 12, t: 8, b: 32 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { color: text },
+    margin: { l: 48, r: 12, t: 8, b: 48 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { color: text },
     xaxis: { gridcolor: line, type: "date" }, yaxis: y, legend: { orientation: "h", y: -0.2 },
     showlegend: Object.keys(chart.lines ?? {}).length > 1,
     shapes: chart.level === undefined ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.level, y1: chart.level,
