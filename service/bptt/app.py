@@ -8,7 +8,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
 from bptt.exit_status import INTERRUPTED
+from bptt.observability.call_log import LoggedCalls
+from bptt.observability.history import History
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
@@ -42,13 +43,6 @@ class RunningServer:
     """host:port of gRPC, with the real port."""
     metrics_address: str | None
     """host:port of HTTP, with the real port; None: HTTP is not served."""
-
-
-def configure_logging(level: int = logging.INFO) -> None:
-    """Log to standard error, one line an event, for people."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
 
 
 def keep_large_arrays_apart() -> None:
@@ -88,7 +82,7 @@ async def serve(
         StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
     """
     keep_large_arrays_apart()
-    metrics = Metrics()
+    metrics = Metrics(config.metrics_detail, config.limits.queue_chunks)
     health = ServerHealth(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))
@@ -99,13 +93,14 @@ async def serve(
         learner = LearnerService(registry, config.limits, predict_pool)
         metrics_address = None
         if config.metrics_address is not None:
-            http = HttpServer(config.metrics_address, metrics.render, health)
+            history = History(metrics) if config.has_page else None
+            http = HttpServer(config.metrics_address, metrics.render, health, history)
             stack.push_async_callback(asyncio.to_thread, http.close)
             metrics_address = http.address
         rpc = RpcServer(
             learner,
             ModelService(registry, config.limits, predict_pool),
-            metrics,
+            LoggedCalls(metrics, config.log_calls),
             message_bytes=config.limits.message_bytes,
         )
         asked = stop if stop is not None else last.enter_context(_signals())

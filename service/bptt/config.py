@@ -18,6 +18,18 @@ Durability = Literal["full", "process", "none"]
 """What an acknowledged step survives: `full`, a crash of the machine; `process`, a crash of the
 process; `none`, only a clean stop."""
 
+MetricsDetail = Literal["full", "model", "server"]
+"""What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
+gradient flow by lag; `server`, nothing of single models."""
+
+PageChoice = Literal["auto", "on", "off"]
+"""Whether HTTP serves the page for people: `auto`, if it listens on loopback."""
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+LogCalls = Literal["none", "sessions", "all"]
+"""Which calls are logged: `sessions`, the beginning and end of `Learn` calls; `all`, also the end
+of every other call."""
+
 MESSAGE_BYTES_MAX = 4 << 20
 """Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
 clients. Holds a chunk of a million float32 values."""
@@ -59,6 +71,16 @@ INPUT_NAME_BYTES_MAX = 256
 READ_AHEAD_BYTES = 1 << 20
 """HTTP/2 window of a call: the bytes buffered while the server does not read it. Bounds the memory
 of a waiting client and does not slow down a fast one. gRPC does not probe for a larger window."""
+
+_CHOICES = {
+    "durability": Durability,
+    "metrics_detail": MetricsDetail,
+    "page": PageChoice,
+    "log_level": LogLevel,
+    "log_format": LogFormat,
+    "log_calls": LogCalls,
+}
+"""Fields of `ServerConfig` with a fixed set of values."""
 
 T = TypeVar("T")
 
@@ -267,6 +289,34 @@ class ServerConfig:
         "free port, `none` serves no HTTP.",
     )
     """Where HTTP listens, host:port. None: HTTP is not served."""
+    metrics_detail: MetricsDetail = setting(
+        "model",
+        "What /metrics shows. full: everything; model: no buckets of the models' histograms and no "
+        "gradient flow by lag; server: nothing of single models.",
+    )
+    """See `MetricsDetail`. A model has 57 lines by default and 213 with `full`. Prometheus keeps
+    about 3 KB for each series, so 1,000 models take 150 MB there by default and 600 MB with
+    `full`."""
+    page: PageChoice = setting(
+        "auto",
+        "Whether HTTP serves a page with live charts at /. auto: if it listens on loopback.",
+    )
+    """The page shows no more than /metrics does, but it is made for browsers, and the server does
+    not authenticate them."""
+    log_level: LogLevel = setting("info", "Lowest level of the events that are logged.")
+    """Events of other packages are logged from `warning` on."""
+    log_format: LogFormat = setting(
+        "text",
+        "Form of the log on standard error, one line an event. text: for people; json: for "
+        "programs, with model and stream as fields.",
+    )
+    """See `bptt.observability.logs`."""
+    log_calls: LogCalls = setting(
+        "none",
+        "Calls that are logged. sessions: beginning and end of Learn calls; all: also the end of "
+        "every other call.",
+    )
+    """A line a call costs more than a small prediction, so none is logged by default."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",
@@ -326,10 +376,19 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
-        if self.durability not in get_args(Durability):
-            choices = ", ".join(get_args(Durability))
-            raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
+        for name, kind in _CHOICES.items():
+            value, choices = getattr(self, name), get_args(kind)
+            if value not in choices:
+                raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")
         _check_bounds("", self)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether HTTP serves the page for people."""
+        if self.metrics_address is None or self.page != "auto":
+            return self.page == "on"
+        host, _ = split_address("metrics_address", self.metrics_address)
+        return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def journal(store: SqliteStore, model_id: str, records: int, **spec: Any) -> Non
 
 def at(line: str) -> float:
     """The time of a line of the log, in seconds."""
-    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return datetime.fromisoformat(line.split()[0]).timestamp()
 
 
 def test_the_log_tells_how_much_there_is_how_fast_it_goes_and_how_long_it_takes(

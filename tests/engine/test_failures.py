@@ -44,6 +44,7 @@ from tests.engine.test_lifecycle import (
 )
 from tests.rpc.harness import until
 from tests.support.disk import mounted
+from tests.support.metrics import above_zero
 
 
 @pytest.fixture
@@ -61,12 +62,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failures(host: Host) -> dict[str, float]:
     """Values of the failure metric by reason."""
-    return {
-        each.labels["reason"]: each.value
-        for family in host.metrics.registry.collect()
-        for each in family.samples
-        if each.name == "bptt_model_failures_total"
-    }
+    return above_zero(host.metrics, "bptt_model_failures", "reason")
 
 
 async def came_back(host: Host, before: Any) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from bptt.config import ServerConfig
 from bptt.domain import Gauges
@@ -19,10 +17,12 @@ from bptt.engine.messages import Outcome
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import run
 from bptt.errors import InvalidRequest
-from bptt.observability.metrics import Metrics, ModelMetrics
+from bptt.observability.counts import ModelMetrics
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec
 from tests.engine.support import rounds
 from tests.engine.test_trainer import answers, give, inputs, training
+from tests.support.metrics import families
 
 SECONDS = 1e6  # of learning: every measurement is within its share
 
@@ -154,15 +154,14 @@ def test_a_model_that_diverged_has_no_flow() -> None:
 
 
 def series(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    text = generate_latest(metrics.registry).decode()
     return {
-        family.name: {tuple(sorted(s.labels.items())): s.value for s in family.samples}
-        for family in text_string_to_metric_families(text)
+        name: {tuple(sorted(s.labels.items())): s.value for s in family.samples}
+        for name, family in families(metrics).items()
     }
 
 
 def test_the_metrics_show_the_measurement() -> None:
-    metrics = Metrics()
+    metrics = Metrics("full")
     model = metrics.open_model("m", learner_of().figures, lambda: Gauges(0, 0, 0))
     names = ("gradient_flow_ratio", "memory_horizon_steps", "recurrent_spectral_radius")
     assert [series(metrics)[f"bptt_{name}"] for name in names] == [{}] * 3

@@ -27,16 +27,16 @@ from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from tests.engine.support import message, of_one_lane
 from tests.engine.test_rollback import SPEC as DIVERGING
 from tests.engine.test_rollback import steps, TOO_LARGE
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 TICKS = 30
 
 
 def gauge(metrics: Metrics, name: str, model_id: str) -> float | None:
-    for family in metrics.registry.collect():
-        for sample in family.samples:
-            if sample.name == name and sample.labels["model"] == model_id:
-                return float(sample.value)
+    for sample in families(metrics)[name].samples:
+        if sample.labels["model"] == model_id:
+            return float(sample.value)
     return None
 
 

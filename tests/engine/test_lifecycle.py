@@ -47,6 +47,7 @@ from tests.engine.support import message, of_one_lane
 from tests.engine.test_rollback import SPEC as ROLLS_BACK
 from tests.engine.test_rollback import steps, TOO_LARGE
 from tests.rpc.harness import Gate, until
+from tests.support.metrics import families
 
 SPEC = replace(ROLLS_BACK, on_divergence="stop")
 
@@ -464,10 +465,7 @@ async def test_a_real_model_admits_what_the_table_says_and_shows_its_state(
     async with build(store) as host:
         assert host.state is state
         shown = [
-            each.labels["state"]
-            for family in host.metrics.registry.collect()
-            for each in family.samples
-            if each.name == "bptt_model_state"
+            each.labels["state"] for each in families(host.metrics)["bptt_model_state"].samples
         ]
         assert shown == [state.value]
         if state not in (State.DRAINING, State.STOPPED):  # which a server sets for all models

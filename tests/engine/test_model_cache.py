@@ -33,6 +33,7 @@ from bptt.errors import (
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from tests.engine.support import message, of_one_lane
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 NAMES = ("a", "b", "c", "d", "e")
@@ -84,12 +85,9 @@ class Server:
         """Wait until at most this many models are in memory."""
         await until(lambda: len(self.registry._models) <= count)
 
-    def families(self) -> dict[str, Any]:
-        return {each.name: each for each in self.metrics.registry.collect()}
-
     def value(self, name: str, model_id: str) -> float | None:
         family = name.removesuffix("_total").removesuffix("_count")
-        for each in self.families()[family].samples:
+        for each in families(self.metrics)[family].samples:
             if each.name == name and each.labels["model"] == model_id:
                 return float(each.value)
         return None

@@ -22,6 +22,7 @@ from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from tests.engine.support import message, of_one_lane
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 
@@ -142,10 +143,10 @@ async def test_a_scrape_from_another_thread_sees_the_newest_figures() -> None:
         await client.first(8)
         learner.apply([Chunk("s", 8, inputs(2, 8))])
         await client.now(2)
-        families = await asyncio.to_thread(lambda: {each.name: each for each in metrics.collect()})
-        [loss] = families["bptt_loss"].samples
+        shown = await asyncio.to_thread(families, metrics)
+        [loss] = shown["bptt_loss"].samples
         assert loss.value == learner.figures.loss
-        [steps] = [each for each in families["bptt_steps"].samples if each.name.endswith("_total")]
+        [steps] = [each for each in shown["bptt_steps"].samples if each.name.endswith("_total")]
         assert steps.value == 10
 
 

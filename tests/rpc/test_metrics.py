@@ -103,7 +103,7 @@ async def test_classes_have_an_accuracy_and_other_tasks_no_such_series(server: H
     series = _scrape(server)
     model = await server.model("classes")
     assert series["bptt_accuracy"] == {"classes": model.accuracy}
-    assert series["bptt_cross_entropy_bits"] == {"classes": model.cross_entropy_bits}
+    assert series["bptt_cross_entropy"] == {"classes": model.cross_entropy_bits}
     assert series["bptt_skill_ratio"]["classes"] == model.skill_ratio
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 
+from bptt.observability.history import History
 from bptt.web.health import ServerHealth
 from bptt.web.server import HttpServer
 
@@ -68,14 +69,16 @@ def fetch(url: str, method: str = "GET", headers: Mapping[str, str] | None = Non
 
 
 @contextlib.contextmanager
-def web(render: Callable[[], bytes] = lambda: b"a 1\n") -> Iterator[Web]:
+def web(
+    render: Callable[[], bytes] = lambda: b"a 1\n", history: History | None = None
+) -> Iterator[Web]:
     """Serve on a free port; stopped at the end of the block."""
     loop = asyncio.new_event_loop()
     turning = threading.Thread(target=loop.run_forever)
     turning.start()
     health = ServerHealth(loop)
     try:
-        server = HttpServer("127.0.0.1:0", render, health)
+        server = HttpServer("127.0.0.1:0", render, health, history)
         try:
             yield Web(server, health, loop)
         finally:

@@ -90,7 +90,8 @@ class Administration:
         self._publisher.settings_changed()
         self._journal.put(command)
         self._checkpointer.changed(self._journal.last)
-        log.info("model %s: %s", self._model_id, self._live.settings)
+        changed = ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
+        log.info("model %s configured: %s", self._model_id, changed)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -241,7 +241,7 @@ class Trainer(ModelReader):
     def _worker_failed(self, error: BaseException) -> None:
         """Handle the end of the worker: the model becomes FAILED, and all waiters are answered."""
         doing, model_id = self._worker.doing, self.definition.model_id
-        log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
+        log.error("model %s failed while %s", model_id, doing, exc_info=error)
         self._publisher.published.freeze()
         why = self._supervisor.failed(model_id, self.lifecycle, doing)
         self.lifecycle.apply(Event.FAIL, why)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bptt.web.health import ALIVE_SECONDS, ServerHealth
+from bptt.web.page import Page
 from bptt.web.scrapes import Scrapes
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,12 +23,13 @@ REQUESTS_MAX = 32
 """Requests that are answered at one time."""
 
 
-def pages(health: ServerHealth, scrapes: Scrapes) -> Starlette:
+def pages(health: ServerHealth, scrapes: Scrapes, page: Page | None = None) -> Starlette:
     """Build the application.
 
     Args:
         health: what the probes answer.
         scrapes: renders the metrics page.
+        page: the page for people; None: there is none.
     """
 
     async def metrics(request: Request) -> Response:
@@ -57,7 +59,9 @@ def pages(health: ServerHealth, scrapes: Scrapes) -> Starlette:
         Route("/livez", livez),
         Route("/readyz", readyz),
     ]
-    paths = ", ".join(each.path for each in routes)
+    if page is not None:
+        routes += page.routes
+    paths = ", ".join(each.path for each in routes if "{" not in each.path)
 
     async def unknown(request: Request, _: Exception) -> Response:
         return _text(404, f"no page here; the pages are {paths}")

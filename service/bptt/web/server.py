@@ -8,14 +8,17 @@ import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import uvicorn
 
 from bptt.config import split_address
 from bptt.errors import AddressInUse, CannotListen
+from bptt.observability.history import History, SAMPLE_SECONDS
 from bptt.web.connections import BoundedProtocol, end_stalled, REQUEST_BYTES
 from bptt.web.health import ServerHealth
+from bptt.web.page import Page
 from bptt.web.pages import AtMost, pages
 from bptt.web.scrapes import Scrapes
 
@@ -32,6 +35,7 @@ class HttpServer:
         address: host:port where to listen; port 0 picks a free one.
         render: renders the metrics page, on a thread of its own.
         health: what the probes answer.
+        history: the figures of the page for people; None: there is no such page.
 
     Attributes:
         address: host:port where it listens, with the real port.
@@ -41,14 +45,22 @@ class HttpServer:
         CannotListen: listening there failed for another reason.
     """
 
-    def __init__(self, address: str, render: Callable[[], bytes], health: ServerHealth) -> None:
+    def __init__(
+        self,
+        address: str,
+        render: Callable[[], bytes],
+        health: ServerHealth,
+        history: History | None = None,
+    ) -> None:
         self._socket = listen("metrics_address", address)
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._scrapes = Scrapes(render)
+        self._history = history
+        page = None if history is None else Page(history)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                AtMost(pages(health, self._scrapes), self._end_stalled),
+                AtMost(pages(health, self._scrapes, page), self._end_stalled),
                 http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
@@ -93,7 +105,16 @@ class HttpServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._running.set()
-        await self._server.serve(sockets=[self._socket])
+        sampling = asyncio.create_task(self._sample(), name="history")
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            sampling.cancel()
+
+    async def _sample(self) -> None:
+        while self._history is not None:
+            self._history.sample(time.time())
+            await asyncio.sleep(SAMPLE_SECONDS)
 
     def _close_connections(self) -> None:
         for each in list(self._server.server_state.connections):
