@@ -30,6 +30,7 @@ from bptt import v1 as pb
 from bptt.engine import worker
 from bptt.engine.flow import FlowWatch
 from tests.rpc.harness import Call, Harness, harness, small, until
+from tests.support.metrics import families
 
 STREAMS = ("a", "b", "c", "d")
 DELAY = 3
@@ -150,16 +151,9 @@ class Both(RuleBasedStateMachine):
 
     def received(self) -> float:
         """Messages that the server has read in Learn calls."""
-        found = self.server.metrics.registry.get_sample_value(
-            "grpc_server_msg_received_total",
-            {
-                "grpc_type": "bidi_stream",
-                "grpc_service": "bptt.v1.LearnerService",
-                "grpc_method": "Learn",
-            },
-        )
-        assert found is not None
-        return found
+        found = families(self.server.metrics)["grpc_server_msg_received"]
+        values = [each.value for each in found.samples if each.labels.get("grpc_method") == "Learn"]
+        return float(values[0])
 
     # ------------------------------------------------------------------ messages
 
