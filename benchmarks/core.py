@@ -62,11 +62,6 @@ class Side:
             raise RuntimeError(f"{self.name} ended on {case}")
         return float(answer)
 
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid
-
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None

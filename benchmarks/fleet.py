@@ -38,6 +38,11 @@ CORE_CASES = (FleetCase(64, 64), FleetCase(1000, 1000), FleetCase(10_000, 1000))
 THOUSAND = FleetCase(1000, 1000)
 CHUNKS = FleetCase(64, 64, hidden_size=128, steps=32)
 ONE = FleetCase(1, 1)
+SERVICE_CASES = (
+    ("1,000 streams, one step a message", "thousand", THOUSAND),
+    ("64 streams, chunks of 32, H=128", "chunks", CHUNKS),
+    ("one stream, one step, pipelined", "one", ONE),
+)
 
 OPERATIONS_A_STEP = 270_000  # of matrix products, forward and backward: k2 steps for each k1
 IDLE_STREAMS = 20_000
@@ -141,13 +146,14 @@ async def rate(address: str, case: FleetCase, model_id: str, seconds: float) -> 
 
 
 @contextlib.contextmanager
-def torch_server(case: FleetCase) -> Iterator[str]:
-    """Run the PyTorch server; yield its address."""
+def torch_server(case: FleetCase) -> Iterator[Server]:
+    """Run the PyTorch server; yield it."""
     arguments = (str(case.streams), str(case.steps), str(case.hidden_size))
     variables = ONE_THREAD | {"PYTHONPATH": "service"}
     python = rivals_python()
-    with started("benchmarks.fleet_torch", *arguments, python=python, **variables) as address:
-        yield address
+    with started("benchmarks.fleet_torch", *arguments, python=python, **variables) as ready:
+        address, pid = ready.split()
+        yield Server(address, int(pid))
 
 
 # ---------------------------------------------------------------------- parts
@@ -155,7 +161,8 @@ def torch_server(case: FleetCase) -> Iterator[str]:
 
 def core() -> None:
     """Compare the core with the PyTorch loop, one thread each."""
-    print("core, one step of each stream a tick, with predictions: µs a step and stream")
+    print("core, one step of each stream a tick, with predictions, one thread:")
+    print("µs of processor time a step and stream")
     print(f"{'streams':>8} {'batch':>6} {'PyTorch':>8} {'core':>7} {'ratio':>6}")
     sides = [
         Side("PyTorch", rivals_python(), "benchmarks.fleet_torch"),
@@ -173,7 +180,7 @@ def core() -> None:
 
 def profile(seconds: float) -> None:
     """Print where a step's time goes in the core."""
-    print("where a step's time goes in the core, µs a step and stream")
+    print("where a step's time goes in the core, µs of processor time a step and stream")
     print(f"{'streams':>8} {'apply':>7} {'kernels':>8} {'outside':>8} {'share':>6} {'GFLOP/s':>8}")
     for case in CORE_CASES:
         fleet = Fleet(case)
@@ -195,40 +202,39 @@ def profile(seconds: float) -> None:
 
 async def service(server: Server, folder: Path, seconds: float) -> None:
     """Compare the service with the PyTorch server and with the core alone."""
-    print("service over loopback, durable, predictions in every answer: steps a second;")
-    print("on the right, processor time of the server's process and of the core alone, µs a step")
+    print("service over loopback, durable, predictions in every answer: steps a second, and the")
+    print("processor time of the server's process in µs a step (core: of the core alone)")
     print(
-        f"{'':<34} {'service':>9} {'PyTorch':>9} {'ratio':>6} {'core':>9} {'share':>6}"
-        f" {'service':>9} {'core':>6} {'share':>6}"
+        f"{'':<34} {'service':>9} {'PyTorch':>9} {'ratio':>6}   {'service':>8} {'PyTorch':>8}"
+        f" {'ratio':>6} {'core':>7} {'share':>6}"
     )
-    for title, model_id, case in (
-        ("1,000 streams, one step a message", "thousand", THOUSAND),
-        ("64 streams, chunks of 32, H=128", "chunks", CHUNKS),
-        ("one stream, one step, pipelined", "one", ONE),
-    ):
+    for title, model_id, case in SERVICE_CASES:
         async with Client.connect(server.address) as client:
             await client.create_model(model_id, spec_of(case))
-        alone_in = Side("core", sys.executable, "benchmarks.fleet_core", pinned=False)
-        with contextlib.closing(alone_in), torch_server(case) as rival:
-            await asyncio.to_thread(alone_in.time, case)  # warm up
-            for address in (server.address, rival):
-                await rate(address, case, model_id, seconds)
+        alone = Side("core", sys.executable, "benchmarks.fleet_core", pinned=False)
+        with contextlib.closing(alone), torch_server(case) as rival:
+            for each in (server, rival):
+                await rate(each.address, case, model_id, seconds)
             rows = []
             for _ in range(ROUNDS):
-                with Busy(server.pid) as busy:
-                    mine = await rate(server.address, case, model_id, seconds)
-                its = await rate(rival, case, model_id, seconds)
-                with Busy(alone_in.pid) as alone_busy:
-                    alone = 1e6 / await asyncio.to_thread(alone_in.time, case)
-                costs = 1e6 * busy.share / mine, 1e6 * alone_busy.share / alone
-                rows.append((mine, its, alone, *costs))
-        a, b, c, cost, core_cost = map(statistics.median, zip(*rows, strict=True))
+                row = [await measured(each, case, model_id, seconds) for each in (server, rival)]
+                rows.append((*sum(row, ()), await asyncio.to_thread(alone.time, case)))
+        a, a_cost, b, b_cost, core_cost = map(statistics.median, zip(*rows, strict=True))
         print(
-            f"{title:<34} {a:>9,.0f} {b:>9,.0f} {a / b:>5.1f}x {c:>9,.0f} {a / c:>6.0%}"
-            f" {cost:>9.2f} {core_cost:>6.2f} {core_cost / cost:>6.0%}",
+            f"{title:<34} {a:>9,.0f} {b:>9,.0f} {a / b:>5.1f}x   {a_cost:>8.2f} {b_cost:>8.2f}"
+            f" {b_cost / a_cost:>5.1f}x {core_cost:>7.2f} {core_cost / a_cost:>6.0%}",
             flush=True,
         )
     print(f"journal of the first: {journal_bytes(folder / 'models' / 'thousand'):.1f} bytes a step")
+
+
+async def measured(
+    server: Server, case: FleetCase, model_id: str, seconds: float
+) -> tuple[float, float]:
+    """Return steps a second, and microseconds of the server's processor time a step."""
+    with Busy(server.pid) as busy:
+        steps = await rate(server.address, case, model_id, seconds)
+    return steps, 1e6 * busy.share / steps
 
 
 def journal_bytes(folder: Path) -> float:

@@ -1,7 +1,8 @@
 """Fleets that the core and PyTorch are timed with, and the protocol of their processes.
 
 A process reads one case a line from standard input, as JSON, and answers with one line: the
-microseconds a step and stream. It keeps the fleet of a case, so that later rounds start at once.
+microseconds of processor time a step and stream. Processor time, because it does not depend on what
+else the machine does. It keeps the fleet of a case, so that later rounds start at once.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def answer(build: Callable[[FleetCase], Callable[[int], None]]) -> None:
         if case not in built:
             built[case] = build(case)
             built[case](2 * case.k2)  # fills the windows
-        learn, ticks, start = built[case], 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < SECONDS:
+        learn, ticks, start = built[case], 0, time.process_time()
+        while (seconds := time.process_time() - start) < SECONDS:
             learn(UPDATE_TICKS)
             ticks += UPDATE_TICKS
         print(1e6 * seconds / (ticks * case.steps * case.streams), flush=True)

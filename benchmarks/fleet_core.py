@@ -33,8 +33,8 @@ class Fleet:
     """A learner and its streams.
 
     Attributes:
-        kernel_seconds: spent in the compiled kernels.
-        seconds: spent in `Learner.apply`.
+        kernel_seconds: processor time in the compiled kernels.
+        seconds: processor time in `Learner.apply`.
     """
 
     def __init__(self, case: FleetCase) -> None:
@@ -48,9 +48,9 @@ class Fleet:
         run = self._learner._backend.run
 
         def timed(*arguments: object) -> object:
-            start = time.perf_counter()
+            start = time.process_time()
             done = run(*arguments)  # type: ignore[arg-type]
-            self.kernel_seconds += time.perf_counter() - start
+            self.kernel_seconds += time.process_time() - start
             return done
 
         self._learner._backend.run = timed  # type: ignore[method-assign, assignment]
@@ -62,9 +62,9 @@ class Fleet:
             first_steps = np.full(case.streams, self._tick * case.steps)
             values = self._values[self._tick % len(self._values)]
             batch = Batch(self._names, first_steps, self._lengths, values)
-            start = time.perf_counter()
+            start = time.process_time()
             self._learner.apply(batch)
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.process_time() - start
             self._tick += 1
 
 

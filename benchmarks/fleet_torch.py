@@ -10,6 +10,7 @@ keeps nothing on the disk.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -122,7 +123,7 @@ async def serve(streams: int, steps: int, hidden_size: int) -> None:
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(f"127.0.0.1:{port}", flush=True)
+    print(f"127.0.0.1:{port} {os.getpid()}", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop(1.0)
 
