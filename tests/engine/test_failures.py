@@ -96,7 +96,7 @@ async def test_an_exception_while_a_checkpoint_is_copied_is_not_silent(
         assert [type(each) for each in told] == [Recovering]
         assert failures(host) == {"copying": 1}
         [line] = [each.message for each in caplog.records if "failed while" in each.message]
-        assert line == "model m failed while copying: MemoryError()"
+        assert line == "model m failed while copying"
 
 
 async def test_a_worker_that_is_cancelled_is_replaced(store: HeldStore) -> None:

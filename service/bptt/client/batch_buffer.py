@@ -96,7 +96,9 @@ class BatchBuffer:
         book.kept[lanes] += 1
         if first_steps is not None:
             ends = book.ends[lanes]
-            follows = first_steps <= ends  # else it will be refused, being a gap
+            follows = first_steps <= ends
+            if not placed and not follows.all():
+                sent.gaps_after = np.where(follows | ~book.known[lanes], -1, ends)
             reached = np.maximum(ends, first_steps + columns.steps)
             book.ends[lanes] = np.where(follows, reached, ends)
         return sent
@@ -412,8 +414,27 @@ class BatchBuffer:
         book.durable[lanes] = np.where(there, raised, book.durable[lanes])
         again: list[Part] = []
         for sent in list(self._kept.values()):
+            ready += self._refuse_gaps(sent)
             again += self._again(sent, limits)
         return again, ready
+
+    def _refuse_gaps(self, sent: SentBatch) -> list[Answer]:
+        """Answer chunks that did not follow and whose refusal was lost with the call.
+
+        Sent again, they might follow by now: chunks that were sent after them were learned.
+        """
+        if sent.gaps_after is None:
+            return []
+        written = (sent.flights > 0) | sent.resent
+        ready: list[Answer] = []
+        found = (sent.states == OPEN) & (sent.gaps_after >= 0) & written
+        for place in np.flatnonzero(found).tolist():
+            assert sent.first_steps is not None
+            expected = int(sent.gaps_after[place])
+            error = OutOfOrder.of(int(sent.first_steps[place]), expected)
+            fault = RefusedPlace(place, error, "first_step", expected)
+            ready += self._refuse(sent, place, self._refused_stream(sent, place, fault))
+        return ready + self._finish(sent) if found.any() else ready
 
     def _again(self, sent: SentBatch, limits: pb.ChunkLimits) -> list[Part]:
         """Return the parts of a batch to send in a new call; forget it if there are none."""

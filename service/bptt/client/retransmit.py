@@ -24,7 +24,7 @@ from bptt import v1 as pb
 from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
 from bptt.client.types import Answer, Refused
-from bptt.errors import StreamDeleted
+from bptt.errors import OutOfOrder, StreamDeleted
 
 MOVES_MAX = 8  # of one chunk; more only if another client deletes the stream again and again
 
@@ -72,6 +72,8 @@ class Sent:
     """The incarnation that learned it, as its answer tells."""
     whole: Whole | None = None
     """Of a piece: its chunk."""
+    gap_after: int | None = None
+    """The step that its stream expects, if it does not follow; the server will refuse it."""
     given_up: bool = False
     """True: an earlier piece of its chunk was refused. It is not written any more."""
 
@@ -184,8 +186,10 @@ class RetransmitBuffer:
         self._order.append(sent)
         self._kept.setdefault(sent.stream_id, deque()).append(sent)
         end = self.ends.get(sent.stream_id)
-        if end is not None and chunk.first_step <= end:  # else it will be refused, being a gap
+        if end is not None and chunk.first_step <= end:
             self.ends[sent.stream_id] = max(end, sent.end)
+        elif end is not None and not placed:
+            sent.gap_after = end
         return sent
 
     def keep_batch(self, sent: Ordered, *, is_first: bool) -> None:
@@ -376,6 +380,7 @@ class RetransmitBuffer:
                 else:
                     ready += self._give_up_deleted(position, known)
             self._continue(position)
+            ready += self._refuse_gaps(stream_id)
             again += self._to_send(position)
         return sorted(again, key=lambda sent: sent.index), ready
 
@@ -440,6 +445,20 @@ class RetransmitBuffer:
                 raise StepsLost.of(stream_id, position.next_step, durable_step)
         self.incarnations[stream_id] = position.incarnation
         self.acknowledge(stream_id, position.durable_step, position.incarnation)
+
+    def _refuse_gaps(self, stream_id: str) -> list[Answer]:
+        """Answer chunks that did not follow and whose refusal was lost with the call.
+
+        Sent again, they might follow by now: chunks that were sent after them were learned.
+        """
+        ready: list[Answer] = []
+        for sent in list(self._kept.get(stream_id, ())):
+            if sent.gap_after is not None and sent.answer is None and sent.is_bound:
+                error = OutOfOrder.of(sent.first_step, sent.gap_after)
+                index, first_step = sent.chunk_index, sent.first_step
+                refused = Refused(index, stream_id, first_step, sent.gap_after, error)
+                ready += self.refused(sent, refused)
+        return ready
 
     def _to_send(self, position: pb.Stream) -> list[Sent]:
         again = []

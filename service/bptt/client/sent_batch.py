@@ -41,6 +41,8 @@ class SentBatch:
     """(B,) the place of each stream in that `send_many`."""
     offset: int
     """Steps of each stream that earlier batches of it hold."""
+    gaps_after: Int64Array | None = None
+    """(B,) the step that a stream expects whose chunk does not follow; -1 for the others."""
     states: NDArray[np.int8] = field(init=False)
     """(B,) OPEN, LEARNED or REFUSED."""
     flights: Int64Array = field(init=False)
