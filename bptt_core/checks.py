@@ -15,6 +15,7 @@ from bptt_core.errors import (
     ShapeError,
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
+from bptt_core.robust import BLOCK_MEAN, MEAN, SCALE_FIELDS
 from bptt_core.specs import ModelSpec
 from bptt_core.state import INCARNATION, model_shapes, STATISTICS, stream_shapes
 
@@ -101,8 +102,18 @@ def statistics(spec: ModelSpec, source: Mapping[str, Array]) -> None:
             raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
         if not np.isfinite(array).all():
             raise NonFiniteError(name, "not finite", "finite numbers")
-        if name.endswith(("count", "m2", "scale")) and (array < 0).any():
-            raise InvalidArgument(name, str(array.min()), "at least 0")
+        least = _unsigned(name, array)
+        if least.size and least.min() < 0:
+            raise InvalidArgument(name, str(least.min()), "at least 0")
+
+
+def _unsigned(name: str, array: Array) -> Array:
+    """The numbers of statistics that cannot be negative: counts, squares and variances."""
+    if name == "change_scale":
+        return array[..., :SCALE_FIELDS]
+    if name in ("input_level", "target_level"):
+        return np.delete(array, (MEAN, BLOCK_MEAN), axis=-1)
+    return array if name.endswith(("count", "m2")) else np.empty(0)
 
 
 def inputs(
