@@ -48,6 +48,18 @@ def test_what_is_given_out_is_a_copy() -> None:
     np.testing.assert_array_equal(snapshot.predict(None, np.ones((1, 2))), before)
 
 
+def test_means_and_drifts_below_0_are_taken() -> None:
+    spec = SPECS["forecast"]
+    learner, falling = Learner(spec, backend="reference"), np.arange(40.0).reshape(20, 2)
+    learner.apply([Chunk("s", 0, -falling)])
+    statistics = learner.snapshot().statistics()
+    assert statistics["input_level"].min() < 0 > statistics["change_scale"].min()
+    other = Learner(spec, backend="reference")
+    other.load_statistics(statistics)
+    for name, each in other.snapshot().statistics().items():
+        np.testing.assert_array_equal(each, statistics[name])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -57,6 +69,8 @@ def test_what_is_given_out_is_a_copy() -> None:
         ({"input_mean": np.zeros(2, np.int64)}, "input_mean is of dtype int64"),
         ({"input_mean": np.array([0.0, np.inf])}, "input_mean is not finite"),
         ({"input_m2": np.array([0.0, -1.0])}, "input_m2 is -1.0, but must be at least 0"),
+        ({"input_level": np.full((2, 7), -1.0)}, "input_level is -1.0, but must be at least 0"),
+        ({"change_scale": np.full((2, 2, 7), -2.0)}, "change_scale is -2.0, but must be at least"),
     ],
 )
 def test_wrong_statistics_are_refused_and_change_nothing(change: Any, told: str) -> None:
