@@ -262,7 +262,7 @@ def test_a_terminal_shows_a_progress_bar(bptt: Bptt, waves: str, name: str) -> N
     text = shown.decode()
     assert "\x1b[" in text
     assert "━" in text
-    for word in ("500 steps", "error", "loss", "gradient"):
+    for word in ("500 rows", " a second · ", " left · ", "relative error"):
         assert word in text
 
 

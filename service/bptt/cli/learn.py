@@ -9,6 +9,9 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
+from bptt.cli.answers.files import check_path
+from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
+from bptt.cli.answers.recording import Recording
 from bptt.cli.console import address_option, json_option, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
@@ -114,7 +117,7 @@ def _spec_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=PlotCommand, epilog=EXAMPLE)
 @click.argument("file")
 @click.option("--model", metavar="NAME", help="The model; created if it does not exist.")
 @click.option("--stream", metavar="ID", help="The stream. [default: the file's name without .csv]")
@@ -180,6 +183,14 @@ def _spec_options(command: Command) -> Command:
     "stream already has are skipped]",
 )
 @click.option(
+    "--predictions",
+    callback=lambda context, option, path: path and check_path("--predictions", path),
+    metavar="FILE",
+    help="Write time, value, prediction, band and anomaly score of each step, target and number of "
+    "steps ahead to FILE, a .csv, .jsonl or .parquet. An existing file is continued.",
+)
+@plot_option("recent values, their predictions, and what is forecast next")
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print what is understood of the file, and stop; no server is needed.",
@@ -194,6 +205,8 @@ def learn(
     append: bool,
     text: bool,
     dry_run: bool,
+    predictions: str | None,
+    plot: str | None,
     reconnect_seconds: float,
     address: str,
     as_json: bool,
@@ -221,6 +234,12 @@ def learn(
         model = ""
     if column_options["stream_column"] is not None and stream is not None:
         raise click.UsageError("--stream and --stream-column both name streams; leave one out")
+    check_plot(plot, as_json=as_json)
+    if plot is not None and column_options["stream_column"] is not None:
+        raise click.UsageError(
+            "--plot draws one stream, but --stream-column learns several; draw one afterwards with "
+            "`bptt predict --stream ID --plot`"
+        )
     mode, markers = _missing(column_options.pop("missing"))
     read = ReadOptions(missing=markers, **reading)
     settings = {name: value for name, value in options.items() if value is not None}
@@ -230,8 +249,9 @@ def learn(
     stream = stream if stream is not None else _default_stream(file)
     append = append or file == "-"
     run = LearnRun(
-        learn_options, stream, text, append, reconnect_seconds, address, as_json, dry_run
-    )
+        learn_options, stream, text, append, reconnect_seconds, address, as_json, dry_run,
+        Recording(predictions, plot),
+    )  # fmt: skip
     try:
         interrupted = asyncio.run(run.run())
     except asyncio.CancelledError:

@@ -15,11 +15,13 @@ import click
 from rich.console import Console
 
 from bptt.cli import plan as planning
+from bptt.cli.answers.recording import Recording
 from bptt.cli.console import plural, print_json, progress_output
 from bptt.cli.create import create_model
 from bptt.cli.data.order import JUMP
 from bptt.cli.data.problem import InputError, join_names
 from bptt.cli.data.source import Batch
+from bptt.cli.data.steptimes import StepTimes
 from bptt.cli.data.survey import skipped_lines, Survey, Wanted
 from bptt.cli.data.survey import summary as understood_lines
 from bptt.cli.data.table import DataTable
@@ -55,6 +57,8 @@ class LearnRun:
     as_json: bool
     dry_run: bool = False
     """Stop after telling what was understood of the file; no server is asked."""
+    recording: Recording = field(default_factory=Recording)
+    """What is kept of the predictions."""
     console: Console = field(init=False)
 
     async def run(self) -> bool:
@@ -113,8 +117,9 @@ class LearnRun:
         choice = planning.select_columns(self.options, plan, understood, model)
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
-            return await self._learn_series(client, model, place, choice, found.series)
-        interrupted = await self._learn(client, model, table, partial(table.read, choice))
+            return await self._learn_series(client, model, place, choice, found)
+        times = found.step_times
+        interrupted = await self._learn(client, model, table, partial(table.read, choice), times)
         if table.is_live or choice.sort:  # not known before the rows were read
             for line in skipped_lines(table.skipped):
                 self._print(line)
@@ -163,15 +168,16 @@ class LearnRun:
         model: Model,
         column: int,
         choice: Choice,
-        cells: list[str],
+        found: Survey,
     ) -> bool:
         """Learn the rows of each series as a stream of its own, one after another."""
-        for series in cells:
+        times = found.step_times
+        for series in found.series:
             self.stream_id = series
             with DataTable(self.options.file, self.options.reading) as table:
                 await run_in_thread(table.understand)
                 one = replace(choice, only=(column, series))
-                if await self._learn(client, model, table, partial(table.read, one)):
+                if await self._learn(client, model, table, partial(table.read, one), times):
                     return True
         return False
 
@@ -220,16 +226,28 @@ class LearnRun:
     # ------------------------------------------------------------------ learning
 
     async def _learn(
-        self, client: Client, model: Model, source: DataTable | TextFile, read: ReadBatches
+        self,
+        client: Client,
+        model: Model,
+        source: DataTable | TextFile,
+        read: ReadBatches,
+        times: StepTimes | None = None,
     ) -> bool:
+        self.recording.check(model.task)
         next_step = await self._next_step(client)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
         width = max(model.spec["input_size"], model.horizon * model.targets)
         read_rows = partial(read, max(1, min(chunk_steps, CHUNK_VALUES // width)))
         statistics = RunStatistics(model)
-        display = ProgressDisplay(self.console, total=source.size, as_json=self.as_json)
+        noun = "byte" if self.text else "row"
+        display = ProgressDisplay(self.console, total=source.size, as_json=self.as_json, noun=noun)
         stop = asyncio.Event()
-        async with self._explain_server_stop(), self._session(client) as session:
+        recording = self.recording.of_stream(
+            client, model, self.stream_id, next_step, times, self._print
+        )
+        async with (
+            self._explain_server_stop(), recording as recorder, self._session(client) as session
+        ):  # fmt: skip
             loop = StreamingLoop(
                 session,
                 self.stream_id,
@@ -241,6 +259,7 @@ class LearnRun:
                 look_ahead=self.options.gap_seconds is not None,
                 reset=partial(client.reset_stream, self.options.model_id, self.stream_id),
                 on_progress=lambda position: display.update(statistics, position),
+                recorder=recorder,
             )
             with display, _handle_interrupts(stop, self._print) as interrupted:
                 try:

@@ -3,30 +3,70 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from bptt.cli.console import print_json
+from bptt.cli.console import plural, print_json
 from bptt.cli.run_statistics import RunStatistics, Summary
 
 JSON_SECONDS = 1.0  # between two lines of JSON
 BAR_SECONDS = 0.1  # between two updates of the bar
+WIDE_COLUMNS = 110  # of a terminal with room for loss and gradient
+
+
+class Pace:
+    """How fast a run goes, and how long it will take."""
+
+    def __init__(self, total: int | None) -> None:
+        """Start the clock.
+
+        Args:
+            total: bytes of the input; None if unknown.
+        """
+        self._total = total
+        self._started = time.perf_counter()
+        self._first: tuple[float, int] | None = None
+
+    def rate(self, rows: int) -> float:
+        """Rows a second since the start."""
+        return rows / max(1e-9, time.perf_counter() - self._started)
+
+    def seconds_left(self, done: int) -> float | None:
+        """Seconds until all bytes are done; None: not known.
+
+        It is judged by the bytes since the first call: those before may have been skipped, because
+        an earlier run learned them.
+        """
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now, done
+        since, first = self._first
+        if self._total is None or done <= first:
+            return None
+        return max(0, self._total - done) * (now - since) / (done - first)
 
 
 class ProgressDisplay:
     """Shows a run's statistics as they grow: a bar in a terminal, lines of JSON, or nothing."""
 
-    def __init__(self, console: Console, *, total: int | None, as_json: bool) -> None:
+    def __init__(
+        self, console: Console, *, total: int | None, as_json: bool, noun: str = "row"
+    ) -> None:
         """Prepare the display; `with` starts it.
 
         Args:
             console: where the bar goes; none is drawn unless it is a terminal.
             total: the value of `done` at the end; None if unknown.
             as_json: write lines of JSON to standard output instead of a bar.
+            noun: what a step is called.
         """
         self._as_json = as_json
+        self._noun = noun
+        self._is_wide = console.width >= WIDE_COLUMNS
+        self._pace = Pace(total)
         self._shown = time.perf_counter()
         self._last: tuple[RunStatistics, int] | None = None
         bar = (
@@ -37,7 +77,6 @@ class ProgressDisplay:
         self._progress = Progress(
             bar,
             TextColumn("{task.fields[line]}"),
-            TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal or as_json,
         )
@@ -52,7 +91,7 @@ class ProgressDisplay:
         """Draw the bar a last time and stop it."""
         if self._last is not None:
             statistics, done = self._last
-            self._progress.update(self._task, completed=done, line=statistics.line())
+            self._draw(statistics, done)
         self._progress.stop()
 
     def update(self, statistics: RunStatistics, done: int) -> None:
@@ -63,15 +102,26 @@ class ProgressDisplay:
             done: how much of `total` is done.
         """
         self._last = statistics, done
+        left = self._pace.seconds_left(done)
         now = time.perf_counter()
         interval = JSON_SECONDS if self._as_json else BAR_SECONDS
         if now - self._shown < interval:
             return
         self._shown = now
         if self._as_json:
-            print_json({"event": "progress", **_progress_to_json(statistics.summary())})
+            pace = {"rows_per_second": self._pace.rate(statistics.steps), "seconds_left": left}
+            print_json({"event": "progress", **_progress_to_json(statistics.summary()), **pace})
         else:
-            self._progress.update(self._task, completed=done, line=statistics.line())
+            self._draw(statistics, done)
+
+    def _draw(self, statistics: RunStatistics, done: int) -> None:
+        rate = self._pace.rate(statistics.steps)
+        parts = [plural(statistics.steps, self._noun), f"{rate:,.0f} a second"]
+        left = self._pace.seconds_left(done)
+        if left is not None:
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        parts.extend(statistics.figures() if self._is_wide else statistics.figures()[:1])
+        self._progress.update(self._task, completed=done, line=" · ".join(parts))
 
 
 def _progress_to_json(summary: Summary) -> dict[str, Any]:

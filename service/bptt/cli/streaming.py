@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.cli.answers.recorder import Recorder
 from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
 from bptt.cli.run_statistics import RunStatistics
@@ -40,6 +41,8 @@ class StreamingLoop:
     """Ends a sequence that an earlier run sent."""
     on_progress: Callable[[int], None] = lambda position: None
     """Called after each answer with the bytes of the input that are done."""
+    recorder: Recorder | None = None
+    """Writes the predictions down."""
     missing: int = 0
     """Rows left out because a value is missing."""
     skipped: int = 0
@@ -129,6 +132,8 @@ class StreamingLoop:
         if batch.begins and self.skip:
             self.sequence_start = self.skipped
         known = min(len(batch.values), self.skip)
+        if known and self.recorder is not None:
+            self.recorder.skip(batch, known, self.skipped, self.inputs)
         self.skip -= known
         self.skipped += known
         new = batch.after(known)
@@ -175,6 +180,8 @@ class StreamingLoop:
                 answer.error.args = (f"{lines}: {answer.error}",)
                 raise answer.error
             self._evaluate(answer, batch)
+            if self.recorder is not None:
+                self.recorder.add(answer, batch, self.inputs)
             self.on_progress(batch.position)
 
     def _evaluate(self, answer: Learned, batch: Batch) -> None:
