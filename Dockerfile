@@ -19,10 +19,11 @@ COPY deploy/healthcheck.py /opt/bptt/healthcheck.py
 # Compiled kernels depend on the processor, so their cache is a folder that the server can write.
 ENV PATH=/opt/bptt/bin:$PATH NUMBA_CACHE_DIR=/var/cache/bptt PYTHONUNBUFFERED=1
 USER bptt
-# Compile the kernels of the default model now, so that the first model does not wait. On another type of processor they
-# are compiled again.
-RUN python -c "from bptt_core import Learner, ModelSpec; Learner(ModelSpec(input_size=1)).warm_up()"
+# Compile the kernels of all cells now, so that no model waits. On another type of processor they are compiled again, and
+# stay in the volume. A new volume begins as the folder is in the image.
+RUN bptt warm-up --all
 VOLUME /data
+VOLUME /var/cache/bptt
 EXPOSE 50051 9464
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/bptt/healthcheck.py", "127.0.0.1:50051"]
 ENTRYPOINT ["bptt"]

@@ -3,6 +3,7 @@
 #   make run      the demo: a server, a real series streamed to it, what it learned
 #   make test     every test                        (ARGS="-k name" passes options on)
 #   make test-other-processor   tests of learning and of equal bits, with code for an older processor
+#   make test-interop   tests with other people's programs (PyTorch), in an environment of their own
 #   make coverage the core's tests with its kernels as plain Python: every line is run
 #   make check    lint, format, types, imports, protos
 #   make bench    speed, against what it is compared to
@@ -25,7 +26,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
 protoc = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
-.PHONY: help run test test-other-processor coverage check bench protos clean
+.PHONY: help run test test-other-processor test-interop coverage check bench protos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +47,15 @@ OTHER_PROCESSOR := NUMBA_CPU_NAME=$(if $(X86),nehalem,generic) NUMBA_CPU_FEATURE
 
 test-other-processor: $(DEV)
 	@$(OTHER_PROCESSOR) $(BIN)/python -m pytest -m "learning or same_bits" $(ARGS)
+
+# PyTorch and others are large, and no other test needs them.
+test-interop:
+	@$(MAKE) --no-print-directory VENV=build/interop build/interop/.interop-installed
+	@build/interop/bin/python -m pytest tests/interop $(ARGS)
+
+$(VENV)/.interop-installed: $(DEV)
+	@$(PIP_INSTALL) --editable '.[server,dev,interop]'
+	@touch $@
 
 # Lines are counted where Python runs them, so nothing is compiled; tests look at fewer examples.
 coverage: $(DEV)

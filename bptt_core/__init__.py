@@ -11,9 +11,10 @@ from bptt_core.memory import bytes_of_model, bytes_of_stream
 from bptt_core.settings import Settings
 from bptt_core.snapshot import Snapshot, StreamView
 from bptt_core.specs import ModelSpec
-from bptt_core.ticks import Chunk, ChunkResult, Figures, TickResult, UpdateReport
+from bptt_core.ticks import Batch, Chunk, ChunkResult, Figures, TickResult, UpdateReport
 
 __all__ = [
+    "Batch",
     "Chunk",
     "ChunkResult",
     "FeedResult",

@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, marshalling, params, scoring, windows
+from bptt_core import batches, checks, marshalling, params, scoring, windows
 from bptt_core.backends import BackendName, make
-from bptt_core.errors import InvalidArgument, UnknownStream
+from bptt_core.errors import BpttError, InvalidArgument, UnknownStream
 from bptt_core.marshalling import Done
 from bptt_core.settings import Settings, steered
 from bptt_core.snapshot import Snapshot, StreamView
@@ -33,12 +33,13 @@ from bptt_core.state import (
     SEQUENCE_STEP,
     SKIPPED,
     SKIPPED_IN_A_ROW,
+    STATISTICS,
     STEPS,
     StreamTable,
     UPDATES,
 )
-from bptt_core.ticks import Chunk, Figures, TickResult, UpdateReport
-from bptt_core.transition import ROW, Steps
+from bptt_core.ticks import Batch, Chunk, Figures, offsets_of, TickResult, UpdateReport
+from bptt_core.transition import Steps
 
 Array = NDArray[Any]
 
@@ -81,11 +82,11 @@ class Learner:
 
     # ------------------------------------------------------------------ learning
 
-    def apply(self, tick: Sequence[Chunk], *, predictions: bool = True) -> TickResult:
+    def apply(self, tick: Batch | Sequence[Chunk], *, predictions: bool = True) -> TickResult:
         """Learn a tick. This is the only transition of the state.
 
         Args:
-            tick: at most one chunk for each stream; their order changes the result.
+            tick: a batch, or chunks to pack into one; their order changes the result.
             predictions: False saves a third of the work, and does not update the figures of merit.
 
         Raises:
@@ -95,16 +96,57 @@ class Learner:
             OrderError: a chunk does not begin with its stream's next step.
         If an error is raised, nothing was changed.
         """
-        checked = checks.tick(self.spec, tick, self._position)
-        rows = [self._table.open(chunk.stream_id) for chunk in tick]
-        for row, good in zip(rows, checked, strict=True):
-            if good.earlier is not None:
-                self._table.hold_labels(row, good.first_earlier, good.earlier)
-        steps = marshalling.steps_of_tick(rows, tick, checked)
-        first = self._table.arrays.counters[steps.lanes[:, ROW], NEXT_STEP].tolist()
-        incarnations = self._table.incarnations[rows].tolist()
+        batch = tick if isinstance(tick, Batch) else batches.pack(self.spec, tick)
+        rows, checked, errors = self._check(batch)
+        if errors:
+            raise errors[min(errors)]
+        for lane in np.flatnonzero(rows < 0).tolist():
+            rows[lane] = self._table.open(batch.stream_ids[lane])
+        if checked.earlier is not None:
+            assert checked.earlier_lanes is not None
+            assert checked.earlier_steps is not None
+            self._table.hold_labels(
+                rows[checked.earlier_lanes], checked.earlier_steps, checked.earlier
+            )
+        steps = marshalling.steps_of_batch(rows, batch, checked)
+        incarnations = self._table.incarnations[rows]
         done = self._run(steps, predictions)
-        return marshalling.results(tick, steps, first, incarnations, done)
+        next_steps = batch.first_steps + batch.lengths
+        self._table.keep_sources(batch, next_steps)
+        return TickResult(
+            batch.stream_ids,
+            batch.first_steps,
+            next_steps,
+            incarnations,
+            offsets_of(batch.lengths),
+            done.predictions,
+            done.scores,
+            done.updates,
+            done.members,
+        )
+
+    def check(self, batch: Batch) -> dict[int, BpttError]:
+        """Check a batch without learning it.
+
+        Returns:
+            The error of each lane that `apply` would refuse, by the lane's number.
+
+        Raises:
+            InvalidArgument: the batch as a whole is not valid.
+        """
+        return self._check(batch)[2]
+
+    def _check(self, batch: Batch) -> tuple[Array, batches.Checked, dict[int, BpttError]]:
+        """The rows of the batch's streams (-1 for new ones), its values, and errors by lane."""
+        rows = self._table.find(batch.stream_ids)
+        checked, errors = batches.check(self.spec, batch, *self._positions(rows))
+        return rows, checked, errors
+
+    def _positions(self, rows: Array) -> tuple[Array, Array]:
+        """Next steps, and steps since the sequence began, of the streams in rows; -1: a new one."""
+        counters, known = self._table.arrays.counters, rows >= 0
+        next_steps = np.where(known, counters[rows, NEXT_STEP], 0)
+        return next_steps, np.where(known, counters[rows, SEQUENCE_STEP], 0)
 
     def feed(
         self,
@@ -125,19 +167,17 @@ class Learner:
         Raises:
             InvalidArgument: a wrong shape, type or value; nothing was changed.
         """
-        x, target = checks.feed(self.spec, x, target)
-        T, B = x.shape[:2]
-        rows = [self._table.open(str(lane)) for lane in range(B)]
-        done = self._run(
-            marshalling.steps_side_by_side(rows, x, target, end_of_sequence), predictions
-        )
-        made = done.predictions
+        count = np.shape(x)[1] if np.ndim(x) > 1 else 0
+        first_steps, _ = self._positions(self._table.find([str(each) for each in range(count)]))
+        batch = batches.pack_side_by_side(self.spec, x, target, first_steps, end_of_sequence)
+        result = self.apply(batch, predictions=predictions)
+        made = result.predictions
         if made is not None:
-            made = made.reshape(B, T, -1).swapaxes(0, 1)
-        return FeedResult(done.updates, made)
+            made = made.reshape(count, len(x), -1).swapaxes(0, 1)
+        return FeedResult(result.updates, made)
 
     def _run(self, steps: Steps, predictions: bool) -> Done:
-        """Run packed steps; for `apply` and `feed`."""
+        """Run packed steps."""
         made = np.empty((len(steps.x), self.spec.outputs)) if predictions else None
         steps = steps._replace(paused=self.settings.paused)
         done = self._backend.run(self._model, self._table.arrays, steps, made)
@@ -145,7 +185,7 @@ class Learner:
         if predictions and self.spec.task == "forecast":
             scores = done.scores.copy()
         updates = tuple(map(marshalling.report, done.reports.tolist()))
-        return Done(made, updates, done.members.tolist(), scores)
+        return Done(made, updates, done.members.copy(), scores)
 
     def configure(
         self,
@@ -273,14 +313,6 @@ class Learner:
             raise UnknownStream(stream_id)
         return self._table.rows[stream_id]
 
-    def _position(self, stream_id: str) -> tuple[int, int]:
-        """The stream's next step, and the number of steps in its sequence."""
-        row = self._table.rows.get(stream_id)
-        if row is None:
-            return 0, 0
-        counters = self._table.arrays.counters[row]
-        return int(counters[NEXT_STEP]), int(counters[SEQUENCE_STEP])
-
     # ------------------------------------------------------------------ views of the state
 
     @property
@@ -357,6 +389,7 @@ class Learner:
             _frozen(arrays.live_state[row].copy()),
             _frozen(last),
             int(self._table.incarnations[row]),
+            *self._table.sources.get(stream_id, (b"", 0)),
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -392,6 +425,16 @@ class Learner:
         params.load(self.spec, self._model.parameters, source)
         self._norm = self._published = None
 
+    def load_statistics(self, source: Mapping[str, Array]) -> None:
+        """Replace the statistics that scale values; see `Snapshot.statistics`.
+
+        Raises:
+            InvalidArgument: a name or an array does not match; nothing was changed.
+        """
+        checks.statistics(self.spec, source)
+        for name in STATISTICS:
+            getattr(self._model, name)[...] = source[name]
+
     # ------------------------------------------------------------------ storage
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -406,6 +449,11 @@ class Learner:
             "streams": names,
             "last_incarnation": self.last_incarnation,
         }
+        if self._table.sources:
+            metadata["sources"] = {
+                name: [position.hex(), step]
+                for name, (position, step) in sorted(self._table.sources.items())
+            }
         return arrays, metadata
 
     @classmethod
@@ -431,6 +479,7 @@ class Learner:
         numbers = np.arange(1, len(names) + 1)  # for older states, which lack them
         streams[INCARNATION] = arrays.get(f"streams.{INCARNATION}", numbers)
         learner._table.restore(names, streams, int(metadata.get("last_incarnation", len(names))))
+        learner._table.sources = checks.sources(metadata)
         return learner
 
     def warm_up(self) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks
+from bptt_core import checks, params
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import deviation, finish, forecast_columns, levels
 from bptt_core.scoring import error_band
 from bptt_core.specs import ModelSpec
-from bptt_core.state import Model
+from bptt_core.state import Model, STATISTICS
 
 Array = NDArray[Any]
 
@@ -33,6 +33,10 @@ class StreamView:
     one seen, NaN before there is one."""
     incarnation: int = 0
     """Number of the stream's opening; see `Learner.incarnation`."""
+    source_position: bytes = b""
+    """Of the last chunk that had one."""
+    source_step: int = 0
+    """The stream's next step after that chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +95,15 @@ class Snapshot:
         features = np.concatenate(columns, axis=1).astype(spec.dtype)
         outputs = self.backend.forward(self.model.parameters, features, view.state)
         return finish(spec, outputs, *self._user_scale(seen))
+
+    def parameters(self) -> dict[str, Array]:
+        """Copies of all parameters under PyTorch's names; see `params`."""
+        views = params.views(self.spec, self.model.parameters)
+        return {name: np.array(view, order="C") for name, view in views.items()}
+
+    def statistics(self) -> dict[str, Array]:
+        """Copies of the statistics that scale values, float64; `Learner.load_statistics`."""
+        return {name: getattr(self.model, name).copy() for name in STATISTICS}
 
     def error_band(self) -> tuple[Array, Array]:
         """As `Learner.error_band`, at the time of the snapshot."""

@@ -35,7 +35,7 @@ HORIZON_MAX = 64
 LABEL_DELAY_MAX = 1024  # a stream holds as many labels, predictions and steps more
 VOCABULARY_MAX = 65_536  # ids stay exact in float32, and fit two bytes
 UPDATES_MAX = 10**9  # of a schedule: years, at a thousand updates a second
-BATCH_STREAMS_MAX = 1024
+BATCH_STREAMS_MAX = 16_384  # windows in one update; memory does not depend on it
 DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
 

@@ -6,6 +6,7 @@ kilobytes, and saving a model means saving its arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from bptt_core import params
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import ModelSpec
+from bptt_core.ticks import Batch
 
 Array = NDArray[Any]
 
@@ -111,6 +113,13 @@ class Model(NamedTuple):
     """(2, O) float64: their quantiles; NaN where there are too few."""
 
 
+STATISTICS = (
+    *("input_count", "input_mean", "input_m2"),
+    *("target_count", "target_mean", "target_m2"),
+)
+"""Arrays of a `Model` that scale values. With the parameters they are what predictions need."""
+
+
 def error_rows(spec: ModelSpec) -> int:
     """Rows in the ring of errors."""
     return max(ERRORS_LEAST, min(ERRORS_MOST, ERRORS_SIZE // spec.outputs))
@@ -188,6 +197,8 @@ class StreamTable:
         incarnations: (S,) int64: the number of the opening that a row's stream comes from; 0 for a
             free row. Not part of `arrays`, because no kernel reads it.
         opened: the last number that was assigned. It never goes down in the life of a model.
+        sources: by stream, the last source position that its chunks had, and the stream's next step
+            after that chunk.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -196,7 +207,13 @@ class StreamTable:
         self.rows: dict[str, int] = {}
         self.incarnations: Array = np.zeros(FIRST_CAPACITY, np.int64)
         self.opened = 0
+        self.sources: dict[str, tuple[bytes, int]] = {}
         self._free: list[int] = [0]
+
+    def find(self, stream_ids: Sequence[str]) -> Array:
+        """(B,) int64: the row of each stream, -1 for an unknown one."""
+        get = self.rows.get
+        return np.array([get(each, -1) for each in stream_ids], np.int64)
 
     def open(self, stream_id: str) -> int:
         """The row of a stream; an unknown stream is opened at step 0."""
@@ -212,6 +229,7 @@ class StreamTable:
     def delete(self, stream_id: str) -> None:
         """Delete a stream; clear and free its row."""
         row = self.rows.pop(stream_id)
+        self.sources.pop(stream_id, None)
         for array in self.arrays:
             array[row] = 0
         self.incarnations[row] = 0
@@ -223,13 +241,26 @@ class StreamTable:
         self.arrays.start_state[row] = 0
         self.arrays.live_state[row] = 0
 
-    def hold_labels(self, row: int, first_step: int, labels: Array) -> None:
-        """Store late labels (n, target_width) of steps that were read; a NaN changes nothing."""
-        next_step, sequence_step = self.arrays.counters[row, :2].tolist()
-        held = self.arrays.labels[row]
-        for step, label in enumerate(labels, start=first_step):
-            mine = held[(sequence_step - (next_step - step)) % len(held)]
-            np.copyto(mine, label, where=~np.isnan(label))
+    def hold_labels(self, rows: Array, steps: Array, labels: Array) -> None:
+        """Store late labels (n, target_width) of steps that were read; a NaN changes nothing.
+
+        Args:
+            rows: (n,) int64, the row of each label's stream.
+            steps: (n,) int64, the step of each label.
+            labels: the labels.
+        """
+        counters, held = self.arrays.counters, self.arrays.labels
+        places = counters[rows, SEQUENCE_STEP] - (counters[rows, NEXT_STEP] - steps)
+        places %= held.shape[1]
+        known = held[rows, places]
+        held[rows, places] = np.where(np.isnan(labels), known, labels)
+
+    def keep_sources(self, batch: Batch, next_steps: Array) -> None:
+        """Keep the source positions of a batch's lanes, with the step after each."""
+        if batch.source_positions is None:
+            return
+        lanes = zip(batch.stream_ids, batch.source_positions, next_steps.tolist(), strict=True)
+        self.sources |= {name: (position, step) for name, position, step in lanes if position}
 
     def compact(self) -> tuple[list[str], dict[str, Array]]:
         """Names in the order of their rows, and the rows in use, as a checkpoint stores them."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -36,6 +39,106 @@ class Chunk:
     first_target_step: int | None = None
     """Step of the first target; None: `first_step`. With `label_delay`, at most that many steps
     before the stream's next step."""
+    source_position: bytes = b""
+    """Where the sender's source stands after the last step, in the sender's own form. It is kept
+    with the stream and changes nothing that is learned. Empty: the kept one stays."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Consecutive steps of B streams as columns; a chunk is a batch of one.
+
+    Each stream has one lane. The order of the lanes changes what is learned. The values of all
+    lanes follow one another: N steps and M targets in all. Arrays must be laid out as a `Chunk`'s.
+    """
+
+    stream_ids: tuple[str, ...]
+    """(B) one stream for each lane, none twice; an unknown stream is opened at step 0."""
+    first_steps: Array
+    """(B,) int64, the number of each lane's first step; must be its stream's next."""
+    lengths: Array
+    """(B,) int64, the steps in each lane; 0 only with `label_delay`."""
+    inputs: Array
+    """(N, D) float32 or float64; (N,) token ids."""
+    targets: Array | None = None
+    """Regression: (M, O) floats. Classification: (M,) class ids. Else None."""
+    target_lengths: Array | None = None
+    """(B,) int64, the targets in each lane, with `label_delay`. None: those of the same steps."""
+    first_target_steps: Array | None = None
+    """(B,) int64, the step of each lane's first target; -1 or None: the lane's first step."""
+    ends: Array | None = None
+    """(B,) bool, lanes whose sequence ends with these steps; None: no lane's."""
+    source_positions: tuple[bytes, ...] | None = None
+    """(B) as in `Chunk`; None: no lane has one."""
+
+    def __len__(self) -> int:
+        """B, the number of lanes."""
+        return len(self.stream_ids)
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        """Pack chunks whose arrays have the same number of columns, one lane for each."""
+        lengths = np.array([len(chunk.inputs) for chunk in chunks], np.int64)
+        given = [chunk.targets for chunk in chunks if chunk.targets is not None]
+        labels = [0 if chunk.targets is None else len(chunk.targets) for chunk in chunks]
+        target_lengths = np.array(labels, np.int64)
+        places = [chunk.first_target_step for chunk in chunks]
+        return cls(
+            tuple(chunk.stream_id for chunk in chunks),
+            np.array([chunk.first_step for chunk in chunks], np.int64),
+            lengths,
+            joined([chunk.inputs for chunk in chunks]),
+            joined(given) if given else None,
+            None if np.array_equal(lengths, target_lengths) or not given else target_lengths,
+            None
+            if all(place is None for place in places)
+            else np.array([-1 if place is None else place for place in places], np.int64),
+            np.array([chunk.end_of_sequence for chunk in chunks], np.bool_),
+            tuple(chunk.source_position for chunk in chunks)
+            if any(chunk.source_position for chunk in chunks)
+            else None,
+        )
+
+    def select(self, lanes: Array) -> Self:
+        """The lanes of these indices (K,), in this order, as a batch of their own."""
+        targets, target_lengths = self.targets, self.target_lengths
+        if targets is not None:
+            rows = _rows_of(self.lengths if target_lengths is None else target_lengths, lanes)
+            targets = targets[rows]
+        first_targets, ends = self.first_target_steps, self.ends
+        sources = self.source_positions
+        return type(self)(
+            tuple(self.stream_ids[lane] for lane in lanes.tolist()),
+            self.first_steps[lanes],
+            self.lengths[lanes],
+            self.inputs[_rows_of(self.lengths, lanes)],
+            targets,
+            None if target_lengths is None else target_lengths[lanes],
+            None if first_targets is None else first_targets[lanes],
+            None if ends is None else ends[lanes],
+            None if sources is None else tuple(sources[lane] for lane in lanes.tolist()),
+        )
+
+
+def joined(arrays: Sequence[Array]) -> Array:
+    """The rows of all arrays, in order; one array is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def offsets_of(lengths: Array) -> Array:
+    """(B + 1,) int64: where each lane's rows begin, and the end of the last."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _rows_of(lengths: Array, lanes: Array) -> Array:
+    """The rows of these lanes, lane after lane."""
+    counts = lengths[lanes]
+    starts = offsets_of(lengths)[:-1][lanes]
+    before = offsets_of(counts)
+    rows: Array = np.arange(before[-1]) + np.repeat(starts - before[:-1], counts)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +187,60 @@ class ChunkResult:
     """Number of the stream's opening that the chunk belongs to; see `Learner.incarnation`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TickResult:
-    """Results of a tick."""
+    """Results of a tick, as columns in the order of its lanes."""
 
-    chunks: tuple[ChunkResult, ...]
-    """In the order of the tick."""
+    stream_ids: tuple[str, ...]
+    """(B)"""
+    first_steps: Array
+    """(B,) int64"""
+    next_steps: Array
+    """(B,) int64: each stream's next step after the tick."""
+    incarnations: Array
+    """(B,) int64; see `Learner.incarnation`."""
+    offsets: Array
+    """(B + 1,) int64: where each lane's rows begin, and the end of the last."""
+    predictions: Array | None
+    """(N, O) as in `ChunkResult`."""
+    anomaly_scores: Array | None
+    """(N,) as in `ChunkResult`."""
     updates: tuple[UpdateReport, ...]
     """All updates of the tick, in order."""
+    members: Array
+    """(m, 2) int64 pairs (update, lane): the lanes that took part in each of `updates`, in order of
+    the updates."""
+
+    @functools.cached_property
+    def chunks(self) -> tuple[ChunkResult, ...]:
+        """The results of each lane."""
+        took_part: list[list[UpdateReport]] = [[] for _ in self.stream_ids]
+        for update, lane in self.members.tolist():
+            took_part[lane].append(self.updates[update])
+        starts = self.offsets.tolist()
+        found = []
+        for lane, (first, after, incarnation) in enumerate(
+            zip(
+                self.first_steps.tolist(),
+                self.next_steps.tolist(),
+                self.incarnations.tolist(),
+                strict=True,
+            )
+        ):
+            mine = slice(starts[lane], starts[lane + 1])
+            predictions, scores = self.predictions, self.anomaly_scores
+            found.append(
+                ChunkResult(
+                    self.stream_ids[lane],
+                    first,
+                    after,
+                    None if predictions is None else predictions[mine],
+                    tuple(took_part[lane]),
+                    None if scores is None else scores[mine],
+                    incarnation,
+                )
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

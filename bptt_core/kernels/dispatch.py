@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
 
 
 def cell_forward(
-    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, turned: Array
 ) -> None:
     """Unfold a cell over a window.
 
@@ -116,9 +116,9 @@ def cell_forward(
             the backward pass needs on return, usually the gates.
         extra: (T + 3, B, H): T rows to keep for the backward pass, and 3H numbers of scratch for
             each stream.
-        scratch: (B, G·H).
+        turned: (H, G·H) W transposed, or (0, G·H) where nothing gains from it.
     """
-    _CHOSEN[type(tag)].cell.forward(tag, W, b_hidden, states, tape, extra, scratch)
+    _CHOSEN[type(tag)].cell.forward(tag, W, b_hidden, states, tape, extra, turned)
 
 
 def cell_backward(
@@ -130,7 +130,6 @@ def cell_backward(
     dh: Array,
     da: Array,
     dw: Array,
-    scratch: Array,
 ) -> None:
     """Go back through a window.
 
@@ -144,9 +143,8 @@ def cell_backward(
         da: (T, B, G·H) filled with the gradient at U x_t + b.
         dw: (T, B, G·H) filled with the gradient at W h_{t-1} + b'; the same array as `da`, unless
             the cell keeps b_hidden apart.
-        scratch: (B, H).
     """
-    _CHOSEN[type(tag)].cell.backward(tag, W, states, tape, extra, dh, da, dw, scratch)
+    _CHOSEN[type(tag)].cell.backward(tag, W, states, tape, extra, dh, da, dw)
 
 
 def rule_step(
@@ -179,7 +177,7 @@ def rule_step(
 
 @overload(cell_forward, strict=False)
 def _cell_forward(
-    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, scratch: Any
+    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, turned: Any
 ) -> Callable[..., None]:
     return _CHOSEN[tag.instance_class].cell.forward
 
@@ -194,7 +192,6 @@ def _cell_backward(
     dh: Any,
     da: Any,
     dw: Any,
-    scratch: Any,
 ) -> Callable[..., None]:
     return _CHOSEN[tag.instance_class].cell.backward
 

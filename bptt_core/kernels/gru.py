@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 @compiled
 def gru_forward(
-    W: Array, b_hidden: Array, states: Array, tape: Array, q: Array, w: Array, scratch: Array
+    W: Array, b_hidden: Array, states: Array, tape: Array, q: Array, w: Array, turned: Array
 ) -> None:
     """Unfold over a window.
 
@@ -32,7 +32,7 @@ def gru_forward(
         tape: (T, B, 3H) U x_t + b on entry; r, z, n on return.
         q: (T, B, H) filled with W_n h_{t-1} + b'_n.
         w: (B, 3H); overwritten.
-        scratch: (B, 3H).
+        turned: (H, 3H) W transposed, or (0, 3H).
     """
     T, B, H3 = tape.shape
     H = H3 // 3
@@ -40,7 +40,7 @@ def gru_forward(
     for t in range(T):
         for b in range(B):
             copy(b_hidden, w[b])
-        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, w)
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, turned, w)
         for b in range(B):
             gates, w_b, q_b = tape[t, b], w[b], q[t, b]
             for i in range(2 * H):
@@ -59,7 +59,7 @@ def gru_forward(
 
 @compiled
 def gru_backward(
-    W: Array, states: Array, tape: Array, q: Array, dh: Array, da: Array, dw: Array, scratch: Array
+    W: Array, states: Array, tape: Array, q: Array, dh: Array, da: Array, dw: Array
 ) -> None:
     """Go back through a window.
 
@@ -71,7 +71,6 @@ def gru_backward(
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, 3H) filled with the gradient at U x_t + b.
         dw: (T, B, 3H) filled with the gradient at W h_{t-1} + b'.
-        scratch: (B, H).
     """
     T, B, H3 = da.shape
     H = H3 // 3
@@ -93,23 +92,22 @@ def gru_backward(
             for b in range(B):
                 for k in range(H):
                     dh[t - 1, b, k] += dh[t, b, k] * tape[t, b, H + k]
-            add_rows_times(dw[t], W, t % 2 == 1, scratch, dh[t - 1])
+            add_rows_times(dw[t], W, t % 2 == 1, dh[t - 1])
 
 
 def _forward(
-    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, turned: Array
 ) -> None:
     T, B, H3 = tape.shape
     w = extra[T:].reshape(B, H3)
-    gru_forward(W, b_hidden, states, tape, extra[:T], w, scratch)
+    gru_forward(W, b_hidden, states, tape, extra[:T], w, turned)
 
 
 def _backward(
     tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
-    scratch: Array,
 ) -> None:  # fmt: skip
     T = da.shape[0]
-    gru_backward(W, states, tape, extra[:T], dh, da, dw, scratch)
+    gru_backward(W, states, tape, extra[:T], dh, da, dw)
 
 
 KERNELS = CellKernels(_forward, _backward)

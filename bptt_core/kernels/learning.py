@@ -69,38 +69,36 @@ def cross_entropy(output: Array, wanted: int) -> float:
 
 
 @compiled
-def losses_and_slopes(sizes: Sizes, output: Array, target: Array) -> tuple[float, float, int]:
-    """Sum of the losses, sum of the naive forecast's, and the number of rows with a target.
+def losses_and_slopes(
+    sizes: Sizes, output: Array, target: Array, count: int
+) -> tuple[float, float]:
+    """Sum of the losses, and sum of the naive forecast's.
 
     Args:
         sizes: the loss and the reduction; for a mean, sums and slopes are scaled.
         output: (n, O) raw outputs; overwritten with ∂L/∂output.
         target: (n, width); NaN where missing.
+        count: steps with a target in the whole update, at least 1.
     """
     loss = baseline = 0.0
-    count = 0
     for r in range(output.shape[0]):
         row, y = output[r], target[r]
         if sizes.loss == CROSS_ENTROPY:
             if math.isnan(y[0]):
                 fill(row, 0.0)
                 continue
-            count += 1
             baseline += math.log(row.size)
             loss += cross_entropy(row, int(y[0]))
             continue
-        present = False
         for i in range(row.size):
             if math.isnan(y[i]):
                 row[i] = 0
                 continue
-            present = True
             s, want = float(row[i]), float(y[i])
             loss += element_loss(sizes.loss, s, want)
             baseline += element_loss(sizes.loss, 0.0, want)
             row[i] = element_slope(sizes.loss, s, want)
-        count += present
-    if count and not sizes.sum_steps:
+    if not sizes.sum_steps:
         factor = 1.0 / count
         loss *= factor
         baseline *= factor
@@ -108,7 +106,7 @@ def losses_and_slopes(sizes: Sizes, output: Array, target: Array) -> tuple[float
         scale = output.dtype.type(factor)
         for i in range(slopes.size):
             slopes[i] *= scale
-    return loss, baseline, count
+    return loss, baseline
 
 
 @compiled

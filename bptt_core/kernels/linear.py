@@ -3,6 +3,9 @@
 A product with a batch of rows calls BLAS. A product with a single row does not: for a small matrix
 the call costs as much as the product, and for a large one memory bandwidth is the limit either way.
 Alternate steps read the matrix forwards and backwards, because its last part is still in the cache.
+
+Large products of small matrices are cut into pieces that OpenBLAS computes without packing its
+arguments first. At H = 64 packing took half of the time of a product.
 """
 
 from __future__ import annotations
@@ -12,11 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.kernels.gemm import add_product
 from bptt_core.kernels.jit import compiled, inlined
 
 Array = NDArray[Any]
 
 LARGEST = float(np.finfo(np.float64).max)
+PIECE = 900_000
+"""Multiplications in a piece of a product. OpenBLAS packs the arguments of products of more than a
+million (interface/gemm.c and kernel/x86_64/sgemm_small_kernel_permit_skylakex.c)."""
+PIECE_ROWS = 32  # shorter pieces cost more in calls than packing does
 BLAS_ROWS = 4  # from this many rows a BLAS product beats row by row (measured at H = 64)
 
 # tanh(x) ≈ x P(x²) / Q(x²) on [-7.9, 7.9], beyond which float32's tanh is 1 to its last digits: the
@@ -155,29 +163,65 @@ def add_matrix_vector(matrix: Array, v: Array, back: bool, out: Array) -> None:
 
 
 @inlined
-def add_rows_times_transpose(
-    rows: Array, matrix: Array, back: bool, scratch: Array, out: Array
-) -> None:
-    """Add rows (B, m) · matrix (n, m)ᵀ to out (B, n); scratch (B, n).
+def piece_rows(n: int, k: int, m: int) -> int:
+    """Rows of each piece in which to multiply n rows with a (k, m) matrix."""
+    rows = PIECE // (k * m) // 16 * 16
+    return rows if rows >= PIECE_ROWS else n
 
-    Below BLAS_ROWS, neither the number of rows nor `back` changes a bit of any row.
+
+@compiled
+def add_rows_product(rows: Array, matrix: Array, out: Array) -> None:
+    """Add rows (n, k) · matrix (k, m) to out (n, m)."""
+    n, m = out.shape
+    piece = piece_rows(n, rows.shape[1], m)
+    for start in range(0, n, piece):
+        stop = min(n, start + piece)
+        add_product(rows[start:stop], matrix, out[start:stop])
+
+
+@compiled
+def add_outer_product(left: Array, right: Array, out: Array) -> None:
+    """Add left (n, k)ᵀ · right (n, m) to out (k, m)."""
+    n = left.shape[0]
+    piece = piece_rows(n, out.shape[0], out.shape[1])
+    for start in range(0, n, piece):
+        stop = min(n, start + piece)
+        add_product(left[start:stop].T, right[start:stop], out)
+
+
+@compiled
+def turn(matrix: Array, out: Array) -> None:
+    """Fill out (m, n) with matrix (n, m) transposed."""
+    n, m = matrix.shape
+    for j in range(m):
+        for i in range(n):
+            out[j, i] = matrix[i, j]
+
+
+@inlined
+def add_rows_times_transpose(
+    rows: Array, matrix: Array, back: bool, turned: Array, out: Array
+) -> None:
+    """Add rows (B, m) · matrix (n, m)ᵀ to out (B, n).
+
+    From BLAS_ROWS rows on the product uses `turned` (m, n), the transposed matrix; (0, n): not
+    made. Below, neither the number of rows nor `back` changes a bit of any row.
     """
     if rows.shape[0] >= BLAS_ROWS:
-        np.dot(rows, matrix.T, scratch)
-        for b in range(rows.shape[0]):
-            add_flat(scratch[b], out[b])
+        if turned.shape[0] > 0:
+            add_product(rows, turned, out)
+        else:
+            add_product(rows, matrix.T, out)
     else:
         for b in range(rows.shape[0]):
             add_matrix_vector(matrix, rows[b], back, out[b])
 
 
 @inlined
-def add_rows_times(rows: Array, matrix: Array, back: bool, scratch: Array, out: Array) -> None:
-    """Add rows (B, n) · matrix (n, m) to out (B, m); scratch (B, m)."""
+def add_rows_times(rows: Array, matrix: Array, back: bool, out: Array) -> None:
+    """Add rows (B, n) · matrix (n, m) to out (B, m)."""
     if rows.shape[0] >= BLAS_ROWS:
-        np.dot(rows, matrix, scratch)
-        for b in range(rows.shape[0]):
-            add_flat(scratch[b], out[b])
+        add_product(rows, matrix, out)
     else:
         for b in range(rows.shape[0]):
             add_vector_matrix(rows[b], matrix, back, out[b])
@@ -191,9 +235,8 @@ def add_flat(source: Array, out: Array) -> None:
 
 
 @compiled
-def column_sums(rows: Array, out: Array) -> None:
-    """Fill out (m,) with the sum of rows (n, m)."""
-    fill(out, 0.0)
+def add_column_sums(rows: Array, out: Array) -> None:
+    """Add the sum of rows (n, m) to out (m,)."""
     for r in range(rows.shape[0]):
         row = rows[r]
         for i in range(out.size):

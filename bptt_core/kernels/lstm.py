@@ -20,19 +20,19 @@ Array = NDArray[Any]
 
 
 @compiled
-def lstm_forward(W: Array, states: Array, tape: Array, scratch: Array) -> None:
+def lstm_forward(W: Array, states: Array, tape: Array, turned: Array) -> None:
     """Unfold over a window.
 
     Args:
         W: (4H, H).
         states: (2, T + 1, B, H) h and c; row 0 is given, the others are filled.
         tape: (T, B, 4H) U x_t + b on entry; i, f, g, o on return.
-        scratch: (B, 4H).
+        turned: (H, 4H) W transposed, or (0, 4H).
     """
     T, B, H4 = tape.shape
     H = H4 // 4
     for t in range(T):
-        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, tape[t])
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, turned, tape[t])
         for b in range(B):
             gates = tape[t, b]
             sigmoid_in_place(gates[: 2 * H])
@@ -47,9 +47,7 @@ def lstm_forward(W: Array, states: Array, tape: Array, scratch: Array) -> None:
 
 
 @compiled
-def lstm_backward(
-    W: Array, states: Array, tape: Array, dh: Array, da: Array, scratch: Array, dc: Array
-) -> None:
+def lstm_backward(W: Array, states: Array, tape: Array, dh: Array, da: Array, dc: Array) -> None:
     """Go back through a window.
 
     Args:
@@ -58,7 +56,6 @@ def lstm_backward(
         tape: (T, B, 4H) gates of the forward pass.
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, 4H) filled with ∂L/∂a_t.
-        scratch: (B, H).
         dc: (2, B, H) scratch: the gradient at c_t from later steps, and tanh(c_t).
     """
     T, B, H4 = da.shape
@@ -79,21 +76,20 @@ def lstm_backward(
                 a[3 * H + k] = dh_b[k] * tanh_c[k] * o * (one - o)
                 dc_b[k] = dL_dc * f
         if t > 0:
-            add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])
+            add_rows_times(da[t], W, t % 2 == 1, dh[t - 1])
 
 
 def _forward(
-    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, turned: Array
 ) -> None:
-    lstm_forward(W, states, tape, scratch)
+    lstm_forward(W, states, tape, turned)
 
 
 def _backward(
     tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
-    scratch: Array,
 ) -> None:  # fmt: skip
     T = da.shape[0]
-    lstm_backward(W, states, tape, dh, da, scratch, extra[T : T + 2])
+    lstm_backward(W, states, tape, dh, da, extra[T : T + 2])
 
 
 KERNELS = CellKernels(_forward, _backward)

@@ -9,8 +9,19 @@ from numpy.typing import NDArray
 
 from bptt_core.kernels.dispatch import cell_backward, cell_forward, Tag
 from bptt_core.kernels.jit import compiled
-from bptt_core.kernels.linear import add_flat, add_matrix_vector, BLAS_ROWS, column_sums, copy, fill
+from bptt_core.kernels.linear import (
+    add_column_sums,
+    add_flat,
+    add_matrix_vector,
+    add_outer_product,
+    add_rows_product,
+    BLAS_ROWS,
+    copy,
+    fill,
+    turn,
+)
 from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.memory import TURNED_MOST
 
 Array = NDArray[Any]
 
@@ -21,17 +32,14 @@ def project(rows: Array, matrix: Array, bias: Array, by_row: bool, out: Array) -
 
     Row by row, a row's bits do not depend on how many others there are; a BLAS product is faster.
     """
-    n, m = out.shape
+    n = out.shape[0]
+    for r in range(n):
+        copy(bias, out[r])
     if by_row or n < BLAS_ROWS:
         for r in range(n):
-            copy(bias, out[r])
             add_matrix_vector(matrix, rows[r], False, out[r])
-        return
-    np.dot(rows, matrix.T, out)
-    for r in range(n):
-        row = out[r]
-        for i in range(m):
-            row[i] += bias[i]
+    else:
+        add_rows_product(rows, matrix.T, out)
 
 
 @compiled
@@ -44,8 +52,7 @@ def look_up(tokens: Array, U: Array, bias: Array, out: Array) -> None:
 
 @compiled
 def scatter(tokens: Array, rows: Array, dU: Array) -> None:
-    """Fill dU (vocabulary, m) with the sum of rows (n, m) at the rows that tokens (n,) name."""
-    fill(dU.reshape(dU.size), 0.0)
+    """Add rows (n, m) to the rows of dU (vocabulary, m) that tokens (n,) name."""
     for r in range(rows.shape[0]):
         add_flat(rows[r], dU[int(tokens[r])])
 
@@ -77,8 +84,9 @@ def network_forward(
     rows = T * B
     x = work.inputs[: rows * sizes.F].reshape(rows, sizes.F)
     tape_size, extra_size = rows * GH, (T + 3) * B * H
-    scratch = work.scratch[: B * GH].reshape(B, GH)
-    bias = work.gradient[:GH]  # free until the backward pass
+    bias = work.bias[:GH]
+    turned_rows = H if B >= BLAS_ROWS and GH * H <= TURNED_MOST else H - H
+    turned = work.turned[: turned_rows * GH].reshape(turned_rows, GH)
     start = 0
     for layer in range(sizes.L):
         inputs = sizes.inputs if layer == 0 else H
@@ -97,6 +105,8 @@ def network_forward(
             look_up(x, parameters[start:W_at].reshape(inputs, GH), bias, tape.reshape(rows, GH))
         else:
             project(x, U, bias, by_row, tape.reshape(rows, GH))
+        if turned_rows > 0:
+            turn(W, turned)
         cell_forward(
             tag,
             W,
@@ -104,7 +114,7 @@ def network_forward(
             states,
             tape.reshape(T, B, GH),
             extra.reshape(T + 3, B, H),
-            scratch,
+            turned,
         )
         x = states[0, 1:].reshape(rows, H)
         start += layer_size(sizes, layer)
@@ -137,7 +147,7 @@ def network_backward(
     d_output: Array,
     work: Work,
 ) -> None:
-    """Fill `work.gradient` from ∂L/∂output (T - first, B, O) of the steps from `first` on."""
+    """Add to `work.gradient` from ∂L/∂output (T - first, B, O) of the steps from `first` on."""
     H, GH, O = sizes.H, sizes.G * sizes.H, sizes.O
     rows, n = T * B, (T - first) * B
     gradient = work.gradient
@@ -145,14 +155,14 @@ def network_backward(
     V = parameters[V_at : V_at + O * H].reshape(O, H)
     top = layer_states(sizes, T, B, work, sizes.L - 1)
     d_rows = d_output.reshape(n, O)
-    np.dot(d_rows.T, top[0, first + 1 :].reshape(n, H), gradient[V_at : V_at + O * H].reshape(O, H))
-    column_sums(d_rows, gradient[sizes.P - O :])
+    top_rows = top[0, first + 1 :].reshape(n, H)
+    add_outer_product(d_rows, top_rows, gradient[V_at : V_at + O * H].reshape(O, H))
+    add_column_sums(d_rows, gradient[sizes.P - O :])
     dh_flat = work.dh[: rows * H]
     fill(dh_flat[: first * B * H], 0.0)
     np.dot(d_rows, V, dh_flat[first * B * H :].reshape(n, H))
 
     tape_size, extra_size = rows * GH, (T + 3) * B * H
-    scratch = work.scratch[: B * H].reshape(B, H)
     da = work.da[: rows * GH].reshape(T, B, GH)
     dw = work.dw[: rows * GH].reshape(T, B, GH) if sizes.bias_apart else da
     stop = V_at
@@ -166,23 +176,21 @@ def network_backward(
         states = layer_states(sizes, T, B, work, layer)
         tape = work.tape[layer * tape_size : (layer + 1) * tape_size].reshape(T, B, GH)
         extra = work.extra[layer * extra_size : (layer + 1) * extra_size].reshape(T + 3, B, H)
-        cell_backward(tag, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw, scratch)
+        cell_backward(tag, W, states, tape, extra, dh_flat.reshape(T, B, H), da, dw)
         da_rows, dw_rows = da.reshape(rows, GH), dw.reshape(rows, GH)
         dU = gradient[start:W_at]
         if layer > 0:
             x = layer_states(sizes, T, B, work, layer - 1)[0, 1:].reshape(rows, H)
-            np.dot(da_rows.T, x, dU.reshape(GH, inputs))
+            add_outer_product(da_rows, x, dU.reshape(GH, inputs))
         elif sizes.tokens:
             scatter(work.inputs[:rows], da_rows, dU.reshape(inputs, GH))
         else:
             x = work.inputs[: rows * inputs].reshape(rows, inputs)
-            np.dot(da_rows.T, x, dU.reshape(GH, inputs))
-        np.dot(dw_rows.T, states[0, :T].reshape(rows, H), gradient[W_at:b_at].reshape(GH, H))
-        column_sums(da_rows, gradient[b_at : b_at + GH])
-        if sizes.bias_apart:
-            column_sums(dw_rows, gradient[b_at + GH : stop])
-        else:
-            copy(gradient[b_at : b_at + GH], gradient[b_at + GH : stop])
+            add_outer_product(da_rows, x, dU.reshape(GH, inputs))
+        before = states[0, :T].reshape(rows, H)
+        add_outer_product(dw_rows, before, gradient[W_at:b_at].reshape(GH, H))
+        add_column_sums(da_rows, gradient[b_at : b_at + GH])
+        add_column_sums(dw_rows, gradient[b_at + GH : stop])
         if layer > 0:
             np.dot(da_rows, U, dh_flat.reshape(rows, H))
         stop = start

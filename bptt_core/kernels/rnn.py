@@ -24,7 +24,7 @@ RELU_NUMBER = 1  # `CellKernels.number` of the ReLU network; 0 is tanh
 
 
 @compiled
-def rnn_forward(relu: bool, W: Array, states: Array, tape: Array, scratch: Array) -> None:
+def rnn_forward(relu: bool, W: Array, states: Array, tape: Array, turned: Array) -> None:
     """Unfold over a window.
 
     Args:
@@ -32,12 +32,12 @@ def rnn_forward(relu: bool, W: Array, states: Array, tape: Array, scratch: Array
         W: (H, H).
         states: (1, T + 1, B, H); row 0 is given, the others are filled.
         tape: (T, B, H) U x_t + b with both biases on entry, a_t on return.
-        scratch: (B, H).
+        turned: (H, H) W transposed, or (0, H).
     """
     T, B, H = tape.shape
     zero = tape.dtype.type(0)
     for t in range(T):
-        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, tape[t])
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, turned, tape[t])
         for b in range(B):
             a, h = tape[t, b], states[0, t + 1, b]
             if relu:
@@ -48,7 +48,7 @@ def rnn_forward(relu: bool, W: Array, states: Array, tape: Array, scratch: Array
 
 
 @compiled
-def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array, scratch: Array) -> None:
+def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array) -> None:
     """Go back through a window.
 
     Args:
@@ -57,7 +57,6 @@ def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array, scra
         states: (1, T + 1, B, H) of the forward pass; the slope of g follows from them.
         dh: (T, B, H) ∂L_t/∂h_t on entry, ∂L/∂h_t on return.
         da: (T, B, H) filled with ∂L/∂a_t.
-        scratch: (B, H).
     """
     T, B, H = da.shape
     one = da.dtype.type(1)
@@ -72,20 +71,19 @@ def rnn_backward(relu: bool, W: Array, states: Array, dh: Array, da: Array, scra
                 for i in range(H):
                     a[i] = (one - h[i] * h[i]) * g[i]
         if t > 0:
-            add_rows_times(da[t], W, t % 2 == 1, scratch, dh[t - 1])
+            add_rows_times(da[t], W, t % 2 == 1, dh[t - 1])
 
 
 def _forward(
-    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, scratch: Array
+    tag: Tag, W: Array, b_hidden: Array, states: Array, tape: Array, extra: Array, turned: Array
 ) -> None:
-    rnn_forward(tag.cell == RELU_NUMBER, W, states, tape, scratch)
+    rnn_forward(tag.cell == RELU_NUMBER, W, states, tape, turned)
 
 
 def _backward(
     tag: Tag, W: Array, states: Array, tape: Array, extra: Array, dh: Array, da: Array, dw: Array,
-    scratch: Array,
 ) -> None:  # fmt: skip
-    rnn_backward(tag.cell == RELU_NUMBER, W, states, dh, da, scratch)
+    rnn_backward(tag.cell == RELU_NUMBER, W, states, dh, da)
 
 
 TANH = CellKernels(_forward, _backward)

@@ -107,8 +107,10 @@ class Work(NamedTuple):
     """(T, B, G·H)"""
     dw: Array
     """(T, B, G·H) where the cell keeps its hidden bias apart, else empty."""
-    scratch: Array
-    """(B, G·H)"""
+    bias: Array
+    """(G·H,) the sum of a layer's biases."""
+    turned: Array
+    """(H, G·H) a layer's W transposed; empty for a large one."""
     gradient: Array
     """(P,)"""
 

@@ -6,6 +6,7 @@ Numba compiles a function again for every literal argument, so counts that are p
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from bptt_core.kernels.network import (
     network_forward,
 )
 from bptt_core.kernels.sizes import Sizes, Work
+from bptt_core.memory import TILE
 from bptt_core.state import (
     APPLIED,
     CLIPPED,
@@ -79,29 +81,77 @@ def store_states(
 
 
 @compiled
-def learn(
+def count_targets(targets: Array, rows: Array, B: int, new: int) -> int:
+    """Number of the `new` held steps of B streams that have a target, or a part of one."""
+    count = whole(0)
+    for b in range(B):
+        for t in range(new):
+            target, present = targets[rows[b], t], False
+            for i in range(target.size):
+                present = present or not math.isnan(target[i])
+            count += present
+    return count
+
+
+@compiled
+def load_inputs(
+    sizes: Sizes, inputs: Array, rows: Array, first: int, T: int, B: int, work: Work
+) -> None:
+    """Fill `work.inputs` (T, B, F) with T held steps of B streams from step `first` on."""
+    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
+    for b in range(B):
+        held = inputs[rows[b]]
+        for t in range(T):
+            copy(held[first + t], x[t, b])
+
+
+@compiled
+def learn_tile(
     tag: Tag,
     sizes: Sizes,
     model: Model,
-    T: int,
+    streams: Streams,
+    rows: Array,
     B: int,
+    T: int,
     new: int,
+    count: int,
     work: Work,
     report: Array,
-) -> bool:
-    """Loss, gradient, clip and optimizer step of an unfolded window.
+) -> None:
+    """Unfold the windows of up to TILE streams, and store their states.
 
-    Returns False, and learns nothing, without a target or after the model has diverged.
+    With a count of targets above 0, adds their losses to the report and their gradient to
+    `work.gradient`.
     """
-    if model.counters[SKIPPED_IN_A_ROW] >= sizes.divergence_patience:
-        return False
-    rows = new * B
-    output = head_forward(sizes, model.parameters, T, B, T - new, truth(0), work)
-    target = work.target[: rows * sizes.width].reshape(rows, sizes.width)
-    loss, baseline, count = losses_and_slopes(sizes, output.reshape(rows, sizes.O), target)
+    load_inputs(sizes, streams.inputs, rows, T - T, T, B, work)
+    load_states(sizes, streams.start_state, rows, T, B, work)
+    network_forward(tag, sizes, model.parameters, T, B, truth(0), work)
+    next_start = max(0, T + sizes.k1 - sizes.k2)
+    store_states(sizes, streams.start_state, rows, T, B, next_start, work)
+    store_states(sizes, streams.live_state, rows, T, B, T, work)
     if count == 0:
-        return False
+        return
+    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
+    for b in range(B):
+        for t in range(new):
+            copy(streams.targets[rows[b], t], y[t, b])
+    n = new * B
+    output = head_forward(sizes, model.parameters, T, B, T - new, truth(0), work)
+    loss, baseline = losses_and_slopes(
+        sizes, output.reshape(n, sizes.O), y.reshape(n, sizes.width), count
+    )
+    report[3] += loss
+    report[4] += baseline
     network_backward(tag, sizes, model.parameters, T, B, T - new, output, work)
+
+
+@compiled
+def take_step(
+    tag: Tag, sizes: Sizes, model: Model, B: int, new: int, work: Work, report: Array
+) -> None:
+    """Clip the gradient of all tiles, make the optimizer step, and complete the report."""
+    loss, baseline = report[3], report[4]
     model.counters[UPDATES] += 1
     norm = clipped_norm = global_norm(work.gradient)
     skipped = not (is_finite(loss) and is_finite(norm))
@@ -128,9 +178,26 @@ def learn(
         model.last[0], model.last[1] = loss, baseline
         model.last[2], model.last[3] = norm, clipped_norm
     report[0], report[1], report[2] = model.counters[UPDATES], new, B
-    report[3], report[4], report[5] = loss, baseline, norm
-    report[6], report[7] = clipped_norm, 1.0 if skipped else 0.0
-    return True
+    report[5], report[6], report[7] = norm, clipped_norm, 1.0 if skipped else 0.0
+
+
+@compiled
+def read_pending(
+    tag: Tag,
+    sizes: Sizes,
+    model: Model,
+    streams: Streams,
+    rows: Array,
+    B: int,
+    first: int,
+    pending: int,
+    work: Work,
+) -> None:
+    """Read the steps after the window again, with the new parameters, for the live states."""
+    load_inputs(sizes, streams.inputs, rows, first, pending, B, work)
+    load_states(sizes, streams.live_state, rows, pending, B, work)
+    network_forward(tag, sizes, model.parameters, pending, B, truth(0), work)
+    store_states(sizes, streams.live_state, rows, pending, B, pending, work)
 
 
 @compiled
@@ -145,38 +212,36 @@ def update(
     work: Work,
     report: Array,
 ) -> bool:
-    """One update from windows of B streams, all of one length; False without a target."""
+    """One update from windows of B streams, all of one length.
+
+    Returns False, and learns nothing, without a target or after the model has diverged.
+    """
     held, new = streams.counters[rows[0], ROWS], streams.counters[rows[0], READY]
     T = held - pending
-    x = work.inputs[: T * B * sizes.F].reshape(T, B, sizes.F)
-    y = work.target[: new * B * sizes.width].reshape(new, B, sizes.width)
-    for b in range(B):
-        for t in range(T):
-            copy(streams.inputs[rows[b], t], x[t, b])
-        for t in range(new):
-            copy(streams.targets[rows[b], t], y[t, b])
-    load_states(sizes, streams.start_state, rows, T, B, work)
-    network_forward(tag, sizes, model.parameters, T, B, truth(0), work)
-
-    next_start = max(0, T + sizes.k1 - sizes.k2)
-    store_states(sizes, streams.start_state, rows, T, B, next_start, work)
-    store_states(sizes, streams.live_state, rows, T, B, T, work)
-    learned = learn(tag, sizes, model, T, B, new, work, report)
+    count = whole(0)
+    if model.counters[SKIPPED_IN_A_ROW] < sizes.divergence_patience:
+        count = count_targets(streams.targets, rows, B, new)
+    report[3] = report[4] = 0.0
+    fill(work.gradient, 0.0)
+    for first in range(0, B, TILE):
+        n = min(TILE, B - first)
+        learn_tile(
+            tag, sizes, model, streams, rows[first : first + n], n, T, new, count, work, report
+        )
+    if count > 0:
+        take_step(tag, sizes, model, B, new, work, report)
     if pending > 0:
-        late = work.inputs[: pending * B * sizes.F].reshape(pending, B, sizes.F)
-        for b in range(B):
-            for t in range(pending):
-                copy(streams.inputs[rows[b], T + t], late[t, b])
-        load_states(sizes, streams.live_state, rows, pending, B, work)
-        network_forward(tag, sizes, model.parameters, pending, B, truth(0), work)
-        store_states(sizes, streams.live_state, rows, pending, B, pending, work)
+        for first in range(0, B, TILE):
+            n = min(TILE, B - first)
+            read_pending(tag, sizes, model, streams, rows[first : first + n], n, T, pending, work)
+    next_start = max(0, T + sizes.k1 - sizes.k2)
     for b in range(B):
         row = streams.inputs[rows[b]]
         for t in range(next_start, held):
             copy(row[t], row[t - next_start])
         streams.counters[rows[b], ROWS] = held - next_start
         streams.counters[rows[b], READY] = 0
-    return learned
+    return count > 0
 
 
 @compiled

@@ -21,6 +21,7 @@ from bptt_core.kernels.sizes import (
     Work,
 )
 from bptt_core.kernels.updates import forget, load_states, update_groups
+from bptt_core.memory import TILE
 from bptt_core.state import Model, NEXT_STEP, READY, ROWS, SEQUENCE_STEP, STEPS, Streams
 from bptt_core.windows import Lanes
 
@@ -42,7 +43,7 @@ def read_steps(
     outputs: Array,
     work: Work,
 ) -> None:
-    """Read `steps` steps from t on with every stream's live state, without learning.
+    """Read `steps` steps from t on with the live states of B streams, without learning.
 
     Features (N, F) and outputs (N, O) of a stream begin at its row of `starts` (B,).
     """
@@ -283,8 +284,12 @@ def advance(
         ready = push_steps(sizes, streams.counters, streams.inputs, streams.targets, lanes, active,
                            rows, n, t, steps, full)  # fmt: skip
         if outputs.shape[0] > 0:
-            read_steps(tag, sizes, model.parameters, streams.live_state, rows, starts, n, t,
-                       steps, lanes.features, outputs, work)  # fmt: skip
+            for first in range(0, n, TILE):
+                stop = min(n, first + TILE)
+                read_steps(
+                    tag, sizes, model.parameters, streams.live_state, rows[first:stop],
+                    starts[first:stop], stop - first, t, steps, lanes.features, outputs, work,
+                )  # fmt: skip
         model.counters[STEPS] += n * steps
         t += steps
         if ready > 0:

@@ -23,6 +23,7 @@ from bptt.observability.http import MetricsEndpoint
 from bptt.observability.metrics import Metrics
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
+from bptt.systemd import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,19 @@ async def serve(
             endpoint = MetricsEndpoint(config.metrics_address, metrics)
             stack.callback(endpoint.close)
             metrics_address = endpoint.address
-        rpc = RpcServer(learner, ModelService(registry), metrics)
+        rpc = RpcServer(
+            learner,
+            ModelService(registry, config.limits, predict_pool),
+            metrics,
+            message_bytes=config.limits.message_bytes,
+        )
         asked = stop if stop is not None else last.enter_context(_signals())
-        async with _stopping(config, registry, learner, rpc):
+        notifier = Notifier()
+        async with notifier.watched(), _stopping(config, registry, learner, rpc, notifier):
             await rpc.start(config.address)
-            if await _recovered(registry, rpc, asked):
+            if await _recovered(registry, rpc, asked, notifier):
                 await rpc.serving()
+                notifier.ready(f"listening on {rpc.address}")
                 log.info(
                     "listening on %s; metrics on %s; data in %s",
                     rpc.address,
@@ -118,9 +126,12 @@ async def serve(
                 await asked.wait()
 
 
-async def _recovered(registry: Registry, rpc: RpcServer, asked: asyncio.Event) -> bool:
+async def _recovered(
+    registry: Registry, rpc: RpcServer, asked: asyncio.Event, notifier: Notifier
+) -> bool:
     """Recover all models, each served once it is recovered; False: a stop came first."""
-    recovery = asyncio.create_task(registry.recover(rpc.model_serving), name="recovery")
+    work = registry.recover(rpc.model_serving, notifier.status)
+    recovery = asyncio.create_task(work, name="recovery")
     stop = asyncio.create_task(asked.wait(), name="stop")
     try:
         await asyncio.wait((recovery, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -165,7 +176,11 @@ def _store(config: ServerConfig) -> Iterator[Store | None]:
 
 @contextlib.asynccontextmanager
 async def _stopping(
-    config: ServerConfig, registry: Registry, learner: LearnerService, rpc: RpcServer
+    config: ServerConfig,
+    registry: Registry,
+    learner: LearnerService,
+    rpc: RpcServer,
+    notifier: Notifier,
 ) -> AsyncIterator[None]:
     """Whatever ends the body, stop cleanly afterwards."""
     try:
@@ -174,6 +189,7 @@ async def _stopping(
         start = time.perf_counter()
         level = logging.INFO if rpc.address else logging.DEBUG  # it may never have listened
         log.log(level, "stopping")
+        notifier.stopping()
         registry.begin_stop()
         await rpc.not_serving()
         failures = await registry.stop(config.grace_seconds)

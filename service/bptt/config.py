@@ -1,11 +1,16 @@
-"""The configuration of a server: `ServerConfig`, with every limit and the reason for its value."""
+"""The configuration of a server: `ServerConfig`, with every limit and the reason for its value.
+
+Each field is declared by `setting`, with its bounds and a line for operators. The command line
+derives a flag, a variable and a key of `bptt.toml` from each, and the checks read the same bounds.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_args, Literal
+from typing import Any, get_args, get_type_hints, Literal, TypeVar
 
 from bptt.errors import InvalidRequest
 
@@ -14,10 +19,13 @@ Durability = Literal["full", "process", "none"]
 process; `none`, only a clean stop."""
 
 MESSAGE_BYTES_MAX = 4 << 20
-"""gRPC's default, also in other languages' clients. Holds a chunk of a million float32 values."""
+"""Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
+clients. Holds a chunk of a million float32 values."""
 
 STREAM_ID_BYTES_MAX = 256
 """The names of a million streams then take at most 256 MB."""
+
+SOURCE_POSITION_BYTES_MAX = 256  # kept in memory and in the checkpoint for each stream
 
 CHUNK_STEPS_MAX = 16_384
 """With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
@@ -45,44 +53,145 @@ READ_AHEAD_BYTES = 1 << 20
 """HTTP/2 window of a call: the bytes buffered while the server does not read it. Bounds the memory
 of a waiting client and does not slow down a fast one. gRPC does not probe for a larger window."""
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an operator has to know of a field, and its bounds."""
+
+    help: str
+    """One sentence for `bptt serve --help`."""
+    least: float | None = None
+    """The lowest value; None: there is no such bound."""
+    most: float | None = None
+    """The highest value; None: there is no such bound."""
+    positive: bool = False
+    """True: a finite number above 0."""
+
+    @property
+    def bound(self) -> str:
+        """The bounds in words; empty without any."""
+        if self.positive:
+            return "a finite number > 0"
+        if self.most is not None:
+            return f"from {self.least} to {self.most}"
+        return "" if self.least is None else f"at least {self.least}"
+
+    def allows(self, value: float) -> bool:
+        """Return whether a number is within the bounds; NaN never is."""
+        if self.positive:
+            return 0 < value < float("inf")
+        return (self.least is None or value >= self.least) and (
+            self.most is None or value <= self.most
+        )
+
+
+def setting(
+    default: T,
+    text: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    positive: bool = False,
+) -> T:
+    """Return the definition of a dataclass's field that an operator can set.
+
+    Args:
+        default: the default value.
+        text: `Setting.help`.
+        least: the lowest value.
+        most: the highest value; needs `least`.
+        positive: only finite numbers above 0 are allowed.
+    """
+    return field(default=default, metadata={"setting": Setting(text, least, most, positive)})
+
+
+def _check_bounds(section: str, values: Any) -> None:
+    for each in fields(values):
+        found: Setting | None = each.metadata.get("setting")
+        value = getattr(values, each.name)
+        if found is not None and found.bound and not found.allows(value):
+            raise InvalidRequest.of(section + each.name, value, found.bound)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Upper bounds of one server. All are inclusive."""
+    """Upper bounds of one server. All are inclusive.
 
-    models: int = 1000
-    """Models. A model in memory (see `models_in_memory`) has an asyncio task and, at the default
-    size, takes half a megabyte; of other models only the definition and figures stay in memory."""
-    streams: int = 100_000
-    """Streams of one model; 4 KB each at the default size is 400 MB."""
-    parameters: int = 50_000_000
-    """Parameters of one model. A float32 copy takes 200 MB, and there are five: parameters,
-    gradient, Adam's two moments, snapshot."""
-    model_bytes: int = 2 << 30
-    """Memory of one model with its first stream: the five copies, and the buffers of its updates,
-    which hold the activations of k2 steps of `max_batch_streams` windows."""
-    streams_bytes: int = 2 << 30
-    """Memory of one model's streams. A stream may be large: 4,096 steps of 4,096 inputs take 64 MB.
-    Arrays grow by doubling, so they reserve up to twice this bound, and three times while they are
-    copied."""
-    queue_chunks: int = 1024
-    """Chunks in the queue of one model: 8 MB at 8 KB a chunk. A full queue makes clients wait."""
-    queue_bytes: int = 32 << 20
-    """Bytes in the queue of one model: eight chunks of the largest size."""
-    queue_seconds: float = 30.0
-    """How long a client waits for room in that queue, which usually empties in one or two seconds.
-    After that its call ends with an error that says when to retry."""
-    call_answers: int = 1024
-    """Chunks of one Learn call without a sent answer. Beyond it the server stops reading the call
-    until the client reads its answers."""
-    call_bytes: int = 16 << 20
-    """Bytes of predictions in those answers: a horizon of 64 makes them 64 times as long as the
-    inputs."""
-    run_chunks: int = 256
-    """Chunks in one run of the trainer. Bounds the time between two snapshots."""
-    run_steps: int = 2048
-    """Steps in one run. The event loop counts a run's updates without a pause, and answers no
-    prediction meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    Raises:
+        InvalidRequest: a field is out of its bounds; the error names it.
+    """
+
+    models: int = setting(1000, "Number of models.", least=1)
+    """A model in memory (see `models_in_memory`) has an asyncio task and, at the default size,
+    takes half a megabyte; of other models only the definition and figures stay in memory."""
+    streams: int = setting(100_000, "Number of streams of one model.", least=1)
+    """4 KB each at the default size is 400 MB."""
+    parameters: int = setting(50_000_000, "Number of parameters of one model.", least=1)
+    """A float32 copy takes 200 MB, and there are five: parameters, gradient, Adam's two moments,
+    snapshot."""
+    model_bytes: int = setting(
+        2 << 30, "Bytes of memory of one model with its first stream.", least=1
+    )
+    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of
+    64 windows at a time."""
+    streams_bytes: int = setting(2 << 30, "Bytes of memory of one model's streams.", least=1)
+    """A stream may be large: 4,096 steps of 4,096 inputs take 64 MB. Arrays grow by doubling, so
+    they reserve up to twice this bound, and three times while they are copied."""
+    message_bytes: int = setting(
+        MESSAGE_BYTES_MAX,
+        "Bytes of one message from a client; the SDK cuts larger chunks.",
+        least=64 << 10,
+        most=64 << 20,
+    )
+    """gRPC's default. A smaller one bounds what a client can make the server parse at once; the
+    SDK's own limit for what it receives is the upper bound here. Answers stay below
+    MESSAGE_BYTES_MAX whatever this is, because a chunk's steps are bounded as well."""
+    chunk_steps: int = setting(
+        CHUNK_STEPS_MAX,
+        "Steps of one chunk; the SDK cuts longer chunks.",
+        least=1,
+        most=CHUNK_STEPS_MAX,
+    )
+    """See CHUNK_STEPS_MAX."""
+    answer_values: int = setting(
+        ANSWER_VALUES_MAX,
+        "Predicted values in one answer; the SDK cuts chunks whose answer has more.",
+        least=1,
+        most=ANSWER_VALUES_MAX,
+    )
+    """See ANSWER_VALUES_MAX. A chunk of one step is taken in any case."""
+    queue_chunks: int = setting(1024, "Chunks in the queue of one model.", least=1)
+    """8 MB at 8 KB a chunk. A full queue makes clients wait."""
+    queue_bytes: int = setting(32 << 20, "Bytes in the queue of one model.", least=1)
+    """Eight chunks of the largest size."""
+    queue_seconds: float = setting(
+        30.0, "Seconds that a client waits for room in that queue.", positive=True
+    )
+    """The queue usually empties in one or two seconds. After this time the client's call ends with
+    an error that says when to retry."""
+    call_answers: int = setting(
+        1024, "Chunks of one Learn call without a sent answer; beyond it no more are read.", least=1
+    )
+    """The server reads the call again once the client reads its answers."""
+    call_bytes: int = setting(
+        16 << 20, "Bytes of predictions in those answers; beyond it no more are read.", least=1
+    )
+    """A horizon of 64 makes predictions 64 times as long as the inputs."""
+    run_chunks: int = setting(256, "Chunks that a model learns in one run.", least=1)
+    """Bounds the time between two snapshots."""
+    run_steps: int = setting(2048, "Steps that a model learns in one run.", least=1)
+    """The event loop counts a run's updates without a pause, and answers no prediction meanwhile.
+    Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _check_bounds("limits.", self)
+
+    def steps_of_chunk(self, outputs: int) -> int:
+        """The most steps in a chunk whose answer has `outputs` values for each step."""
+        return max(1, min(self.chunk_steps, self.answer_values // outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,28 +202,31 @@ class Kept:
         InvalidRequest: a field is out of its bounds; the error names it.
     """
 
-    checkpoints: int = 3
-    """Newest checkpoints: the default leaves two to fall back to if the newest is damaged. The best
-    checkpoint is kept as well."""
-    history_bytes: int = 64 << 20
-    """Journal bytes beyond what recovery needs, for `bptt replay`: the default holds 1.8 million
-    steps of 8 float32 values in chunks of 64."""
-    model_bytes: int = 4 << 30
-    """Bytes of checkpoints and journal. Beyond it, history is deleted first, then checkpoints from
-    the oldest on. The newest checkpoint and the journal after it always stay."""
-    open_journals: int = 128
-    """Journals open at one time. Each takes three files and one for its commit watermark, so they
-    use half of the 1,024 files that a process may open by default; the other half is for
-    clients."""
+    checkpoints: int = setting(
+        3, "Newest checkpoints to keep of each model; the best one is kept as well.", least=1
+    )
+    """The default leaves two to fall back to if the newest is damaged."""
+    history_bytes: int = setting(
+        64 << 20,
+        "Bytes of journal to keep of each model beyond what recovery needs, for `bptt replay`.",
+        least=0,
+    )
+    """The default holds 1.8 million steps of 8 float32 values in chunks of 64."""
+    model_bytes: int = setting(
+        4 << 30,
+        "Bytes of checkpoints and journal of one model; beyond it the oldest are removed, but "
+        "never the newest.",
+        least=1,
+    )
+    """History is deleted first, then checkpoints from the oldest on. The newest checkpoint and the
+    journal after it always stay."""
+    open_journals: int = setting(128, "Number of journals that are open at one time.", least=1)
+    """Each takes three files and one for its commit watermark, so they use half of the 1,024 files
+    that a process may open by default; the other half is for clients."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        for name, least in _KEPT_LEAST.items():
-            if getattr(self, name) < least:
-                raise InvalidRequest.of(f"kept.{name}", getattr(self, name), f"at least {least}")
-
-
-_KEPT_LEAST = {"checkpoints": 1, "history_bytes": 0, "model_bytes": 1, "open_journals": 1}
+        _check_bounds("kept.", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,40 +237,68 @@ class ServerConfig:
         InvalidRequest: a field is out of its bounds; the error names it.
     """
 
-    address: str = "127.0.0.1:50051"
-    """Where gRPC listens, host:port. Port 0: a free one. There is no authentication: listen on
-    loopback unless a proxy in front of the server authenticates clients."""
-    metrics_address: str | None = "127.0.0.1:9464"
-    """Where Prometheus scrapes /metrics, host:port. Port 0: a free one. None: metrics are not
-    served."""
-    data: Path | None = None
-    """Folder of journals and checkpoints. None: nothing is stored, and models are lost when the
-    server stops."""
-    durability: Durability = "full"
+    address: str = setting(
+        "127.0.0.1:50051",
+        "Address of gRPC; port 0 picks a free port. The server does not authenticate clients: "
+        "use a loopback address unless a proxy in front of the server authenticates them.",
+    )
+    """Where gRPC listens, host:port."""
+    metrics_address: str | None = setting(
+        "127.0.0.1:9464",
+        "Address of /metrics for Prometheus; port 0 picks a free port, `none` serves no metrics.",
+    )
+    """Where Prometheus scrapes /metrics, host:port. None: metrics are not served."""
+    data: Path | None = setting(
+        None,
+        "Folder that holds the models. Without it, all models are lost when the server stops.",
+    )
+    """Folder of journals and checkpoints. None: nothing is stored."""
+    durability: Durability = setting(
+        "full",
+        "What an acknowledged step survives. full: a power cut; process: kill -9 of the server; "
+        "none: a clean stop only.",
+    )
     """See `Durability`. `none` writes no journal."""
     kept: Kept = field(default_factory=Kept)
     """How much of each model is kept in `data`."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads that learn, shared by all models. As many as cores, because kernels run without the
-    GIL."""
-    checkpoint_records: int = 10_000
+    threads: int = setting(
+        os.cpu_count() or 1,
+        "Threads that learn, shared by all models; by default as many as cores.",
+        least=1,
+    )
+    """As many as cores, because kernels run without the GIL."""
+    checkpoint_records: int = setting(
+        10_000, "Records of a model after which a checkpoint is written.", least=1
+    )
     """A checkpoint is written after this many records, and every `checkpoint_seconds` of
     learning."""
-    checkpoint_seconds: float = 10.0
+    checkpoint_seconds: float = setting(
+        10.0, "Seconds of learning after which a checkpoint is written.", positive=True
+    )
     """A killed server replays at most what it learned in this time, which takes no longer than
     learning it did. Without a journal this is what it loses."""
-    gradient_flow_updates: int = 1000
-    """Minimum updates of a model between two measurements of its gradient flow; 0: never. One
-    measurement costs as much as 30 to 60 updates; it is postponed until it takes at most half a
-    percent of the learning time."""
-    models_in_memory: int = 128
-    """Models in memory. Beyond it the least recently used models are saved and leave memory; a
-    request brings them back. The default equals the number of open journals, so that a model in
-    memory need not open its journal for each commit. A model of the default size takes half a
-    megabyte. Models with an open Learn call stay in memory; without `data` all models stay."""
-    grace_seconds: float = 20.0
-    """How long a stop waits for clients that do not read their answers. Kubernetes kills after 30
-    s."""
+    gradient_flow_updates: int = setting(
+        1000,
+        "Fewest updates of a model between two measurements of its gradient flow; 0: never.",
+        least=0,
+    )
+    """One measurement costs as much as 30 to 60 updates; it is postponed until it takes at most
+    half a percent of the learning time."""
+    models_in_memory: int = setting(
+        128,
+        "Number of models in memory; others are loaded from the data folder on request.",
+        least=1,
+    )
+    """Beyond it the least recently used models are saved and leave memory; a request brings them
+    back. The default equals the number of open journals, so that a model in memory need not open
+    its journal for each commit. A model of the default size takes half a megabyte. Models with an
+    open Learn call stay in memory; without `data` all models stay."""
+    grace_seconds: float = setting(
+        20.0,
+        "Seconds that a stop waits for clients that do not read their answers.",
+        positive=True,
+    )
+    """Kubernetes kills after 30 s."""
     limits: Limits = field(default_factory=Limits)
     """Upper bounds of the server."""
 
@@ -170,18 +310,67 @@ class ServerConfig:
         if self.durability not in get_args(Durability):
             choices = ", ".join(get_args(Durability))
             raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
-        for name in ("threads", "checkpoint_records", "models_in_memory"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InvalidRequest.of(name, value, "at least 1")
-        if self.gradient_flow_updates < 0:
-            raise InvalidRequest.of(
-                "gradient_flow_updates", self.gradient_flow_updates, "0, for never, or more"
+        _check_bounds("", self)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigField:
+    """One field of the configuration that an operator can set, and its names."""
+
+    key: str
+    """In `bptt.toml`, with its table: `kept.checkpoints`. Errors name the field so."""
+    type: Any
+    """Its annotation."""
+    default: Any
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        """As an identifier: `kept_checkpoints`."""
+        return self.key.replace(".", "_")
+
+    @property
+    def flag(self) -> str:
+        """The option of `bptt serve`: `--kept-checkpoints`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable: `BPTT_KEPT_CHECKPOINTS`."""
+        return "BPTT_" + self.name.upper()
+
+
+_SECTIONS = {"kept": Kept, "limits": Limits}
+
+
+def config_fields() -> list[ConfigField]:
+    """Return every field of `ServerConfig` and of the classes in it, in the order of the code."""
+    return list(_fields_of("", ServerConfig))
+
+
+def _fields_of(section: str, owner: type[Any]) -> Iterator[ConfigField]:
+    hints = get_type_hints(owner)
+    for each in fields(owner):
+        if each.name in _SECTIONS and not section:
+            yield from _fields_of(each.name + ".", _SECTIONS[each.name])
+        else:
+            yield ConfigField(
+                section + each.name, hints[each.name], each.default, each.metadata["setting"]
             )
-        for name in ("checkpoint_seconds", "grace_seconds"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise InvalidRequest.of(name, value, "a finite number > 0")
+
+
+def config_from(values: dict[str, Any]) -> ServerConfig:
+    """Build a configuration from values by key; fields without a value have their default.
+
+    Raises:
+        InvalidRequest: a value is out of its bounds; the error names its key.
+    """
+    parts: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in _SECTIONS}}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        parts[section][name] = value
+    sections = {name: kind(**parts[name]) for name, kind in _SECTIONS.items()}
+    return ServerConfig(**parts[""], **sections)
 
 
 def split_address(field_name: str, address: str) -> tuple[str, int]:

@@ -12,7 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bptt.config import INPUT_NAME_BYTES_MAX, Limits, STREAM_ID_BYTES_MAX
+from bptt.config import (
+    INPUT_NAME_BYTES_MAX,
+    Limits,
+    SOURCE_POSITION_BYTES_MAX,
+    STREAM_ID_BYTES_MAX,
+)
 from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
     bytes_of_model,
@@ -61,6 +66,18 @@ def check_stream_id(stream_id: str) -> str:
     return stream_id
 
 
+def check_source_position(position: bytes) -> bytes:
+    """Return a valid source position unchanged.
+
+    Raises:
+        InvalidRequest: it is longer than SOURCE_POSITION_BYTES_MAX.
+    """
+    if len(position) > SOURCE_POSITION_BYTES_MAX:
+        bound = f"at most {SOURCE_POSITION_BYTES_MAX} bytes long"
+        raise InvalidRequest.of("source_position", f"{len(position)} bytes", bound)
+    return position
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDefinition:
     """A model as its user asked for it.
@@ -107,29 +124,18 @@ class ModelDefinition:
         if _bytes(self.spec, limits) <= bound:
             return
         spec = self.spec
-        field = "hidden_size"
-        smaller: dict[str, Any]
-        for name, least in (("k2", spec.k1), ("max_batch_streams", 1)):
-            smaller = {name: least}
-            if _bytes(dataclasses.replace(spec, **smaller), limits) <= bound:
-                field = name
-                break
-        others = {
-            "k2": f"k2 {spec.k2}",
-            "max_batch_streams": f"max_batch_streams {spec.max_batch_streams}",
-            "hidden_size": f"hidden_size {spec.hidden_size}",
-        }
-        with_these = ", ".join(text for name, text in others.items() if name != field)
+        fits_shorter = _bytes(dataclasses.replace(spec, k2=spec.k1), limits) <= bound
+        field, other = ("k2", "hidden_size") if fits_shorter else ("hidden_size", "k2")
         needed = f"{_bytes(spec, limits) / 2**30:.1f} GiB"
-        value = f"{getattr(spec, field)} with {with_these} and layers {spec.layers}, {needed}"
+        rest = f"{other} {getattr(spec, other)} and layers {spec.layers}"
+        value = f"{getattr(spec, field)} with {rest}, {needed}"
         fits = f"small enough for at most {bound / 2**30:.1f} GiB of memory, the server's limit"
         raise InvalidRequest.of(f"spec.{field}", value, fits)
 
 
 def _bytes(spec: ModelSpec, limits: Limits) -> int:
     """Memory of a model and one stream, for ticks of as many streams as a run may have."""
-    tick_streams = max(spec.max_batch_streams, limits.run_chunks)
-    return bytes_of_model(spec, tick_streams) + bytes_of_stream(spec)
+    return bytes_of_model(spec, limits.run_chunks) + bytes_of_stream(spec)
 
 
 def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:
@@ -157,6 +163,8 @@ class IncomingChunk:
     """Step of the first target. None: the first step of the chunk."""
     incarnation: int = 0
     """Incarnation of the stream that the chunk belongs to; 0: the current one, or a new one."""
+    source_position: bytes = b""
+    """Where the client's source stands after the last step; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

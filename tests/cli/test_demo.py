@@ -49,6 +49,15 @@ def test_it_succeeds_and_shows_the_table(demo_shown: Ran) -> None:
     assert max(len(line.rstrip()) for line in demo_shown.out.splitlines()) <= 90
 
 
+def test_settings_of_this_machines_own_server_are_not_for_the_demos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bptt.toml").write_text("[limits]\nmodels = 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BPTT_DURABILITY", "never")
+    assert run("demo", "--json").status == 0
+
+
 @pytest.mark.same_bits
 def test_json_contains_the_figures(as_json: Ran) -> None:
     """The core, fed the same series in this process, gives the same forecast and errors."""

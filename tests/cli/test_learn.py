@@ -125,7 +125,9 @@ def test_gzip_and_standard_input_are_read(bptt: Bptt, waves: str, name: str) -> 
     piped = bptt("learn", "-", "--model", name, "--json", stdin=text).lines[-1]
     assert (piped["stream"], piped["steps"]) == ("stdin", 500)
     again = bptt("learn", "-", "--model", name, "--json", stdin=text).lines[-1]
-    assert (again["steps"], again["next_step"]) == (500, 1000)
+    assert (again["steps"], again["rows_skipped"], again["next_step"]) == (0, 500, 500)
+    more = bptt("learn", "-", "--model", name, "--json", "--append", stdin=text).lines[-1]
+    assert (more["steps"], more["next_step"]) == (500, 1000)
 
 
 def test_standard_input_is_learned_line_by_line_until_ctrl_c(bptt: Bptt, name: str) -> None:
@@ -284,7 +286,7 @@ def test_an_invalid_value_is_reported_and_no_model_is_created(
 def test_an_invalid_value_in_standard_input_ends_the_run_after_earlier_rows(
     bptt: Bptt, name: str
 ) -> None:
-    done = bptt("learn", "-", "--model", name, "--json", stdin=BAD)
+    done = bptt("learn", "-", "--model", name, "--bad-rows", "0", "--json", stdin=BAD)
     assert done.status == 1
     assert "line 3, column 'b'" in done.err
     last = json.loads(done.out.splitlines()[-1])

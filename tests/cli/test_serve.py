@@ -79,7 +79,7 @@ def test_a_port_in_use_is_one_line(option: str) -> None:
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:x", ""])
 def test_an_invalid_address_is_one_line(address: str) -> None:
     done = run("serve", *FREE, "--address", address)
-    assert done.status == 1
+    assert done.status == 2
     assert done.err.count("\n") == 1
     assert "host:port" in done.err
 

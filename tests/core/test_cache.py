@@ -85,9 +85,9 @@ def test_a_second_process_compiles_nothing(cells: str) -> None:
 ONE_KERNEL = """
 import json
 import numpy as np
-from bptt_core.kernels.linear import column_sums
-column_sums(np.ones((2, 3)), np.empty(3))
-stats = column_sums.stats
+from bptt_core.kernels.linear import add_column_sums
+add_column_sums(np.ones((2, 3)), np.empty(3))
+stats = add_column_sums.stats
 print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]))
 """
 

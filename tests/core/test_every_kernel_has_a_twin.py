@@ -12,7 +12,6 @@ import bptt_core.kernels
 COMPILERS = {"compiled", "entry", "inlined"}
 WITHIN = dict.fromkeys(
     [
-        "updates.update",
         "updates.update_groups",
         "windows.end_sequences",
         "windows.list_active",

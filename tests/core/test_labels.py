@@ -84,7 +84,7 @@ def test_a_step_whose_label_never_comes_has_no_loss(backend: Any) -> None:
     ("first", "labels", "error", "named"),
     [
         (1, 1, LabelTooLate, "first_target_step is 1, but must be at least 2"),
-        (-1, 1, LabelTooLate, "first_target_step is -1, but must be at least 2"),
+        (-1, 1, LabelTooLate, "first_target_step is -1, but must be at least 0"),
         (5, 1, LabelTooEarly, "first_target_step is 5, but must be at most 4"),
         (2, 4, LabelTooEarly, "first_target_step is 2, but must be at most 1"),
         (None, 1, LabelTooEarly, "first_target_step is 5, but must be at most 4"),

@@ -89,16 +89,14 @@ def backward(layer: Layer, gradient: Layer, tape: Tape, dh: Any) -> Any:
 
 
 @compiled
-def mgu_forward(
-    W: Any, b_hidden: Any, states: Any, tape: Any, q: Any, w: Any, scratch: Any
-) -> None:
+def mgu_forward(W: Any, b_hidden: Any, states: Any, tape: Any, q: Any, w: Any, turned: Any) -> None:
     T, B, H2 = tape.shape
     H = H2 // 2
     one = tape.dtype.type(1)
     for t in range(T):
         for b in range(B):
             copy(b_hidden, w[b])
-        add_rows_times_transpose(states[0, t], W, t % 2 == 1, scratch, w)
+        add_rows_times_transpose(states[0, t], W, t % 2 == 1, turned, w)
         for b in range(B):
             gates, w_b, q_b = tape[t, b], w[b], q[t, b]
             for i in range(H):
@@ -115,9 +113,7 @@ def mgu_forward(
 
 
 @compiled
-def mgu_backward(
-    W: Any, states: Any, tape: Any, q: Any, dh: Any, da: Any, dw: Any, scratch: Any
-) -> None:
+def mgu_backward(W: Any, states: Any, tape: Any, q: Any, dh: Any, da: Any, dw: Any) -> None:
     T, B, H2 = da.shape
     H = H2 // 2
     one = da.dtype.type(1)
@@ -135,22 +131,22 @@ def mgu_backward(
             for b in range(B):
                 for k in range(H):
                     dh[t - 1, b, k] += dh[t, b, k] * (one - tape[t, b, k])
-            add_rows_times(dw[t], W, t % 2 == 1, scratch, dh[t - 1])
+            add_rows_times(dw[t], W, t % 2 == 1, dh[t - 1])
 
 
 def kernel_forward(
-    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, scratch: Any
+    tag: Any, W: Any, b_hidden: Any, states: Any, tape: Any, extra: Any, turned: Any
 ) -> None:
     T, B, H2 = tape.shape
     w = extra[T : T + 2].reshape(B, H2)
-    mgu_forward(W, b_hidden, states, tape, extra[:T], w, scratch)
+    mgu_forward(W, b_hidden, states, tape, extra[:T], w, turned)
 
 
 def kernel_backward(
-    tag: Any, W: Any, states: Any, tape: Any, extra: Any, dh: Any, da: Any, dw: Any, scratch: Any
+    tag: Any, W: Any, states: Any, tape: Any, extra: Any, dh: Any, da: Any, dw: Any
 ) -> None:
     T = da.shape[0]
-    mgu_backward(W, states, tape, extra[:T], dh, da, dw, scratch)
+    mgu_backward(W, states, tape, extra[:T], dh, da, dw)
 
 
 def initialise(layer: Layer, random: np.random.Generator) -> None:

@@ -30,15 +30,15 @@ def of_stream(array: Any, b: int) -> Any:
 @dtypes
 def test_rnn(relu: bool, streams: int, dtype: str) -> None:
     W = numbers(RANDOM, (H, H), dtype)
-    u, scratch = numbers(RANDOM, (T, streams, H), dtype), numbers(RANDOM, (streams, H), dtype)
+    u, turned = numbers(RANDOM, (T, streams, H), dtype), np.ascontiguousarray(W.T)
     states = numbers(RANDOM, (1, T + 1, streams, H), dtype)
     dh, da = numbers(RANDOM, (T, streams, H), dtype), np.empty((T, streams, H), dtype)
     refs = []
     for b in range(streams):
         h = naive.rnn_forward(W.tolist(), of_stream(u, b), states[0, 0, b].tolist(), relu)
         refs.append((h, *naive.rnn_backward(W.tolist(), h, of_stream(dh, b), relu)))
-    rnn.rnn_forward(relu, W, states, u, scratch)
-    rnn.rnn_backward(relu, W, states, dh, da, scratch)
+    rnn.rnn_forward(relu, W, states, u, turned)
+    rnn.rnn_backward(relu, W, states, dh, da)
     for b, (h, ref_da, ref_dh) in enumerate(refs):
         assert_twin(states[0, :, b], h, dtype)
         assert_twin(da[:, b], ref_da, dtype)
@@ -58,9 +58,9 @@ def test_lstm(streams: int, dtype: str) -> None:
         h, c, gates = naive.lstm_forward(W.tolist(), of_stream(tape, b), h0, c0)
         back = naive.lstm_backward(W.tolist(), c, gates, of_stream(dh, b))
         refs.append((h, c, gates, *back))
-    lstm.lstm_forward(W, states, tape, np.empty((streams, 4 * H), dtype))
+    lstm.lstm_forward(W, states, tape, np.ascontiguousarray(W.T))
     dc = numbers(RANDOM, (2, streams, H), dtype)
-    lstm.lstm_backward(W, states, tape, dh, da, np.empty((streams, H), dtype), dc)
+    lstm.lstm_backward(W, states, tape, dh, da, dc)
     for b, (h, c, gates, ref_da, ref_dh) in enumerate(refs):
         assert_twin(states[:, :, b], [h, c], dtype)
         assert_twin(tape[:, b], [[x for gate in each for x in gate] for each in gates], dtype)
@@ -86,8 +86,8 @@ def test_gru(streams: int, dtype: str) -> None:
         back = naive.gru_backward(W.tolist(), h, gates, of_stream(dh, b))
         refs.append((h, gates, *back))
     wide = numbers(RANDOM, (streams, 3 * H), dtype)
-    gru.gru_forward(W, b_hidden, states, tape, q, wide, np.empty_like(wide))
-    gru.gru_backward(W, states, tape, q, dh, da, dw, np.empty((streams, H), dtype))
+    gru.gru_forward(W, b_hidden, states, tape, q, wide, np.ascontiguousarray(W.T))
+    gru.gru_backward(W, states, tape, q, dh, da, dw)
     for b, (h, gates, ref_da, ref_dw, ref_dh) in enumerate(refs):
         assert_twin(states[0, :, b], h, dtype)
         assert_twin(tape[:, b], [[*r, *z, *n] for r, z, n, _ in gates], dtype)
@@ -145,16 +145,15 @@ def check_kernels(name: str, streams: int, dtype: str) -> None:
     tape = numbers(RANDOM, (T, streams, rows), dtype)
     states = numbers(RANDOM, (twin.parts, T + 1, streams, H), dtype)
     dh, da = numbers(RANDOM, (T, streams, H), dtype), np.empty((T, streams, rows), dtype)
-    extra, wide = np.empty((T + 3, streams, H), dtype), np.empty((streams, rows), dtype)
+    extra, turned = np.empty((T + 3, streams, H), dtype), np.ascontiguousarray(W.T)
     refs = []
     for b in range(streams):
         u, state = of_stream(tape, b), states[:, 0, b].tolist()
         parts, kept = twin.forward(W.tolist(), u, b_hidden.tolist(), state)
         refs.append((parts, *twin.backward(W.tolist(), parts, kept, of_stream(dh, b))))
     dw = np.empty_like(da) if twin.separate_hidden_bias else da
-    narrow = np.empty((streams, H), dtype)
-    dispatch.cell_forward(tag, W, b_hidden, states, tape, extra, wide)
-    dispatch.cell_backward(tag, W, states, tape, extra, dh, da, dw, narrow)
+    dispatch.cell_forward(tag, W, b_hidden, states, tape, extra, turned)
+    dispatch.cell_backward(tag, W, states, tape, extra, dh, da, dw)
     for b, (ref_states, ref_da, ref_dw, ref_dh) in enumerate(refs):
         assert_twin(states[:, :, b], ref_states, dtype)
         assert_twin(da[:, b], ref_da, dtype)

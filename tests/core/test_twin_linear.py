@@ -109,21 +109,52 @@ def test_products_with_rows(size: tuple[int, int], back: bool, rows: int, dtype:
         naive.add(old, naive.vector_matrix(row, matrix.tolist()))
         for old, row in zip(out.tolist(), each.tolist(), strict=True)
     ]
-    linear.add_rows_times(each, matrix, back, np.empty_like(out), out)
+    linear.add_rows_times(each, matrix, back, out)
     assert_twin(out, ref, dtype)
     each, out = numbers(RANDOM, (rows, m), dtype), numbers(RANDOM, (rows, n), dtype)
     ref = [
         naive.affine(matrix.tolist(), row, old)
         for old, row in zip(out.tolist(), each.tolist(), strict=True)
     ]
-    linear.add_rows_times_transpose(each, matrix, back, np.empty_like(out), out)
+    turned, other = np.empty((m, n), dtype), out.copy()
+    linear.turn(matrix, turned)
+    np.testing.assert_array_equal(turned, matrix.T)
+    linear.add_rows_times_transpose(each, matrix, back, turned, out)
+    assert_twin(out, ref, dtype)
+    linear.add_rows_times_transpose(each, matrix, back, turned[:0], other)
+    assert_twin(other, ref, dtype)
+
+
+@pytest.mark.twin_of("linear.add_rows_product", "linear.add_outer_product", "linear.piece_rows")
+@pytest.mark.parametrize("shape", [(5, 3, 4), (260, 70, 66), (40, 300, 300)], ids=str)
+@dtypes
+def test_products_in_pieces(shape: tuple[int, int, int], dtype: str) -> None:
+    n, k, m = shape
+    piece = linear.piece_rows(n, k, m)
+    assert piece % 16 == 0 or piece == n
+    assert piece == n or piece * k * m <= linear.PIECE
+    assert (piece < n) == (n == 260)  # cut where more than one piece is needed, and pays
+    rows, matrix = numbers(RANDOM, (n, k), dtype), numbers(RANDOM, (k, m), dtype)
+    out = numbers(RANDOM, (n, m), dtype)
+    ref: Any = [
+        naive.add(old, naive.vector_matrix(row, matrix.tolist()))
+        for old, row in zip(out.tolist(), rows.tolist(), strict=True)
+    ]
+    linear.add_rows_product(rows, matrix, out)
+    assert_twin(out, ref, dtype)
+    right, out = numbers(RANDOM, (n, m), dtype), numbers(RANDOM, (k, m), dtype)
+    ref = [
+        naive.add(old, naive.vector_matrix(column, right.tolist()))
+        for old, column in zip(out.tolist(), rows.T.tolist(), strict=True)
+    ]
+    linear.add_outer_product(rows, right, out)
     assert_twin(out, ref, dtype)
 
 
-@pytest.mark.twin_of("linear.column_sums")
+@pytest.mark.twin_of("linear.turn", "linear.add_column_sums")
 @dtypes
 def test_column_sums(dtype: str) -> None:
-    rows = numbers(RANDOM, (7, 5), dtype)
-    comp = np.full(5, np.nan, dtype)
-    linear.column_sums(rows, comp)
-    assert_twin(comp, naive.column_sums(rows.tolist()), dtype)
+    rows, comp = numbers(RANDOM, (7, 5), dtype), numbers(RANDOM, (5,), dtype)
+    ref = naive.add(comp.tolist(), naive.column_sums(rows.tolist()))
+    linear.add_column_sums(rows, comp)
+    assert_twin(comp, ref, dtype)

@@ -10,7 +10,8 @@ import pytest
 
 from bptt_core import ModelSpec, params
 from bptt_core.kernels import dispatch, network, sizes, updates, windows
-from bptt_core.state import CLIPPED, new_model, SKIPPED, UPDATES
+from bptt_core.memory import TILE
+from bptt_core.state import CLIPPED, new_model, new_streams, SKIPPED, UPDATES
 from bptt_core.windows import REPORT_COLUMNS
 from tests.core import naive
 from tests.core.support import assert_twin, numbers
@@ -66,11 +67,29 @@ def test_states_are_read_and_stored() -> None:
     assert into[2].tobytes() == before[2].tobytes()
 
 
-@pytest.mark.twin_of("updates.learn")
-@pytest.mark.parametrize("name", SPECS)
-def test_an_update(name: str) -> None:
-    """Loss, gradient, clip and optimizer step, three times over."""
-    spec = SPECS[name]
+def held_windows(spec: ModelSpec, B: int, x: Any, y: Any, state: Any) -> Any:
+    """Streams in rows B - 1 to 0 that hold windows x (T, B, D) with targets y (NEW, B, width)."""
+    streams, rows = new_streams(spec, B), np.arange(B)[::-1].copy()
+    streams.inputs[rows, :T] = x.swapaxes(0, 1)
+    streams.targets[rows, :NEW] = y.swapaxes(0, 1)
+    streams.start_state[rows] = state
+    streams.counters[:] = T, T, T, NEW
+    return streams, rows
+
+
+@pytest.mark.twin_of(
+    "updates.update",
+    "updates.count_targets",
+    "updates.load_inputs",
+    "updates.learn_tile",
+    "updates.take_step",
+)
+@pytest.mark.parametrize(
+    ("name", "streams"), [*((name, 2) for name in SPECS), ("squared error", TILE + 3)]
+)
+def test_an_update(name: str, streams: int) -> None:
+    """Loss, gradient, clip and optimizer step, three times over; also of more than one tile."""
+    spec, B = SPECS[name], streams
     told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
     model, report = new_model(spec), np.zeros(REPORT_COLUMNS)
     twin = naive.Learner(spec, params.views(spec, model.parameters))
@@ -84,10 +103,9 @@ def test_an_update(name: str) -> None:
         ref = twin.learn(tapes, [row for b in range(B) for row in y[:, b].tolist()], NEW)
         assert ref is not None
 
-        work.inputs[: x.size], work.target[: y.size] = x.reshape(-1), y.reshape(-1)
-        updates.load_states(told, state, np.arange(B), T, B, work)
-        network.network_forward(tag, told, model.parameters, T, B, False, work)
-        assert updates.learn(tag, told, model, T, B, NEW, work, report)
+        held, rows = held_windows(spec, B, x, y, state)
+        assert updates.count_targets(held.targets, rows, B, NEW) == NEW * B - 1
+        assert updates.update(tag, told, model, held, rows, B, 0, work, report)
         figures = [ref.loss, ref.baseline_loss, ref.gradient_norm, ref.clipped_gradient_norm]
         assert report[:3].tolist() == [update, NEW, B]
         assert report[3:7].tolist() == pytest.approx(figures, rel=1e-10)
@@ -95,21 +113,36 @@ def test_an_update(name: str) -> None:
         assert model.last.tolist() == report[3:7].tolist()
         for key, array in params.views(spec, model.parameters).items():
             np.testing.assert_allclose(array, twin.network.named[key], 1e-10, 1e-12)
+        for b, tape in enumerate(tapes):
+            assert_twin(held.live_state[rows[b]], tape.state_after(T))
     assert model.counters[[UPDATES, CLIPPED, SKIPPED]].tolist() == [3, 3, 0]
+
+
+@pytest.mark.twin_of("updates.read_pending")
+def test_steps_after_the_window_are_read_with_the_new_parameters() -> None:
+    spec = replace(SPECS["bernoulli of an lstm"], label_delay=2)
+    told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
+    model, x, y = new_model(spec), numbers(RANDOM, (T, B, 3), "float64"), np.zeros((NEW, B, 2))
+    held, rows = held_windows(spec, B, x, y, streams_of(spec, B))
+    state = held.live_state[rows] = streams_of(spec, B)
+    twin = naive.Network(spec, params.views(spec, model.parameters))
+    updates.read_pending(tag, told, model, held, rows, B, 4, 2, work)
+    for b in range(B):
+        tape = twin.forward(x[4:, b].tolist(), state[b].tolist())
+        assert_twin(held.live_state[rows[b]], tape.state_after(2))
 
 
 def test_a_window_without_targets_gives_no_update_and_an_overflowing_one_is_skipped() -> None:
     spec = SPECS["squared error"]
     told, work, tag = sizes.sizes(spec), sizes.work(spec, T, B), dispatch.tag(spec)
     model, report = new_model(spec), np.zeros(REPORT_COLUMNS)
-    before = model.parameters.copy()
-    network.network_forward(tag, told, model.parameters, T, B, False, work)
-    work.target[:] = np.nan
-    assert not updates.learn(tag, told, model, T, B, NEW, work, report)
+    before, x = model.parameters.copy(), numbers(RANDOM, (T, B, 3), "float64")
+    held, rows = held_windows(spec, B, x, np.full((NEW, B, 2), np.nan), streams_of(spec, B))
+    assert not updates.update(tag, told, model, held, rows, B, 0, work, report)
     assert model.counters[UPDATES] == 0
     assert not report.any()
-    work.target[:] = 1e300
-    assert updates.learn(tag, told, model, T, B, NEW, work, report)
+    held, rows = held_windows(spec, B, x, np.full((NEW, B, 2), 1e300), streams_of(spec, B))
+    assert updates.update(tag, told, model, held, rows, B, 0, work, report)
     assert report[7] == 1.0
     assert model.counters[[UPDATES, SKIPPED]].tolist() == [1, 1]
     assert model.parameters.tobytes() == before.tobytes()

@@ -23,7 +23,7 @@ from bptt.engine.replay import State
 
 SPEC: dict[str, Any] = {"input_size": 2, "hidden_size": 8, "k1": 2, "k2": 4}
 STOP_SECONDS = 30.0
-KEEP_ALL = ("--history-megabytes", "1024", "--kept-checkpoints", "10000")
+KEEP_ALL = ("--kept-history-bytes", "1GiB", "--kept-checkpoints", "10000")
 """The whole journal stays, so that every step can be looked for in it and replayed from the first;
 and every checkpoint, so that each can be compared with that."""
 BURST_CHUNKS_MAX = 60
@@ -138,6 +138,8 @@ async def restarted(
 class Walker:
     """A client that sends bursts of chunks of a random walk, of 1 to 12 steps each.
 
+    The source position of a chunk is the number of steps up to its end.
+
     What it sends depends on its seed only. Answers are read meanwhile and must be in order.
 
     Attributes:
@@ -157,6 +159,7 @@ class Walker:
         self._pause_seconds = BETWEEN_BURSTS_SECONDS
         self._rhythm = np.random.default_rng(seed + 1000)
         self._at = np.zeros(2, np.float32)
+        self._end = 0
         self._stop = asyncio.Event()
         self._chunks_max = 1 << 30
         self._task: asyncio.Task[None] | None = None
@@ -218,7 +221,9 @@ class Walker:
                 while not self._stop.is_set() and len(self.sent) < self._chunks_max:
                     chunk = self._chunk()
                     self.sent.append(chunk)
-                    await self.session.send(self.stream_id, chunk)
+                    self._end += len(chunk)
+                    position = str(self._end).encode()
+                    await self.session.send(self.stream_id, chunk, source_position=position)
                     left -= 1
                     if not left:
                         left = int(self._rhythm.integers(1, BURST_CHUNKS_MAX))
@@ -261,6 +266,8 @@ def journaled(folder: Path, model_id: str) -> dict[str, NDArray[np.float32]]:
             for chunk in record.body:
                 assert chunk.first_step == ends.get(chunk.stream_id, 0), "a step twice, or a gap"
                 ends[chunk.stream_id] = chunk.first_step + len(chunk.inputs)
+                if chunk.source_position:
+                    assert int(chunk.source_position) == ends[chunk.stream_id]
                 found.setdefault(chunk.stream_id, []).append(chunk.inputs)
     finally:
         store.close()

@@ -29,7 +29,7 @@ from tests.crash.support import (
     Walker,
 )
 
-TRIMS = ("--history-megabytes", "0", "--kept-checkpoints", "1")
+TRIMS = ("--kept-history-bytes", "0", "--kept-checkpoints", "1")
 SAVES = [point for point in POINTS if point.startswith("save.")]
 KILLED = -signal.SIGKILL
 
@@ -49,7 +49,8 @@ def check_twin(folder: Path, walker: Walker) -> None:
     found = replay.verify(SqliteStore(folder), "m")
     assert not found.problems
     twin = Learner(ModelSpec(**SPEC))
-    twin.apply([Chunk("s", 0, walker.values)])
+    position = str(len(walker.values)).encode()
+    twin.apply([Chunk("s", 0, walker.values, source_position=position)])
     assert not different(newest(folder, "m"), twin.state())
     assert walker.durable == len(walker.values)
 

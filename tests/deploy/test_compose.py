@@ -84,6 +84,19 @@ def test_data_folder_is_the_volume(compose: dict[str, Any], dockerfile: str) -> 
     assert f"VOLUME {folder}\n" in dockerfile
 
 
+def test_kernels_are_compiled_into_a_folder_that_is_a_volume(
+    compose: dict[str, Any], dockerfile: str
+) -> None:
+    found = re.search(r"NUMBA_CACHE_DIR=(\S+)", dockerfile)
+    assert found is not None
+    before, filled, after = dockerfile.partition("\nRUN bptt warm-up --all\n")
+    assert filled
+    assert "\nUSER bptt\n" in before, "the server's user can write the folder"
+    # What is written to a folder after it became a volume is not in the image.
+    assert f"\nVOLUME {found[1]}\n" in "\n" + after
+    assert f"kernels:{found[1]}" in compose["services"]["bptt"]["volumes"]
+
+
 def test_image_copies_files_that_exist(dockerfile: str) -> None:
     for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE):
         for source in line.split()[:-1]:

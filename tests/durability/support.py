@@ -64,7 +64,10 @@ def same(left: Record, right: Record) -> bool:
 
 
 def _same_chunk(left: Chunk, right: Chunk) -> bool:
-    names = ("stream_id", "first_step", "end_of_sequence", "first_target_step")
+    names = (
+        *("stream_id", "first_step", "end_of_sequence", "first_target_step"),
+        "source_position",
+    )
     return (
         all(getattr(left, name) == getattr(right, name) for name in names)
         and same_bits(left.inputs, right.inputs)

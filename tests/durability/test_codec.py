@@ -31,6 +31,7 @@ chunks = st.builds(
     arrays,
     st.none() | arrays,
     st.booleans(),
+    source_position=st.binary(max_size=256),
 )
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
@@ -172,13 +173,22 @@ def test_a_stream_s_name_that_is_too_long_is_refused() -> None:
         (b"\x02T\x00\x00", b"", "its format is 2, but this version of bptt reads 1"),
         (b"\x01X\x00\x00", b"", "its kind is 88"),
         (b"\x01T\x00\x00", struct.pack("<I", 0) + b"more", "4 bytes follow its last chunk"),
-        (b"\x01T\x00\x00", struct.pack("<IHHq", 1, 8, 0, 0), "flags 0x8"),
+        (b"\x01T\x00\x00", struct.pack("<IHHq", 1, 16, 0, 0), "flags 0x10"),
         (
             b"\x01T\x00\x00",
             struct.pack("<IHHq", 1, 0, 0, 0) + b"f\x04\x01\x00" + struct.pack("<I", 1 << 31),
             r"shape \(2147483648,\) is longer than the record",
         ),
         (b"\x01T\x00\x00", struct.pack("<IHHq", 1, 0, 0, 0) + b"c\x08\x01\x00", "'c'8"),
+        (
+            b"\x01T\x00\x00",
+            struct.pack("<IHHq", 1, 8, 0, 0)
+            + b"f\x04\x01\x00"
+            + struct.pack("<I", 0)
+            + struct.pack("<H", 3)
+            + b"ab",
+            "its source position is longer than the record",
+        ),
         (b"\x01C\x00\x00", b"{}", "cannot be read"),
     ],
 )

@@ -29,7 +29,7 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
             [
                 Record(1, (Chunk("é", 7, inputs, targets), Chunk("b", 0, inputs))),
                 command(2, "reset", stream_id="b"),
-                Record(3, (Chunk("b", 1, tokens, end_of_sequence=True),)),
+                Record(3, (Chunk("b", 1, tokens, end_of_sequence=True, source_position=b"9"),)),
             ],
         )
     done = subprocess.run(
@@ -39,10 +39,10 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines() == [
-        "1 é 7 ((1, 2), (0.5, -2.0)) ((1,), (-1,))",
-        "1 b 0 ((1, 2), (0.5, -2.0))",
+        "1 é 7 ((1, 2), (0.5, -2.0)) ((1,), (-1,)) b''",
+        "1 b 0 ((1, 2), (0.5, -2.0)) b''",
         '2 {"name":"reset","arguments":{"stream_id":"b"}}',
-        "3 b 1 ((2,), (3, 70000))",
+        "3 b 1 ((2,), (3, 70000)) b'9'",
     ]
 
 

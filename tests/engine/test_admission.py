@@ -21,20 +21,18 @@ from bptt_core import bytes_of_stream, Learner, ModelSpec
     ("fields", "field", "value"),
     [
         ({"hidden_size": 2048, "layers": 5, "k2": 4096}, "k2", "4096"),
-        ({"hidden_size": 2048, "k1": 512, "k2": 512, "max_batch_streams": 1024}, None, "1024"),
         ({"hidden_size": 2048, "k1": 4096, "k2": 4096}, "hidden_size", "2048"),
         ({"hidden_size": 3000, "layers": 5, "cell": "lstm"}, "hidden_size", "3000"),
     ],
 )
 def test_a_model_that_is_too_large_is_refused_with_what_would_help(
-    fields: dict[str, Any], field: str | None, value: str
+    fields: dict[str, Any], field: str, value: str
 ) -> None:
     definition = ModelDefinition("m", ModelSpec(input_size=8, **fields))
-    limits = Limits(run_chunks=1) if field is None else Limits()
     with pytest.raises(InvalidRequest) as caught:
-        definition.check_size(limits)
+        definition.check_size(Limits())
     [violation] = caught.value.violations
-    assert violation.field == f"spec.{field or 'max_batch_streams'}"
+    assert violation.field == f"spec.{field}"
     assert f"is {value} with" in violation.description
     assert "the server's limit" in violation.description
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from bptt.config import ServerConfig
 from bptt.domain import IncomingChunk, ModelDefinition, ModelState, ModelStatus, UnreadModel
 from bptt.durability import Checkpoint, Record, SqliteStore
-from bptt.engine import recovery
+from bptt.engine import recovery_progress
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
@@ -79,7 +80,7 @@ def journaled(store: SqliteStore) -> None:
 def test_a_long_recovery_logs_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recovery, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(recovery_progress, "PROGRESS_SECONDS", 0.0)
     caplog.set_level("INFO")
     store = SqliteStore(tmp_path)
     store.open()
@@ -90,11 +91,14 @@ def test_a_long_recovery_logs_its_progress(
         store.close()
     assert found.lsn == TICKS
     told = [each.message for each in caplog.records if "recovering" in each.message]
-    assert told[0] == f"model m: recovering, 1 of {TICKS} records and 3 steps replayed"
-    assert (
-        told[-1]
-        == f"model m: recovering, {TICKS} of {TICKS} records and {3 * TICKS} steps replayed"
+    pace = r", \d+ records/s, about \d+ s left"
+    first, last = (
+        f"model m: recovering, {done} of {TICKS} records and {3 * done} steps replayed"
+        for done in (1, TICKS)
     )
+    assert re.fullmatch(first + pace, told[0])
+    assert re.fullmatch(last + pace, told[-1])
+    assert told[-1].endswith("about 0 s left")
 
 
 async def test_models_that_are_being_recovered_are_listed(

@@ -147,7 +147,13 @@ async def harness(
     registry = Registry(config, gate, store, metrics, make_learner)
     with ThreadPoolExecutor(1) as predict_pool:
         learner = LearnerService(registry, config.limits, predict_pool)
-        rpc = RpcServer(learner, ModelService(registry), metrics, interceptors=interceptors)
+        rpc = RpcServer(
+            learner,
+            ModelService(registry, config.limits, predict_pool),
+            metrics,
+            message_bytes=config.limits.message_bytes,
+            interceptors=interceptors,
+        )
         await rpc.start(config.address)
         await rpc.serving()
         server = Harness(registry, learner, rpc)

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
 from bptt import v1 as pb
+from bptt.config import Limits
 from bptt.errors import NotFound
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import ModelService
@@ -137,13 +138,14 @@ async def test_credentials_encrypt_and_authenticate_the_connection() -> None:
     async with harness() as plain:
         registry, metrics = plain.registry, plain.metrics
         local = grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP)
-        rpc = RpcServer(plain.learner, ModelService(registry), metrics, credentials=local)
+        models = ModelService(registry, Limits(), plain.gate)
+        rpc = RpcServer(plain.learner, models, metrics, credentials=local)
         await rpc.start("127.0.0.1:0")
         try:
             credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
             async with grpc.aio.secure_channel(rpc.address, credentials) as channel:
-                models: Any = models_pb2_grpc.ModelServiceStub(channel)
-                assert not (await models.ListModels(pb.ListModelsRequest())).models
+                stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+                assert not (await stub.ListModels(pb.ListModelsRequest())).models
         finally:
             await rpc.stop()
 

@@ -90,7 +90,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"learning_rate": math.nan}, "spec.learning_rate", "nan", "finite"),
     ({"learning_rate": math.inf}, "spec.learning_rate", "inf", "finite"),
     ({"clip_threshold": 0.0}, "spec.clip_threshold", "0.0", "> 0"),
-    ({"max_batch_streams": 0}, "spec.max_batch_streams", "0", "1 to 1024"),
+    ({"max_batch_streams": 0}, "spec.max_batch_streams", "0", "1 to 16384"),
     ({"seed": 2**63}, "spec.seed", str(2**63), "0 to"),
     ({"target_columns": [2]}, "spec.target_columns", "2", "0 to 1"),
     ({"target_columns": [1, 1]}, "spec.target_columns", "(1, 1)", "repetition"),

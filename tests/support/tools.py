@@ -22,7 +22,7 @@ def program(name: str) -> str:
         return found
     if os.environ.get("BPTT_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{name} is not installed, and BPTT_REQUIRE_TOOLS=1 asks for it")
-    pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus)")
+    pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus systemd)")
 
 
 def free_port() -> int:

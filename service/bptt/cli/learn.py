@@ -12,7 +12,7 @@ import click
 from bptt.cli.answers.files import check_path
 from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
 from bptt.cli.answers.recording import Recording
-from bptt.cli.console import address_option, json_option, say_error
+from bptt.cli.console import address_option, json_option, plural, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.learn_run import LearnRun
@@ -143,6 +143,12 @@ def _spec_options(command: Command) -> Command:
     help="Classification: the class names. [default: those in the file]",
 )
 @click.option(
+    "--new-classes",
+    is_flag=True,
+    help="Classification: learn classes that the model does not have as its class 'other', which "
+    "a new model gets.",
+)
+@click.option(
     "--missing",
     multiple=True,
     metavar="take|leave-out|MARKERS",
@@ -179,8 +185,13 @@ def _spec_options(command: Command) -> Command:
 @click.option(
     "--append",
     is_flag=True,
-    help="Append all rows to the stream. [default for standard input; otherwise the rows that the "
-    "stream already has are skipped]",
+    help="Learn all rows after the stream's steps. [default: rows that the stream already has are "
+    "skipped; a file that has other rows in their place is refused]",
+)
+@click.option(
+    "--by-number",
+    is_flag=True,
+    help="Skip as many rows as the stream has steps, without comparing them: the file was edited.",
 )
 @click.option(
     "--predictions",
@@ -203,6 +214,7 @@ def learn(
     model: str | None,
     stream: str | None,
     append: bool,
+    by_number: bool,
     text: bool,
     dry_run: bool,
     predictions: str | None,
@@ -247,15 +259,28 @@ def learn(
         file=file, model_id=model, settings=settings, missing=mode, reading=read, **column_options
     )
     stream = stream if stream is not None else _default_stream(file)
-    append = append or file == "-"
+    if append and by_number:
+        raise click.UsageError("--append learns all rows, --by-number skips some; leave one out")
     run = LearnRun(
-        learn_options, stream, text, append, reconnect_seconds, address, as_json, dry_run,
+        learn_options,
+        stream,
+        text,
+        append,
+        by_number,
+        reconnect_seconds,
+        address,
+        as_json,
+        dry_run,
         Recording(predictions, plot),
-    )  # fmt: skip
+    )
     try:
         interrupted = asyncio.run(run.run())
     except asyncio.CancelledError:
         say_error("quit at once; some rows that were sent may not be learned")
+        interrupted = True
+    except KeyboardInterrupt:  # before the first row of a stream was sent
+        done = plural(run.learned, "row") if run.learned else "nothing was"
+        say_error(f"interrupted: {done} learned")
         interrupted = True
     if interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
@@ -263,6 +288,7 @@ def learn(
 
 _COLUMN_OPTIONS = (
     *("columns", "targets", "classes", "missing", "gap_seconds", "other_names", "stream_column"),
+    "new_classes",
 )
 _PACKED_SUFFIXES = (".gz", ".zip", ".xz", ".bz2", ".zst")
 

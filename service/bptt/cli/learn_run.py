@@ -6,7 +6,7 @@ import asyncio
 import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,11 @@ from rich.console import Console
 
 from bptt.cli import plan as planning
 from bptt.cli.answers.recording import Recording
+from bptt.cli.begin import Begin, Beginning
 from bptt.cli.console import plural, print_json, progress_output
 from bptt.cli.create import create_model
+from bptt.cli.data.columns import OTHER_CLASS
+from bptt.cli.data.known_rows import ReadBatches
 from bptt.cli.data.order import JUMP
 from bptt.cli.data.problem import InputError, join_names
 from bptt.cli.data.source import Batch
@@ -26,8 +29,9 @@ from bptt.cli.data.survey import skipped_lines, Survey, Wanted
 from bptt.cli.data.survey import summary as understood_lines
 from bptt.cli.data.table import DataTable
 from bptt.cli.data.textfile import TextFile, VOCABULARY
+from bptt.cli.data.trail import Trail
 from bptt.cli.data.understood import Choice, Understood
-from bptt.cli.progress import ProgressDisplay
+from bptt.cli.progress import ProgressDisplay, tell_reading
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.streaming import StreamingLoop
 from bptt.cli.summary_text import summary_lines
@@ -38,10 +42,8 @@ from bptt.errors import NotFound, ServerStopping
 CHUNK_STEPS = 64  # 4 KB for 16 columns: little overhead on the wire, and smooth progress
 CHUNK_TOKENS = 256  # the same for steps of one byte
 CHUNK_VALUES = 250_000  # inputs or predictions in a chunk: 1 MB, a quarter of a message's limit
+RECOVERING_SECONDS = 0.5  # between two looks at a model that is being recovered
 STREAM_ID_BYTES_MAX = 256  # the server's bound, checked here before a model is created
-
-ReadBatches = Callable[[int, Callable[[Batch], None]], None]
-"""Reads a source to its end: (most rows in a batch, callback for each batch)."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class LearnRun:
     stream_id: str
     text: bool
     append: bool
+    by_number: bool
     reconnect_seconds: float
     address: str
     as_json: bool
@@ -60,6 +63,9 @@ class LearnRun:
     recording: Recording = field(default_factory=Recording)
     """What is kept of the predictions."""
     console: Console = field(init=False)
+    learned: int = field(init=False, default=0)
+    """Steps learned so far, of streams that are done."""
+    _source: DataTable | TextFile | None = field(init=False, default=None)
 
     async def run(self) -> bool:
         """Stream the file to the model.
@@ -92,9 +98,25 @@ class LearnRun:
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def _show_bad_row(self, problem: str) -> None:
+        if self.as_json:
+            print_json({"event": "bad_row", "problem": problem})
+        self._print(f"left out: {problem}")
+
     async def _get_model(self, client: Client) -> Model | None:
+        """The model, once it can learn; None: there is none of that name."""
+        told = ""
         try:
-            return planning.check_read(await client.get_model(self.options.model_id))
+            while True:
+                model = await client.get_model(self.options.model_id)
+                if model.state not in ("recovering", "restoring"):
+                    return planning.check_read(model)
+                reason = f" ({model.state_reason})" if model.state_reason else ""
+                state = f"model {model.model_id} is {model.state}{reason}"
+                if state != told:
+                    self._print(f"{state}: waiting until it can learn; Ctrl-C ends the wait")
+                    told = state
+                await asyncio.sleep(RECOVERING_SECONDS)
         except NotFound:
             return None
 
@@ -103,6 +125,7 @@ class LearnRun:
     async def _learn_table(self, client: Client, table: DataTable) -> bool:
         model = await self._get_model(client)
         understood, plan, wanted, found = await self._look(table, model)
+        self.recording.check(plan.task)
         is_new = model is None
         if model is None:
             spec = planning.build_spec(self.options, plan)
@@ -118,11 +141,13 @@ class LearnRun:
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
             return await self._learn_series(client, model, place, choice, found)
-        times = found.step_times
-        interrupted = await self._learn(client, model, table, partial(table.read, choice), times)
+        interrupted = await self._learn(client, model, table, choice, found.step_times)
         if table.is_live or choice.sort:  # not known before the rows were read
             for line in skipped_lines(table.skipped):
                 self._print(line)
+        if table.other_classes:
+            names = [f"{name!r} ({count:,})" for name, count in table.other_classes.items()]
+            self._print(f"learned as class {OTHER_CLASS!r}: {join_names(names)}")
         return interrupted
 
     async def _dry_run(self, table: DataTable) -> None:
@@ -137,12 +162,14 @@ class LearnRun:
         understood = await run_in_thread(table.understand)
         plan = planning.make_plan(self.options, understood, model)
         wanted = planning.wanted_of(self.options, plan, model)
-        with self.console.status(f"reading {self.options.file}"):
-            found = await run_in_thread(
-                partial(planning.scan, self.options, understood, wanted, is_live=table.is_live)
-            )
+        scan = partial(planning.scan, self.options, understood, wanted, is_live=table.is_live)
+        async with self._tell_reading(table.size):
+            found = await run_in_thread(scan)
         plan.scan = None if table.is_live else found
         return understood, plan, wanted, found
+
+    def _tell_reading(self, size: int | None) -> AbstractAsyncContextManager[None]:
+        return tell_reading(self.console, self.options.file, size, as_json=self.as_json)
 
     def _tell(
         self, understood: Understood, found: Survey, wanted: Wanted, *, is_live: bool
@@ -171,25 +198,25 @@ class LearnRun:
         found: Survey,
     ) -> bool:
         """Learn the rows of each series as a stream of its own, one after another."""
-        times = found.step_times
         for series in found.series:
             self.stream_id = series
             with DataTable(self.options.file, self.options.reading) as table:
                 await run_in_thread(table.understand)
                 one = replace(choice, only=(column, series))
-                if await self._learn(client, model, table, partial(table.read, one), times):
+                if await self._learn(client, model, table, one, found.step_times):
                     return True
         return False
 
     async def _learn_text(self, client: Client, text: TextFile) -> bool:
         model = await self._get_model(client)
+        self.recording.check("next_token")
         wanted = {"task": "next_token", "vocabulary_size": VOCABULARY, **self.options.settings}
         if model is None:
             model = await create_model(client, self.options.model_id, wanted, self.console)
             self._print_created(model, "predicts the next byte of a text")
         else:
             planning.check_settings(self.options.model_id, dict(model.spec), wanted, [])
-        return await self._learn(client, model, text, text.read)
+        return await self._learn(client, model, text)
 
     def _print_purpose(self, model: Model, plan: planning.Plan) -> None:
         inputs = join_names(plan.inputs)
@@ -230,11 +257,27 @@ class LearnRun:
         client: Client,
         model: Model,
         source: DataTable | TextFile,
-        read: ReadBatches,
+        choice: Choice | None = None,
         times: StepTimes | None = None,
     ) -> bool:
-        self.recording.check(model.task)
-        next_step = await self._next_step(client)
+        """Learn the rows that the stream does not have yet.
+
+        Args:
+            client: of the server.
+            model: the model.
+            source: a table, of which the first rows were looked at, or a text.
+            choice: what of each row of a table is read.
+            times: how a table's times are written.
+
+        Returns:
+            True if Ctrl-C ended the run.
+        """
+        self._source = source
+        if source.is_live and isinstance(source, DataTable):
+            source.bad.on_bad = self._show_bad_row
+        async with self._tell_reading(source.size):
+            begin = await self._begin(client, choice, times)
+        read = _reader(source, choice)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
         width = max(model.spec["input_size"], model.horizon * model.targets)
         read_rows = partial(read, max(1, min(chunk_steps, CHUNK_VALUES // width)))
@@ -243,7 +286,7 @@ class LearnRun:
         display = ProgressDisplay(self.console, total=source.size, as_json=self.as_json, noun=noun)
         stop = asyncio.Event()
         recording = self.recording.of_stream(
-            client, model, self.stream_id, next_step, times, self._print
+            client, model, self.stream_id, begin.next_step, times, self._print
         )
         async with (
             self._explain_server_stop(), recording as recorder, self._session(client) as session
@@ -252,14 +295,18 @@ class LearnRun:
                 session,
                 self.stream_id,
                 model.spec["input_size"],
-                next_step=next_step,
-                append=self.append,
+                next_step=begin.next_step,
+                append=begin.append,
                 statistics=statistics,
                 delay=model.spec.get("label_delay", 0),
                 look_ahead=self.options.gap_seconds is not None,
                 reset=partial(client.reset_stream, self.options.model_id, self.stream_id),
                 on_progress=lambda position: display.update(statistics, position),
                 recorder=recorder,
+                skip=begin.skip,
+                first_row_step=begin.first_row_step,
+                trail=Trail(times),
+                live=begin.live,
             )
             with display, _handle_interrupts(stop, self._print) as interrupted:
                 try:
@@ -294,26 +341,43 @@ class LearnRun:
         try:
             yield
         except (ServerStopping, ServerUnreachable):
-            # Standard input cannot be read again from the stream's next step.
-            advice = "" if self.append else "; run the same command again to continue"
+            is_live = self.options.file == "-"  # which cannot be read from its beginning again
+            advice = "" if self.append or is_live else "; run the same command again to continue"
             raise ServerUnreachable(f"the server at {self.address} stopped{advice}") from None
 
-    async def _next_step(self, client: Client) -> int:
-        try:
-            stream = await client.get_stream(self.options.model_id, self.stream_id)
-        except NotFound:
-            return 0
-        if stream.next_step and not self.append:
-            steps = plural(stream.next_step, "step")
-            self._print(f"stream {self.stream_id} has {steps}: continuing after them")
-        return stream.next_step
+    async def _begin(self, client: Client, choice: Choice | None, times: StepTimes | None) -> Begin:
+        def read_anew(rows_max: int, emit: Callable[[Batch], None]) -> None:
+            if choice is None:
+                with TextFile(self.options.file) as text:
+                    text.read(rows_max, emit)
+                return
+            with DataTable(self.options.file, self.options.reading) as table:
+                table.understand()
+                table.read(choice, rows_max, emit)
+
+        return await Beginning(
+            client=client,
+            model_id=self.options.model_id,
+            stream_id=self.stream_id,
+            source=self.options.file,
+            read=read_anew,
+            times=times,
+            say=self._print,
+            append=self.append,
+            by_number=self.by_number,
+        ).find()
 
     # ------------------------------------------------------------------ output
+
+    def _bad_rows(self) -> int:
+        """Rows left out so far because they cannot be read."""
+        return self._source.bad.count if isinstance(self._source, DataTable) else 0
 
     async def _finish(
         self, client: Client, statistics: RunStatistics, loop: StreamingLoop, event: str
     ) -> None:
         summary = statistics.summary()
+        self.learned += statistics.steps
         bits = math.nan
         if loop.session.model.task == "next_token" and event != "failed":
             bits = (await client.get_model(self.options.model_id)).cross_entropy_bits
@@ -324,6 +388,7 @@ class LearnRun:
                 "next_step": loop.next_step,
                 "rows_left_out": loop.missing,
                 "rows_skipped": loop.skipped,
+                "rows_unreadable": self._bad_rows(),
             }
             if math.isfinite(bits):
                 facts["cross_entropy_bits"] = bits
@@ -331,6 +396,10 @@ class LearnRun:
             return
         if loop.missing:
             self._print(f"{plural(loop.missing, 'row')} left out because a value is missing")
+        if bad := self._bad_rows():
+            self._print(f"{plural(bad, 'row')} left out because they cannot be read")
+        if loop.live is not None and loop.skipped:
+            self._print(f"{plural(loop.skipped, 'row')} skipped: the stream has them already")
         if event == "interrupted":
             self._print("interrupted: all rows that were sent are learned")
         if statistics.steps:
@@ -356,6 +425,14 @@ class LearnRun:
                 f"model {model_id} is {summary.model_state}{reason} and does not learn; "
                 f"type `bptt models update {model_id} --resume` to let it learn again"
             )
+
+
+def _reader(source: DataTable | TextFile, choice: Choice | None) -> ReadBatches:
+    """Reads the rest of an open source."""
+    if isinstance(source, TextFile):
+        return source.read
+    assert choice is not None
+    return partial(source.read, choice)
 
 
 @contextmanager

@@ -24,9 +24,10 @@ from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
 from bptt.exit_status import INTERRUPTED
 
-CLIENT_COMMANDS = ("gradients", "learn", "models", "predict")
-"""Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`."""
-SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify")
+CLIENT_COMMANDS = ("config", "gradients", "learn", "models", "predict")
+"""Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`,
+with _ for -."""
+SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify", "warm-up")
 """Commands that need `bptt[server]`."""
 SERVER_PACKAGES = (
     "grpc_health",
@@ -52,7 +53,8 @@ class Commands(click.Group):
         """The command of that name; None if there is none."""
         if cmd_name not in CLIENT_COMMANDS + SERVER_COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"bptt.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(f"bptt.cli.{name}"), name)
         assert isinstance(command, click.Command)
         if cmd_name in CLIENT_COMMANDS:
             return command

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any, get_args, get_type_hints, TypeVar
+from typing import Any, get_args, get_type_hints
 
 import click
 
+from bptt.cli import model_files
+from bptt.cli.ask import request
 from bptt.cli.console import address_option, json_option, number, output, percent, print_json
 from bptt.cli.tables import ResultTable
-from bptt.client import Checkpoint, Client, Model, ModelSpec
+from bptt.client import Checkpoint, Model, ModelSpec
 
 EXAMPLE = """\b
 Examples:
@@ -22,9 +22,9 @@ Examples:
   bptt models save sea
   bptt models checkpoints sea
   bptt models restore sea 1200
+  bptt models export sea sea.safetensors
 """
 
-Answer = TypeVar("Answer")
 _HINTS = get_type_hints(ModelSpec)
 _NAME = click.argument("name")
 
@@ -37,7 +37,7 @@ def models(context: click.Context, address: str, as_json: bool) -> None:
     """List the models of a server, or change one of them."""
     if context.invoked_subcommand is not None:
         return
-    found = _request(address, lambda client: client.list_models())
+    found = request(address, lambda client: client.list_models())
     if as_json:
         print_json([dataclasses.asdict(model) for model in found])
     elif not found:
@@ -46,14 +46,6 @@ def models(context: click.Context, address: str, as_json: bool) -> None:
         _table(found).print(output(), _notes(found))
         for reason in _reasons(found):
             output().print(reason, markup=False, highlight=False, soft_wrap=True)
-
-
-def _request(address: str, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
-    async def run() -> Answer:
-        async with Client.connect(address) as client:
-            return await request(client)
-
-    return asyncio.run(run())
 
 
 def _has_classes(found: list[Model]) -> bool:
@@ -142,7 +134,7 @@ def update(name: str, address: str, as_json: bool, **changes: Any) -> None:
         raise click.UsageError(
             "nothing to change: add at least one option, as in --learning-rate 0.0005"
         )
-    model = _request(address, lambda client: client.update_model(name, **changes))
+    model = request(address, lambda client: client.update_model(name, **changes))
     if as_json:
         print_json(dataclasses.asdict(model))
         return
@@ -158,7 +150,7 @@ def update(name: str, address: str, as_json: bool, **changes: Any) -> None:
 @json_option("one document, a list of checkpoints")
 def checkpoints(name: str, address: str, as_json: bool) -> None:
     """List the checkpoints of a model, oldest first."""
-    found = _request(address, lambda client: client.list_checkpoints(name))
+    found = request(address, lambda client: client.list_checkpoints(name))
     if as_json:
         print_json([dataclasses.asdict(each) for each in found])
     elif not found:
@@ -188,7 +180,7 @@ def _checkpoint_table(found: list[Checkpoint]) -> ResultTable:
 @json_option("one document, the checkpoint")
 def save(name: str, address: str, as_json: bool) -> None:
     """Save a checkpoint of a model now."""
-    saved = _request(address, lambda client: client.save_checkpoint(name))
+    saved = request(address, lambda client: client.save_checkpoint(name))
     if as_json:
         print_json(dataclasses.asdict(saved))
     else:
@@ -205,7 +197,7 @@ def restore(name: str, lsn: int, address: str, as_json: bool) -> None:
 
     LSN is the checkpoint's number, as shown by `bptt models checkpoints NAME`.
     """
-    model = _request(address, lambda client: client.restore_checkpoint(name, lsn))
+    model = request(address, lambda client: client.restore_checkpoint(name, lsn))
     if as_json:
         print_json(dataclasses.asdict(model))
     else:
@@ -213,3 +205,7 @@ def restore(name: str, lsn: int, address: str, as_json: bool) -> None:
             f"model {name}: restored checkpoint {lsn}, at {model.steps:,} steps and "
             f"{model.updates:,} updates"
         )
+
+
+models.add_command(model_files.export_model)
+models.add_command(model_files.import_model)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bptt.cli.data.columns import OTHER_CLASS
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError, join_names
 from bptt.cli.data.survey import Survey, survey, survey_sample, Wanted
@@ -42,6 +43,8 @@ class LearnOptions:
     """The column whose cells name the stream of each row."""
     gap_seconds: float | None
     other_names: bool
+    new_classes: bool
+    """Classes that the model does not have are learned as its class OTHER_CLASS."""
     settings: dict[str, Any]
     """Fields of the model's spec that were given as options."""
 
@@ -92,6 +95,8 @@ def make_plan(options: LearnOptions, understood: Understood, model: Model | None
         InputError: a column does not exist, is missing, or does not fit the model.
     """
     task = options.settings.get("task") or (model.task if model else "forecast")
+    if options.new_classes and task != "classification":
+        raise InputError(f"--new-classes applies to classification, but the task is {task}")
     if model is not None and model.task == "next_token" and not model.spec["input_names"]:
         raise InputError(f"model {options.model_id} was made for text; add --text")
     asked = understood.resolve("--columns", options.columns)
@@ -170,7 +175,7 @@ def wanted_of(options: LearnOptions, plan: Plan, model: Model | None) -> Wanted:
     return Wanted(
         columns=plan.inputs + (plan.targets if plan.task == "regression" else []),
         label=plan.label,
-        classes=frozenset(classes) if classes else None,
+        classes=frozenset(classes) if classes and not options.new_classes else None,
         gap_seconds=options.gap_seconds,
         stream_column=plan.stream_column,
     )
@@ -230,6 +235,8 @@ def _set_classes(options: LearnOptions, plan: Plan) -> None:
             "--classes is required for standard input, which is read only once; "
             "list the classes, as in --classes A,B"
         )
+    if options.new_classes and OTHER_CLASS not in classes:
+        classes = [*classes, OTHER_CLASS]
     if len(classes) > CLASSES_MAX:
         raise InputError(
             f"column {plan.targets[0]!r} has {len(classes):,} classes; at most {CLASSES_MAX:,} "
@@ -286,10 +293,18 @@ def check_model(options: LearnOptions, plan: Plan, model: Model, notify: Notify)
         wanted["target_columns"] = target_columns(plan)
     if options.classes:
         wanted["target_names"] = options.classes
+        if options.new_classes and OTHER_CLASS not in options.classes:
+            wanted["target_names"] = [*options.classes, OTHER_CLASS]
     check_settings(options.model_id, spec, wanted, plan.inputs)
     _check_names(options, plan, model, notify)
     if plan.task == "classification":
         plan.classes = class_names(model)
+        if options.new_classes and OTHER_CLASS not in plan.classes:
+            raise InputError(
+                f"--new-classes needs the class {OTHER_CLASS!r}, which model {options.model_id} "
+                f"does not have (it has {join_names(plan.classes)}); a new --model that is made "
+                "with --new-classes has it"
+            )
 
 
 def check_settings(
@@ -324,6 +339,7 @@ def select_columns(
         columns=[understood.header.index(name) for name in names],
         keep_missing=[keep_input] * len(plan.inputs) + [keep_target] * len(plan.targets),
         classes=classes,
+        other_class=classes[OTHER_CLASS] if classes is not None and options.new_classes else None,
         gap_seconds=math.inf if options.gap_seconds is None else options.gap_seconds,
         sort=options.reading.sort,
     )

@@ -17,8 +17,9 @@ from bptt.cli.answers.ahead import (
     forecast,
     STEPS_MAX,
 )
+from bptt.cli.answers.clock import Clock
 from bptt.cli.answers.files import check_path, table_of
-from bptt.cli.answers.learned_file import read_recent, Recent
+from bptt.cli.answers.learned_file import read_recent
 from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
 from bptt.cli.answers.recording import draw
 from bptt.cli.console import (
@@ -39,7 +40,7 @@ from bptt.client import Client, Model, Prediction
 EXAMPLE = """\b
 Examples:
   bptt predict --model sea --stream buoy
-  bptt predict --model sea --stream buoy --steps 24 --output forecast.csv
+  bptt predict --model sea --stream buoy --steps 24 --predictions forecast.csv
   bptt predict --model sea --stream buoy --steps 24 --after buoy.csv --plot sea.png
   bptt predict --model sea --stream buoy --input 4.9 --input 4.8
   bptt predict --model prose --stream notes --text "the " --steps 40
@@ -69,17 +70,18 @@ Examples:
     help="Next token: a text to read before predicting; it is not learned.",
 )
 @click.option(
-    "--output",
+    "--predictions",
     "path",
-    callback=lambda context, option, path: path and check_path("--output", path),
+    callback=lambda context, option, path: path and check_path("--predictions", path),
     metavar="FILE",
-    help="Write the predictions to FILE, a .csv, .jsonl or .parquet, and not to the terminal.",
+    help="Write the predictions to FILE, a .csv, .jsonl or .parquet, and not to the terminal. An "
+    "earlier forecast in FILE is replaced.",
 )
 @plot_option("the forecast and, with --after, recent values")
 @click.option(
     "--after",
     metavar="FILE",
-    help="The file that the stream learned: its times are continued, and its last values drawn.",
+    help="The file that the stream learned: --plot draws its last values.",
 )
 @click.option(
     "--stream-column",
@@ -192,17 +194,30 @@ class PredictRun:
             model = check_read(await client.get_model(self.model_id))
             self._check(model)
             with progress_output().status("asking for the forecast"):
+                stream = await client.get_stream(self.model_id, self.stream)
                 answer, ahead = await self._ask(client, model)
+        learned = answer.next_step - self._read_first()
+        clock = Clock.of_stream(stream) if stream.next_step == learned else None
         recent = None
         if self.after is not None:
-            recent = self._recent(self.after, model, answer)
+            recent = read_recent(
+                self.after.path, self.after.reading, model, learned, self.after.series
+            )
+            clock = clock or recent.clock
         return predicted.Predicted(
-            model, self.stream, answer, ahead, len(self.inputs), self.steps is not None, recent
+            model,
+            self.stream,
+            answer,
+            ahead,
+            self._read_first(),
+            self.steps is not None,
+            recent,
+            clock,
         )
 
-    def _recent(self, after: After, model: Model, answer: Prediction) -> Recent:
-        learned = answer.next_step - len(self.inputs)
-        return read_recent(after.path, after.reading, model, learned, after.series)
+    def _read_first(self) -> int:
+        """Steps that are read before predicting, and not learned."""
+        return len(self.inputs) + len((self.text or "").encode())
 
     def _check(self, model: Model) -> None:
         if self.steps is not None:

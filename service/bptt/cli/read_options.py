@@ -12,7 +12,7 @@ from bptt.cli.data.columns import split_names
 Command = TypeVar("Command", bound=Callable[..., Any])
 READING = (
     *("delimiter", "decimal", "thousands", "encoding", "skip_rows", "comment", "no_header"),
-    *("not_missing", "time", "time_format", "time_zone", "no_time", "sort"),
+    *("not_missing", "time", "time_format", "time_zone", "no_time", "sort", "bad_rows"),
 )
 """Names of the options, as of the fields of `ReadOptions`."""
 
@@ -52,6 +52,9 @@ def read_options(command: Command) -> Command:
         ("--no-time", {"is_flag": True, "help": "Ignore times: rows are in the file's order."}),
         ("--sort", {"is_flag": True, "help": "Learn the rows in the order of their times; rows "
                     "that repeat another are left out."}),
+        ("--bad-rows", {"metavar": "N", "type": click.IntRange(min=0),
+                        "help": "Leave out up to N rows that cannot be read among any 10,000; each "
+                        "is shown. [default: 100 for standard input, otherwise 0]"}),
     ]  # fmt: skip
     for flag, settings in reversed(options):
         command = click.option(flag, **settings)(command)

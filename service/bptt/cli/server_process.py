@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -47,13 +48,18 @@ class ServerProcess:
         self._log = self._stack.enter_context((folder / "server.log").open("w+b"))
         command = ["-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
         ports = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+        # The settings of this machine's own server are not for this one.
+        environment = {name: os.environ[name] for name in os.environ if name[:5] != "BPTT_"}
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *command,
                 *ports,
+                "--config",
+                os.devnull,
                 "--data",
                 str(folder / "data"),
+                env=environment,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=self._log,

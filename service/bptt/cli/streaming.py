@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bptt.cli.answers.recorder import Recorder
+from bptt.cli.data.known_rows import LiveRows
 from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
+from bptt.cli.data.trail import Trail
 from bptt.cli.run_statistics import RunStatistics
 from bptt.client import Learned, LearnSession, Refused
 from bptt.errors import ServerStopping, ServiceError
@@ -30,8 +32,8 @@ class StreamingLoop:
     next_step: int
     """The stream's next step in the last answer."""
     append: bool
-    """True: the rows follow the stream's last step. False: the first row is step 0, and the steps
-    that the stream already has are skipped."""
+    """True: the rows follow whatever the stream's last step is when they arrive. False: they have
+    step numbers, so that a row that arrives twice is learned once."""
     statistics: RunStatistics
     delay: int = 0
     """A row's target belongs to the row this many rows earlier."""
@@ -48,16 +50,21 @@ class StreamingLoop:
     skipped: int = 0
     """Rows skipped because the stream already has them."""
     position: int = 0
-    """Step number of the next row."""
+    """Step number of the next row that is new."""
     sequence_start: int = 0
     """First step of the current sequence, as far as this run knows."""
     skip: int = 0
-    """Rows still to skip."""
+    """Rows still to skip: the stream has them."""
+    first_row_step: int = 0
+    """Step number of the source's first row, where rows are skipped."""
+    trail: Trail = field(default_factory=Trail)
+    """Of the source's rows, which is stored with the steps."""
+    live: LiveRows | None = None
+    """Leaves out rows of a live source that the stream has."""
 
     def __post_init__(self) -> None:
         """Start at the stream's next step."""
         self.position = self.next_step
-        self.skip = 0 if self.append else self.next_step
 
     async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
         """Send the rows until they end or `stop` is set, then wait until they are learned.
@@ -99,17 +106,15 @@ class StreamingLoop:
         held: Batch | None = None
         try:
             async for batch in _until(batches, stop):
-                new = self._new_rows(batch)
-                if new is None:
-                    continue
-                if held is not None:
-                    await self._send_batch(held, pending, ends=new.begins)
-                elif new.begins and self.position and not pending:
-                    await self._end_earlier_sequence(new, pending)
-                held = new
-                if not self.look_ahead:
-                    await self._send_batch(held, pending, ends=False)
-                    held = None
+                for new in self._new_rows(batch):
+                    if held is not None:
+                        await self._send_batch(held, pending, ends=new.begins)
+                    elif new.begins and self.position and not pending:
+                        await self._end_earlier_sequence(new, pending)
+                    held = new
+                    if not self.look_ahead:
+                        await self._send_batch(held, pending, ends=False)
+                        held = None
         finally:
             if held is not None:  # rows read before an error or a stop are learned
                 await self._send_batch(held, pending, ends=False)
@@ -126,18 +131,25 @@ class StreamingLoop:
         elif self.reset is not None:
             await self.reset()
 
-    def _new_rows(self, batch: Batch) -> Batch | None:
-        """Return the rows that the stream does not have yet; None if it has them all."""
+    def _new_rows(self, batch: Batch) -> list[Batch]:
+        """Return the rows that the stream does not have yet, with the source's position."""
         self.missing += batch.missing
         if batch.begins and self.skip:
-            self.sequence_start = self.skipped
-        known = min(len(batch.values), self.skip)
-        if known and self.recorder is not None:
-            self.recorder.skip(batch, known, self.skipped, self.inputs)
-        self.skip -= known
-        self.skipped += known
-        new = batch.after(known)
-        return new if len(new.values) else None
+            self.sequence_start = self.first_row_step + self.skipped
+        self.trail.add(batch)
+        batch = replace(batch, source_position=self.trail.position())
+        if self.live is not None:
+            new = self.live.take(batch)
+            self.skipped = self.live.skipped
+        else:
+            known = min(len(batch.values), self.skip)
+            if known and self.recorder is not None:
+                step = self.first_row_step + self.skipped
+                self.recorder.skip(batch, known, step, self.inputs)
+            self.skip -= known
+            self.skipped += known
+            new = [batch.after(known)]
+        return [each for each in new if len(each.values)]
 
     async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
         if batch.begins:
@@ -157,6 +169,7 @@ class StreamingLoop:
             first_step=None if self.append else self.position,
             first_target_step=first_target,
             end_of_sequence=ends,
+            source_position=batch.source_position,
         )
         self.position += len(batch.values)
 

@@ -6,6 +6,7 @@ from bptt.client.session import LearnSession
 from bptt.client.types import (
     Answer,
     Checkpoint,
+    Imported,
     Learned,
     Model,
     ModelSpec,
@@ -19,6 +20,7 @@ __all__ = [
     "Answer",
     "Checkpoint",
     "Client",
+    "Imported",
     "LearnSession",
     "Learned",
     "Model",

@@ -14,7 +14,7 @@ from bptt import v1 as pb
 from bptt.client import convert
 from bptt.client.errors import from_rpc_error, ServerUnreachable
 from bptt.client.session import LearnSession, RECONNECT_SECONDS
-from bptt.client.types import Checkpoint, Model, ModelSpec, Prediction, Stream
+from bptt.client.types import Checkpoint, Imported, Model, ModelSpec, Prediction, Stream
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 
 CONNECT_SECONDS = 10.0  # for a server that accepts a connection but sends nothing
@@ -23,6 +23,7 @@ CREATE_SECONDS = 300.0  # the first model of a cell compiles its kernels, which 
 RECONNECT_MILLISECONDS = 200  # between attempts: a restarted server is found soon
 MESSAGE_BYTES_MAX = 64 << 20  # far above the 4 MB to which the server bounds its answers
 PAGE_SIZE = 1000  # the server's maximum
+PIECE_BYTES = 1 << 20  # of a file in one message: below the server's 4 MB
 
 
 class Client:
@@ -192,6 +193,46 @@ class Client:
         request = pb.RestoreCheckpointRequest(model_id=model_id, lsn=lsn)
         answer = await self._ask(self._models.RestoreCheckpoint, request)
         return convert.model_from_proto(answer.model)
+
+    async def export_model(self, model_id: str) -> bytes:
+        """Return a model's network as a safetensors file, under PyTorch's names.
+
+        `load_state_dict(safetensors.torch.load(data), strict=True)` takes it for a module whose
+        recurrent layers are called `rnn` and whose linear layer is called `head`. Raises NotFound.
+        """
+        call = self._models.ExportModel(
+            pb.ExportModelRequest(model_id=model_id), timeout=CREATE_SECONDS
+        )
+        try:
+            return b"".join([piece.data async for piece in call])
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.address) from None
+
+    async def import_model(
+        self, model_id: str, data: bytes, spec: ModelSpec | Mapping[str, Any] | None = None
+    ) -> Imported:
+        """Create a model from a safetensors file.
+
+        Args:
+            model_id: the new model's name.
+            data: the file: of `export_model`, or of a PyTorch module with one `nn.RNN`, `nn.LSTM`
+                or `nn.GRU` and one `nn.Linear`: `safetensors.torch.save(module.state_dict())`.
+            spec: fields that take the place of what the file tells. `task` is required for a file
+                of another program, and `cell` for an `nn.RNN` with ReLU.
+
+        Raises:
+            InvalidRequest: the file, or a field, is not valid.
+            AlreadyExists: a model of that name exists.
+        """
+        message = convert.spec_to_proto(spec or {})
+
+        async def pieces() -> AsyncIterator[pb.ImportModelRequest]:
+            yield pb.ImportModelRequest(model=pb.ImportedModel(model_id=model_id, spec=message))
+            for start in range(0, len(data), PIECE_BYTES):
+                yield pb.ImportModelRequest(data=data[start : start + PIECE_BYTES])
+
+        answer = await self._ask(self._models.ImportModel, pieces(), CREATE_SECONDS)
+        return Imported(convert.model_from_proto(answer.model), tuple(answer.notes))
 
     def learn(
         self,

@@ -117,13 +117,16 @@ def chunk(
     first_step: int | None,
     first_target_step: int | None,
     end_of_sequence: bool,
+    source_position: bytes = b"",
 ) -> tuple[pb.Chunk, int, int]:
     """Return the message for one chunk, and its numbers of steps and targets.
 
     Raises:
         InvalidRequest: the model does not take an argument.
     """
-    message = pb.Chunk(stream_id=stream_id, end_of_sequence=end_of_sequence)
+    message = pb.Chunk(
+        stream_id=stream_id, end_of_sequence=end_of_sequence, source_position=source_position
+    )
     for field, step in (("first_step", first_step), ("first_target_step", first_target_step)):
         if step is not None:
             if not 0 <= step < 2**64:
@@ -276,7 +279,14 @@ def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
 
 def stream_from_proto(message: pb.Stream) -> Stream:
     """Convert a stream."""
-    return Stream(message.stream_id, message.next_step, message.durable_step, message.incarnation)
+    return Stream(
+        message.stream_id,
+        message.next_step,
+        message.durable_step,
+        message.incarnation,
+        message.source_position,
+        message.source_step,
+    )
 
 
 def prediction_from_proto(message: pb.PredictResponse, steps: int) -> Prediction:

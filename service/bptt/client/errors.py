@@ -91,6 +91,8 @@ def _from_grpc(code: str, text: str, address: str) -> ServiceError:
         return ServerUnreachable(f"the server at {address} ended the call: it is stopping or gone")
     if code == "DEADLINE_EXCEEDED":
         return ServerUnreachable(f"the server at {address} did not answer in time")
+    if code == "RESOURCE_EXHAUSTED":  # a message that is too long
+        text += "; the bound is the server's limits.message_bytes"
     return from_status(code, text)
 
 

@@ -8,6 +8,8 @@ Rules:
 - Chunks that the session placed behind a refused one move up to its first step. Chunks with late
   labels do not move, because they name steps by number.
 - Labels without steps that are refused as too late when sent again had been learned before.
+- A chunk that is sent in pieces is kept piece by piece, and answered once. When a piece is refused,
+  the later ones are given up. When one is learned, the later ones are for its incarnation only.
 - A chunk that was sent to a deleted incarnation and not answered over that connection is never sent
   again, because it may have been learned. It is answered with `StreamDeleted`.
 """
@@ -18,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from bptt import v1 as pb
+from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
 from bptt.client.types import Answer, Refused
 from bptt.errors import StreamDeleted
@@ -27,9 +30,11 @@ MOVES_MAX = 8  # of one chunk; more only if another client deletes the stream ag
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """One kept chunk."""
+    """One kept chunk, or a piece of one."""
 
     index: int
+    """Its number in the session among all chunks and pieces, from 0."""
+    chunk_index: int
     """The chunk's number in the session, from 0."""
     message: pb.LearnRequest
     stream_id: str
@@ -51,6 +56,10 @@ class Sent:
     answer: Answer | None = None
     incarnation: int = 0
     """The incarnation that learned it, as its answer tells."""
+    whole: Whole | None = None
+    """Of a piece: its chunk."""
+    given_up: bool = False
+    """True: an earlier piece of its chunk was refused. It is not written any more."""
 
     @property
     def first_step(self) -> int:
@@ -65,7 +74,18 @@ class Sent:
     @property
     def moves_up(self) -> bool:
         """Whether it may be given another first step."""
-        return self.placed and not self.message.chunk.HasField("first_target_step")
+        late = self.message.chunk.HasField("first_target_step")
+        return self.placed and not late and not self._goes_on
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether an earlier piece of its chunk was learned."""
+        return self.whole is not None and self.whole.begun
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether an incarnation may have learned it, or has learned a part of its chunk."""
+        return self.written or self.resent or self._goes_on
 
     def was_taken(self, refused: pb.ChunkRefused) -> bool:
         """Return whether it was refused because an earlier call had learned it already.
@@ -98,20 +118,49 @@ class RetransmitBuffer:
         self.chunks = 0
         self.size = 0
         self._taken = 0
+        self._chunks_taken = 0
         self._order: deque[Sent] = deque()  # whose answers were not handed out
         self._kept: dict[str, deque[Sent]] = {}
 
-    def add(self, message: pb.LearnRequest, steps: int, labels: int, *, placed: bool) -> Sent:
+    def add(
+        self,
+        message: pb.LearnRequest,
+        steps: int,
+        labels: int,
+        *,
+        placed: bool,
+        whole: Whole | None = None,
+        is_first: bool = True,
+    ) -> Sent:
         """Keep a chunk that is about to be sent.
 
         A chunk that the session places names the stream's incarnation. A caller who names a step
         may mean an incarnation that is still to be opened.
+
+        Args:
+            message: the request.
+            steps: number of steps.
+            labels: number of targets.
+            placed: the session chose first_step.
+            whole: of a piece, its chunk.
+            is_first: False: a further piece of the chunk that was added last.
         """
+        self._chunks_taken += is_first
         chunk = message.chunk
         if placed and (incarnation := self.incarnations.get(chunk.stream_id)):
             chunk.incarnation = incarnation
         size = message.ByteSize()
-        sent = Sent(self._taken, message, chunk.stream_id, steps, placed, size, labels)
+        sent = Sent(
+            self._taken,
+            self._chunks_taken - 1,
+            message,
+            chunk.stream_id,
+            steps,
+            placed,
+            size,
+            labels,
+            whole=whole,
+        )
         self._taken += 1
         self.unanswered += 1
         self.chunks += 1
@@ -137,6 +186,8 @@ class RetransmitBuffer:
         """
         stream_id = sent.stream_id
         sent.incarnation = incarnation
+        if sent.whole is not None:
+            sent.whole.begun = True
         if self.incarnations.get(stream_id) != incarnation:
             self.incarnations[stream_id] = incarnation
             if not any(other.answer is None for other in self._after(sent)):
@@ -149,6 +200,12 @@ class RetransmitBuffer:
 
     def refused(self, sent: Sent, answer: Refused) -> list[Answer]:
         """Note that a chunk was refused for good, and forget it; the answers to hand out now."""
+        for later in [each for each in self._order if _follows(each, sent)]:
+            self.unanswered -= later.answer is None
+            later.answer = later.answer or answer
+            later.given_up = True
+            later.attempt += 1
+            self.forget(later)
         ready = self._answered(sent, answer)
         self.forget(sent)
         return ready
@@ -159,8 +216,8 @@ class RetransmitBuffer:
             self.unanswered -= 1
         ready = []
         while self._order and (first := self._order[0].answer) is not None:
-            self._order.popleft()
-            ready.append(first)
+            whole = self._order.popleft().whole
+            ready += [first] if whole is None else whole.take(first)
         return ready
 
     def forget(self, sent: Sent) -> None:
@@ -309,12 +366,14 @@ class RetransmitBuffer:
             chunk = sent.message.chunk
             if sent.answer is not None:
                 self.forget(sent)
-            elif sent.written or sent.resent:
+            elif sent.is_bound:
                 first_step = chunk.first_step if chunk.HasField("first_step") else None
                 deleted = StreamDeleted.of(stream_id, known)
                 text = f"{deleted.message}; the chunk may have been learned before that"
                 error = StreamDeleted(text, deleted.violations)
-                refused = Refused(sent.index, stream_id, first_step, position.next_step, error)
+                refused = Refused(
+                    sent.chunk_index, stream_id, first_step, position.next_step, error
+                )
                 ready += self.refused(sent, refused)
             else:
                 chunk.incarnation = 0
@@ -356,6 +415,11 @@ class RetransmitBuffer:
                 again.append(sent)
             sent.written = False
         return again
+
+
+def _follows(sent: Sent, piece: Sent) -> bool:
+    """Return whether `sent` is a later piece of the chunk of `piece`."""
+    return sent.whole is not None and sent.whole is piece.whole and sent.index > piece.index
 
 
 def _is_durable(sent: Sent, durable_step: int, incarnation: int) -> bool:

@@ -17,7 +17,7 @@ import grpc
 from numpy.typing import ArrayLike
 
 from bptt import v1 as pb
-from bptt.client import convert
+from bptt.client import convert, cutting
 from bptt.client.backoff import Backoff
 from bptt.client.errors import (
     from_broken_call,
@@ -80,6 +80,7 @@ class LearnSession:
         self._waiting: deque[Sent] = deque()  # to be written
         self._flight: deque[tuple[Sent, int]] = deque()  # written, and its attempt
         self._load_id = 0  # of the model, as the present call told
+        self._limits = cutting.UNTOLD  # of the server, as the present call told
         self._writing = False
         self._placing = asyncio.Lock()
         self._backoff = Backoff()
@@ -107,7 +108,7 @@ class LearnSession:
         """
         self._call, opened = await self._open([])
         self.model = convert.model_from_proto(opened.model)
-        self._load_id = opened.load_id
+        self._load_id, self._limits = opened.load_id, cutting.limits_of(opened)
         self._keeper = asyncio.create_task(self._keep_up(), name="learn session")
         return self
 
@@ -140,8 +141,12 @@ class LearnSession:
         first_step: int | None = None,
         first_target_step: int | None = None,
         end_of_sequence: bool = False,
+        source_position: bytes = b"",
     ) -> None:
         """Send consecutive steps of one stream; a stream that does not exist is opened.
+
+        A chunk that is larger than the server takes is sent in pieces and answered once, as if it
+        had been one message. It is copied, and may exceed what the session otherwise keeps.
 
         Args:
             stream_id: the stream, 1 to 256 bytes.
@@ -155,9 +160,13 @@ class LearnSession:
                 label_delay: at most that many steps before first_step, which should be given, too.
                 None: first_step.
             end_of_sequence: learn the unfinished window, then reset the stream's state.
+            source_position: where your source stands after these steps, in a form of your own, at
+                most 256 bytes. It is stored with the steps, exactly as durable, and told by
+                `Client.get_stream`: a program that was killed goes on from there.
 
         Raises:
-            InvalidRequest: an array has another shape; nothing was sent.
+            InvalidRequest: an array has another shape, or one step is larger than the server takes;
+                nothing was sent.
             Unavailable: the server is stopping or gone, and did not come back in time.
         """
         chunk, steps, labels = convert.chunk(
@@ -168,14 +177,43 @@ class LearnSession:
             first_step=first_step,
             first_target_step=first_target_step,
             end_of_sequence=end_of_sequence,
+            source_position=source_position,
         )
         placed = self._resume and first_step is None
         await self._room()
-        if placed:
+        large = cutting.is_too_large(chunk, steps, labels, self._limits)
+        if large and not self._resume:  # chunks without first_step leave no trace in `ends`
+            self._buffer.ends.pop(stream_id, None)
+        if placed or (large and first_step is None):
             await self._place(chunk)
-        sent = self._buffer.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
-        self._waiting.append(sent)
+        if large:
+            self._add_in_pieces(chunk, steps, labels, placed=placed)
+        else:
+            sent = self._buffer.add(pb.LearnRequest(chunk=chunk), steps, labels, placed=placed)
+            self._waiting.append(sent)
         await self._write()
+
+    def _add_in_pieces(self, chunk: pb.Chunk, steps: int, labels: int, *, placed: bool) -> None:
+        """Add the pieces of a chunk that is too large; refuse it if one would be refused."""
+        buffer = self._buffer
+        if (error := cutting.problem(self.model, chunk, steps, labels)) is not None:
+            sent = buffer.add(pb.LearnRequest(chunk=chunk), 0, 0, placed=placed)
+            expected = buffer.ends.get(chunk.stream_id, chunk.first_step)
+            refused = Refused(sent.chunk_index, chunk.stream_id, chunk.first_step, expected, error)
+            self._hand_out(buffer.refused(sent, refused))
+            return
+        pieces = cutting.cut(chunk, steps, labels, self._limits)
+        whole = cutting.Whole(len(pieces))
+        for place, (piece, its_steps, its_labels) in enumerate(pieces):
+            sent = buffer.add(
+                pb.LearnRequest(chunk=piece),
+                its_steps,
+                its_labels,
+                placed=placed,
+                whole=whole,
+                is_first=place == 0,
+            )
+            self._waiting.append(sent)
 
     async def close(self) -> None:
         """Tell the server that everything was sent. Answers still arrive. May be called twice."""
@@ -275,6 +313,8 @@ class LearnSession:
                 try:
                     if self._waiting:
                         sent = self._waiting.popleft()
+                        if sent.given_up:
+                            continue
                         sent.written = True
                         self._flight.append((sent, sent.attempt))
                         await call.write(sent.message)
@@ -400,7 +440,7 @@ class LearnSession:
             self._goes_well()
             self._note_learned(sent, taken)
             return
-        answer = convert.refused_from_proto(message, sent.index)
+        answer = convert.refused_from_proto(message, sent.chunk_index)
         if self._resume and self._is_passing(sent, answer.error):
             raise _TryAgainError(answer.error)
         self._goes_well()
@@ -490,10 +530,22 @@ class LearnSession:
             return
 
     def _go_on_with(self, call: Any, opened: pb.LearnOpened, named: list[str]) -> None:
-        """Use a new call: send again what its server does not have."""
+        """Use a new call: send again what its server does not have.
+
+        Raises:
+            StepsLost: the server has forgotten steps that it had acknowledged.
+            InvalidRequest: the server takes smaller messages than the one before.
+        """
         same_load = opened.load_id == self._load_id
         again, ready = self._buffer.resume(named, opened, same_load=same_load)
-        self._load_id = opened.load_id
+        limits = cutting.limits_of(opened)
+        for sent in again:
+            chunk = sent.message.chunk
+            if cutting.is_too_large(chunk, sent.steps, sent.labels, limits):
+                what = f"a chunk of {sent.steps} steps that has to be sent again"
+                rows = max(sent.steps, sent.labels)
+                raise cutting.too_large(chunk, what, rows, limits)
+        self._load_id, self._limits = opened.load_id, cutting.limits_of(opened)
         # Streams that were sent for the first time while the call was being opened.
         others = [sent for sent in self._waiting if sent.stream_id not in named]
         self.reconnections += 1

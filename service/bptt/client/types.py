@@ -128,6 +128,15 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """The answer to `Client.import_model`."""
+
+    model: Model
+    notes: tuple[str, ...]
+    """What was assumed because the file does not tell it, one line each, for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A saved state of a model."""
 
@@ -154,6 +163,10 @@ class Stream:
     """All steps before this one are applied and durable."""
     incarnation: int
     """Number of the stream's opening in the life of the model: another one after a deletion."""
+    source_position: bytes = b""
+    """That of the last chunk that was sent with one."""
+    source_step: int = 0
+    """The stream's next step after that chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,15 +242,17 @@ class Learned:
 class Refused:
     """A chunk was refused. The session continues.
 
-    Nothing of it was learned. The exception is a `StreamDeleted` after a reconnection: then the
-    chunk may have been learned before its stream was deleted; the error's message tells so.
+    Nothing of it was learned, with two exceptions that the error's message tells. After a
+    reconnection, a `StreamDeleted` may mean that the chunk was learned before its stream was
+    deleted. A chunk that was sent in pieces, because the server takes no message that large, may
+    be learned in part if its stream is deleted, restored or fed by another client meanwhile.
     """
 
     chunk_index: int
     """Number of the chunk in the session, from 0."""
     stream_id: str
     first_step: int | None
-    """As it was sent."""
+    """As it was sent; of a chunk in pieces, that of the piece that was refused first."""
     expected_step: int
     """The step that the stream expects next."""
     error: ServiceError

@@ -1,6 +1,7 @@
 """Durable state: the `Store` protocol, and the store that keeps it in a folder of one machine."""
 
 from bptt.durability.fingerprint import differences, fingerprint
+from bptt.durability.portable import PortableModel
 from bptt.durability.sqlite import SqliteStore
 from bptt.durability.store import (
     Checkpoint,
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointInfo",
     "Command",
     "ModelCopy",
+    "PortableModel",
     "Record",
     "SqliteStore",
     "Store",

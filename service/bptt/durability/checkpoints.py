@@ -69,7 +69,7 @@ def encode(checkpoint: Checkpoint) -> list[Piece]:
         "metadata": checkpoint.metadata,
     }
     named = {"bptt": json.dumps(head), "sha256": _NO_DIGEST.decode()}
-    start, arrays = _laid_out(checkpoint.arrays, named)
+    start, arrays = laid_out(checkpoint.arrays, named)
     data = [array.reshape(-1).view(np.uint8).data for array in arrays]
     digest = hashlib.sha256(start)
     for each in data:
@@ -78,9 +78,7 @@ def encode(checkpoint: Checkpoint) -> list[Piece]:
     return [start[:first], digest.hexdigest().encode(), start[last:], *data]
 
 
-def _laid_out(
-    arrays: Mapping[str, Array], metadata: Mapping[str, str]
-) -> tuple[bytes, list[Array]]:
+def laid_out(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[bytes, list[Array]]:
     """The beginning of a safetensors file, and the arrays in the order in which they follow.
 
     The library's own writer copies all of them twice under the interpreter's lock: with 100,000

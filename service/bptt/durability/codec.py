@@ -5,6 +5,7 @@
     'C'      JSON: {"name": …, "arguments": {…}}
     chunk    flags u16 · bytes of the stream's name u16 · first_step i64
              · [first_target_step i64] · name · inputs · [targets]
+             · [bytes of the source position u16 · source position]
     array    type u8 ('f', 'i' or 'u') · bytes an item u8 · axes u8 · u8 = 0 · length u32 an axis
              · items, the last axis fastest
 
@@ -35,12 +36,13 @@ _HEAD = struct.Struct("<BBHI")
 _PREFIX = 4  # bytes of the head before the checksum
 _I64 = struct.Struct("<q")
 _COUNT = struct.Struct("<I")
+_LENGTH = struct.Struct("<H")
 _CHUNK = struct.Struct("<HHq")
 _ARRAY = struct.Struct("<BBBB")
 
 _KIND_TICK, _KIND_COMMAND = b"TC"
-_END_OF_SEQUENCE, _TARGETS, _FIRST_TARGET_STEP = 1, 2, 4
-_FLAGS = _END_OF_SEQUENCE | _TARGETS | _FIRST_TARGET_STEP
+_END_OF_SEQUENCE, _TARGETS, _FIRST_TARGET_STEP, _SOURCE_POSITION = 1, 2, 4, 8
+_FLAGS = _END_OF_SEQUENCE | _TARGETS | _FIRST_TARGET_STEP | _SOURCE_POSITION
 
 _ITEM_SIZES = {"f": (4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
 _AXES_MAX = 4  # a chunk's arrays have one or two; bounds what a reader believes
@@ -105,6 +107,8 @@ def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
         flags |= _TARGETS
     if chunk.first_target_step is not None:
         flags |= _FIRST_TARGET_STEP
+    if chunk.source_position:
+        flags |= _SOURCE_POSITION
     parts.append(_CHUNK.pack(flags, len(name), chunk.first_step))
     if chunk.first_target_step is not None:
         parts.append(_I64.pack(chunk.first_target_step))
@@ -112,6 +116,8 @@ def _encode_chunk(chunk: Chunk, parts: list[bytes]) -> None:
     _encode_array(chunk.inputs, parts)
     if chunk.targets is not None:
         _encode_array(chunk.targets, parts)
+    if chunk.source_position:
+        parts += (_LENGTH.pack(len(chunk.source_position)), chunk.source_position)
 
 
 def _encode_array(array: Array, parts: list[bytes]) -> None:
@@ -164,7 +170,14 @@ def _decode_chunk(data: bytes, at: int) -> tuple[Chunk, int]:
     if flags & _TARGETS:
         targets, at = _decode_array(data, at)
     ends = bool(flags & _END_OF_SEQUENCE)
-    return Chunk(stream_id, first_step, inputs, targets, ends, first_target_step), at
+    source = b""
+    if flags & _SOURCE_POSITION:
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size + length
+        source = data[at - length : at]
+        if len(source) != length or at > len(data):
+            raise ValueError("its source position is longer than the record")
+    return Chunk(stream_id, first_step, inputs, targets, ends, first_target_step, source), at
 
 
 def _decode_array(data: bytes, at: int) -> tuple[Array, int]:

@@ -149,7 +149,10 @@ class AdmissionQueue:
             elif targets is not None:
                 targets = targets[trimmed:]
             ends = ends and trimmed < steps  # a sequence that has ended does not end again
-        queued = QueuedChunk(Chunk(stream_id, expected, inputs, targets, ends, labelled), pending)
+        # A chunk that repeats known steps only does not move the source back.
+        source = incoming.source_position if trimmed < steps or not steps else b""
+        chunk = Chunk(stream_id, expected, inputs, targets, ends, labelled, source)
+        queued = QueuedChunk(chunk, pending)
         self._put(queued, expected + steps - trimmed)
         self.steps += steps - trimmed
         if sender is not None:

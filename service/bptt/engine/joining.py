@@ -36,7 +36,10 @@ def _joinable(spec: ModelSpec) -> bool:
 
 
 def _follows(before: TickBatch, after: TickBatch) -> bool:
-    """True if both batches hold only one chunk, and both chunks are of one stream and sequence."""
+    """True if both batches hold only one chunk, and both chunks are of one stream and sequence.
+
+    The second must have a source position if the first has: a joined chunk has that of its end.
+    """
     if before.commands or before.duplicates or after.commands or after.duplicates:
         return False
     if len(before.chunks) != 1 or len(after.chunks) != 1:
@@ -45,6 +48,7 @@ def _follows(before: TickBatch, after: TickBatch) -> bool:
     return (
         first.stream_id == second.stream_id
         and not first.end_of_sequence
+        and bool(second.source_position) >= bool(first.source_position)
         and first.inputs.dtype == second.inputs.dtype
         and second.first_step == first.first_step + len(first.inputs)
     )
@@ -60,6 +64,7 @@ def join(queued: Sequence[QueuedChunk]) -> Chunk:
         np.concatenate([each.inputs for each in chunks]),
         np.concatenate(targets) if targets else None,
         chunks[-1].end_of_sequence,
+        source_position=chunks[-1].source_position,
     )
 
 

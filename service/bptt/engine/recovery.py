@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bptt.domain import ModelDefinition, ModelState, ModelStatus, state_of
 from bptt.durability import Checkpoint, differences, Record, Store
+from bptt.engine import recovery_progress
 from bptt.engine.records import apply_record, definition_from, learner_from
 from bptt.engine.views import StreamViews
 from bptt.errors import DataDamaged, ServiceError
@@ -16,8 +17,6 @@ from bptt_core import Learner
 from bptt_core.errors import BpttError
 
 log = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 2.0  # between two progress lines in the log during a long replay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +65,7 @@ def recover(
     model_id: str,
     check_going_on: Callable[[], None] = lambda: None,
     on_found: Callable[[ModelStatus], None] = lambda _: None,
+    on_replayed: Callable[[int], None] = lambda _: None,
 ) -> Recovered:
     """Load a model's newest intact checkpoint and replay the journal after it.
 
@@ -77,6 +77,7 @@ def recover(
         model_id: a model of the store.
         check_going_on: called before each record; raises to end the recovery early.
         on_found: called with the checkpoint's status before the journal is replayed.
+        on_replayed: called after each record with the number of records that are replayed.
 
     Raises:
         DataDamaged: none of its checkpoints can be loaded.
@@ -84,10 +85,10 @@ def recover(
         MemoryError: the model does not fit into memory.
     """
     try:
-        return _recover(store, model_id, check_going_on, on_found)
+        return _recover(store, model_id, check_going_on, on_found, on_replayed)
     except _Unreplayable as error:  # the learner may be half changed: restart and stop earlier
         log.error("model %s: record %d cannot be replayed", model_id, error.lsn, exc_info=error)
-        return _recover(store, model_id, check_going_on, on_found, error)
+        return _recover(store, model_id, check_going_on, on_found, on_replayed, error)
 
 
 class _Unreplayable(Exception):
@@ -103,12 +104,15 @@ def _recover(
     model_id: str,
     check_going_on: Callable[[], None],
     on_found: Callable[[ModelStatus], None],
+    on_replayed: Callable[[int], None],
     stop_before: _Unreplayable | None = None,
 ) -> Recovered:
     checkpoint, learner, definition = _newest(store, model_id)
     on_found(status_of(definition, learner, len(learner.stream_ids()), ModelState.RECOVERING))
     learner.warm_up()
-    replay = _Replay(store, model_id, checkpoint.lsn, learner, check_going_on, stop_before)
+    replay = _Replay(
+        store, model_id, checkpoint.lsn, learner, check_going_on, on_replayed, stop_before
+    )
     damage = None
     try:
         replay.run(checkpoint)
@@ -156,16 +160,18 @@ class _Replay:
         lsn: int,
         learner: Learner,
         check_going_on: Callable[[], None],
+        on_replayed: Callable[[int], None],
         stop_before: _Unreplayable | None,
     ) -> None:
         self._stop_before = stop_before
         self._store = store
         self._model_id = model_id
         self._check_going_on = check_going_on
+        self._on_replayed = on_replayed
         self.lsn = lsn
         self.learner = learner
         self._last: int | None = None  # record of the journal; read for the first progress line
-        self._said = time.monotonic()
+        self._start = self._said = time.monotonic()
 
     def run(self, checkpoint: Checkpoint) -> None:
         """Apply all records.
@@ -179,6 +185,7 @@ class _Replay:
                 self._warn_of_differences(checkpoint)
             self._check_going_on()
             self._do(record)
+            self._on_replayed(self.lsn - checkpoint.lsn)
             self._say_progress(checkpoint)
 
     def _records(self) -> Iterator[Record]:
@@ -218,14 +225,16 @@ class _Replay:
 
     def _say_progress(self, checkpoint: Checkpoint) -> None:
         now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
+        if now - self._said >= recovery_progress.PROGRESS_SECONDS:
             self._said = now
             if self._last is None:
                 self._last = self._store.last(self._model_id)
+            done, total = self.lsn - checkpoint.lsn, self._last - checkpoint.lsn
             log.info(
-                "model %s: recovering, %d of %d records and %d steps replayed",
+                "model %s: recovering, %d of %d records and %d steps replayed, %s",
                 self._model_id,
-                self.lsn - checkpoint.lsn,
-                self._last - checkpoint.lsn,
+                done,
+                total,
                 self.learner.figures.steps - checkpoint.steps,
+                recovery_progress.pace(done, total, now - self._start),
             )

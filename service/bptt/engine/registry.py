@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition, ModelStatus, ReportSink, UnreadModel
 from bptt.durability import CheckpointInfo, Store
+from bptt.engine import recovery_progress
 from bptt.engine.health import ignore_health, Tell
 from bptt.engine.lifecycle import Event, Operation
 from bptt.engine.records import make_checkpoint
@@ -154,10 +155,16 @@ class Registry:
 
     # ------------------------------------------------------------------ creation
 
-    async def create(self, definition: ModelDefinition) -> Trainer:
+    async def create(
+        self, definition: ModelDefinition, prepare: Callable[[Learner], None] | None = None
+    ) -> Trainer:
         """Create a model, and save it before any request can see it.
 
         A creation that has begun is finished, even if its client cancels the call.
+
+        Args:
+            definition: the model.
+            prepare: changes the new learner in a thread, before it is saved.
 
         Raises:
             ServiceError: the model exists, is too large, exceeds the number of models, or could
@@ -174,15 +181,19 @@ class Registry:
         if sum(map(len, self._places)) >= self._config.limits.models:
             raise LimitReached.of("models", self._config.limits.models)
         self.making.add(model_id)
-        return await self._to_its_end(self._make(definition))
+        return await self._to_its_end(self._make(definition, prepare))
 
-    async def _make(self, definition: ModelDefinition) -> Trainer:
+    async def _make(
+        self, definition: ModelDefinition, prepare: Callable[[Learner], None] | None
+    ) -> Trainer:
         model_id = definition.model_id
 
         def in_thread() -> Learner:
             if self._store is not None and model_id in self._store.models():
                 raise ModelExists.of(model_id)  # never write into a folder of another model
             learner = self._make_learner(definition.spec)
+            if prepare is not None:
+                prepare(learner)
             start = time.perf_counter()
             learner.warm_up()  # compiles the kernels if they are not compiled yet
             seconds = time.perf_counter() - start
@@ -326,20 +337,26 @@ class Registry:
 
     # ------------------------------------------------------------------ life
 
-    async def recover(self, tell: Tell = ignore_health) -> None:
+    async def recover(
+        self,
+        tell: Tell = ignore_health,
+        progress: recovery_progress.Tell = recovery_progress.ignore_progress,
+    ) -> None:
         """Recover all models of the store concurrently; each is served once it is recovered.
 
         A model that cannot be recovered is FAILED, and the others do not wait for it.
 
         Args:
             tell: called when a model's health changes.
+            progress: called with each line about the progress that is logged.
 
         Raises:
             StorageFailed: the store cannot be read.
         """
         self._supervisor.health.tell = tell
         if self._store is not None:
-            await self._supervisor.recover(await self._in_storage(self._store.models))
+            model_ids = await self._in_storage(self._store.models)
+            await self._supervisor.recover(model_ids, progress)
 
     def check_running(self) -> None:
         """Refuse an operation that would begin during the stop.

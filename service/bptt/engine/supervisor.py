@@ -29,6 +29,12 @@ from bptt.engine.health import HealthReporter
 from bptt.engine.lifecycle import Event, Lifecycle
 from bptt.engine.model_cache import ModelCache
 from bptt.engine.recovery import recover, Recovered
+from bptt.engine.recovery_progress import (
+    ignore_progress,
+    records_to_replay,
+    RecoveryProgress,
+    Tell,
+)
 from bptt.engine.trainer import Trainer
 from bptt.errors import DataDamaged, ModelFailed, Recovering, ServerStopping, ServiceError
 from bptt_core import Learner
@@ -177,12 +183,18 @@ class ModelSupervisor:
         )
         trainer.sink.recovered(seconds)
 
-    async def _read_back(self, model_id: str, absent: AbsentModel | None = None) -> Recovered:
+    async def _read_back(
+        self,
+        model_id: str,
+        absent: AbsentModel | None = None,
+        on_replayed: Callable[[int], None] = lambda _: None,
+    ) -> Recovered:
         """Recover a model in a thread.
 
         Args:
             model_id: a model of the store.
             absent: gets the checkpoint's status before the journal is replayed.
+            on_replayed: called in the thread with the number of replayed records.
         """
         assert self._store is not None
 
@@ -191,25 +203,54 @@ class ModelSupervisor:
                 absent.known = known
 
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._executor, recover, self._store, model_id, self._check_running, on_found
+        work = functools.partial(
+            recover, self._store, model_id, self._check_running, on_found, on_replayed
         )
+        return await loop.run_in_executor(self._executor, work)
 
     # ------------------------------------------------------------------ recovery at the start
 
-    async def recover(self, model_ids: list[str]) -> None:
-        """Recover models concurrently; each is served as soon as it is recovered."""
+    async def recover(self, model_ids: list[str], tell: Tell = ignore_progress) -> None:
+        """Recover models concurrently; each is served as soon as it is recovered.
+
+        Args:
+            model_ids: models of the store.
+            tell: is given each line about the progress that is logged.
+        """
         for model_id in model_ids:
             lifecycle = self.lifecycle(model_id)
             self.absent[model_id] = AbsentModel(model_id, lifecycle)
             self._show(model_id, lifecycle)
             await self.health.say(model_id)
-        await asyncio.gather(*(self._recover(self.absent[each]) for each in model_ids))
+        if not model_ids:
+            return
+        progress = RecoveryProgress(model_ids, tell)
+        progress.begins()
+        reporter = asyncio.ensure_future(self._report(progress, model_ids))
+        try:
+            await asyncio.gather(
+                *(self._recover(self.absent[each], progress) for each in model_ids)
+            )
+        finally:
+            reporter.cancel()
+            await asyncio.gather(reporter, return_exceptions=True)
+        progress.ends()
 
-    async def _recover(self, absent: AbsentModel) -> None:
+    async def _report(self, progress: RecoveryProgress, model_ids: list[str]) -> None:
+        """Count what is to be replayed, while that begins already, and log how it goes."""
+        assert self._store is not None
+        loop = asyncio.get_running_loop()
+        for model_id in model_ids:
+            count = functools.partial(records_to_replay, self._store, model_id)
+            progress.found(model_id, await loop.run_in_executor(self._storage, count))
+        progress.counted()
+        await progress.report()
+
+    async def _recover(self, absent: AbsentModel, progress: RecoveryProgress) -> None:
         model_id, start = absent.model_id, time.perf_counter()
         try:
-            found = await self._read_back(model_id, absent)
+            on_replayed = functools.partial(progress.replayed, model_id)
+            found = await self._read_back(model_id, absent, on_replayed)
             seconds = time.perf_counter() - start
             status = found.status
             if self.cache.has_room or not found.is_settled:
@@ -224,6 +265,7 @@ class ModelSupervisor:
             self._not_back(model_id, absent.lifecycle, error)
         else:
             _say_recovered(found, status, seconds)
+        progress.recovered()
         await self.health.say(model_id)
 
     # ------------------------------------------------------------------ recovery on a request

@@ -28,6 +28,7 @@ class StreamViews(Mapping[str, StreamView]):
         numbers = [("steps", np.int64, (3,)), ("state", np.dtype(spec.dtype), state)]
         row = np.dtype([*numbers, ("last", np.float64, (spec.input_size,))])
         self._row = row
+        self._sources: dict[str, tuple[bytes, int]] = {}
         self._block_rows = max(1, BLOCK_BYTES // row.itemsize)
         self._blocks: list[NDArray[Any]] = []
 
@@ -49,12 +50,17 @@ class StreamViews(Mapping[str, StreamView]):
         row = self._rows.get(stream_id)
         return 0 if row is None else int(self._place(row)["steps"][2])
 
+    def source(self, stream_id: str) -> tuple[bytes, int]:
+        """The stream's source position, and its next step after the chunk that had it."""
+        return self._sources.get(stream_id, (b"", 0))
+
     def __getitem__(self, stream_id: str) -> StreamView:
         place = self._place(self._rows[stream_id])
         next_step, sequence_step, incarnation = place["steps"].tolist()
         state, last = place["state"].copy(), place["last"].copy()
         state.flags.writeable = last.flags.writeable = False
-        return StreamView(next_step, sequence_step, state, last, incarnation)
+        source = self.source(stream_id)
+        return StreamView(next_step, sequence_step, state, last, incarnation, *source)
 
     def __setitem__(self, stream_id: str, view: StreamView) -> None:
         row = self._rows.get(stream_id)
@@ -64,9 +70,14 @@ class StreamViews(Mapping[str, StreamView]):
         place["steps"] = view.next_step, view.sequence_step, view.incarnation
         place["state"] = view.state
         place["last"] = view.last_input
+        if view.source_position:
+            self._sources[stream_id] = view.source_position, view.source_step
+        else:  # another incarnation, which has none
+            self._sources.pop(stream_id, None)
 
     def discard(self, stream_id: str) -> None:
         """Remove a stream; an unknown one is ignored."""
+        self._sources.pop(stream_id, None)
         row = self._rows.pop(stream_id, None)
         if row is not None:
             self._free.append(row)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from bptt import v1 as pb
-from bptt.config import ANSWER_VALUES_MAX, CHUNK_STEPS_MAX, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
+from bptt.config import Limits, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
 from bptt.domain import (
+    check_source_position,
     check_stream_id,
     FloatArray,
     IncomingChunk,
@@ -44,9 +45,14 @@ ErrorBand = tuple[FloatArray, FloatArray]
 
 
 class ChunkReader:
-    """Converts the chunks and inputs that clients send to one model."""
+    """Converts the chunks and inputs that clients send to one model.
 
-    def __init__(self, definition: ModelDefinition) -> None:
+    Args:
+        definition: the model's.
+        limits: bounds of a chunk.
+    """
+
+    def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
         spec = definition.spec
         self._spec = spec
         self._width = spec.input_size
@@ -56,7 +62,8 @@ class ChunkReader:
         self._missing_targets = spec.missing_targets or self._label_delay > 0
         self._input_names = definition.input_names
         self._target_names = definition.target_names
-        self._steps_max = max(1, min(CHUNK_STEPS_MAX, ANSWER_VALUES_MAX // spec.outputs))
+        self._limits = limits
+        self._steps_max = limits.steps_of_chunk(spec.outputs)
 
     def chunk(self, message: pb.Chunk) -> IncomingChunk:
         """Convert a chunk.
@@ -81,7 +88,14 @@ class ChunkReader:
             labelled = first_step if first_target is None else first_target
             self._check_place(labelled, len(targets), first_step, len(inputs))
         return IncomingChunk(
-            stream_id, first_step, inputs, targets, ends, first_target, message.incarnation
+            stream_id,
+            first_step,
+            inputs,
+            targets,
+            ends,
+            first_target,
+            message.incarnation,
+            check_source_position(message.source_position),
         )
 
     def predict_inputs(self, message: pb.PredictRequest) -> Rows | None:
@@ -173,7 +187,10 @@ class ChunkReader:
 
     def _check_steps(self, field: str, steps: int) -> None:
         if steps > self._steps_max:
-            bound = f"at most {self._steps_max} steps, so that the answer fits in a message"
+            limit = f"limits.chunk_steps is {self._limits.chunk_steps}"
+            if self._steps_max < self._limits.chunk_steps:
+                limit = f"limits.answer_values is {self._limits.answer_values}"
+            bound = f"at most {self._steps_max} steps: the server's {limit}"
             raise InvalidRequest.of(field, f"{steps} steps", bound, reason="too_long")
 
     def _check_ids(self, field: str, ids: IntArray, lowest: int, count: int) -> None:
@@ -389,14 +406,23 @@ def refused_to_proto(refused: Refused) -> pb.LearnResponse:
     )
 
 
+def limits_to_proto(limits: Limits, spec: ModelSpec) -> pb.ChunkLimits:
+    """Return what a chunk of a model may have at most."""
+    steps = limits.steps_of_chunk(spec.outputs)
+    return pb.ChunkLimits(message_bytes=limits.message_bytes, steps=steps)
+
+
 def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:
     """Return where a stream that exists stands, as of the snapshot."""
     next_step = trainer.views.next_step(stream_id)
+    source_position, source_step = trainer.views.source(stream_id)
     return pb.Stream(
         stream_id=stream_id,
         next_step=next_step,
         durable_step=min(next_step, trainer.durable_step(stream_id)),
         incarnation=trainer.incarnation(stream_id),
+        source_position=source_position,
+        source_step=source_step,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 from bptt import v1 as pb
@@ -39,23 +40,50 @@ def definition_from_proto(model_id: str, message: pb.ModelSpec) -> ModelDefiniti
     Raises:
         InvalidRequest: a field is out of its bounds; the error names it as `spec.<field>`.
     """
-    values: dict[str, Any] = {
-        name: getattr(message, name) for name in _SCALARS if message.HasField(cast(Any, name))
-    }
+    values = given_values(message)
     if "input_size" not in values and message.task != pb.TASK_NEXT_TOKEN:
         bound = f"a whole number from 1 to {INPUT_SIZE_MAX}"
         raise InvalidRequest.of("spec.input_size", "left out", bound)
+    names = tuple(message.input_names), tuple(message.target_names)
+    return definition_of(model_id, values, *names)
+
+
+def given_values(message: pb.ModelSpec) -> dict[str, Any]:
+    """Return the fields of a spec that a client gives, by name.
+
+    Raises:
+        InvalidRequest: an enum has no such number; the error names it as `spec.<field>`.
+    """
+    values: dict[str, Any] = {
+        name: getattr(message, name) for name in _SCALARS if message.HasField(cast(Any, name))
+    }
     for name in _ENUMS:
         number = getattr(message, name)
         if number:
             values[name] = choice("spec." + name, name, number)
     if message.target_columns:
         values["target_columns"] = tuple(message.target_columns)
+    return values
+
+
+def definition_of(
+    model_id: str,
+    values: Mapping[str, Any],
+    input_names: tuple[str, ...],
+    target_names: tuple[str, ...],
+) -> ModelDefinition:
+    """Check the fields of a spec and the names.
+
+    Raises:
+        InvalidRequest: a field is out of its bounds; the error names it as `spec.<field>`.
+    """
     try:
-        spec = ModelSpec(**values)
-    except InvalidArgument as error:
-        raise from_core(error, prefix="spec.") from error
-    return ModelDefinition(model_id, spec, tuple(message.input_names), tuple(message.target_names))
+        spec = ModelSpec.from_dict(dict(values))
+    except (InvalidArgument, TypeError) as error:
+        if isinstance(error, InvalidArgument):
+            raise from_core(error, prefix="spec.") from error
+        raise InvalidRequest.of("spec", str(error), "fields of their types") from error
+    return ModelDefinition(model_id, spec, input_names, target_names)
 
 
 def choice(field: str, name: str, number: int) -> str:

@@ -78,14 +78,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if kind == "bidi_stream":
             inner = _streaming(handler.stream_stream, sink, name)
             return grpc.stream_stream_rpc_method_handler(inner, *coders)
-        return handler  # no service here has a client-streaming method
+        inner = _unary(handler.stream_unary, sink, name)
+        return grpc.stream_unary_rpc_method_handler(inner, *coders)
 
 
 def _unary(behavior: Any, sink: MethodSink, name: str) -> Any:
+    """Wrap a method with one answer; its requests may be a stream."""
+
     async def call(request: Any, context: Any) -> Any:
         start = time.perf_counter()
         sink.started()
-        sink.received()
+        if hasattr(request, "__aiter__"):
+            request = _counted(request, sink)
+        else:
+            sink.received()
         code = "OK"
         try:
             response = await behavior(request, context)

@@ -65,7 +65,7 @@ class LearnCall:
         self._limits = limits
         _check_streams(opening)
         spec = trainer.definition.spec
-        self._chunk_reader = convert.ChunkReader(trainer.definition)
+        self._chunk_reader = convert.ChunkReader(trainer.definition, limits)
         self._writer = convert.AnswerWriter(
             spec,
             predictions=not opening.omit_predictions,
@@ -122,6 +122,7 @@ class LearnCall:
             model=convert_models.model_to_proto(trainer.status),
             load_id=trainer.load_id,
             last_incarnation=trainer.last_incarnation,
+            limits=convert.limits_to_proto(self._limits, trainer.definition.spec),
         )
         for stream_id in self._opening.stream_ids:
             if stream_id in trainer.views:

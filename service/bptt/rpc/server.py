@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # if on, a second server takes the same port without an error
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_concurrent_streams", 1000),  # of one connection; the client holds further ones back
     ("grpc.http2.bdp_probe", 0),  # if off, the window stays at the next line's value
@@ -67,6 +66,7 @@ class RpcServer:
         sink: counts calls.
         interceptors: run for every call, in this order, after the server's own one, which counts
             the calls that they refuse and turns the `ServiceError` that they raise into a status.
+        message_bytes: the most bytes of one message from a client.
         credentials: for TLS, as `grpc.ssl_server_credentials` makes them. None: no encryption.
 
     Attributes:
@@ -79,6 +79,7 @@ class RpcServer:
         models: ModelService,
         sink: CallSink,
         *,
+        message_bytes: int = MESSAGE_BYTES_MAX,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
@@ -86,7 +87,8 @@ class RpcServer:
         self._credentials = credentials
         self._health = _Health()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(sink), *interceptors], options=OPTIONS
+            interceptors=[CallInterceptor(sink), *interceptors],
+            options=[*OPTIONS, ("grpc.max_receive_message_length", message_bytes)],
         )
         learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 from bptt import v1 as pb
 from bptt.config import Limits, PAGE_BYTES_MAX
 from bptt.domain import check_model_id, check_stream_id
+from bptt.durability import portable
+from bptt.engine import importing
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
 from bptt.engine.registry import page, Registry
@@ -28,6 +32,10 @@ INLINE_PREDICT_STEPS = 16
 handing them to a thread takes. More steps, or a larger network, go to the pool."""
 
 INLINE_PREDICT_PARAMETERS = 500_000
+
+DRAIN_SECONDS = 10.0
+
+PIECE_BYTES = 1 << 20  # of a file in one message: far below the 4 MB that clients accept
 
 _AnyContext = grpc.aio.ServicerContext[Any, Any]
 
@@ -90,7 +98,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
                 raise UnknownStream.of(request.stream_id)
         spec = trainer.definition.spec
         top_tokens = convert.top_tokens_of(request, spec)
-        inputs = convert.ChunkReader(trainer.definition).predict_inputs(request)
+        inputs = convert.ChunkReader(trainer.definition, self._limits).predict_inputs(request)
         small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
         try:
             if inputs is None or (small and len(inputs) <= INLINE_PREDICT_STEPS):
@@ -140,6 +148,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             durable_step=next_step,
             incarnation=trainer.incarnation(stream_id),
         )
+        stream.source_position, stream.source_step = trainer.views.source(stream_id)
         return pb.ResetStreamResponse(stream=stream)
 
     async def DeleteStream(
@@ -160,8 +169,10 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
 class ModelService(models_pb2_grpc.ModelServiceServicer):
     """Creates, describes, configures and deletes models."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, limits: Limits, executor: Executor) -> None:
         self._registry = registry
+        self._limits = limits
+        self._executor = executor
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: _AnyContext
@@ -235,3 +246,81 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         model_id = check_model_id(request.model_id)
         trainer = await self._registry.restore_checkpoint(model_id, request.lsn)
         return pb.RestoreCheckpointResponse(model=convert_models.model_to_proto(trainer.status))
+
+    async def ExportModel(
+        self, request: pb.ExportModelRequest, context: _AnyContext
+    ) -> AsyncIterator[pb.ExportModelResponse]:
+        """Send a model's network as a safetensors file, as of its snapshot."""
+        trainer = await self._registry.find(check_model_id(request.model_id), Operation.PREDICT)
+        definition, snapshot = trainer.definition, trainer.snapshot
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(
+            self._executor, lambda: portable.encode(importing.exported(definition, snapshot))
+        )
+        for start in range(0, len(data), PIECE_BYTES):
+            yield pb.ExportModelResponse(data=data[start : start + PIECE_BYTES])
+
+    async def ImportModel(
+        self, request_iterator: AsyncIterator[pb.ImportModelRequest], context: _AnyContext
+    ) -> pb.ImportModelResponse:
+        """Create a model from a safetensors file."""
+        self._registry.check_running()
+        named, data = await self._imported(request_iterator)
+        given = convert_models.given_values(named.spec)
+        loop = asyncio.get_running_loop()
+        try:
+            model = await loop.run_in_executor(self._executor, portable.decode, data)
+        except ValueError as error:
+            bound = "a safetensors file of numbers in F16, F32 or F64"
+            raise InvalidRequest.of("data", f"{len(data)} bytes: {error}", bound) from error
+        network = importing.renamed(model.parameters)
+        definition = convert_models.definition_of(
+            named.model_id,
+            importing.values_of(model, network, given),
+            tuple(named.spec.input_names) or model.input_names,
+            tuple(named.spec.target_names) or model.target_names,
+        )
+        trainer = await self._registry.create(definition, importing.loader(model, network))
+        return pb.ImportModelResponse(
+            model=convert_models.model_to_proto(trainer.status),
+            notes=(*network.notes, *importing.assumed(model, definition.spec, given)),
+        )
+
+    async def _imported(
+        self, messages: AsyncIterator[pb.ImportModelRequest]
+    ) -> tuple[pb.ImportedModel, bytes]:
+        """Return the first message of an import, and its file."""
+        named: pb.ImportedModel | None = None
+        data = bytearray()
+        bound = self._limits.parameters * np.dtype(np.float64).itemsize + PIECE_BYTES
+        async for message in messages:
+            kind = message.WhichOneof("message") or "empty"
+            if named is None:
+                if kind != "model":
+                    raise InvalidRequest.of("message", kind, "model, the first message of the call")
+                named = message.model
+                check_model_id(named.model_id)
+                continue
+            if kind != "data":
+                raise InvalidRequest.of("message", kind, "data, after the first message")
+            data += message.data
+            if len(data) > bound:
+                data.clear()
+                await _drained(messages)
+                value = f"more than {bound} bytes"
+                told = f"at most that: the server's limit is {self._limits.parameters} parameters"
+                raise InvalidRequest.of("data", value, told)
+        if named is None:
+            raise InvalidRequest.of("message", "none", "model, the first message of the call")
+        return named, bytes(data)
+
+
+async def _drained(messages: AsyncIterator[Any]) -> None:
+    """Read and drop what a client still sends, for at most DRAIN_SECONDS.
+
+    A client whose write meets the end of the call may see an internal error in place of the status.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in messages:
+                pass

@@ -29,6 +29,8 @@ class Stream(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _builtins.int
     DURABLE_STEP_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_FIELD_NUMBER: _builtins.int
+    SOURCE_STEP_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     next_step: _builtins.int
     """Number of the stream's next step: all steps before it are learned or held for the next window."""
@@ -36,6 +38,11 @@ class Stream(_message.Message):
     """All steps before this one are applied and durable: they need never be sent again."""
     incarnation: _builtins.int
     """Incarnation that both steps belong to; see above. At least 1."""
+    source_position: _builtins.bytes
+    """Of the last chunk that had one, and the stream's next step after that chunk. source_step is below
+    next_step if later chunks had none.
+    """
+    source_step: _builtins.int
     def __init__(
         self,
         *,
@@ -43,10 +50,12 @@ class Stream(_message.Message):
         next_step: _builtins.int = ...,
         durable_step: _builtins.int = ...,
         incarnation: _builtins.int = ...,
+        source_position: _builtins.bytes = ...,
+        source_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "next_step", b"next_step", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "incarnation", b"incarnation", "next_step", b"next_step", "source_position", b"source_position", "source_step", b"source_step", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,6 +166,7 @@ class Chunk(_message.Message):
     TARGET_CLASSES_FIELD_NUMBER: _builtins.int
     FIRST_TARGET_STEP_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """Number of the chunk's first step. Steps that the stream has already are trimmed away; a gap is
@@ -175,6 +185,11 @@ class Chunk(_message.Message):
     """Incarnation that the chunk belongs to. If the stream is another incarnation by now, or none, the
     chunk is refused with STREAM_DELETED and nothing is learned. 0 or left out: whichever incarnation
     the stream is, or a new one.
+    """
+    source_position: _builtins.bytes
+    """Where the client's source stands after this chunk's last step, in the client's own form, at most
+    256 bytes. It is stored with the steps and exactly as durable, and told as the position of the
+    stream. A chunk whose steps the stream has already changes nothing.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -204,10 +219,11 @@ class Chunk(_message.Message):
         target_classes: _abc.Iterable[_builtins.int] | None = ...,
         first_target_step: _builtins.int | None = ...,
         incarnation: _builtins.int = ...,
+        source_position: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "first_step", b"first_step", "first_target_step", b"first_target_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_tokens", b"input_tokens", "inputs", b"inputs", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_tokens", b"input_tokens", "inputs", b"inputs", "source_position", b"source_position", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
@@ -266,6 +282,7 @@ class LearnOpened(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
     LAST_INCARNATION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     load_id: _builtins.int
     """Identifies this loading of the model into memory: a random number. As long as it is the same,
     everything that was answered is still applied, durable or not. After a server was killed, or
@@ -280,6 +297,10 @@ class LearnOpened(_message.Message):
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stream]:
         """Of the streams that `stream_ids` names, those that exist."""
 
+    @_builtins.property
+    def limits(self) -> Global___ChunkLimits:
+        """What a chunk of this model may have at most. A client cuts a larger one into chunks."""
+
     def __init__(
         self,
         *,
@@ -287,14 +308,41 @@ class LearnOpened(_message.Message):
         streams: _abc.Iterable[Global___Stream] | None = ...,
         load_id: _builtins.int = ...,
         last_incarnation: _builtins.int = ...,
+        limits: Global___ChunkLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_incarnation", b"last_incarnation", "load_id", b"load_id", "model", b"model", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_incarnation", b"last_incarnation", "limits", b"limits", "load_id", b"load_id", "model", b"model", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LearnOpened: _TypeAlias = LearnOpened  # noqa: Y015
+
+@_typing.final
+class ChunkLimits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    message_bytes: _builtins.int
+    """Bytes of a LearnRequest: limits.message_bytes of the server's configuration."""
+    steps: _builtins.int
+    """Steps, and targets: limits.chunk_steps, or fewer if the answer would have more predicted values
+    than limits.answer_values.
+    """
+    def __init__(
+        self,
+        *,
+        message_bytes: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_bytes", b"message_bytes", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkLimits: _TypeAlias = ChunkLimits  # noqa: Y015
 
 @_typing.final
 class Acknowledged(_message.Message):

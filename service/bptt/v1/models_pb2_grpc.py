@@ -75,6 +75,16 @@ class ModelServiceStub:
                 request_serializer=bptt_dot_v1_dot_models__pb2.RestoreCheckpointRequest.SerializeToString,
                 response_deserializer=bptt_dot_v1_dot_models__pb2.RestoreCheckpointResponse.FromString,
                 _registered_method=True)
+        self.ExportModel = channel.unary_stream(
+                '/bptt.v1.ModelService/ExportModel',
+                request_serializer=bptt_dot_v1_dot_models__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=bptt_dot_v1_dot_models__pb2.ExportModelResponse.FromString,
+                _registered_method=True)
+        self.ImportModel = channel.stream_unary(
+                '/bptt.v1.ModelService/ImportModel',
+                request_serializer=bptt_dot_v1_dot_models__pb2.ImportModelRequest.SerializeToString,
+                response_deserializer=bptt_dot_v1_dot_models__pb2.ImportModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -134,6 +144,23 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportModel(self, request, context):
+        """Sends a model's network as a safetensors file, in pieces: parameters under PyTorch's names; spec,
+        names and scaling in its metadata. Streams and the optimizer's state are not part of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportModel(self, request_iterator, context):
+        """Creates a model from a safetensors file, in pieces: one of ExportModel, or one that another
+        program wrote, with one recurrent module and one linear layer. It has no streams, and its
+        optimizer begins anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +203,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RestoreCheckpoint,
                     request_deserializer=bptt_dot_v1_dot_models__pb2.RestoreCheckpointRequest.FromString,
                     response_serializer=bptt_dot_v1_dot_models__pb2.RestoreCheckpointResponse.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=bptt_dot_v1_dot_models__pb2.ExportModelRequest.FromString,
+                    response_serializer=bptt_dot_v1_dot_models__pb2.ExportModelResponse.SerializeToString,
+            ),
+            'ImportModel': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportModel,
+                    request_deserializer=bptt_dot_v1_dot_models__pb2.ImportModelRequest.FromString,
+                    response_serializer=bptt_dot_v1_dot_models__pb2.ImportModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +432,60 @@ class ModelService:
             '/bptt.v1.ModelService/RestoreCheckpoint',
             bptt_dot_v1_dot_models__pb2.RestoreCheckpointRequest.SerializeToString,
             bptt_dot_v1_dot_models__pb2.RestoreCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bptt.v1.ModelService/ExportModel',
+            bptt_dot_v1_dot_models__pb2.ExportModelRequest.SerializeToString,
+            bptt_dot_v1_dot_models__pb2.ExportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportModel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/bptt.v1.ModelService/ImportModel',
+            bptt_dot_v1_dot_models__pb2.ImportModelRequest.SerializeToString,
+            bptt_dot_v1_dot_models__pb2.ImportModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

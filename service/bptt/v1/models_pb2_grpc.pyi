@@ -47,6 +47,15 @@ class ModelServiceStub:
     continues from the next_step that it had then, in the incarnation that it was then; steps sent
     since may be sent again.
     """
+    ExportModel: _grpc.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]
+    """Sends a model's network as a safetensors file, in pieces: parameters under PyTorch's names; spec,
+    names and scaling in its metadata. Streams and the optimizer's state are not part of it.
+    """
+    ImportModel: _grpc.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.ImportModelResponse]
+    """Creates a model from a safetensors file, in pieces: one of ExportModel, or one that another
+    program wrote, with one recurrent module and one linear layer. It has no streams, and its
+    optimizer begins anew.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -66,6 +75,15 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
     continues from the next_step that it had then, in the incarnation that it was then; steps sent
     since may be sent again.
+    """
+    ExportModel: _aio.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]  # type: ignore[assignment]
+    """Sends a model's network as a safetensors file, in pieces: parameters under PyTorch's names; spec,
+    names and scaling in its metadata. Streams and the optimizer's state are not part of it.
+    """
+    ImportModel: _aio.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.ImportModelResponse]  # type: ignore[assignment]
+    """Creates a model from a safetensors file, in pieces: one of ExportModel, or one that another
+    program wrote, with one recurrent module and one linear layer. It has no streams, and its
+    optimizer begins anew.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +149,27 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a model back to a checkpoint: parameters, optimizer, scalers and streams. A stream
         continues from the next_step that it had then, in the incarnation that it was then; steps sent
         since may be sent again.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _models_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.ExportModelResponse], _abc.AsyncIterator[_models_pb2.ExportModelResponse]]:
+        """Sends a model's network as a safetensors file, in pieces: parameters under PyTorch's names; spec,
+        names and scaling in its metadata. Streams and the optimizer's state are not part of it.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportModel(
+        self,
+        request_iterator: _MaybeAsyncIterator[_models_pb2.ImportModelRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.ImportModelResponse, _abc.Awaitable[_models_pb2.ImportModelResponse]]:
+        """Creates a model from a safetensors file, in pieces: one of ExportModel, or one that another
+        program wrote, with one recurrent module and one linear layer. It has no streams, and its
+        optimizer begins anew.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

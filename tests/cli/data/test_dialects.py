@@ -12,6 +12,7 @@ from bptt.cli.data.columns import match_names, split_names
 from bptt.cli.data.numbers import NumberFormat
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError
+from bptt.cli.data.records import QUOTED_LINES_MAX, Records
 from tests.support.tables import read, write
 
 ROWS = 40
@@ -260,10 +261,22 @@ def test_numbers_that_recur_far_from_all_others_are_refused_until_they_are_said(
     assert read(path, options=ReadOptions(not_missing=(str(number),))).values[4, 0] == number
 
 
+def test_one_number_that_no_sensor_reads_is_refused_until_it_is_said(tmp_path: Path) -> None:
+    text = "time,a\n" + rows(lambda i: f"{iso(i)},{-9999 if i == 9 else 20 + i * 0.25}")
+    path = write(tmp_path, text)
+    with pytest.raises(InputError, match=r"line 11, column 'a'.* is -9999, far.*--missing=-9999"):
+        read(path)
+    assert np.isnan(read(path, options=ReadOptions(missing=("-9999",))).values[9, 0])
+    assert read(path, options=ReadOptions(not_missing=("-9999",))).values[9, 0] == -9999
+
+
 @pytest.mark.parametrize("number", [65535, 999, -99])
 def test_one_spike_or_numbers_among_others_are_values(tmp_path: Path, number: int) -> None:
     once = "time,a\n" + rows(lambda i: f"{iso(i)},{number if i == 9 else 20 + i * 0.25}")
-    assert read(write(tmp_path, once)).values[9, 0] == number
+    found = read(write(tmp_path, once))
+    assert found.values[9, 0] == number
+    assert f"note: line 11, column 'a' of {found.understood.name} is {number}, " in found.text
+    assert f"--missing={number} takes it" in found.text
     among = "time,a\n" + rows(lambda i: f"{iso(i)},{number + (i % 7 - 3) * 10}.0")
     assert read(write(tmp_path, among)).values.max() == number + 30
 
@@ -284,3 +297,29 @@ def test_names_in_options_may_hold_commas(text: str, names: list[str]) -> None:
 def test_a_name_that_appears_twice_in_an_option_is_an_error() -> None:
     with pytest.raises(InputError, match="'a' appears twice"):
         match_names("--columns", ["a", "b", "a"], ["a", "b"])
+
+
+def test_a_stray_quote_takes_a_bounded_number_of_lines() -> None:
+    problems: list[InputError] = []
+    lines = ["1,2", '3,"4', *(f"{i},5" for i in range(200)), '6,"7"x', "8,9"]
+    found = Records(lines, ",", '"', "", name="t", on_problem=problems.append)
+    rows = list(found)
+    assert rows[0] == (1, ["1", "2"])
+    assert rows[1] == (QUOTED_LINES_MAX + 2, [str(QUOTED_LINES_MAX - 1), "5"])
+    assert rows[-1] == (204, ["8", "9"])
+    assert [str(each).partition(" of ")[0] for each in problems] == ["line 2", "line 203"]
+    with pytest.raises(InputError, match="line 2 of t holds a quote"):
+        list(Records(lines, ",", '"', "", name="t"))
+
+
+@pytest.mark.parametrize("line", ["sep=xX", "sep=x", 'sep="', "sep=", "sep=;;x"])
+def test_a_line_that_names_no_delimiter_is_no_sep_line(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, f"{line}\na,b\n1.5,2\n2.5,3\n0.5,7\n")
+    try:
+        found = read(path)
+    except InputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        assert found.values.tolist() == [[1.5, 2], [2.5, 3], [0.5, 7]]
+    assert not refusal or "line " in refusal

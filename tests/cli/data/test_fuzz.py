@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import lzma
 import tempfile
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 
+from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError
 from tests.support.tables import read
 
@@ -55,6 +58,12 @@ class Dialect:
     time_format: str | None
     minutes: int
     packing: str
+    has_sep_line: bool
+    is_quoted: bool
+    is_split: bool
+    """Date and time of day are in two columns."""
+    blank_every: int
+    """A blank line stands after so many rows; 0: none does."""
 
 
 dialects = st.builds(
@@ -76,7 +85,11 @@ dialects = st.builds(
     missing=st.sampled_from(["", "NA", "-", "#N/A", "NaN"]),
     time_format=st.sampled_from([None, *TIME_FORMATS]),
     minutes=st.sampled_from([1, 10, 60]),
-    packing=st.sampled_from(["", "", "gzip", "xz"]),
+    packing=st.sampled_from(["", "", "gzip", "xz", "bz2", "zip"]),
+    has_sep_line=st.sampled_from([False, False, False, True]),
+    is_quoted=st.booleans(),
+    is_split=st.booleans(),
+    blank_every=st.sampled_from([0, 0, 0, 7]),
 )
 values = st.one_of(
     st.none(),
@@ -102,10 +115,19 @@ def number_text(value: float, dialect: Dialect) -> str:
 
 def written(titles: list[str], columns: list[list[float | None]], dialect: Dialect) -> bytes:
     out = io.StringIO()
+    if dialect.has_sep_line:
+        out.write(f"sep={dialect.delimiter}\n")
     out.write("".join(line + "\n" for line in dialect.preamble))
-    writer = csv.writer(out, delimiter=dialect.delimiter, lineterminator="\n")
-    has_time = dialect.time_format is not None
-    head = [""] * dialect.index + ["time"] * has_time
+    writer = csv.writer(
+        out,
+        delimiter=dialect.delimiter,
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if dialect.is_quoted else csv.QUOTE_MINIMAL,
+    )
+    form = dialect.time_format or ""
+    is_split = dialect.is_split and " " in form
+    has_time = (dialect.time_format is not None) + is_split
+    head = [""] * dialect.index + ["date", "time"][2 - has_time :]
     tail = [""] * dialect.trailing
     writer.writerow(head + titles + tail)
     if dialect.units:
@@ -114,15 +136,25 @@ def written(titles: list[str], columns: list[list[float | None]], dialect: Diale
         cells = [str(place)] * dialect.index
         if dialect.time_format is not None:
             when = START + timedelta(minutes=dialect.minutes * place)
-            cells.append(when.strftime(dialect.time_format))
+            text = when.strftime(form)
+            cells += text.split(" ", 1) if is_split else [text]
+        if dialect.blank_every and place and place % dialect.blank_every == 0:
+            out.write("\n")
         cells += [dialect.missing if v is None else number_text(v, dialect) for v in row]
         writer.writerow(cells + tail)
     text = out.getvalue().replace("\n", dialect.line_end)
     data = text.encode(dialect.encoding)
     if dialect.encoding == "utf-16":
         assert data.startswith(codecs.BOM_UTF16_LE)
+    if dialect.packing == "zip":
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("t.csv", data)
+        return packed.getvalue()
     if dialect.packing == "gzip":
         return gzip.compress(data)
+    if dialect.packing == "bz2":
+        return bz2.compress(data)
     return lzma.compress(data) if dialect.packing == "xz" else data
 
 
@@ -164,3 +196,41 @@ def test_a_table_is_read_back_equal_or_refused(
     if dialect.time_format is not None:
         assert found.found.order is not None
         assert found.found.order.steps.quantile(0.5) == dialect.minutes * 60
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 3000), st.integers(0, 3), st.sampled_from('x;,"\n\r\t-. 0\x00ä')),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+@given(tables(), dialects, edits)
+def test_a_damaged_table_is_refused_with_a_place_or_read(
+    table: tuple[list[str], list[list[float | None]]],
+    dialect: Dialect,
+    edits: list[tuple[int, int, str]],
+) -> None:
+    if dialect.thousands == dialect.decimal:
+        return
+    plain = replace(dialect, packing="", encoding="utf-8")
+    text = written(*table, plain).decode()
+    for place, cut, sign in edits:
+        place %= len(text)
+        text = text[:place] + sign + text[place + cut :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        path.write_text(text, encoding="utf-8", newline="")
+        for options in (ReadOptions(), ReadOptions(bad_rows=5)):
+            refusal = ""
+            try:
+                read(path, options=options)
+            except InputError as error:
+                refusal = str(error)
+            # Anything but an InputError is a fault of the reader, and fails here.
+            assert not refusal or any(words in refusal for words in ("line ", "--", "no rows"))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from bptt.cli import plan as planning
 from bptt.cli.answers.chart import RECENT_STEPS
+from bptt.cli.answers.clock import Clock
 from bptt.cli.console import plural
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
-from bptt.cli.data.steptimes import StepTimes
 from bptt.cli.data.table import DataTable
 from bptt.client import Model
 
@@ -31,15 +31,8 @@ class Recent:
     """(T, inputs) of the steps before `next_step`."""
     times: list[str]
     """Of the same steps; empty: rows have no times."""
-    last_seconds: float
-    """Time of the last step."""
-    step_times: StepTimes | None
-
-    def time_of(self, step: int) -> str:
-        """Return the time that a later step is forecast for; empty if it is not known."""
-        if self.step_times is None:
-            return ""
-        return self.step_times.forecast(self.last_seconds, step - self.next_step + 1)
+    clock: Clock | None
+    """Times of later steps."""
 
 
 def read_recent(
@@ -59,7 +52,18 @@ def read_recent(
     """
     column = None if series is None else series[0]
     options = planning.LearnOptions(
-        path, model.model_id, [], [], [], "take", reading, column, None, False, {}
+        file=path,
+        model_id=model.model_id,
+        columns=[],
+        targets=[],
+        classes=[],
+        missing="take",
+        reading=reading,
+        stream_column=column,
+        gap_seconds=None,
+        other_names=False,
+        new_classes=False,
+        settings={},
     )
     with DataTable(path, reading) as table:
         understood = table.understand()
@@ -81,7 +85,9 @@ def read_recent(
         )
     width = model.spec["input_size"]
     values = np.array(last.values, np.float64).reshape(len(last.values), -1)[:, :width]
-    return Recent(next_step, values, list(last.times), last.seconds, found.step_times)
+    times = found.step_times
+    clock = None if times is None else Clock(times, last.seconds, next_step)
+    return Recent(next_step, values, list(last.times), clock)
 
 
 class _Last:

@@ -11,10 +11,11 @@ import numpy as np
 
 from bptt.cli.answers.ahead import Ahead, iterated_note
 from bptt.cli.answers.chart import Chart, Point
+from bptt.cli.answers.clock import Clock
 from bptt.cli.answers.digits import band_texts
 from bptt.cli.answers.files import Column, Row
 from bptt.cli.answers.learned_file import Recent
-from bptt.cli.answers.rows import CLASSIFICATION, ends, FORECAST, known, REGRESSION, short, TOKENS
+from bptt.cli.answers.rows import COLUMNS, ends, known, short
 from bptt.cli.data.textfile import VOCABULARY
 from bptt.cli.names import target_names
 from bptt.cli.plan import class_names
@@ -40,6 +41,8 @@ class Predicted:
     """The number of steps was asked for."""
     recent: Recent | None
     """Of the file that the stream learned."""
+    clock: Clock | None
+    """Times of the steps after the stream's last one; None: they are not known."""
 
     @property
     def is_text(self) -> bool:
@@ -48,7 +51,7 @@ class Predicted:
 
     def time(self, step: int) -> str:
         """Return the time of a step that is yet to come; empty if it is not known."""
-        return "" if self.recent is None else self.recent.time_of(step)
+        return "" if self.clock is None else self.clock.time_of(step)
 
     def steps(self) -> range:
         """Numbers of the steps that are predicted."""
@@ -143,18 +146,16 @@ def document(found: Predicted) -> dict[str, Any]:
         said["error_high"] = answer.error_high[:known_steps]
     if found.has_steps:
         said["direct_steps"] = min(ahead.direct, len(ahead.values))
-    if found.recent is not None and found.recent.step_times is not None:
-        said["times"] = [found.time(step) for step in found.steps()]
+    times = [found.time(step) for step in found.steps()]
+    if any(times):
+        said["times"] = times
     return said
 
 
 def columns(model: Model) -> tuple[Column, ...]:
     """Return the columns of the file that is written."""
-    if model.task == "forecast":
-        return (*FORECAST, METHOD)
-    if model.task == "next_token":
-        return (*TOKENS, METHOD)
-    return REGRESSION if model.task == "regression" else CLASSIFICATION
+    has_method = model.task in ("forecast", "next_token")
+    return (*COLUMNS[model.task], METHOD) if has_method else COLUMNS[model.task]
 
 
 def rows(found: Predicted) -> Iterator[Row]:

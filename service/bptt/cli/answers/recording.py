@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bptt.cli.answers import chart
 from bptt.cli.answers.files import table_of
 from bptt.cli.answers.recorder import go_on, Place, Recorder, Sink
-from bptt.cli.answers.rows import PredictionRows
+from bptt.cli.answers.rows import COLUMNS, PredictionRows
 from bptt.cli.answers.taskrows import rows_of
 from bptt.cli.console import output, plural
 from bptt.cli.data.problem import InputError, join_names
@@ -29,11 +29,14 @@ class Recording:
     """The picture's file, or `chart.TERMINAL`."""
 
     def check(self, task: str) -> None:
-        """Check that there is something to draw.
+        """Check that the predictions of a task can be kept, before a model is made.
 
         Raises:
-            InputError: there is not.
+            InputError: the file is there and is no table of such predictions, or there is nothing
+                to draw.
         """
+        if self.predictions is not None:
+            next(table_of(self.predictions, COLUMNS[task]).records(), None)
         if self.plot is not None and task not in ("forecast", "regression"):
             raise InputError(
                 f"--plot draws forecasts and regressions, but the model's task is {task}"

@@ -40,6 +40,12 @@ TOKENS = (
     *_PLACE, Column("value", int), Column("prediction", int), Column("probability", float),
 )  # fmt: skip
 
+COLUMNS = {
+    "forecast": FORECAST, "regression": REGRESSION, "classification": CLASSIFICATION,
+    "next_token": TOKENS,
+}  # fmt: skip
+"""Of the table of each task."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from bptt.cli.data.numbers import Cell, marks_of, NumberFormat
 from bptt.cli.data.problem import InputError, join_names
 
 Kind = Literal["number", "flag", "time", "text", "id", "counter", "empty", "untitled"]
+OTHER_CLASS = "other"  # as which `--new-classes` learns classes that a model does not have
 COUNTED_ROWS_MIN = 10  # rows of steps of one, before a column is taken to number the rows
 NUMBER_SHARE = 0.5  # of a column's cells: then it is one of numbers, and other cells are errors
 TIME_SHARE = 0.9
@@ -39,7 +40,17 @@ SENTINELS = (
     *(-32768.0, 32767.0, 65535.0, -2147483648.0, 2147483647.0, 9.969209968386869e36),
 )
 """Numbers that programs write where a value is missing."""
-_SENTINEL_COUNT_MIN = 3  # fewer may be readings
+CERTAIN_SENTINELS = frozenset(
+    (
+        *(-9999.0, -999.0, -999.9, -9999.9, -99999.0, -8888.0, -7777.0, -6999.0, -7999.0),
+        *(1e20, -1e20, -2147483648.0, 9.969209968386869e36),
+    )
+)
+"""Those that no sensor reads: even one of them is no reading. The others are also limits of sensors
+and converters, such as 65535."""
+_SENTINEL_COUNT_MIN = 3  # fewer may be readings, unless they are very far from all others
+_FAR_RANGES, _VERY_FAR_RANGES = 0.5, 5.0
+"""Distances from the other values, in ranges of nine tenths of them."""
 _KEPT_VALUES = 20_000  # of a column, from which its usual range is taken
 
 
@@ -258,14 +269,10 @@ class Sentinels:
             self.counts[key] = self.counts.get(key, 0) + 1
             self.lines.setdefault(key, lines[row])
 
-    def found(self, known: Markers) -> tuple[str, float, int, int, float, float] | None:
-        """The first that lies far from all other values of its column.
-
-        Returns:
-            Column, number, how many, first line, and where nine of ten other values lie.
-        """
+    def found(self, known: Markers) -> Iterator[Sentinel]:
+        """Those that lie far from all other values of their column."""
         for (column, number), count in self.counts.items():
-            if count < _SENTINEL_COUNT_MIN or number in known.values:
+            if number in known.values:
                 continue
             values = np.concatenate(self._kept)[:, column]
             others = values[np.isfinite(values) & ~np.isin(values, SENTINELS)]
@@ -275,7 +282,27 @@ class Sentinels:
             away = low - number if number < low else number - high
             middle = (number + (low if number < low else high)) / 2
             beyond = (others < middle) if number < low else (others > middle)
-            if away > 0.5 * (high - low) and high > low and not beyond.any():
+            is_rare = count < _SENTINEL_COUNT_MIN
+            ranges = _VERY_FAR_RANGES if is_rare else _FAR_RANGES
+            if away > ranges * (high - low) and high > low and not beyond.any():
                 line = self.lines[column, number]
-                return self.names[column], number, count, line, float(low), float(high)
-        return None
+                is_certain = not is_rare or number in CERTAIN_SENTINELS
+                name = self.names[column]
+                yield Sentinel(name, number, count, line, float(low), float(high), is_certain)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """A number that seems to stand for a missing value."""
+
+    column: str
+    number: float
+    count: int
+    """Rows that have it."""
+    line: int
+    """Of the first."""
+    low: float
+    high: float
+    """Nine of ten other values are between these."""
+    is_certain: bool
+    """It recurs, or no sensor reads it. Else it may be a reading."""

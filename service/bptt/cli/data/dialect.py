@@ -22,7 +22,7 @@ TITLE_LINES_MAX = 6  # lines of titles and units over the data
 COMMENTS = ("%", "//", "!")
 TYPED_SHARE = 0.6  # of a column's cells: then it holds data that titles are told from
 TEXT_SCORE = 0.3  # of a cell of text, where a number counts 1
-_SEP_LINE = re.compile(r'"?sep=(.+?)"?[,;\t]*', re.IGNORECASE)
+_SEP_LINE = re.compile(r'"?sep=(\\t|[^\w"\r\n])"?[,;\t]*', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ class ReadOptions:
     time_zone: str | None = None
     no_time: bool = False
     sort: bool = False
+    bad_rows: int | None = None
+    """How many rows that cannot be read may be left out; None: some of a live input, none of a
+    file."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a file.

@@ -20,8 +20,10 @@ class OfDay:
     order: str = ""
     is_moment: bool = False
     wraps: bool = True
-    _example: str = "00:00:00"
-    _hour_digits: int = 2
+    example: str = "00:00:00"
+    """Of which times that are written take the parts and widths."""
+    hour_digits: int = 2
+    """At least so many digits of an hour are written."""
     _PATTERN = re.compile(
         r"(?:(?P<days>-?\d+) days?,?\s*)?"
         r"(?:(?P<sign>[+-])?(?P<H>\d{1,5}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
@@ -32,8 +34,8 @@ class OfDay:
         """Take the parts and widths of examples, to write times alike."""
         found = [match for text in examples if (match := self._PATTERN.fullmatch(text))]
         if found:
-            self._example = max(found, key=lambda match: len(match[0]))[0]
-            self._hour_digits = min(2, *(len(match["H"] or "00") for match in found))
+            self.example = max(found, key=lambda match: len(match[0]))[0]
+            self.hour_digits = min(2, *(len(match["H"] or "00") for match in found))
 
     def seconds(self, text: str) -> tuple[float, bool] | None:
         """As `TimeFormat`."""
@@ -55,7 +57,7 @@ class OfDay:
 
     def text(self, seconds: float, zone: tzinfo | None) -> str:
         """As `TimeFormat`."""
-        match = self._PATTERN.fullmatch(self._example)
+        match = self._PATTERN.fullmatch(self.example)
         assert match is not None
         parts = match.groupdict()
         digits = len(parts["f"] or "")
@@ -69,7 +71,7 @@ class OfDay:
         values = {
             "days": str(days),
             "sign": "-" if is_negative else "",
-            "H": f"{shown_hour:0{self._hour_digits}d}",
+            "H": f"{shown_hour:0{self.hour_digits}d}",
             "M": f"{whole // 60 % 60:02d}",
             "S": f"{whole % 60:02d}",
             "f": f"{fraction:0{digits}d}",
@@ -79,12 +81,12 @@ class OfDay:
         for name in ("days", "sign", "H", "M", "S", "f", "p"):
             if name == "sign" and parts["H"] is not None:
                 start = match.start("sign") if parts["sign"] else match.start("H")
-                text += self._example[end:start] + values["sign"]
+                text += self.example[end:start] + values["sign"]
                 end = match.start("H")
             elif parts[name] is not None:
-                text += self._example[end : match.start(name)] + values[name]
+                text += self.example[end : match.start(name)] + values[name]
                 end = match.end(name)
-        return text + self._example[end:]
+        return text + self.example[end:]
 
 
 @dataclass(slots=True)

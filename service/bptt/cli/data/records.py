@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from bptt.cli.data.cells import is_missing
 from bptt.cli.data.problem import InputError
@@ -19,6 +19,8 @@ NAMES = DELIMITERS | {
     NONE: "none (one column)",
 }
 
+QUOTED_LINES_MAX = 100  # in one row: a stray quote must not swallow the rest of the input
+
 Record = tuple[int, list[str]]
 """Number of the line where a row ends, from 1, and its cells."""
 
@@ -28,6 +30,7 @@ class _Numbered:
 
     def __init__(self, lines: Iterable[str], delimiter: str, comment: str, first: int) -> None:
         self.number = first - 1
+        self.taken = 0  # lines of the present row
         self.comments = self.blank = 0
         self._blanks = " " if delimiter == "\t" else None
         self._lines = iter(lines)
@@ -39,6 +42,8 @@ class _Numbered:
 
     def __next__(self) -> str:
         while True:
+            if self.taken >= QUOTED_LINES_MAX:
+                raise csv.Error(f"no end of it in {QUOTED_LINES_MAX} lines")
             line = next(self._lines)
             self.number += 1
             if not line.strip(self._blanks):
@@ -47,6 +52,7 @@ class _Numbered:
             if self._comment and line.startswith(self._comment) and self._is_comment(line):
                 self.comments += 1
                 continue
+            self.taken += 1
             if self._delimiter == SPACES:
                 return " ".join(line.split()) + "\n"
             if self._delimiter == WIDE_SPACES:
@@ -72,6 +78,7 @@ class Records:
         name: str,
         first: int = 1,
         is_part: bool = False,
+        on_problem: Callable[[InputError], None] | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -83,6 +90,7 @@ class Records:
             name: of the input, for messages.
             first: number of the first line.
             is_part: the lines may end within a row, and quotes may be wrong: they are only tried.
+            on_problem: is told of a row that cannot be read, and raises it or has it left out.
         """
         self._lines = _Numbered(lines, delimiter, comment, first)
         plain = {SPACES: " ", WIDE_SPACES: "\t", NONE: "\x00"}
@@ -93,6 +101,7 @@ class Records:
             skipinitialspace=delimiter != "\t",
             strict=not is_part,
         )
+        self._on_problem = on_problem or _raised
         self._name = name
         self._quote = quote
 
@@ -100,15 +109,18 @@ class Records:
         """The rows."""
         while True:
             before = self._lines.number
+            self._lines.taken = 0
             try:
                 cells = next(self._reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise InputError(
+                problem = InputError(
                     f"line {before + 1} of {self._name} holds a quote ({self._quote}) that is not "
                     f"closed, or text right behind one that is ({error}); close it, or leave it out"
-                ) from None
+                )
+                self._on_problem(problem)
+                continue
             yield self._lines.number, [cell.strip() for cell in cells]
 
     @property
@@ -120,3 +132,7 @@ class Records:
     def blank(self) -> int:
         """Blank lines so far."""
         return self._lines.blank
+
+
+def _raised(problem: InputError) -> None:
+    raise problem

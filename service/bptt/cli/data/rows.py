@@ -20,7 +20,11 @@ class RowReader:
     """Turns the chosen cells of a row into numbers."""
 
     def __init__(
-        self, understood: Understood, choice: Choice, missing: Counter[tuple[str, str]]
+        self,
+        understood: Understood,
+        choice: Choice,
+        missing: Counter[tuple[str, str]],
+        other_classes: Counter[str],
     ) -> None:
         """Read nothing yet.
 
@@ -28,8 +32,10 @@ class RowReader:
             understood: of the table.
             choice: what of each row is read.
             missing: counts the values that are missing, by column and what stands for them.
+            other_classes: counts the classes that are read as `Choice.other_class`, by name.
         """
         self._missing = missing
+        self._other_classes = other_classes
         self._choice = choice
         self._understood = understood
         self._markers = understood.markers
@@ -71,10 +77,17 @@ class RowReader:
             return None
         assert self._choice.classes is not None
         value = self._choice.classes.get(text)
+        if value is None and self._choice.other_class is not None:
+            self._other_classes[text] += 1
+            value = self._choice.other_class
         if value is None:
             where = self._where(line, column)
             there = join_names(list(self._choice.classes))
-            raise InputError(f"{where} is {text!r}, but the classes are {there}")
+            raise InputError(
+                f"{where} is {text!r}, but the classes are {there}; --missing {shown(text)} takes "
+                "it as a missing class, and --new-classes as the class 'other' of a model that has "
+                "one"
+            )
         return float(value)
 
     def _where(self, line: int, column: int) -> str:

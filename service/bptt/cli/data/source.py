@@ -36,6 +36,18 @@ class Batch:
     times: Sequence[str] = ()
     """The same times as they are written in the file; empty: the rows have no times."""
 
+    source_position: bytes = b""
+    """Where the source stands after the last row, as it is stored with the steps."""
+
+    def before(self, count: int) -> Batch:
+        """The first `count` rows only, and the count of rows left out."""
+        return replace(
+            self,
+            values=self.values[:count],
+            seconds=None if self.seconds is None else self.seconds[:count],
+            times=self.times[:count],
+        )
+
     def after(self, count: int) -> Batch:
         """The same without the first `count` rows and without the count of rows left out."""
         return replace(
@@ -70,8 +82,8 @@ class Source:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
         status = os.fstat(self._raw.fileno())
-        self.is_live = not stat.S_ISREG(status.st_mode)
-        """The source is a pipe or terminal, so more data may arrive later."""
+        self.is_live = path == "-" or not stat.S_ISREG(status.st_mode)
+        """The source can be read only once, and more data may arrive later."""
         self.size = None if self.is_live else status.st_size
         """Bytes in the file; None for a live source."""
 

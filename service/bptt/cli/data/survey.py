@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bptt.cli.data.columns import Sentinels
+from bptt.cli.data.columns import converters, OTHER_CLASS, Sentinels
 from bptt.cli.data.numbers import NumberFormat
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.data.order import problem_of, RowOrder, seconds_text, series_column
@@ -40,6 +40,10 @@ class Survey:
     series: list[str] = field(default_factory=list)
     """Cells of the column of `--stream-column`, in the order of their first rows."""
     order: RowOrder | None = None
+    bad: int = 0
+    """Rows left out because they cannot be read."""
+    bad_first: str = ""
+    """What was wrong with the first of them."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -108,8 +112,8 @@ def survey(path: str, options: ReadOptions, wanted: Wanted) -> Survey:
         )
         table.read(choice, SURVEY_ROWS, count, look)
         found.missing, found.skipped = table.missing, table.skipped
-    if suspect := sentinels.found(understood.markers):
-        raise InputError(_sentinel_problem(understood, *suspect, found.rows))
+        found.bad, found.bad_first = table.bad.count, table.bad.first
+    found.notes += _judged(understood, sentinels, found.rows)
     watch.finish(options)
     absent = [text for text in options.missing if not _is_seen(text, found.missing)]
     if absent:
@@ -142,7 +146,25 @@ def survey_sample(understood: Understood, wanted: Wanted, options: ReadOptions) 
                 now = None  # told with its line when the row is read
         watch.row(line, cells, now)
     watch.finish(options)
+    sentinels = _sentinels_of_sample(understood, wanted)
+    found.notes += _judged(understood, sentinels, found.rows)
     return found
+
+
+def _sentinels_of_sample(understood: Understood, wanted: Wanted) -> Sentinels:
+    """Those of the first rows; cells that are no numbers are left out."""
+    names = understood.header
+    makers = converters(understood.columns, understood.numbers)
+    sentinels = Sentinels(wanted.columns)
+    rows, lines = [], []
+    for line, cells in understood.sample:
+        made = [makers[place](cells[place]) for place in map(names.index, wanted.columns)]
+        markers = understood.markers.numbers
+        rows.append([math.nan if one is None or one in markers else one for one in made])
+        lines.append(line)
+    if rows and wanted.columns:
+        sentinels.add(np.array(rows), lines)
+    return sentinels
 
 
 class _Watch:
@@ -194,10 +216,15 @@ class _Watch:
             return
         if classes is not None and text not in classes:
             known = join_names(sorted(classes))
+            way = (
+                f"--new-classes learns it as {OTHER_CLASS!r}"
+                if OTHER_CLASS in classes
+                else "a new --model with --classes, or with --new-classes, has room for it"
+            )
             raise InputError(
                 f"line {line}, column {self._wanted.label!r} of {self._understood.name} is "
                 f"{text!r}, but the classes are {known}; --missing {shown(text)} takes it as a "
-                "missing class, a new --model with --classes has room for it"
+                f"missing class, {way}"
             )
         self._found.classes.add(text)
 
@@ -264,21 +291,25 @@ class _Watch:
             )
 
 
-def _sentinel_problem(
-    understood: Understood,
-    name: str,
-    number: float,
-    count: int,
-    line: int,
-    low: float,
-    high: float,
-    rows: int,
-) -> str:
-    return (
-        f"line {line}, column {name!r} of {understood.name} is {number:g}, as in {count:,} of "
-        f"{rows:,} rows, far from the other values (nine of ten are from {low:g} to {high:g}); "
-        f"--missing={number:g} takes it as a missing value, --not-missing={number:g} as a reading"
-    )
+def _judged(understood: Understood, sentinels: Sentinels, rows: int) -> list[str]:
+    """Notes on numbers that may stand for missing values.
+
+    Raises:
+        InputError: one certainly does.
+    """
+    notes = []
+    for each in sentinels.found(understood.markers):
+        number = f"{each.number:g}"
+        times = f"as in {each.count:,} of {rows:,} rows, " if each.count > 1 else ""
+        text = (
+            f"line {each.line}, column {each.column!r} of {understood.name} is {number}, {times}"
+            f"far from the other values (nine of ten are from {each.low:g} to {each.high:g})"
+        )
+        way = f"--missing={number} takes it as a missing value"
+        if each.is_certain:
+            raise InputError(f"{text}; {way}, --not-missing={number} as a reading")
+        notes.append(f"{text}; it is learned as a reading, {way}")
+    return notes
 
 
 # ---------------------------------------------------------------------- the summary
@@ -318,6 +349,9 @@ def summary(
     if not is_live:
         yield f"rows: {found.rows:,} (lines {found.first_line:,} to {found.last_line:,})"
     yield from skipped_lines(found.skipped)
+    if found.bad:
+        rows = "1 row" if found.bad == 1 else f"{found.bad:,} rows"
+        yield f"left out because they cannot be read: {rows}, the first: {found.bad_first}"
     for note in (*understood.notes, *found.notes):
         yield f"note: {note}"
 

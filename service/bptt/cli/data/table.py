@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from bptt.cli.data import times as times_of
+from bptt.cli.data.bad_rows import BadRows, LIVE_MAX
 from bptt.cli.data.clock import Clock
 from bptt.cli.data.columns import (
     columns_of,
@@ -62,6 +63,11 @@ class DataTable(Source):
         """Values that were missing in rows read so far, by column and what stood for them."""
         self.skipped: Counter[str] = Counter()
         """Lines left out of what was read so far, by reason."""
+        most = LIVE_MAX if self.is_live else 0
+        self.bad = BadRows(most if self.options.bad_rows is None else self.options.bad_rows)
+        """Rows left out because they cannot be read."""
+        self.other_classes: Counter[str] = Counter()
+        """Names of classes that were read as `Choice.other_class`."""
         self._on_wait: Callable[[], None] = lambda: None
         self._head: list[bytes] = []
         self._source: Unpacked | None = None
@@ -267,15 +273,20 @@ class DataTable(Source):
         """
         needs_time = choice.gap_seconds < math.inf or choice.sort
         clock = understood.time.clock() if understood.time is not None else None
-        reader = RowReader(understood, choice, self.missing)
+        reader = RowReader(understood, choice, self.missing, self.other_classes)
         for line, cells in self._records(understood):
             if choice.only is not None and cells[choice.only[0]] != choice.only[1]:
                 continue
-            row = reader.row(line, cells)
             now, time = None, ""
-            if clock is not None and understood.time is not None:
-                time = understood.time.cell(cells)
-                now = self._time(understood.time, clock, line, cells, needed=needs_time)
+            try:
+                row = reader.row(line, cells)
+                if clock is not None and understood.time is not None:
+                    time = understood.time.cell(cells)
+                    now = self._time(understood.time, clock, line, cells, needed=needs_time)
+            except InputError as error:
+                self.bad.leave_out(error)
+                continue
+            self.bad.good()
             if look is not None:
                 look(line, cells, now)
             yield line, row, now, time
@@ -312,10 +323,14 @@ class DataTable(Source):
             take_last=understood.packing is not None,
             on_wait=lambda: self._on_wait(),
         )
-        records = _records(lines, dialect, self.name)
+        records = _records(lines, dialect, self.name, on_problem=self.bad.leave_out)
         for line, row in records:
             if len(row) != width:
-                row = self._fitted(line, row, width)
+                try:
+                    row = self._fitted(line, row, width)
+                except InputError as error:
+                    self.bad.leave_out(error)
+                    continue
             if row[0] == titles[0] and row == titles and dialect.title_line is not None:
                 self.skipped["repeats the header"] += 1
             elif has_time and not any(row):
@@ -347,7 +362,12 @@ class DataTable(Source):
 
 
 def _records(
-    lines: Sequence[str] | Lines, dialect: Dialect, name: str, *, is_part: bool = False
+    lines: Sequence[str] | Lines,
+    dialect: Dialect,
+    name: str,
+    *,
+    is_part: bool = False,
+    on_problem: Callable[[InputError], None] | None = None,
 ) -> Records:
     """The rows of data."""
     rest = itertools.islice(iter(lines), dialect.data_line - 1, None)
@@ -359,4 +379,5 @@ def _records(
         name=name,
         first=dialect.data_line,
         is_part=is_part,
+        on_problem=on_problem,
     )

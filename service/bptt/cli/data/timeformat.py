@@ -205,6 +205,11 @@ class Written:
         return "".join(_written(name, part, moment, self) for name, part in self._template)
 
     @property
+    def example(self) -> str:
+        """The example that times are written like."""
+        return "".join(part for _, part in self._template)
+
+    @property
     def is_twelve_hours(self) -> bool:
         """AM and PM."""
         return any(name == "p" for name, _ in self._template)

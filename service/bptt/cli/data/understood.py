@@ -74,6 +74,8 @@ class Choice:
     Default: none may."""
     classes: Mapping[str, int] | None = None
     """The last column holds names of classes, which are read as these ids; missing is -1."""
+    other_class: int | None = None
+    """The id as which any other class is read; None: such a row cannot be read."""
     gap_seconds: float = math.inf
     """A row that comes so long after the one before it begins a new sequence."""
     only: tuple[int, str] | None = None
