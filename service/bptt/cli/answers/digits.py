@@ -51,7 +51,9 @@ class NumberTexts:
             low: (N,) lower ends of their bands; NaN: no band.
             high: (N,) upper ends.
         """
-        rows = zip(values, low.tolist(), high.tolist(), strict=True)
+        rows = list(zip(values, low.tolist(), high.tolist(), strict=True))
+        # Values without a band get as many as their neighbours, whose error is known.
+        rows = [row for row in rows if math.isfinite(row[2] - row[1])] or rows
         decimals = [_decimals(value, a, b) for value, a, b in rows]
         self._decimals = max([each for each in decimals if each is not None], default=0)
         size = max((abs(x) for x in (*values, *low, *high) if math.isfinite(x)), default=0.0)
