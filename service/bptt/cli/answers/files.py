@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bptt.cli.answers.parquet import ParquetRows
-from bptt.cli.data.problem import InputError, join_names
+from bptt.cli.data.problem import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 COPY_BYTES = 1 << 20
@@ -44,7 +44,7 @@ def check_path(option: str, text: str) -> str:
     """
     path = Path(text)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{option} is {text!r}, but must end in {join_names(list(SUFFIXES))}")
+        raise InputError(f"{option} is {text!r}, but must end in .csv, .jsonl or .parquet")
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError(
             f"{option} {text} needs pyarrow, which is not installed; "
