@@ -272,7 +272,7 @@ def test_without_the_package_the_error_says_how_to_install_it(
         ["predict", "--model", "m", "--stream", "s"],
     ):
         done = subprocess.run(
-            [BPTT[0], "-c", code, *words.split(), option],
+            [BPTT[0], "-c", code, *command, option],
             capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr

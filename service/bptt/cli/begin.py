@@ -153,8 +153,8 @@ class Beginning:
         return (
             f"{_place(compared)} of {self.source} is a row other than the one that stream "
             f"{self.stream_id} of model {self.model_id} has ({steps}{up_to}), so the file was "
-            "edited or is another; --append learns all its rows after those, --stream NAME learns them as another "
-            "stream, --by-number skips as many rows as there are steps"
+            "edited or is another; --append learns all its rows after those, --stream NAME learns "
+            "them as another stream, --by-number skips as many rows as there are steps"
         )
 
 
