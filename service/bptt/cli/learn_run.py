@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,6 +30,8 @@ from bptt.cli.data.table import DataTable
 from bptt.cli.data.textfile import TextFile, VOCABULARY
 from bptt.cli.data.trail import Trail
 from bptt.cli.data.understood import Choice, Understood
+from bptt.cli.interrupts import handle_interrupts
+from bptt.cli.learn_fleet import FleetRun
 from bptt.cli.progress import ProgressDisplay, tell_reading
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.streaming import StreamingLoop
@@ -140,15 +141,55 @@ class LearnRun:
         choice = planning.select_columns(self.options, plan, understood, model)
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
-            return await self._learn_series(client, model, place, choice, found)
+            choice = replace(choice, series=place)
+            if self.recording.is_wanted:
+                return await self._learn_series(client, model, choice, found)
+            fleet = FleetRun(
+                client=client,
+                model=model,
+                table=table,
+                choice=choice,
+                found=found,
+                options=self.options,
+                session=self._session(client),
+                say=self._print,
+                display=ProgressDisplay(self.console, total=table.size, as_json=self.as_json),
+                append=self.append,
+                by_number=self.by_number,
+                as_json=self.as_json,
+            )
+            async with self._explain_server_stop():
+                interrupted = await fleet.run()
+            self._print_left_out(table, choice)
+            return interrupted
         interrupted = await self._learn(client, model, table, choice, found.step_times)
-        if table.is_live or choice.sort:  # not known before the rows were read
+        self._print_left_out(table, choice)
+        return interrupted
+
+    async def _learn_series(
+        self, client: Client, model: Model, choice: Choice, found: Survey
+    ) -> bool:
+        """Learn the rows of each series as a stream of its own, one after another.
+
+        The rows of a table of predictions stand stream after stream.
+        """
+        self._print("predictions are kept: the series are learned one after another")
+        for series in found.series:
+            self.stream_id = series
+            with DataTable(self.options.file, self.options.reading) as table:
+                await run_in_thread(table.understand)
+                if await self._learn(client, model, table, choice, found.step_times):
+                    return True
+        return False
+
+    def _print_left_out(self, table: DataTable, choice: Choice) -> None:
+        """Print what was not known before the rows were read."""
+        if table.is_live or choice.sort:
             for line in skipped_lines(table.skipped):
                 self._print(line)
         if table.other_classes:
             names = [f"{name!r} ({count:,})" for name, count in table.other_classes.items()]
             self._print(f"learned as class {OTHER_CLASS!r}: {join_names(names)}")
-        return interrupted
 
     async def _dry_run(self, table: DataTable) -> None:
         """Tell what is understood of the file."""
@@ -188,24 +229,6 @@ class LearnRun:
             )
         for line in lines:
             self._print(line)
-
-    async def _learn_series(
-        self,
-        client: Client,
-        model: Model,
-        column: int,
-        choice: Choice,
-        found: Survey,
-    ) -> bool:
-        """Learn the rows of each series as a stream of its own, one after another."""
-        for series in found.series:
-            self.stream_id = series
-            with DataTable(self.options.file, self.options.reading) as table:
-                await run_in_thread(table.understand)
-                one = replace(choice, only=(column, series))
-                if await self._learn(client, model, table, one, found.step_times):
-                    return True
-        return False
 
     async def _learn_text(self, client: Client, text: TextFile) -> bool:
         model = await self._get_model(client)
@@ -277,7 +300,7 @@ class LearnRun:
             source.bad.on_bad = self._show_bad_row
         async with self._tell_reading(source.size):
             begin = await self._begin(client, choice, times)
-        read = _reader(source, choice)
+        read = _reader(source, choice, self.stream_id)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
         width = max(model.spec["input_size"], model.horizon * model.targets)
         read_rows = partial(read, max(1, min(chunk_steps, CHUNK_VALUES // width)))
@@ -308,7 +331,7 @@ class LearnRun:
                 trail=Trail(times),
                 live=begin.live,
             )
-            with display, _handle_interrupts(stop, self._print) as interrupted:
+            with display, handle_interrupts(stop, self._print) as interrupted:
                 try:
                     await loop.run(iterate_in_thread(read_rows), stop)
                 except Exception as error:
@@ -353,7 +376,7 @@ class LearnRun:
                 return
             with DataTable(self.options.file, self.options.reading) as table:
                 table.understand()
-                table.read(choice, rows_max, emit)
+                _reader(table, choice, self.stream_id)(rows_max, emit)
 
         return await Beginning(
             client=client,
@@ -427,36 +450,11 @@ class LearnRun:
             )
 
 
-def _reader(source: DataTable | TextFile, choice: Choice | None) -> ReadBatches:
-    """Reads the rest of an open source."""
+def _reader(source: DataTable | TextFile, choice: Choice | None, stream_id: str) -> ReadBatches:
+    """Reads the rest of an open source; of a file with several series, those of the stream."""
     if isinstance(source, TextFile):
         return source.read
     assert choice is not None
+    if choice.series is not None:
+        return partial(source.read_one, choice, stream_id)
     return partial(source.read, choice)
-
-
-@contextmanager
-def _handle_interrupts(stop: asyncio.Event, notify: Callable[[str], None]) -> Iterator[list[bool]]:
-    """Set `stop` at the first Ctrl-C and cancel the task at the second.
-
-    Yields:
-        A list that is not empty once Ctrl-C was pressed.
-    """
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    pressed: list[bool] = []
-
-    def interrupt() -> None:
-        if pressed:
-            task.cancel()
-        else:
-            notify("waiting until all rows that were sent are learned; Ctrl-C again quits at once")
-        pressed.append(True)
-        stop.set()
-
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    try:
-        yield pressed
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)

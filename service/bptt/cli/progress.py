@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from bptt.cli.console import plural, print_json
-from bptt.cli.run_statistics import RunStatistics, Summary
+from bptt.cli.run_statistics import Summary
 
 JSON_SECONDS = 1.0  # between two lines of JSON
 READING_SECONDS = 1.0  # after which a command without a terminal says that it reads a file
@@ -86,6 +86,20 @@ async def tell_reading(
         timer.cancel()
 
 
+class Figures(Protocol):
+    """What is shown of a run."""
+
+    def summary(self) -> Summary:
+        """Return the figures so far."""
+
+    @property
+    def steps(self) -> int:
+        """Steps learned so far."""
+
+    def figures(self) -> list[str]:
+        """Return the figures so far, each as a few words, the most important one first."""
+
+
 class ProgressDisplay:
     """Shows a run's statistics as they grow: a bar in a terminal, or lines of text or JSON."""
 
@@ -106,7 +120,7 @@ class ProgressDisplay:
         self._is_wide = console.width >= WIDE_COLUMNS
         self._pace = Pace(total)
         self._shown = time.perf_counter()
-        self._last: tuple[RunStatistics, int] | None = None
+        self._last: tuple[Figures, int] | None = None
         bar = (
             BarColumn(bar_width=12, complete_style="cyan", finished_style="green")
             if total
@@ -132,7 +146,7 @@ class ProgressDisplay:
             self._draw(statistics, done)
         self._progress.stop()
 
-    def update(self, statistics: RunStatistics, done: int) -> None:
+    def update(self, statistics: Figures, done: int) -> None:
         """Show the statistics, unless the last update was a moment ago.
 
         Args:
@@ -155,10 +169,10 @@ class ProgressDisplay:
         else:
             self._console.print(self._line(statistics, done), markup=False, soft_wrap=True)
 
-    def _draw(self, statistics: RunStatistics, done: int) -> None:
+    def _draw(self, statistics: Figures, done: int) -> None:
         self._progress.update(self._task, completed=done, line=self._line(statistics, done))
 
-    def _line(self, statistics: RunStatistics, done: int) -> str:
+    def _line(self, statistics: Figures, done: int) -> str:
         rate = self._pace.rate(statistics.steps)
         parts = [plural(statistics.steps, self._noun), f"{rate:,.0f} a second"]
         left = self._pace.seconds_left(done)

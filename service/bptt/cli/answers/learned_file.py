@@ -73,11 +73,14 @@ def read_recent(
         choice = planning.select_columns(options, plan, understood, model)
         if series is not None:
             place = understood.index("--stream-column", series[0])
-            choice = replace(choice, only=(place, series[1]))
+            choice = replace(choice, series=place)
         wanted = planning.wanted_of(options, plan, model)
         found = planning.scan(options, understood, wanted, is_live=table.is_live)
         last = _Last(next_step)
-        table.read(choice, ROWS_OF_BATCH, last.add)
+        if series is None:
+            table.read(choice, ROWS_OF_BATCH, last.add)
+        else:
+            table.read_one(choice, series[1], ROWS_OF_BATCH, last.add)
     if last.rows < next_step:
         raise InputError(
             f"{path} has {plural(last.rows, 'row')}, but the stream has "

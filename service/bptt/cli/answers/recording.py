@@ -28,6 +28,11 @@ class Recording:
     plot: str | None = None
     """The picture's file, or `chart.TERMINAL`."""
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is kept."""
+        return self.predictions is not None or self.plot is not None
+
     def check(self, task: str) -> None:
         """Check that the predictions of a task can be kept, before a model is made.
 
@@ -65,7 +70,7 @@ class Recording:
         Raises:
             InputError: a file cannot be written, or is of another model.
         """
-        if self.predictions is None and self.plot is None:
+        if not self.is_wanted:
             yield None
             return
         rows = _rows(model, stream)
