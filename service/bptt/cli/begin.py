@@ -161,4 +161,5 @@ class Beginning:
 def _place(compared: Compared) -> str:
     """The lines among which the first difference is."""
     first, last = compared.lines
-    return f"line {first:,}" if first == last else f"among lines {first:,} to {last:,}"
+    is_one = first == last or compared.rows[0] == compared.rows[1]
+    return f"line {first:,}" if is_one else f"among lines {first:,} to {last:,}"
