@@ -99,6 +99,23 @@ def test_levels_and_flags(scaled: bool, missing: bool, memory: int) -> None:
         assert_twin(features, twin.step(x[t, 0].tolist(), None).features)
 
 
+@pytest.mark.twin_of("scaling.count_limited")
+@pytest.mark.parametrize("changes", [False, True])
+def test_limited_inputs_are_counted(changes: bool) -> None:
+    """An input counts once, whether its level, its change or both are limited."""
+    spec = ModelSpec(input_size=3)
+    if not changes:
+        spec = ModelSpec(task="regression", input_size=3, output_size=1)
+    rows = [[8.0, -8.0, 7.9, 0.0, 8.0, -8.0], [-7.9, 0.0, 1.0, 8.0, 7.9, 0.0], [0.0] * 6]
+    limited, model, ref = np.zeros(1), new_model(spec), 0
+    for row in rows:
+        kernels.count_limited(np.array(row), 3, changes, limited)
+        scaling.count_limited(spec, model, np.array(row))
+        ref += sum(abs(row[i]) >= 8 or (changes and abs(row[3 + i]) >= 8) for i in range(3))
+        assert limited[0] == model.limited[0] == ref
+    assert ref == (4 if changes else 2)
+
+
 @pytest.mark.twin_of("scaling.class_entropy", "scaling.prepare_tokens")
 def test_class_frequencies() -> None:
     """Frequencies of tokens, each of which is a target."""
