@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
+from tests.support.jit import PLAIN_PYTHON
 
 STEPS = 4000
 FAULT_AT = 1000
 LATER = (2500, 3200, 3900)  # faults of 25 deviations of the noise
+long = pytest.mark.skipif(PLAIN_PYTHON, reason="thousands of steps: too slow in plain Python")
 FOUND = 1e-6  # the score below which `bptt learn` reports an anomaly
 
 
@@ -95,6 +97,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], int]] = {
 """Series with a fault at FAULT_AT, and steps after which it must be forgotten."""
 
 
+@long
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_then_forgotten(name: str) -> None:
     make, patience = FAULTS[name]
@@ -115,6 +118,7 @@ def test_a_fault_is_found_and_then_forgotten(name: str) -> None:
     assert found.learner.figures.limited_inputs > usual.learner.figures.limited_inputs
 
 
+@long
 @pytest.mark.parametrize("unit", [1e-8, 1e-3, 1e3, 1e5, 1e8])
 def test_scores_do_not_depend_on_the_unit(unit: float) -> None:
     found, usual = learn(wave() * unit), undisturbed()
@@ -123,6 +127,7 @@ def test_scores_do_not_depend_on_the_unit(unit: float) -> None:
     assert max(found.norms) == pytest.approx(max(usual.norms), rel=1e-2)
 
 
+@long
 @pytest.mark.parametrize("first", [0.0, 85.0, 1e9, -1e300])
 def test_a_first_reading_that_is_off_silences_nothing(first: float) -> None:
     random = np.random.default_rng(3)
@@ -137,6 +142,7 @@ def test_a_first_reading_that_is_off_silences_nothing(first: float) -> None:
     assert max(found.norms) < 100
 
 
+@long
 def test_a_counter_that_wraps() -> None:
     random = np.random.default_rng(4)
     x = np.cumsum(random.integers(5, 15, 3000)).astype(float) + 2**32 - 20_000
@@ -149,6 +155,7 @@ def test_a_counter_that_wraps() -> None:
     assert max(found.norms) < 100
 
 
+@long
 def test_two_equal_first_changes_silence_nothing() -> None:
     x = wave(later=False)
     x[:3] = 20.0, 20.5, 21.0
@@ -158,6 +165,7 @@ def test_two_equal_first_changes_silence_nothing() -> None:
     assert np.isfinite(found.scores[100:]).all()
 
 
+@long
 @pytest.mark.parametrize("steps", [30, 400, 2000])
 def test_constant_stretches(steps: int) -> None:
     """A sensor that hangs, at first or later: the end of it is an anomaly, and faults are found."""
@@ -173,6 +181,7 @@ def test_constant_stretches(steps: int) -> None:
     assert (constant.scores[50:] > 0.5).all()
 
 
+@long
 def test_heavy_tails_do_not_alarm() -> None:
     random = np.random.default_rng(5)
     x = np.cumsum(random.standard_t(2.5, 20_000))
@@ -183,6 +192,7 @@ def test_heavy_tails_do_not_alarm() -> None:
         assert 0.5 * p < np.mean(found.scores[1000:] < p) < 2 * p
 
 
+@long
 @pytest.mark.parametrize("noise", ["normal", "laplace"])
 def test_scores_are_calibrated_in_the_tail(noise: str) -> None:
     random = np.random.default_rng(6)
@@ -193,6 +203,7 @@ def test_scores_are_calibrated_in_the_tail(noise: str) -> None:
     assert np.mean(scores < 1e-6) < 1e-4
 
 
+@long
 @pytest.mark.parametrize("horizon", [1, 12])
 def test_coverage_is_held_where_errors_change(horizon: int) -> None:
     """Volatility that changes tenfold every 500 steps."""
@@ -211,6 +222,7 @@ def test_coverage_is_held_where_errors_change(horizon: int) -> None:
     assert 0.87 < np.mean(inside[100:]) < 0.93
 
 
+@long
 def test_limited_targets_of_a_regression() -> None:
     random = np.random.default_rng(8)
     x = random.normal(size=(2000, 1))

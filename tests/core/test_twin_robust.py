@@ -120,6 +120,13 @@ def test_scores_of_two_streams(backend: Any, kind: str) -> None:
     assert_twin(tail, expected)
 
 
+def test_the_threshold_is_the_least_excess() -> None:
+    """A score that is larger than the share of excesses is that of no excess."""
+    for function in (calibration.excess_at, kernels.excess_at):
+        assert function(0.2, 0.1, 0.1, 1.0) == 0.0
+        assert 0 < function(0.09, 0.1, 0.1, 1.0) < function(0.05, 0.1, 0.1, 1.0)
+
+
 @pytest.mark.twin_of("scoring.error_size", "scoring.limited")
 def test_sizes_of_errors() -> None:
     for errors, units in [
