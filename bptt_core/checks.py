@@ -15,6 +15,7 @@ from bptt_core.errors import (
     ShapeError,
 )
 from bptt_core.layout import check_byte_order, check_floats, check_layout
+from bptt_core.robust import BLOCK_MEAN, MEAN, SCALE_FIELDS
 from bptt_core.specs import ModelSpec
 from bptt_core.state import INCARNATION, model_shapes, STATISTICS, stream_shapes
 
@@ -25,7 +26,7 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
     """Check a saved state's arrays against its spec; return the spec."""
     if metadata.get("format") != version:
         raise InvalidArgument("format", metadata.get("format"), f"{version}")
-    spec = ModelSpec.from_dict(metadata["spec"])
+    spec = ModelSpec.from_saved(metadata["spec"])
     names = metadata.get("streams")
     if not isinstance(names, list):
         raise InvalidArgument("streams", names, "a list of names")
@@ -41,6 +42,8 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
         expected[f"streams.{INCARNATION}"] = (count, "int64")
     for name, (shape, dtype) in expected.items():
         if name not in arrays:
+            if 0 in shape:  # of a later version, and not used by this spec
+                continue
             raise InvalidArgument(name, "missing", "an array")
         array = np.asarray(arrays[name])
         if array.shape != shape:
@@ -49,6 +52,17 @@ def state(arrays: Mapping[str, Array], metadata: Mapping[str, Any], version: int
             raise DtypeError(name, f"of dtype {array.dtype}", dtype)
         check_layout(name, array)
     return spec
+
+
+def complete(
+    spec: ModelSpec, arrays: Mapping[str, Array], metadata: Mapping[str, Any]
+) -> dict[str, Array]:
+    """A saved state's arrays, with the empty ones that states of earlier versions lack."""
+    shapes = {f"model.{name}": shape for name, shape in model_shapes(spec).items()}
+    for name, (row, dtype) in stream_shapes(spec).items():
+        shapes[f"streams.{name}"] = ((len(metadata["streams"]), *row), dtype)
+    missing = {name: np.zeros(*shape) for name, shape in shapes.items() if name not in arrays}
+    return {**arrays, **missing}
 
 
 def sources(metadata: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
@@ -77,16 +91,29 @@ def statistics(spec: ModelSpec, source: Mapping[str, Array]) -> None:
         if name not in STATISTICS:
             raise InvalidArgument(name, "given", "one of " + ", ".join(STATISTICS))
     for name in STATISTICS:
+        shape = shapes[name][0]
+        if 0 in shape:
+            continue
         if name not in source:
             raise InvalidArgument(name, "missing", "an array")
-        array, (shape, _) = np.asarray(source[name]), shapes[name]
+        array = np.asarray(source[name])
         check_floats(name, array)
         if array.shape != shape:
             raise ShapeError(name, f"of shape {array.shape}", f"of shape {shape}")
         if not np.isfinite(array).all():
             raise NonFiniteError(name, "not finite", "finite numbers")
-        if name.endswith(("count", "m2")) and (array < 0).any():
-            raise InvalidArgument(name, str(array.min()), "at least 0")
+        least = _unsigned(name, array)
+        if least.size and least.min() < 0:
+            raise InvalidArgument(name, str(least.min()), "at least 0")
+
+
+def _unsigned(name: str, array: Array) -> Array:
+    """The numbers of statistics that cannot be negative: counts, squares and variances."""
+    if name == "change_scale":
+        return array[..., :SCALE_FIELDS]
+    if name in ("input_level", "target_level"):
+        return np.delete(array, (MEAN, BLOCK_MEAN), axis=-1)
+    return array if name.endswith(("count", "m2")) else np.empty(0)
 
 
 def inputs(

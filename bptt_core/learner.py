@@ -16,7 +16,7 @@ from bptt_core.backends import BackendName, make
 from bptt_core.errors import BpttError, InvalidArgument, UnknownStream
 from bptt_core.marshalling import Done
 from bptt_core.settings import Settings, steered
-from bptt_core.snapshot import Snapshot, StreamView
+from bptt_core.snapshot import Snapshot, StreamColumns, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
     APPLIED,
@@ -246,6 +246,7 @@ class Learner:
         spec = checks.state(arrays, metadata, STATE_FORMAT)
         if spec != self.spec:
             raise InvalidArgument("spec", "another model's", "that of this model")
+        arrays = checks.complete(spec, arrays, metadata)
         self.configure(learning_rate=learning_rate)
         for name, array in self._model._asdict().items():
             if name not in ("counters", "rates"):
@@ -335,6 +336,7 @@ class Learner:
             updates=counters[UPDATES],
             clipped_updates=counters[CLIPPED],
             skipped_updates=counters[SKIPPED],
+            limited_inputs=int(self._model.limited.sum()),
             loss=last[LOSS],
             baseline_loss=last[BASELINE_LOSS],
             gradient_norm=last[GRADIENT_NORM],
@@ -353,9 +355,9 @@ class Learner:
         update = int(self._model.counters[UPDATES])
         if self._published is None or self._published[0] != update:
             self._published = update, _frozen(self._model.parameters.copy())
-        none = np.empty((0, 0), self.spec.dtype)
+        none, one = np.empty((0, 0), self.spec.dtype), np.empty(0)
         rest = self._model._replace(
-            moments=none, parameters=none, errors=none, class_counts=np.empty(0)
+            moments=none, parameters=none, errors=none, class_counts=one, score_ring=one
         )
         model = type(self._model)(*(_frozen(array.copy()) for array in rest))
         model = model._replace(parameters=self._published[1])
@@ -390,6 +392,31 @@ class Learner:
             _frozen(last),
             int(self._table.incarnations[row]),
             *self._table.sources.get(stream_id, (b"", 0)),
+        )
+
+    def stream_columns(self, stream_ids: Sequence[str]) -> StreamColumns:
+        """Copies of the live states of streams, in their order: `stream_view` as columns.
+
+        Raises:
+            UnknownStream: no stream has one of these names.
+        """
+        rows, arrays = self._table.find(stream_ids), self._table.arrays
+        sources = self._table.sources
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise UnknownStream(stream_ids[int(unknown[0])])
+        sequence_steps = arrays.counters[rows, SEQUENCE_STEP]
+        if self.spec.task == "forecast":
+            last = arrays.recent[rows, (sequence_steps - 1) % self.spec.horizon]
+        else:
+            last = np.zeros((len(rows), self.spec.input_size))
+        return StreamColumns(
+            arrays.counters[rows, NEXT_STEP],
+            sequence_steps,
+            self._table.incarnations[rows],
+            arrays.live_state[rows],
+            last,
+            {name: sources[name] for name in stream_ids if name in sources} if sources else {},
         )
 
     def carried_state(self, stream_id: str) -> Array:
@@ -433,7 +460,8 @@ class Learner:
         """
         checks.statistics(self.spec, source)
         for name in STATISTICS:
-            getattr(self._model, name)[...] = source[name]
+            if getattr(self._model, name).size:
+                getattr(self._model, name)[...] = source[name]
 
     # ------------------------------------------------------------------ storage
 
@@ -470,6 +498,7 @@ class Learner:
             InvalidArgument: an entry is missing, or does not match the spec.
         """
         spec = checks.state(arrays, metadata, STATE_FORMAT)
+        arrays = checks.complete(spec, arrays, metadata)
         learner = cls(spec, backend=backend)
         learner.configure(**metadata.get("settings", {}))  # older states lack them
         for name, array in learner._model._asdict().items():

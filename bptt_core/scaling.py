@@ -12,6 +12,9 @@ A missing value, NaN, is fed as the variable's mean with a flag, and in a foreca
 next change is measured from the last value seen. A missing value is left out of the statistics, and
 a missing target has no loss.
 
+With `scaling_memory` all statistics are those of `bptt_core.robust`: they fade, and features and
+targets are limited to a few deviations. Steps with a limited input are counted.
+
 Late labels are held until their step is `label_delay` steps old; the label held then is the target.
 
 Source: Welford (1962), "Note on a method for calculating corrected sums of squares and products".
@@ -24,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core import robust
 from bptt_core.specs import ModelSpec
 from bptt_core.state import Model, SEQUENCE_STEP, Streams
 
@@ -69,6 +73,63 @@ def deviation(count: Array, m2: Array) -> Array:
     return np.where(m2 > 0, np.sqrt(m2 / np.maximum(count, 1.0)), 1.0)
 
 
+def take_inputs(spec: ModelSpec, model: Model, x: Array) -> None:
+    """Add a step's inputs (D,) to their statistics."""
+    if spec.robust:
+        robust.follow_level(model.input_level, x, spec.scaling_memory)
+    else:
+        welford(model.input_count, model.input_mean, model.input_m2, x)
+
+
+def take_change(spec: ModelSpec, model: Model, ahead: int, change: Array) -> None:
+    """Add changes (D,) over `ahead` steps to their statistics."""
+    if spec.robust:
+        robust.follow_change(model.change_scale[ahead - 1], change, spec.scaling_memory)
+        return
+    row = ahead - 1
+    welford(model.target_count[row], model.target_mean[row], model.target_m2[row], change)
+
+
+def input_mean(spec: ModelSpec, model: Model) -> Array:
+    """(D,) means of the inputs so far."""
+    return model.input_level[:, robust.MEAN] if spec.robust else model.input_mean
+
+
+def change_units(spec: ModelSpec, model: Model) -> Array:
+    """(h, D) what a change of 1 is in the user's units."""
+    if not spec.scaling:
+        return np.ones((spec.horizon, spec.input_size))
+    if spec.robust:
+        return robust.change_unit(model.change_scale)
+    return deviation(model.target_count, model.target_m2)
+
+
+def target_units(spec: ModelSpec, model: Model) -> tuple[Array, Array]:
+    """(W,) mean and deviation of the targets of a regression that is scaled."""
+    if spec.robust:
+        level = model.target_level
+        return level[:, robust.MEAN], np.sqrt(level[:, robust.VARIANCE])
+    return model.target_mean[0], deviation(model.target_count[0], model.target_m2[0])
+
+
+def in_units(spec: ModelSpec, values: Array, unit: Array) -> Array:
+    """Values in these units; limited where statistics are robust."""
+    if spec.robust and spec.scaling:
+        return robust.scaled(values, unit)
+    return np.asarray(values / unit)
+
+
+def count_limited(spec: ModelSpec, model: Model, features: Array) -> None:
+    """Count inputs of a step that are limited, in level or in change; features (F,)."""
+    if not spec.robust or not spec.scaling:
+        return
+    D = spec.input_size
+    beyond = np.abs(features[:D]) >= robust.LIMIT
+    if spec.task == "forecast":
+        beyond |= np.abs(features[D : 2 * D]) >= robust.LIMIT
+    model.limited[0] += beyond.sum()
+
+
 def forecast_columns(spec: ModelSpec) -> Array:
     """(targets,) indices of the inputs that are forecast."""
     return np.array(spec.target_columns or range(spec.input_size), dtype=np.int64)
@@ -76,8 +137,12 @@ def forecast_columns(spec: ModelSpec) -> Array:
 
 def levels(spec: ModelSpec, model: Model, x: Array) -> Array:
     """Standardised inputs (…, D); a missing one is the mean."""
+    mean = input_mean(spec, model)
     if not spec.scaling:
-        return np.where(np.isnan(x), model.input_mean, x)
+        return np.where(np.isnan(x), mean, x)
+    if spec.robust:
+        spread = np.sqrt(model.input_level[:, robust.VARIANCE])
+        return np.where(np.isnan(x), 0.0, robust.scaled(x - mean, spread))
     standard = (x - model.input_mean) / deviation(model.input_count, model.input_m2)
     return np.where(np.isnan(x), 0.0, standard)
 
@@ -129,13 +194,13 @@ def _prepare_steps(
         label[:] = np.nan
         if t < T:
             if spec.scaling or spec.missing_inputs:
-                welford(model.input_count, model.input_mean, model.input_m2, x[t])
+                take_inputs(spec, model, x[t])
             features[t, : spec.input_size] = levels(spec, model, x[t])
+            count_limited(spec, model, features[t])
             if spec.missing_inputs:
                 features[t, spec.input_size :] = ~np.isnan(x[t])
             if scaled:
-                base[t] = model.target_mean[0]
-                unit[t] = deviation(model.target_count[0], model.target_m2[0])
+                base[t], unit[t] = target_units(spec, model)
             if not late:
                 label[:] = y[t]
         if late and m >= late:
@@ -149,8 +214,10 @@ def _prepare_steps(
         naive[t] = model.target_mean[0]
         welford(model.target_count[0], model.target_mean[0], model.target_m2[0], label)
         if scaled:
-            spread = deviation(model.target_count[0], model.target_m2[0])
-            targets[t] = (label - model.target_mean[0]) / spread
+            if spec.robust:
+                robust.follow_level(model.target_level, label, spec.scaling_memory)
+            mean, spread = target_units(spec, model)
+            targets[t] = in_units(spec, label - mean, spread)
     return Prepared(features, targets, base, unit, naive, truth)
 
 
@@ -184,28 +251,22 @@ def _prepare_forecast(
         last = recent[(m - 1) % h] if m else np.full(D, np.nan)
         seen = np.where(np.isnan(x[t]), last, x[t])
         if spec.scaling or spec.missing_inputs:
-            welford(model.input_count, model.input_mean, model.input_m2, x[t])
+            take_inputs(spec, model, x[t])
         if spec.scaling:
             for j in range(1, min(h, m) + 1):
-                ahead = (
-                    model.target_count[j - 1],
-                    model.target_mean[j - 1],
-                    model.target_m2[j - 1],
-                )
-                welford(*ahead, x[t] - recent[(m - j) % h])
-        spread = np.ones((h, D))
-        if spec.scaling:
-            spread = deviation(model.target_count, model.target_m2)
+                take_change(spec, model, j, x[t] - recent[(m - j) % h])
+        spread = change_units(spec, model)
         features[t, :D] = levels(spec, model, x[t])
-        features[t, D : 2 * D] = np.nan_to_num((x[t] - last) / spread[0], nan=0.0)
+        features[t, D : 2 * D] = np.nan_to_num(in_units(spec, x[t] - last, spread[0]), nan=0.0)
+        count_limited(spec, model, features[t])
         if spec.missing_inputs:
             features[t, 2 * D :] = ~np.isnan(x[t])
         if m >= h:
             origin = recent[m % h].copy()  # step m - h
             for j in range(1, h + 1):
                 later = x[t] if j == h else came[(m + j) % h]
-                targets[t, j - 1] = ((later - origin) / spread[j - 1])[columns]
-        base[t] = np.where(np.isnan(seen), model.input_mean, seen)[columns]
+                targets[t, j - 1] = in_units(spec, later - origin, spread[j - 1])[columns]
+        base[t] = np.where(np.isnan(seen), input_mean(spec, model), seen)[columns]
         unit[t], naive[t] = spread[:, columns], seen[columns]
         if spec.missing_inputs:
             came[m % h] = x[t]

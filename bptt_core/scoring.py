@@ -7,8 +7,13 @@ targets.
 - Real targets: absolute error relative to the last-value forecast, or to the mean so far.
 - Classes and tokens: cross-entropy relative to the class frequencies so far with add-one smoothing;
   and the share of targets that were the likeliest class.
-- Error band: the 0.05 and 0.95 quantiles of the last errors of each output, with their sign.
-- Anomaly score of a forecast's step: see `_surprise`.
+- Error band: the 0.05 and 0.95 quantiles of the last errors of each output, with their sign;
+  narrowed or widened so that it holds 90 % of the errors that follow, see `_hold_coverage`.
+- Anomaly score of a forecast's step: see `bptt_core.calibration`.
+
+With `scaling_memory` 0 the band is not adapted, and the score is that of `_surprise`.
+
+Source: Gibbs and Candès (2021), "Adaptive conformal inference under distribution shift".
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import params
+from bptt_core import calibration, params
 from bptt_core.scaling import finish, forecast_columns, Prepared
 from bptt_core.specs import ModelSpec
 from bptt_core.state import ERRORS, Model, SEQUENCE_STEP, Streams
@@ -36,6 +41,18 @@ BAND_EVERY = 32
 # 1.3 of the 3.1 µs of a step with 8 outputs.
 BAND_RINGS = 4
 BAND_ERRORS_MIN = 20  # errors of an output before it has a band: one in each tail
+BAND_FEW = 64  # errors up to which the quantiles are computed every BAND_EVERY_FEW errors
+BAND_EVERY_FEW = 4
+# Ranks that a quantile of few errors is moved outwards, one step ahead and for each further step:
+# errors of overlapping forecasts are alike, so that few of them say less.
+BAND_RANKS, BAND_RANKS_AHEAD = 1.0, 0.3
+# Growth of the logarithm of the band's width for an error outside, nine times its fall for one
+# inside. Divided by the root of the steps ahead: errors of overlapping forecasts come in groups.
+BAND_STEP = 0.05
+BAND_WIDTH_MAX = 4.5  # bound of the width's factor, and of its inverse
+FIGURE_LIMIT = 16.0  # deviations of changes at which an error enters the figures of merit
+ERROR_MAX = 3e38  # larger errors are kept as this, the largest number of float32
+RATIO_MAX = 1e100  # deviations: larger errors are taken for it, because squares must be finite
 SURPRISES_MIN = 32  # errors of a stream before their deviation is used
 SURPRISES_MAX = 1000  # errors over which a stream's mean and deviation are averaged
 
@@ -101,8 +118,10 @@ def score(
             _take_class(model, made, truth[t, 0], naive[t, 0])
         else:
             error = truth[t] - made
-            _fade(model, slice(None), np.abs(error), np.abs(truth[t] - naive[t]))
-            _keep(model, error)
+            most = _largest_of_targets(spec, model)
+            naive_error = np.abs(truth[t] - naive[t])
+            _fade(model, slice(None), _limited(np.abs(error), most), _limited(naive_error, most))
+            _keep(spec, model, error)
         if late and t < len(predictions):
             held[m % late] = predictions[t]
     return None
@@ -127,12 +146,44 @@ def _score_forecast(
             outputs = slice((j - 1) * n, j * n)
             naive_error = np.abs(now - earlier[O:])
             errors[outputs] = np.where(np.isnan(naive_error), np.nan, now - earlier[outputs])
-            _fade(model, outputs, np.abs(errors[outputs]), naive_error)
-        _keep(model, errors)
-        scores[t] = _surprise(streams.surprise[row], errors[:n] / prepared.unit[t, :n])
+            most = np.full(n, np.inf)
+            if spec.robust and spec.scaling:
+                most = FIGURE_LIMIT * prepared.unit[t, outputs]
+            error = np.abs(errors[outputs])
+            _fade(model, outputs, _limited(error, most), _limited(naive_error, most))
+        _keep(spec, model, errors)
+        unit, surprise = prepared.unit[t, :n], streams.surprise[row]
+        if spec.robust:
+            size = error_size(errors[:n], unit)
+            scores[t] = calibration.anomaly_score(
+                surprise, model.score_ring, model.score_tail, size
+            )
+        else:
+            scores[t] = _surprise(surprise, errors[:n] / unit)
         held[m % h, :O] = predictions[t]
         held[m % h, O:] = prepared.naive[t, :n]
     return scores
+
+
+def error_size(errors: Array, unit: Array) -> float:
+    """Root mean square of errors (n,) in units (n,) of changes; NaN without an error."""
+    known = np.isfinite(errors)
+    if not known.any():
+        return math.nan
+    with np.errstate(over="ignore"):
+        ratio = np.abs(errors[known]) / np.where(unit[known] > 0, unit[known], np.inf)
+    return float(np.sqrt(np.square(np.minimum(ratio, RATIO_MAX)).sum() / ratio.size))
+
+
+def _limited(errors: Array, most: Array) -> Array:
+    return np.where(np.isfinite(errors), np.minimum(errors, most), errors)
+
+
+def _largest_of_targets(spec: ModelSpec, model: Model) -> Array:
+    """Largest errors (O,) of a regression that enter the figures: the sum of recent naive ones."""
+    if not spec.robust:
+        return np.full(spec.outputs, np.inf)
+    return np.where(model.naive_error > 0, model.naive_error / FADING, np.inf)
 
 
 def _fade(model: Model, outputs: slice, error: Array, naive_error: Array) -> None:
@@ -160,19 +211,62 @@ def _take_class(model: Model, odds: Array, wanted: float, naive: float) -> None:
     model.hits[1] += FADING * (1 - model.hits[1])
 
 
-def _keep(model: Model, error: Array) -> None:
+def _keep(spec: ModelSpec, model: Model, error: Array) -> None:
     """Keep one error of every output (O,), NaN if it is missing, for the error band."""
     if not np.isfinite(error).any():
         return
-    rows = len(model.errors)
-    model.errors[model.counters[ERRORS] % rows] = np.where(np.isfinite(error), error, np.nan)
+    rows, n = len(model.errors), spec.target_count if spec.task == "forecast" else error.size
+    kept = np.where(np.isfinite(error), np.clip(error, -ERROR_MAX, ERROR_MAX), np.nan)
+    model.errors[model.counters[ERRORS] % rows] = kept
     model.counters[ERRORS] += 1
+    if spec.robust:
+        _hold_coverage(model, error, n)
     count = int(model.counters[ERRORS])
-    if count % (max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY) == 0:
-        kept = model.errors[: model.counters[ERRORS]]
+    if count % band_every(count, rows, spec.robust) == 0:
+        seen = model.errors[:count]
         for output in range(error.size):
-            known = np.sort(kept[~np.isnan(kept[:, output]), output].astype(np.float64))
-            model.error_band[:, output] = [_quantile(known, share) for share in BAND]
+            known = np.sort(seen[~np.isnan(seen[:, output]), output].astype(np.float64))
+            tail = tail_share(known.size, output // n, spec.robust)
+            model.error_band[:, output] = [_quantile(known, share) for share in (tail, 1 - tail)]
+
+
+def band_every(count: int, rows: int, robust: bool) -> int:
+    """Errors between two computations of the quantiles, after `count` errors in a ring of rows."""
+    if robust and count < BAND_FEW:
+        return BAND_EVERY_FEW
+    return max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY
+
+
+def tail_share(count: int, ahead: int, robust: bool) -> float:
+    """The lower quantile of `count` errors of forecasts 1 + ahead steps ahead."""
+    if not robust:
+        return BAND[0]
+    return max(BAND[0] - (BAND_RANKS + BAND_RANKS_AHEAD * ahead) / max(count, 1), 0.0)
+
+
+def _hold_coverage(model: Model, error: Array, targets: int) -> None:
+    """Widen the bands of outputs whose error is outside, and narrow all others a little.
+
+    The logarithm of a band's width grows by 0.9 BAND_STEP for an error outside, and falls by 0.1
+    BAND_STEP for one inside (to the second order). Within its bounds, the share of errors inside
+    therefore tends to 0.9 whatever the errors are.
+
+    Args:
+        model: `band_width`; changed.
+        error: (O,), NaN if it is missing.
+        targets: outputs for each step ahead.
+    """
+    low, high = model.error_band
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+    known = np.isfinite(error) & np.isfinite(half)
+    outside = np.abs(error - middle) > model.band_width * half
+    step = BAND_STEP / np.sqrt(1 + np.arange(error.size) // targets)
+    wider, narrower = 0.9 * step, -0.1 * step
+    step = np.where(outside, wider, narrower)
+    width = np.clip(
+        model.band_width * (1 + step + 0.5 * step * step), 1 / BAND_WIDTH_MAX, BAND_WIDTH_MAX
+    )
+    model.band_width[known] = width[known]
 
 
 def _quantile(ordered: Array, share: float) -> float:
@@ -243,4 +337,7 @@ def error_band(model: Model) -> tuple[Array, Array]:
     if np.isnan(model.error_band).all():
         return np.empty(0), np.empty(0)
     low, high = model.error_band
+    if model.band_width.size:
+        middle, half = 0.5 * (low + high), 0.5 * model.band_width * (high - low)
+        return middle - half, middle + half
     return low.copy(), high.copy()

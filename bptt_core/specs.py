@@ -38,6 +38,9 @@ UPDATES_MAX = 10**9  # of a schedule: years, at a thousand updates a second
 BATCH_STREAMS_MAX = 16_384  # windows in one update; memory does not depend on it
 DIVERGENCE_PATIENCE_MAX = 10**9  # skipped updates in a row: as good as never
 SEED_MAX = 2**63 - 1
+SCALING_MEMORY_MAX = 10**9  # steps: as good as all
+
+DEFAULT_SCALING_MEMORY = 2000  # steps; chosen in docs/decisions.md
 
 DEFAULT_LEARNING_RATE = 0.001
 DEFAULT_LOSS: dict[Task, Loss] = {
@@ -121,6 +124,10 @@ class ModelSpec:
     and to the head separately."""
     scaling: bool = True
     """Standardise inputs and targets with running statistics of the steps so far."""
+    scaling_memory: int = DEFAULT_SCALING_MEMORY
+    """Steps over which statistics of inputs, targets and errors fade, up to SCALING_MEMORY_MAX.
+    What enters them, and what the network reads, is limited (`bptt_core.robust`). 0: statistics
+    weigh all steps alike and nothing is limited, as in models of earlier versions."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
     divergence_patience: int = 10
@@ -166,6 +173,7 @@ class ModelSpec:
         if self.final_learning_rate > self.learning_rate:
             bound = f"at most learning_rate, which is {self.learning_rate}"
             raise InvalidArgument("final_learning_rate", self.final_learning_rate, bound)
+        _check_int("scaling_memory", self.scaling_memory, 0, SCALING_MEMORY_MAX)
         _check_int("label_delay", self.label_delay, 0, LABEL_DELAY_MAX)
         if self.label_delay and self.task not in ("regression", "classification"):
             raise InvalidArgument("label_delay", self.label_delay, f"0 for task {self.task}")
@@ -245,6 +253,11 @@ class ModelSpec:
         return self.horizon * self.target_count
 
     @property
+    def robust(self) -> bool:
+        """Statistics fade, and what enters them and the network is limited."""
+        return self.scaling_memory > 0
+
+    @property
     def features(self) -> int:
         """F, columns of a step as the network reads it.
 
@@ -302,6 +315,19 @@ class ModelSpec:
         values = values | {"target_columns": tuple(values.get("target_columns", ()))}
         return cls(**values)
 
+    @classmethod
+    def from_saved(cls, values: dict[str, Any]) -> Self:
+        """The spec from a saved state: fields that it lacks get what earlier versions did.
+
+        Raises:
+            InvalidArgument: a value is out of its bounds.
+            UnknownField: no field has that name.
+        """
+        return cls.from_dict(EARLIER | values)
+
+
+EARLIER: dict[str, Any] = {"scaling_memory": 0}
+"""Values of the fields that specs of earlier versions lack."""
 
 _CHOICES: dict[str, Iterable[str]] = {
     "task": get_args(Task),

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import params
+from bptt_core import calibration, params
 from bptt_core.optimizers import OPTIMIZERS
+from bptt_core.robust import CHANGE_FIELDS, LEVEL_FIELDS
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Batch
 
@@ -69,7 +70,9 @@ class Streams(NamedTuple):
     """(S, label_delay, target_width) float64: labels of the last steps in the user's units; NaN
     where there is none yet."""
     surprise: Array
-    """(S, 3) float64, of forecasts: number, mean and variance of the sizes of recent errors."""
+    """(S, SURPRISE_FIELDS) float64, of forecasts: the scale of recent errors' sizes, and their
+    number (`bptt_core.calibration`). With `scaling_memory` 0 (S, 3): number, mean and variance of
+    these sizes."""
 
 
 class Model(NamedTuple):
@@ -111,11 +114,27 @@ class Model(NamedTuple):
     units; NaN where there is none. Empty for classes."""
     error_band: Array
     """(2, O) float64: their quantiles; NaN where there are too few."""
+    input_level: Array
+    """(D, LEVEL_FIELDS) float64: mean and variance of the inputs. As all that follow, empty with
+    `scaling_memory` 0."""
+    target_level: Array
+    """(W, LEVEL_FIELDS) float64: the same of the targets of a regression."""
+    change_scale: Array
+    """(h, D, CHANGE_FIELDS) float64: scales and means of a forecast's changes."""
+    limited: Array
+    """(1,) float64: inputs that were limited for the network."""
+    band_width: Array
+    """(O,) float64: factor of the error band's width, which holds its coverage."""
+    score_ring: Array
+    """(RANKED,) float64, of forecasts: ring of the last sizes of errors."""
+    score_tail: Array
+    """(TAIL_FIELDS,) float64: the distribution of the largest (`bptt_core.calibration`)."""
 
 
 STATISTICS = (
     *("input_count", "input_mean", "input_m2"),
     *("target_count", "target_mean", "target_m2"),
+    *("input_level", "target_level", "change_scale"),
 )
 """Arrays of a `Model` that scale values. With the parameters they are what predictions need."""
 
@@ -132,6 +151,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     scored = 1 if classes else spec.outputs
     kept = 0 if classes else spec.outputs
     width = spec.input_size if spec.task == "forecast" else spec.target_width
+    robust = _robust_shapes(spec, kept).items()
     return {
         "parameters": ((P,), spec.dtype),
         "moments": ((OPTIMIZERS[spec.optimizer].moments, P), spec.dtype),
@@ -150,6 +170,22 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "hits": ((2,), "float64"),
         "errors": ((error_rows(spec), kept), spec.dtype),
         "error_band": ((2, kept), "float64"),
+        **{name: (shape, "float64") for name, shape in robust},
+    }
+
+
+def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's arrays that are empty with `scaling_memory` 0."""
+    dense = spec.robust and spec.task != "next_token"
+    forecast = spec.robust and spec.task == "forecast"
+    return {
+        "input_level": (spec.input_size if dense else 0, LEVEL_FIELDS),
+        "target_level": (spec.target_width if dense and not forecast else 0, LEVEL_FIELDS),
+        "change_scale": (spec.horizon, spec.input_size if forecast else 0, CHANGE_FIELDS),
+        "limited": (1 if dense else 0,),
+        "band_width": (kept if spec.robust else 0,),
+        "score_ring": (calibration.RANKED if forecast else 0,),
+        "score_tail": (calibration.TAIL_FIELDS if forecast else 0,),
     }
 
 
@@ -159,6 +195,7 @@ def new_model(spec: ModelSpec) -> Model:
     arrays = {name: np.zeros(*shape) for name, shape in shapes if name != "parameters"}
     model = Model(parameters=params.initialise(spec), **arrays)
     model.last[:] = model.error_band[:] = np.nan
+    model.band_width[:] = 1.0
     model.rates[0] = spec.learning_rate
     return model
 
@@ -171,6 +208,7 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         (spec.horizon, spec.outputs + spec.target_count) if forecast else (late, spec.outputs)
     )
     state = (spec.layers, spec.state_parts, spec.hidden_size)
+    surprise = calibration.SURPRISE_FIELDS if spec.robust else 3
     return {
         "counters": ((4,), "int64"),
         "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
@@ -180,7 +218,7 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "recent": ((recent, spec.input_size), "float64"),
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
-        "surprise": ((3 if forecast else 0,), "float64"),
+        "surprise": ((surprise if forecast else 0,), "float64"),
     }
 
 

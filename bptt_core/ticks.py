@@ -251,6 +251,8 @@ class Figures:
     updates: int
     clipped_updates: int
     skipped_updates: int
+    limited_inputs: int
+    """Inputs that were limited for the network; see `ModelSpec.scaling_memory`."""
     loss: float
     baseline_loss: float
     gradient_norm: float

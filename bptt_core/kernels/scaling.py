@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.jit import compiled, inlined
-from bptt_core.kernels.linear import copy, fill
+from bptt_core.kernels.linear import copy, fill, is_finite
+from bptt_core.kernels.robust import change_unit, follow_change, follow_level, scaled
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
+from bptt_core.robust import LIMIT, MEAN, VARIANCE
 from bptt_core.state import Model
 
 Array = NDArray[Any]
@@ -35,22 +37,48 @@ def deviation(count: float, m2: float) -> float:
 
 @compiled
 def level_features(
-    sizes: Sizes, count: Array, mean: Array, m2: Array, x: Array, features: Array
+    sizes: Sizes, count: Array, mean: Array, m2: Array, level: Array, x: Array, features: Array
 ) -> None:
     """Add inputs x (D,) to their statistics; write levels, then presence flags, to features."""
     D = x.size
     if sizes.scaled or sizes.missing_inputs:
-        welford(count, mean, m2, x)
+        if sizes.robust:
+            follow_level(level, x, sizes.memory)
+        else:
+            welford(count, mean, m2, x)
     for i in range(D):
-        value = x[i]
+        value, middle = x[i], level[i, MEAN] if sizes.robust else mean[i]
         missing = math.isnan(value)
         if missing:
-            value = mean[i]
-        if sizes.scaled:
-            value = (value - mean[i]) / deviation(count[i], m2[i])
+            value = middle
+        if sizes.scaled and sizes.robust:
+            value = scaled(value - middle, math.sqrt(level[i, VARIANCE]))
+        elif sizes.scaled:
+            value = (value - middle) / deviation(count[i], m2[i])
         features[i] = value
         if sizes.missing_inputs:
             features[features.size - D + i] = 0.0 if missing else 1.0
+
+
+@inlined
+def count_limited(features: Array, D: int, changes: bool, limited: Array) -> None:
+    """Count limited inputs of a step; as `bptt_core.scaling.count_limited`."""
+    for i in range(D):
+        if abs(features[i]) >= LIMIT or (changes and abs(features[D + i]) >= LIMIT):
+            limited[0] += 1
+
+
+@compiled
+def find_units(sizes: Sizes, scale: Array, count: Array, m2: Array, units: Array) -> None:
+    """Fill units (h, D), what a change of 1 is in the user's units; as `scaling.change_units`."""
+    for j in range(units.shape[0]):
+        for i in range(units.shape[1]):
+            if not sizes.scaled:
+                units[j, i] = 1.0
+            elif sizes.robust:
+                units[j, i] = change_unit(scale[j, i])
+            else:
+                units[j, i] = deviation(count[j, i], m2[j, i])
 
 
 @inlined
@@ -131,14 +159,21 @@ def prepare_steps(
     T, late = x.shape[0], sizes.label_delay
     input_count, input_mean, input_m2 = model.input_count, model.input_mean, model.input_m2
     count, mean, m2 = model.target_count[0], model.target_mean[0], model.target_m2[0]
+    level = model.target_level
     for t in range(T + late if ends else T):
         m, label = begin + t, truth[t]
         fill(label, np.nan)
         if t < T:
-            level_features(sizes, input_count, input_mean, input_m2, x[t], features[t])
+            level_features(
+                sizes, input_count, input_mean, input_m2, model.input_level, x[t], features[t]
+            )
+            if sizes.robust and sizes.scaled:
+                count_limited(features[t], x.shape[1], False, model.limited)
             for i in range(base.shape[1]):
                 base[t, i], unit[t, i] = 0.0, 1.0
-                if sizes.scaled_targets:
+                if sizes.scaled_targets and sizes.robust:
+                    base[t, i], unit[t, i] = level[i, MEAN], math.sqrt(level[i, VARIANCE])
+                elif sizes.scaled_targets:
                     base[t, i], unit[t, i] = mean[i], deviation(count[i], m2[i])
             if late == 0:
                 copy(y[t], label)
@@ -152,7 +187,12 @@ def prepare_steps(
             continue
         copy(mean, naive[t])
         welford(count, mean, m2, label)
-        if sizes.scaled_targets:
+        if sizes.scaled_targets and sizes.robust:
+            follow_level(level, label, sizes.memory)
+            for i in range(label.size):
+                spread = math.sqrt(level[i, VARIANCE])
+                targets[t, i] = scaled(label[i] - level[i, MEAN], spread)
+        elif sizes.scaled_targets:
             for i in range(label.size):
                 targets[t, i] = (label[i] - mean[i]) / deviation(count[i], m2[i])
 
@@ -165,6 +205,7 @@ def prepare_forecast(
     recent: Array,
     begin: int,
     x: Array,
+    units: Array,
     features: Array,
     targets: Array,
     base: Array,
@@ -181,6 +222,7 @@ def prepare_forecast(
         recent: (h, D) the stream's last inputs; (2h, D) if they may be missing; changed.
         begin: steps in the stream's sequence before these.
         x: (T, D) inputs in the user's units.
+        units: (h, D) float64, scratch.
         features: filled.
         targets: filled.
         base: filled.
@@ -192,18 +234,29 @@ def prepare_forecast(
     came = recent[h:] if sizes.missing_inputs else recent
     input_count, input_mean, input_m2 = model.input_count, model.input_mean, model.input_m2
     counts, means, m2s = model.target_count, model.target_mean, model.target_m2
+    limited = sizes.robust and sizes.scaled
+    scales, level = model.change_scale, model.input_level
     for t in range(x.shape[0]):
         m = begin + t
-        level_features(sizes, input_count, input_mean, input_m2, x[t], features[t])
+        level_features(sizes, input_count, input_mean, input_m2, level, x[t], features[t])
         if sizes.scaled:
             for j in range(1, min(h, m) + 1):
-                take_changes(counts, means, m2s, j - 1, x[t], recent[(m - j) % h])
+                before = recent[(m - j) % h]
+                if sizes.robust:
+                    for i in range(D):
+                        change = x[t, i] - before[i]
+                        if is_finite(change):
+                            follow_change(scales[j - 1, i], change, sizes.memory)
+                else:
+                    take_changes(counts, means, m2s, j - 1, x[t], before)
+        find_units(sizes, scales, counts, m2s, units)
         last = recent[(m - 1) % h]
         for i in range(D):
             change = x[t, i] - last[i] if m > 0 else 0.0
-            if sizes.scaled:
-                change /= deviation(counts[0, i], m2s[0, i])
+            change = scaled(change, units[0, i]) if limited else change / units[0, i]
             features[t, D + i] = 0.0 if math.isnan(change) else change
+        if limited:
+            count_limited(features[t], D, True, model.limited)
         origin = recent[m % h]  # step m - h
         for k in range(n):
             i = columns[k]
@@ -211,15 +264,15 @@ def prepare_forecast(
             if math.isnan(seen) and m > 0:
                 seen = last[i]
             truth[t, k], naive[t, k] = x[t, i], seen
+            middle = level[i, MEAN] if sizes.robust else input_mean[i]
             for j in range(1, h + 1):
-                at, spread = (j - 1) * n + k, 1.0
-                if sizes.scaled:
-                    spread = deviation(counts[j - 1, i], m2s[j - 1, i])
-                base[t, at] = input_mean[i] if math.isnan(seen) else seen
+                at, spread = (j - 1) * n + k, units[j - 1, i]
+                base[t, at] = middle if math.isnan(seen) else seen
                 unit[t, at] = spread
                 if m >= h:
                     later = x[t, i] if j == h else came[(m + j) % h, i]
-                    targets[t, at] = (later - origin[i]) / spread
+                    change = later - origin[i]
+                    targets[t, at] = scaled(change, spread) if limited else change / spread
                 else:
                     targets[t, at] = np.nan
         if sizes.missing_inputs:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt_core.kernels.calibration import anomaly_score
 from bptt_core.kernels.jit import compiled, inlined, whole
 from bptt_core.kernels.linear import copy, is_finite
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
@@ -19,9 +20,18 @@ from bptt_core.scoring import (
     BAND,
     BAND_ERRORS_MIN,
     BAND_EVERY,
+    BAND_EVERY_FEW,
+    BAND_FEW,
+    BAND_RANKS,
+    BAND_RANKS_AHEAD,
     BAND_RINGS,
+    BAND_STEP,
+    BAND_WIDTH_MAX,
+    ERROR_MAX,
     FADING,
+    FIGURE_LIMIT,
     LEAST_PROBABILITY,
+    RATIO_MAX,
     SURPRISES_MAX,
     SURPRISES_MIN,
 )
@@ -29,7 +39,7 @@ from bptt_core.state import ERRORS, Model
 
 Array = NDArray[Any]
 
-LOW, HIGH = BAND
+LOW = BAND[0]
 BAND_MARGIN = 0.1  # share of the band's width in which its new edge is searched first
 
 
@@ -43,6 +53,12 @@ def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error:
     share = FADING if there else 0.0
     errors[at] += share * ((error if there else 0.0) - errors[at])
     naive_errors[at] += share * ((naive_error if there else 0.0) - naive_errors[at])
+
+
+@inlined
+def limited(error: float, most: float) -> float:
+    """An absolute error, at most `most`; as it is where it is not finite."""
+    return most if is_finite(error) and error > most else error
 
 
 @compiled
@@ -106,16 +122,27 @@ def quantile(values: Array, n: int, share: float, bound: float, tail: Array) -> 
     return float(low + (place - below) * (high - low))
 
 
-@inlined
+@compiled
 def keep_errors(
-    kept: Array, counters: Array, band: Array, errors: Array, column: Array, tail: Array
+    robust: bool,
+    targets: int,
+    kept: Array,
+    counters: Array,
+    band: Array,
+    width: Array,
+    errors: Array,
+    column: Array,
+    tail: Array,
 ) -> None:
     """Keep one error of every output (O,), NaN if it is missing; as `bptt_core.scoring._keep`.
 
     Args:
+        robust: the band is adapted to its coverage.
+        targets: outputs for each step ahead.
         kept: `Model.errors`; changed.
         counters: `Model.counters`; changed.
         band: `Model.error_band`; changed.
+        width: `Model.band_width`; changed.
         errors: (O,) in the user's units.
         column: (rows,) scratch; `rows` is the length of the ring `kept`.
         tail: (rows,) scratch.
@@ -126,16 +153,37 @@ def keep_errors(
     if found:
         at = counters[ERRORS] % kept.shape[0]
         for i in range(errors.size):
-            kept[at, i] = errors[i] if is_finite(errors[i]) else np.nan
+            error = min(max(errors[i], -ERROR_MAX), ERROR_MAX)
+            kept[at, i] = error if is_finite(errors[i]) else np.nan
         counters[ERRORS] += 1
+        if robust:
+            hold_coverage(targets, band, width, errors)
         count, rows = counters[ERRORS], kept.shape[0]
         every = max(BAND_EVERY, rows // BAND_RINGS) if count > rows else BAND_EVERY
+        if robust and count < BAND_FEW:
+            every = BAND_EVERY_FEW
         if count % every == 0:
-            find_band(kept, count, band, column, tail)
+            find_band(robust, targets, kept, count, band, column, tail)
+
+
+@inlined
+def hold_coverage(targets: int, band: Array, width: Array, errors: Array) -> None:
+    """Adapt the widths (O,) of bands to errors (O,); as `bptt_core.scoring._hold_coverage`."""
+    for first in range(0, errors.size, targets):
+        step = BAND_STEP / math.sqrt(1.0 + first // targets)
+        wider, narrower = 0.9 * step, -0.1 * step
+        grow, fall = 1 + wider + 0.5 * wider * wider, 1 + narrower + 0.5 * narrower * narrower
+        for i in range(first, first + targets):
+            half, middle = 0.5 * (band[1, i] - band[0, i]), 0.5 * (band[0, i] + band[1, i])
+            if is_finite(errors[i]) and is_finite(half):
+                factor = grow if abs(errors[i] - middle) > width[i] * half else fall
+                width[i] = min(max(width[i] * factor, 1 / BAND_WIDTH_MAX), BAND_WIDTH_MAX)
 
 
 @compiled
-def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) -> None:
+def find_band(
+    robust: bool, targets: int, kept: Array, count: int, band: Array, column: Array, tail: Array
+) -> None:
     """Fill band (2, O) with the quantiles of the kept errors.
 
     The new quantiles are usually close to the previous ones, so errors further inside the band are
@@ -148,10 +196,25 @@ def find_band(kept: Array, count: int, band: Array, column: Array, tail: Array) 
             if not math.isnan(kept[r, i]):
                 column[n] = kept[r, i]
                 n += 1
-        low, high = band[0, i], band[1, i]
+        low, high, share = band[0, i], band[1, i], LOW
+        if robust:
+            ranks = BAND_RANKS + BAND_RANKS_AHEAD * (i // targets)
+            share = max(LOW - ranks / max(n, 1), 0.0)
         margin = BAND_MARGIN * (high - low)
-        band[0, i] = quantile(column, n, LOW, low + margin, tail)
-        band[1, i] = quantile(column, n, HIGH, high - margin, tail)
+        band[0, i] = quantile(column, n, share, low + margin, tail)
+        band[1, i] = quantile(column, n, 1 - share, high - margin, tail)
+
+
+@inlined
+def error_size(errors: Array, unit: Array) -> float:
+    """Root mean square of errors (n,) in units of changes; as `bptt_core.scoring.error_size`."""
+    total, n = 0.0, 0
+    for i in range(errors.size):
+        if is_finite(errors[i]):
+            ratio = min(abs(errors[i]) / unit[i], RATIO_MAX) if unit[i] > 0 else 0.0
+            total += ratio * ratio
+            n += 1
+    return math.sqrt(total / n) if n > 0 else math.nan
 
 
 @compiled
@@ -218,8 +281,14 @@ def score_labels(
             else:
                 for i in range(errors.size):
                     errors[i] = truth[t, i] - made[i]
-                    fade(total, naive_total, i, abs(errors[i]), abs(truth[t, i] - naive[t, i]))
-                keep_errors(model.errors, model.counters, model.error_band, errors, column, tail)
+                    most = math.inf
+                    if sizes.robust and naive_total[i] > 0:
+                        most = naive_total[i] / FADING
+                    naive_error = abs(truth[t, i] - naive[t, i])
+                    fade(total, naive_total, i, limited(abs(errors[i]), most),
+                         limited(naive_error, most))  # fmt: skip
+                keep_errors(sizes.robust, errors.size, model.errors, model.counters,
+                            model.error_band, model.band_width, errors, column, tail)  # fmt: skip
         if late > 0 and t < predictions.shape[0]:
             copy(predictions[t], held[m % late])
 
@@ -247,6 +316,7 @@ def score_forecast(
     errors: Array,
     column: Array,
     tail: Array,
+    ordered: Array,
     scores: Array,
 ) -> None:
     """Score earlier forecasts whose truth is now known; `held` (h, O + n) keeps the newest.
@@ -255,7 +325,7 @@ def score_forecast(
         sizes: the spec's.
         model: figures; changed.
         held: changed.
-        recent_surprise: (3,) of the stream; changed.
+        recent_surprise: `Streams.surprise` of the stream; changed.
         begin: steps in the stream's sequence before these.
         predictions: (T, O).
         unit: (T, O), as in `bptt_core.scaling.Prepared`.
@@ -264,10 +334,12 @@ def score_forecast(
         errors: (O,) scratch.
         column: scratch, as in `keep_errors`.
         tail: scratch, as in `keep_errors`.
+        ordered: scratch, as in `calibration.anomaly_score`.
         scores: (T,) anomaly scores, filled.
     """
     h, n, O = sizes.horizon, truth.shape[1], predictions.shape[1]
     total, naive_total = model.error, model.naive_error
+    limits = sizes.robust and sizes.scaled
     for t in range(truth.shape[0]):
         m = begin + t
         for i in range(O):
@@ -278,8 +350,17 @@ def score_forecast(
                 at, now, last = (j - 1) * n + k, truth[t, k], earlier[O + k]
                 if not math.isnan(last):
                     errors[at] = now - earlier[at]
-                    fade(total, naive_total, at, abs(errors[at]), abs(now - last))
-        keep_errors(model.errors, model.counters, model.error_band, errors, column, tail)
-        scores[t] = surprise(recent_surprise, errors[:n], unit[t])
+                    most = FIGURE_LIMIT * unit[t, at] if limits else math.inf
+                    fade(total, naive_total, at, limited(abs(errors[at]), most),
+                         limited(abs(now - last), most))  # fmt: skip
+        keep_errors(sizes.robust, n, model.errors, model.counters, model.error_band,
+                    model.band_width, errors, column, tail)  # fmt: skip
+        if sizes.robust:
+            size = error_size(errors[:n], unit[t])
+            scores[t] = anomaly_score(
+                recent_surprise, model.score_ring, model.score_tail, size, ordered
+            )
+        else:
+            scores[t] = surprise(recent_surprise, errors[:n], unit[t])
         copy(predictions[t], held[m % h, :O])
         copy(naive[t], held[m % h, O:])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core import memory, params, scaling
+from bptt_core.calibration import RANKED
 from bptt_core.cells import CELLS
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import Clip, Loss, ModelSpec, Task
@@ -74,6 +75,7 @@ class Sizes(NamedTuple):
     """reduction="sum"."""
     scaled: bool
     scaled_targets: bool
+    robust: bool
     missing_inputs: bool
     task: int
     bias_apart: bool
@@ -84,6 +86,8 @@ class Sizes(NamedTuple):
     final_learning_rate: float
     warmup_updates: int
     decay_updates: int
+    memory: float
+    """Steps over which statistics fade; 0: not robust."""
 
 
 class Work(NamedTuple):
@@ -136,8 +140,12 @@ class Room(NamedTuple):
     """(N,) float64: anomaly scores."""
     scored: Array
     """(O,) float64: one prediction, or its errors."""
+    units: Array
+    """(h, D) float64: units of changes."""
     ring: Array
     """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
+    ordered: Array
+    """(RANKED,) float64: the largest sizes of errors in order."""
     lists: Array
     """(LISTS, B) int64: the scratch columns of `windows.advance` and `transition.run`."""
     reports: Array
@@ -178,6 +186,7 @@ def sizes(spec: ModelSpec) -> Sizes:
         sum_steps=spec.reduction == "sum",
         scaled=spec.scaling,
         scaled_targets=spec.scaling and spec.task == "regression" and spec.loss != "bernoulli",
+        robust=spec.robust,
         missing_inputs=spec.missing_inputs,
         task=TASKS[spec.task],
         bias_apart=CELLS[spec.cell].separate_hidden_bias,
@@ -187,6 +196,7 @@ def sizes(spec: ModelSpec) -> Sizes:
         final_learning_rate=float(spec.final_learning_rate),
         warmup_updates=spec.warmup_updates,
         decay_updates=spec.decay_updates,
+        memory=float(spec.scaling_memory),
     )
 
 
@@ -214,7 +224,9 @@ def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
         truth=np.zeros(labelled * spec.truth_width),
         scores=np.zeros(rows),
         scored=np.zeros(spec.outputs),
+        units=np.zeros((spec.horizon, spec.input_size)),
         ring=np.zeros((2, error_rows(spec))),
+        ordered=np.zeros(RANKED),
         lists=np.zeros((LISTS, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),

@@ -71,6 +71,7 @@ def prepare(
     lane: Array,
     x: Array,
     y: Array,
+    units: Array,
     features: Array,
     targets: Array,
     base: Array,
@@ -88,6 +89,7 @@ def prepare(
         lane: (4,) as in `Steps.lanes`.
         x: (T, D) in the user's units.
         y: (T, width); (0, width) where the task has none.
+        units: (h, D) float64, scratch.
         features: filled.
         targets: filled.
         base: filled, except for classes.
@@ -99,8 +101,8 @@ def prepare(
     begin = streams.counters[row, SEQUENCE_STEP]
     if sizes.task == FORECAST:
         prepare_forecast(
-            sizes, columns, model, streams.recent[row], begin, x, features, targets, base, unit,
-            naive, truth,
+            sizes, columns, model, streams.recent[row], begin, x, units, features, targets,
+            base, unit, naive, truth,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
         prepare_tokens(model, x, features, targets, naive, truth)
@@ -161,7 +163,7 @@ def score(
     if sizes.task == FORECAST:
         score_forecast(
             sizes, model, held, streams.surprise[row], begin, made, unit, naive, truth,
-            room.scored, column, tail, scores,
+            room.scored, column, tail, room.ordered, scores,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
         score_tokens(model, made, naive, truth)
@@ -222,7 +224,7 @@ def run(
         last = first + lengths[b] + (late if ends[b] != 0 else 0)
         target_starts[b], target_stops[b] = first, last
         prepare(
-            sizes, columns, model, streams, lanes[b], x[start:stop], y[start:stop],
+            sizes, columns, model, streams, lanes[b], x[start:stop], y[start:stop], room.units,
             features[start:stop], targets[first:last], base[start:stop], unit[start:stop],
             naive[first:last], truth[first:last],
         )  # fmt: skip

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bptt import errors
     from bptt.client import (
         Answer,
+        BatchPrediction,
+        BatchResult,
         Checkpoint,
         Client,
         Imported,
@@ -49,6 +51,8 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "Answer",
+    "BatchPrediction",
+    "BatchResult",
     "Checkpoint",
     "Client",
     "DataDamaged",

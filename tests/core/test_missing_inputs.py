@@ -11,6 +11,7 @@ import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.errors import InvalidArgument, NonFiniteError
+from bptt_core.robust import COUNT
 
 SPEC = ModelSpec(
     input_size=2, hidden_size=6, k1=2, k2=6, missing_inputs=True, learning_rate=0.01,
@@ -22,7 +23,7 @@ NAN = np.nan
 
 @backends
 def test_missing_inputs_are_fed_as_mean_and_flag(backend: Any) -> None:
-    learner = Learner(SPEC, backend=backend)
+    learner = Learner(replace(SPEC, scaling_memory=0), backend=backend)  # plain deviations
     x = np.array([[NAN, 1.0], [4.0, 3.0], [NAN, 2.0], [10.0, NAN], [7.0, 5.0]])
     learner.apply([Chunk("a", 0, x)])
     features, _ = learner.window("a")
@@ -68,15 +69,17 @@ def test_predictions_of_a_snapshot_are_those_of_learning(backend: Any) -> None:
     np.testing.assert_allclose(predicted, chunk.predictions, 1e-9)
 
 
+@pytest.mark.parametrize("memory", [0, 2000])
 @backends
-def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any) -> None:
+def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any, memory: int) -> None:
     """A variable that is always missing has no statistics, error or band; others do."""
-    whole = Learner(replace(SPEC, target_columns=(1,)), backend=backend)
+    spec = replace(SPEC, scaling_memory=memory)
+    whole = Learner(replace(spec, target_columns=(1,)), backend=backend)
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 2)).cumsum(axis=0)
     x[:, 0] = NAN
     whole.apply([Chunk("a", 0, x)])
-    both = Learner(SPEC, backend=backend)
+    both = Learner(spec, backend=backend)
     both.apply([Chunk("a", 0, x)])
     low, high = both.error_band()
     assert np.isnan([low[0], high[0]]).all()
@@ -84,8 +87,12 @@ def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any) -> 
     # Of a random walk, which nothing forecasts: 0.996 to 1.009 over 12 seeds and three processors.
     assert 0.5 < both.figures.skill_ratio < 1.5
     state = both.state()[0]
-    assert state["model.input_count"].tolist() == [0, 200]
-    assert state["model.target_count"].tolist() == [[0, 199]]
+    if memory:
+        assert state["model.input_level"][:, COUNT].tolist() == [0, 200]
+        assert state["model.change_scale"][0, :, COUNT].tolist() == [0, 199]
+    else:
+        assert state["model.input_count"].tolist() == [0, 200]
+        assert state["model.target_count"].tolist() == [[0, 199]]
     assert state["model.error"][0] == 0.0
 
 

@@ -37,6 +37,7 @@ SPECS = {
     "late labels": replace(REGRESSION, label_delay=3),
     "late classes": replace(REGRESSION, task="classification", loss=None, label_delay=5),
 }
+SPECS |= {f"{name}, no memory": replace(spec, scaling_memory=0) for name, spec in SPECS.items()}
 backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 
 
@@ -82,18 +83,37 @@ def test_changes() -> None:
 
 
 @pytest.mark.twin_of("scaling.level_features")
+@pytest.mark.parametrize("memory", [0, 20])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_levels_and_flags(scaled: bool, missing: bool) -> None:
-    spec = replace(REGRESSION, scaling=scaled, missing_inputs=missing)
+def test_levels_and_flags(scaled: bool, missing: bool, memory: int) -> None:
+    spec = replace(REGRESSION, scaling=scaled, missing_inputs=missing, scaling_memory=memory)
     model, twin = new_model(spec), naive.Scaler(spec)
     told, features = sizes.sizes(spec), np.empty(spec.features)
     x, _ = random_steps(spec, STEPS, streams=1)
     for t in range(STEPS):
         kernels.level_features(
-            told, model.input_count, model.input_mean, model.input_m2, x[t, 0], features
-        )
+            told, model.input_count, model.input_mean, model.input_m2, model.input_level, x[t, 0],
+            features,
+        )  # fmt: skip
         assert_twin(features, twin.step(x[t, 0].tolist(), None).features)
+
+
+@pytest.mark.twin_of("scaling.count_limited")
+@pytest.mark.parametrize("changes", [False, True])
+def test_limited_inputs_are_counted(changes: bool) -> None:
+    """An input counts once, whether its level, its change or both are limited."""
+    spec = ModelSpec(input_size=3)
+    if not changes:
+        spec = ModelSpec(task="regression", input_size=3, output_size=1)
+    rows = [[8.0, -8.0, 7.9, 0.0, 8.0, -8.0], [-7.9, 0.0, 1.0, 8.0, 7.9, 0.0], [0.0] * 6]
+    limited, model, ref = np.zeros(1), new_model(spec), 0
+    for row in rows:
+        kernels.count_limited(np.array(row), 3, changes, limited)
+        scaling.count_limited(spec, model, np.array(row))
+        ref += sum(abs(row[i]) >= 8 or (changes and abs(row[3 + i]) >= 8) for i in range(3))
+        assert limited[0] == model.limited[0] == ref
+    assert ref == (4 if changes else 2)
 
 
 @pytest.mark.twin_of("scaling.class_entropy", "scaling.prepare_tokens")
@@ -139,14 +159,15 @@ def prepare(
     filled = (features, targets, base, unit, rivals, truth)
     if spec.task == "forecast":
         kernels.prepare_forecast(
-            told, sizes.columns(spec), model, streams.recent[0], begin, x, *filled
-        )
+            told, sizes.columns(spec), model, streams.recent[0], begin, x,
+            np.empty((spec.horizon, spec.input_size)), *filled,
+        )  # fmt: skip
     else:
         kernels.prepare_steps(told, model, streams.labels[0], begin, x, y, ends, *filled)
     return scaling.Prepared(*filled)
 
 
-@pytest.mark.twin_of("scaling.prepare_steps", "scaling.prepare_forecast")
+@pytest.mark.twin_of("scaling.prepare_steps", "scaling.prepare_forecast", "scaling.find_units")
 @pytest.mark.parametrize("name", SPECS)
 @backends
 def test_prepare(name: str, backend: Any) -> None:

@@ -35,7 +35,9 @@ NONE = np.empty((0, 0))
 
 
 def figures(spec: ModelSpec) -> naive.Figures:
-    return naive.Figures(1 if spec.loss == "cross_entropy" else spec.outputs, error_rows(spec))
+    outputs = 1 if spec.loss == "cross_entropy" else spec.outputs
+    targets = spec.target_count if spec.task == "forecast" else outputs
+    return naive.Figures(outputs, error_rows(spec), targets, spec.robust)
 
 
 def assert_same_figures(model: Model, twin: naive.Figures) -> None:
@@ -44,6 +46,8 @@ def assert_same_figures(model: Model, twin: naive.Figures) -> None:
     assert_twin(model.hits, [twin.hits, twin.weight])
     if model.error_band.size:
         assert_twin(model.error_band, twin.band())
+    if model.band_width.size:
+        assert_twin(model.band_width, twin.width)
 
 
 def score(
@@ -79,13 +83,18 @@ def test_quantiles(n: int) -> None:
         assert math.isnan(ref) == (n < 20)
 
 
-@pytest.mark.twin_of("scoring.keep_errors", "scoring.find_band")
+@pytest.mark.twin_of("scoring.keep_errors", "scoring.find_band", "scoring.hold_coverage")
 @backends
+@pytest.mark.parametrize("memory", [0, 2000])
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_the_ring_of_errors(backend: Any, size: str) -> None:
+def test_the_ring_of_errors(backend: Any, size: str, memory: int) -> None:
     """The ring wraps around; missing errors are not stored."""
     outputs, ring = {"small": (1100, 64), "large": (300, 218)}[size]
-    model, twin = new_model(replace(REGRESSION, output_size=outputs)), naive.Figures(outputs, ring)
+    robust = memory > 0
+    spec = ModelSpec(
+        input_size=outputs // 2, horizon=2, hidden_size=2, scaling_memory=memory, dtype="float64"
+    )
+    model, twin = new_model(spec), naive.Figures(outputs, ring, outputs // 2, robust)
     assert len(model.errors) == ring
     scratch = np.empty((2, ring))
     for step in range(500):
@@ -96,13 +105,15 @@ def test_the_ring_of_errors(backend: Any, size: str) -> None:
         errors[1] = np.inf if step % 3 else np.nan
         twin.keep(errors.tolist())
         if backend == "reference":
-            scoring._keep(model, errors)
+            scoring._keep(spec, model, errors)
         else:
             kernels.keep_errors(
-                model.errors, model.counters, model.error_band, errors, scratch[0], scratch[1]
-            )
+                robust, outputs // 2, model.errors, model.counters, model.error_band,
+                model.band_width, errors, scratch[0], scratch[1],
+            )  # fmt: skip
         if step in (40, 100, 199, 350, 499):
-            assert_twin(model.error_band, twin.band() if len(twin.rows) >= 32 else np.nan)
+            assert_twin(model.error_band, twin.band())
+            assert_twin(model.band_width, twin.width if robust else [])
     low, high = scoring.error_band(model)
     assert np.isnan(low[1])
     assert (low[2:] < high[2:]).all()
@@ -198,7 +209,7 @@ def test_score_of_labels(spec: ModelSpec, late: int, backend: Any) -> None:
             twin.a_class(predictions[t].tolist(), truth[t, 0], rivals[t, 0])
         else:
             errors = (truth[t] - predictions[t]).tolist()
-            twin.numbers(0, errors, (truth[t] - rivals[t]).tolist())
+            twin.numbers(0, errors, (truth[t] - rivals[t]).tolist(), twin.sums())
             twin.keep(errors)
 
     model, streams = new_model(spec), new_streams(spec, 1)
@@ -242,10 +253,11 @@ def test_score_of_tokens(backend: Any) -> None:
 
 
 @pytest.mark.twin_of("scoring.score_forecast")
+@pytest.mark.parametrize("memory", [0, 2000])
 @backends
-def test_score_of_a_forecast(backend: Any) -> None:
+def test_score_of_a_forecast(backend: Any, memory: int) -> None:
     """A forecast made at step s for j steps ahead is scored at step s + j."""
-    spec, (h, n) = FORECAST, (3, 2)
+    spec, (h, n) = replace(FORECAST, scaling_memory=memory), (3, 2)
     x = RANDOM.normal(size=(STEPS, 2)).cumsum(axis=0)
     predictions, units = RANDOM.normal(size=(STEPS, h * n)), 1 + RANDOM.random((STEPS, h * n))
     predictions[5, 1] = np.nan  # one that was not made
@@ -262,9 +274,11 @@ def test_score_of_a_forecast(backend: Any) -> None:
                 at = (j - 1) * n + k
                 if not math.isnan(seen[t - j, k]):
                     errors[at] = x[t, k] - predictions[t - j, at]
-            twin.numbers((j - 1) * n, errors[(j - 1) * n : j * n], rivals)
+            outputs = slice((j - 1) * n, j * n)
+            most = (16 * units[t, outputs]).tolist() if memory else None
+            twin.numbers((j - 1) * n, errors[outputs], rivals, most)
         twin.keep(errors)
-        one_ahead.append([errors[k] / units[t, k] for k in range(n)])
+        one_ahead.append(errors[:n])
 
     model, streams, scores = new_model(spec), new_streams(spec, 1), []
     for start, stop in CUTS:
@@ -272,4 +286,9 @@ def test_score_of_a_forecast(backend: Any) -> None:
         prepared = Prepared(NONE, NONE, NONE, units[part], seen[part], x[part])
         scores.append(score(spec, backend, model, streams, start, predictions[part], prepared))
     assert_same_figures(model, twin)
-    np.testing.assert_allclose(np.concatenate(scores), naive.anomaly_scores(one_ahead), 1e-6)
+    if memory:
+        stream = naive.Surprise(naive.Calibration())
+        ref = [stream.score(size) for size in naive.sizes_of(one_ahead, units[:, :n].tolist())]
+    else:
+        ref = naive.anomaly_scores((np.array(one_ahead) / units[:, :n]).tolist())
+    np.testing.assert_allclose(np.concatenate(scores), ref, 1e-6)

@@ -237,6 +237,8 @@ def test_a_memory_that_does_not_fit_is_named(spec: ModelSpec) -> None:
         with pytest.raises(ShapeError) as caught:
             Learner.from_state(arrays | {name: array[None].copy()}, metadata, backend="reference")
         assert caught.value.field == name
+        if not array.size:
+            continue  # not used by this spec; states of earlier versions lack it
         rest = {key: each for key, each in arrays.items() if key != name}
         with pytest.raises(InvalidArgument) as missing:
             Learner.from_state(rest, metadata, backend="reference")

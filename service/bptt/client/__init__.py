@@ -5,6 +5,8 @@ from bptt.client.errors import ServerUnreachable, StepsLost
 from bptt.client.session import LearnSession
 from bptt.client.types import (
     Answer,
+    BatchPrediction,
+    BatchResult,
     Checkpoint,
     Imported,
     Learned,
@@ -18,6 +20,8 @@ from bptt.client.types import (
 
 __all__ = [
     "Answer",
+    "BatchPrediction",
+    "BatchResult",
     "Checkpoint",
     "Client",
     "Imported",

@@ -20,6 +20,7 @@ from bptt.errors import from_core, InvalidRequest
 from bptt_core import Learner, ModelSpec, Snapshot
 from bptt_core.cells import CELLS
 from bptt_core.errors import InvalidArgument
+from bptt_core.specs import EARLIER
 
 Array = NDArray[Any]
 
@@ -73,7 +74,7 @@ def values_of(model: PortableModel, network: Network, given: Mapping[str, Any]) 
             of this service has.
     """
     if model.spec:
-        return dict(model.spec) | dict(given)
+        return EARLIER | dict(model.spec) | dict(given)
     if "task" not in given:
         tasks = "regression, classification or next_token"
         raise InvalidRequest.of(

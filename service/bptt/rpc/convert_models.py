@@ -135,6 +135,7 @@ def model_to_proto(state: ModelStatus | UnreadModel) -> pb.Model:
         updates=figures.updates,
         clipped_updates=figures.clipped_updates,
         skipped_updates=figures.skipped_updates,
+        limited_inputs=figures.limited_inputs,
         streams=state.streams,
         skill_ratio=figures.skill_ratio,
         loss=figures.loss,

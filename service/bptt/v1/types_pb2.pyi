@@ -303,6 +303,7 @@ class ModelSpec(_message.Message):
     DIVERGENCE_PATIENCE_FIELD_NUMBER: _builtins.int
     ON_DIVERGENCE_FIELD_NUMBER: _builtins.int
     TARGET_NAMES_FIELD_NUMBER: _builtins.int
+    SCALING_MEMORY_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
     """Default: forecast."""
     input_size: _builtins.int
@@ -371,6 +372,11 @@ class ModelSpec(_message.Message):
     """Skipped updates in a row after which the model has diverged, default 10."""
     on_divergence: Global___Divergence.ValueType
     """What a model does when it has diverged. Default: stop."""
+    scaling_memory: _builtins.int
+    """Steps over which statistics of inputs, targets and errors fade, default 2000. What enters them,
+    and what the network reads, is limited to a few deviations. 0, the value of models of earlier
+    versions: statistics weigh all steps alike, and nothing is limited.
+    """
     @_builtins.property
     def target_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Forecast: which of the inputs are forecast, by index from 0. Default: all."""
@@ -417,10 +423,11 @@ class ModelSpec(_message.Message):
         divergence_patience: _builtins.int | None = ...,
         on_divergence: Global___Divergence.ValueType = ...,
         target_names: _abc.Iterable[_builtins.str] | None = ...,
+        scaling_memory: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "output_size", b"output_size", "scaling", b"scaling", "seed", b"seed", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_scaling_memory", b"_scaling_memory", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "output_size", b"output_size", "scaling", b"scaling", "scaling_memory", b"scaling_memory", "seed", b"seed", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "on_divergence", b"on_divergence", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "seed", b"seed", "target_columns", b"target_columns", "target_names", b"target_names", "task", b"task", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_scaling_memory", b"_scaling_memory", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "on_divergence", b"on_divergence", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "scaling_memory", b"scaling_memory", "seed", b"seed", "target_columns", b"target_columns", "target_names", b"target_names", "task", b"task", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_threshold: _TypeAlias = _typing.Literal["clip_threshold"]  # noqa: Y015
     _WhichOneofArgType__clip_threshold: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold"]  # noqa: Y015
@@ -456,6 +463,8 @@ class ModelSpec(_message.Message):
     _WhichOneofArgType__output_size: _TypeAlias = _typing.Literal["_output_size", b"_output_size"]  # noqa: Y015
     _WhichOneofReturnType__scaling: _TypeAlias = _typing.Literal["scaling"]  # noqa: Y015
     _WhichOneofArgType__scaling: _TypeAlias = _typing.Literal["_scaling", b"_scaling"]  # noqa: Y015
+    _WhichOneofReturnType__scaling_memory: _TypeAlias = _typing.Literal["scaling_memory"]  # noqa: Y015
+    _WhichOneofArgType__scaling_memory: _TypeAlias = _typing.Literal["_scaling_memory", b"_scaling_memory"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__vocabulary_size: _TypeAlias = _typing.Literal["vocabulary_size"]  # noqa: Y015
@@ -499,6 +508,8 @@ class ModelSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling) -> _WhichOneofReturnType__scaling | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling_memory) -> _WhichOneofReturnType__scaling_memory | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vocabulary_size) -> _WhichOneofReturnType__vocabulary_size | None: ...
@@ -531,6 +542,7 @@ class Model(_message.Message):
     ACCURACY_FIELD_NUMBER: _builtins.int
     CROSS_ENTROPY_BITS_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
+    LIMITED_INPUTS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     parameters: _builtins.int
     steps: _builtins.int
@@ -558,6 +570,10 @@ class Model(_message.Message):
     cross_entropy_bits: _builtins.float
     state_reason: _builtins.str
     """Why it is in its state, for people; empty if the state needs no explanation."""
+    limited_inputs: _builtins.int
+    """Inputs so far that were limited for the network, because they were further from their mean, or
+    from the value before, than 8 deviations: spikes, error codes, shifts of level.
+    """
     @_builtins.property
     def spec(self) -> Global___ModelSpec: ...
     def __init__(
@@ -581,10 +597,11 @@ class Model(_message.Message):
         accuracy: _builtins.float = ...,
         cross_entropy_bits: _builtins.float = ...,
         state_reason: _builtins.str = ...,
+        limited_inputs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "limited_inputs", b"limited_inputs", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

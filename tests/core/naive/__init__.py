@@ -15,6 +15,7 @@ from tests.core.naive.algebra import (
     Vector,
     vector_matrix,
 )
+from tests.core.naive.calibration import Calibration, sizes_of, Surprise
 from tests.core.naive.cells import (
     gru_backward,
     gru_forward,
@@ -36,17 +37,23 @@ from tests.core.naive.learning import (
     step_loss,
 )
 from tests.core.naive.network import layer_sizes, Network, outer_sum
+from tests.core.naive.robust import Change, Level, Scale, scaled
 from tests.core.naive.scaling import deviation, fade, Scaler, Statistics
 from tests.core.naive.scoring import anomaly_scores, Figures, quantile, sizes
 
 __all__ = [
     "TWINS",
+    "Calibration",
+    "Change",
     "Figures",
     "Learner",
+    "Level",
     "Matrix",
     "Network",
+    "Scale",
     "Scaler",
     "Statistics",
+    "Surprise",
     "Twin",
     "Vector",
     "add",
@@ -71,8 +78,10 @@ __all__ = [
     "rnn_backward",
     "rnn_forward",
     "scale_to_norm",
+    "scaled",
     "sigmoid",
     "sizes",
+    "sizes_of",
     "step_loss",
     "tanh",
     "vector_matrix",

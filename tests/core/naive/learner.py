@@ -16,6 +16,7 @@ from typing import Any
 from bptt_core import Chunk, ModelSpec
 from tests.core.naive import learning
 from tests.core.naive.algebra import add, affine, Matrix, sigmoid, Vector, zeros
+from tests.core.naive.calibration import Calibration, sizes_of, Surprise
 from tests.core.naive.cells import TWINS
 from tests.core.naive.network import Named, Network, State, Tape
 from tests.core.naive.scaling import Scaler, Step
@@ -52,6 +53,7 @@ class Stream:
     """The label of every step; NaN where it is not known."""
     errors: Matrix = field(default_factory=list)
     """Errors of the forecasts one step ahead in all sequences, in deviations of changes."""
+    surprise: Surprise | None = None
 
 
 @dataclass
@@ -82,7 +84,10 @@ class Learner:
         self.late = spec.horizon if spec.task in ("forecast", "next_token") else spec.label_delay
         """Steps from an input to its last target."""
         ring = max(64, min(512, 65_536 // spec.outputs))
-        self.figures = Figures(1 if spec.loss == "cross_entropy" else spec.outputs, ring)
+        outputs = 1 if spec.loss == "cross_entropy" else spec.outputs
+        targets = spec.target_count if spec.task == "forecast" else outputs
+        self.figures = Figures(outputs, ring, targets, spec.robust)
+        self.calibration = Calibration()
 
     def zero_state(self) -> State:
         parts = TWINS[self.spec.cell].parts
@@ -334,7 +339,7 @@ class Learner:
             return
         errors = [truth[i] - prediction[i] for i in range(len(truth))]
         rivals = [truth[i] - naive[i] for i in range(len(truth))]
-        self.figures.numbers(0, errors, rivals)
+        self.figures.numbers(0, errors, rivals, self.figures.sums())
         self.figures.keep(errors)
 
     def _score_forecast(self, lane: Lane, step: Step) -> None:
@@ -346,10 +351,19 @@ class Learner:
                 at = (j - 1) * n + k
                 errors[at] = math.nan if math.isnan(seen[k]) else now[k] - forecast[at]
             rivals = [now[k] - seen[k] for k in range(n)]
-            self.figures.numbers((j - 1) * n, errors[(j - 1) * n : j * n], rivals)
+            most = None
+            if self.spec.robust and self.spec.scaling:
+                most = [16 * unit for unit in step.unit[(j - 1) * n : j * n]]
+            self.figures.numbers((j - 1) * n, errors[(j - 1) * n : j * n], rivals, most)
         self.figures.keep(errors)
-        lane.stream.errors.append([errors[k] / step.unit[k] for k in range(n)])
-        lane.scores.append(anomaly_scores(lane.stream.errors)[-1])
+        if self.spec.robust:
+            if lane.stream.surprise is None:
+                lane.stream.surprise = Surprise(self.calibration)
+            (size,) = sizes_of([errors[:n]], [step.unit[:n]])
+            lane.scores.append(lane.stream.surprise.score(size))
+        else:
+            lane.stream.errors.append([errors[k] / step.unit[k] for k in range(n)])
+            lane.scores.append(anomaly_scores(lane.stream.errors)[-1])
         made.append((lane.predictions[-1], step.naive))
 
 

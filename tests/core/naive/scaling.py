@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bptt_core import ModelSpec
 from tests.core.naive.algebra import Matrix, Vector
+from tests.core.naive.robust import Change, Level, scaled
 
 FADING = 0.001
 
@@ -66,11 +67,27 @@ class Scaler:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.columns = list(spec.target_columns or range(spec.input_size))
-        self.inputs = [Statistics() for _ in range(spec.input_size)]
-        self.changes = [[Statistics() for _ in range(spec.input_size)] for _ in range(spec.horizon)]
-        self.targets = [Statistics() for _ in range(spec.target_width)]
+        self.inputs = [self._level() for _ in range(spec.input_size)]
+        self.changes = [
+            [
+                Change(spec.scaling_memory) if spec.robust else Statistics()
+                for _ in range(spec.input_size)
+            ]
+            for _ in range(spec.horizon)
+        ]
+        self.means = [Statistics() for _ in range(spec.target_width)]
+        """Of all targets: the naive forecast."""
+        self.targets = [self._level() for _ in range(spec.target_width)]
         self.classes: list[int] = []
         """All that ever came."""
+
+    def _level(self) -> Statistics | Level:
+        return Level(self.spec.scaling_memory) if self.spec.robust else Statistics()
+
+    def in_units(self, value: float, unit: float) -> float:
+        if self.spec.robust and self.spec.scaling:
+            return scaled(value, unit)
+        return value / unit
 
     def forecast(self, earlier: Matrix, x: Vector) -> Step:
         """The next step of a sequence of which `earlier` is all before it."""
@@ -89,12 +106,12 @@ class Scaler:
         changes = [0.0] * D
         for i in range(D):
             change = x[i] - seen[m - 1][i] if m else math.nan
-            changes[i] = 0.0 if math.isnan(change) else change / self.unit(1, i)
+            changes[i] = 0.0 if math.isnan(change) else self.in_units(change, self.unit(1, i))
         target = None
         if m >= h:
             origin = seen[m - h]
             target = [
-                (sequence[m - h + j][i] - origin[i]) / self.unit(j, i)
+                self.in_units(sequence[m - h + j][i] - origin[i], self.unit(j, i))
                 for j in range(1, h + 1)
                 for i in self.columns
             ]
@@ -111,11 +128,13 @@ class Scaler:
             value = self.inputs[i].mean()
         if not self.spec.scaling:
             return value
-        return (value - self.inputs[i].mean()) / self.inputs[i].deviation()
+        return self.in_units(value - self.inputs[i].mean(), self.inputs[i].deviation())
 
     def unit(self, ahead: int, i: int) -> float:
-        """Standard deviation of changes over `ahead` steps."""
-        return self.changes[ahead - 1][i].deviation() if self.spec.scaling else 1.0
+        """What a change of 1 over `ahead` steps is in the user's units."""
+        if not self.spec.scaling:
+            return 1.0
+        return self.changes[ahead - 1][i].deviation()
 
     def step(self, x: Vector, y: Vector | None) -> Step:
         """A step of a regression or classification, and the target that is complete with it."""
@@ -141,13 +160,15 @@ class Scaler:
             return None, []
         if self.spec.loss == "cross_entropy":
             return y, [self.entropy(y[0])]
-        naive = [each.mean() for each in self.targets]
+        naive = [each.mean() for each in self.means]
         for i in range(len(y)):
+            self.means[i].take(y[i])
             self.targets[i].take(y[i])
         if not self.scales_targets():
             return y, naive
         target = [
-            (y[i] - self.targets[i].mean()) / self.targets[i].deviation() for i in range(len(y))
+            self.in_units(y[i] - self.targets[i].mean(), self.targets[i].deviation())
+            for i in range(len(y))
         ]
         return target, naive
 
