@@ -1,35 +1,32 @@
-"""The notice that is printed while a model is created."""
+"""A server that compiles kernels says so, and so does the command that waits for it."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-from typing import Any
+import re
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from bptt.cli.create import create_model
-
-
-class Slow:
-    """A client whose server answers slowly."""
-
-    async def create_model(self, model_id: str, spec: dict[str, Any]) -> str:
-        await asyncio.sleep(0.1)
-        return model_id
+from tests.cli.conftest import run
+from tests.support.server import serving
 
 
-@pytest.mark.parametrize(
-    ("notice_seconds", "printed"),
-    [(0.01, "the server is compiling kernels for lstm; this happens once\n"), (60.0, "")],
-)
-async def test_only_a_long_wait_is_explained(
-    monkeypatch: pytest.MonkeyPatch, notice_seconds: float, printed: str
+def test_compiling_is_told_while_a_model_waits_for_it_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bptt.cli.create.NOTICE_SECONDS", notice_seconds)
-    console = Console(file=io.StringIO(), width=200)
-    client: Any = Slow()
-    made: Any = await create_model(client, "m", {"cell": "lstm"}, console)
-    assert made == "m"
-    assert console.file.getvalue() == printed  # type: ignore[attr-defined]
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    table = tmp_path / "table.csv"
+    table.write_text("a\n1\n2\n4\n")
+    with (tmp_path / "log").open("w+") as log, serving(log=log) as server:
+        first = run("learn", str(table), "--model", "m", "--address", server.address)
+        again = run("learn", str(table), "--model", "n", "--address", server.address)
+        log.seek(0)
+        logged = log.read()
+    assert first.status == again.status == 0
+    said = first.out + first.err
+    assert "the server is compiling kernels for rnn_tanh; this happens once\n" in said
+    assert re.search(r"^kernels for rnn_tanh compiled in \d+\.\d s$", said, re.MULTILINE)
+    assert "kernels" not in again.out + again.err
+    begun = re.findall(r"compiling kernel ([\w.]+), 1 of \d+; this happens once", logged)
+    assert len(begun) == 1
+    assert re.search(rf"compiled kernel {re.escape(begun[0])}, 1 of \d+, in \d+\.\d s", logged)

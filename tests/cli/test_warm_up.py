@@ -11,7 +11,7 @@ from tests.cli.conftest import run
 def test_a_cell_is_compiled_or_loaded() -> None:
     done = run("warm-up")
     assert done.status == 0, done.err
-    assert re.fullmatch(r"rnn_tanh \(1 of 1\) … \d+\.\d s\n", done.out)
+    assert re.fullmatch(r"rnn_tanh \(1 of 1\): \d+\.\d s\n", done.out)
     done = run("warm-up", "--json")
     assert done.status == 0, done.err
     [(cell, seconds)] = json.loads(done.out).items()
