@@ -29,7 +29,6 @@ from bptt_core.calibration import (
     SCALE_MEMORY,
     SCORED_MIN,
     SEEN,
-    SHAPE_LEAST,
     SHAPE_MAX,
     SHAPE_PRIOR,
     SHARE,
@@ -92,7 +91,7 @@ def tail_shape(tail: Array) -> float:
     shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    return min(max(shape, 0.0), SHAPE_MAX)
+    return max(min(shape, SHAPE_MAX), 1 / (count + 1))
 
 
 @compiled
@@ -101,16 +100,12 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
     ratio = score / share
     if ratio >= 1:
         return 0.0
-    if shape < SHAPE_LEAST:
-        return -scale * math.log(ratio)
     return float(scale / shape * (ratio**-shape - 1))
 
 
 @compiled
 def tail_probability(excess: float, share: float, shape: float, scale: float) -> float:
     """The score of an excess."""
-    if shape < SHAPE_LEAST:
-        return share * math.exp(-excess / scale)
     return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 
