@@ -42,6 +42,8 @@ EXCESSES_MAX = 256.0  # excesses over which the tail's moments fade; 512 was no 
 SHAPE_PRIOR = 50.0  # excesses that a first guess of an exponential tail counts for
 SHAPE_MAX = 0.4  # of the tail; never negative, because such a tail would end somewhere
 FIRST_EXCESS_MAX = 4.0  # medians at which an excess enters the first moments: 1 in 16 are larger
+USUAL_EXCESS = 0.3  # thresholds: the mean excess of Gaussian errors is 0.26 of them
+USUAL_COUNT = 4.0  # excesses of that size that the first moments begin with
 FIRST_SIZE_MAX = 8.0  # deviations of a size that is ranked although its stream has no scores yet
 NEAR_SCORE, FAR_SCORE = 0.01, 0.001  # levels whose shares are held
 NEAR_STEP, FAR_STEP = 0.1, 0.25  # growth of a factor's logarithm at a score below its level
@@ -178,6 +180,7 @@ def find_threshold(ring: Array, tail: Array) -> None:
         return
     median = excesses[(excesses.size - 1) // 2]
     excesses = np.minimum(excesses, FIRST_EXCESS_MAX * median)
+    usual, count = USUAL_EXCESS * threshold, excesses.size + USUAL_COUNT
     tail[EXCESSES] = excesses.size
-    tail[EXCESS_MEAN] = excesses.sum() / excesses.size
-    tail[EXCESS_SQUARE] = np.square(excesses).sum() / excesses.size
+    tail[EXCESS_MEAN] = (excesses.sum() + USUAL_COUNT * usual) / count
+    tail[EXCESS_SQUARE] = (np.square(excesses).sum() + USUAL_COUNT * 2 * usual * usual) / count

@@ -36,6 +36,8 @@ from bptt_core.calibration import (
     STRETCH_MAX,
     TAIL_SHARE,
     THRESHOLD,
+    USUAL_COUNT,
+    USUAL_EXCESS,
 )
 from bptt_core.kernels.jit import compiled, inlined, whole
 from bptt_core.kernels.linear import is_finite
@@ -174,6 +176,7 @@ def find_threshold(ring: Array, tail: Array, ordered: Array) -> None:
         excess = min(ordered[i] - threshold, most)
         total += excess
         squares += excess * excess
+    usual, count = USUAL_EXCESS * threshold, above + USUAL_COUNT
     tail[EXCESSES] = above
-    tail[EXCESS_MEAN] = total / above
-    tail[EXCESS_SQUARE] = squares / above
+    tail[EXCESS_MEAN] = (total + USUAL_COUNT * usual) / count
+    tail[EXCESS_SQUARE] = (squares + USUAL_COUNT * 2 * usual * usual) / count

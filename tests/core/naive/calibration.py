@@ -73,8 +73,10 @@ class Calibration:
             most = 4 * excesses[(len(excesses) - 1) // 2]
             excesses = [min(each, most) for each in excesses]
             self.count = len(excesses)
-            self.mean = math.fsum(excesses) / self.count
-            self.square = math.fsum(each**2 for each in excesses) / self.count
+            usual = 0.3 * self.threshold
+            self.mean = (math.fsum(excesses) + 4 * usual) / (self.count + 4)
+            squares = math.fsum(each**2 for each in excesses)
+            self.square = (squares + 4 * 2 * usual**2) / (self.count + 4)
 
 
 class Surprise:
