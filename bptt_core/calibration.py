@@ -40,9 +40,10 @@ RANKED_MIN = 24  # sizes before there are scores
 TAIL_SHARE = 0.1  # sizes beyond the threshold
 EXCESSES_MAX = 256.0  # excesses over which the tail's moments fade; 512 was no better
 SHAPE_PRIOR = 50.0  # excesses that a first guess of an exponential tail counts for
-SHAPE_LEAST = 1e-6  # smaller shapes are those of an exponential tail
-SHAPE_MAX = 0.4  # of the tail; at least 0, because one of negative shape would end somewhere
+SHAPE_MAX = 0.4  # of the tail; never negative, because such a tail would end somewhere
 FIRST_EXCESS_MAX = 4.0  # medians at which an excess enters the first moments: 1 in 16 are larger
+USUAL_EXCESS = 0.3  # thresholds: the mean excess of Gaussian errors is 0.26 of them
+USUAL_COUNT = 4.0  # excesses of that size that the first moments begin with
 FIRST_SIZE_MAX = 8.0  # deviations of a size that is ranked although its stream has no scores yet
 NEAR_SCORE, FAR_SCORE = 0.01, 0.001  # levels whose shares are held
 NEAR_STEP, FAR_STEP = 0.1, 0.25  # growth of a factor's logarithm at a score below its level
@@ -104,13 +105,17 @@ def _probability(ring: Array, tail: Array, size: float) -> float:
 
 
 def tail_shape(tail: Array) -> tuple[float, float]:
-    """Shape and scale of the generalised Pareto distribution of excesses."""
+    """Shape and scale of the generalised Pareto distribution of excesses.
+
+    Few excesses tell little about the scale. The least shape, 1 / (n + 1), is the one with which n
+    excesses of an exponential distribution predict the next, their scale being unknown.
+    """
     mean, count = float(tail[EXCESS_MEAN]), float(tail[EXCESSES])
     variance = float(tail[EXCESS_SQUARE]) - mean * mean
     shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    shape = min(max(shape, 0.0), SHAPE_MAX)
+    shape = max(min(shape, SHAPE_MAX), 1 / (count + 1))
     return shape, mean * (1 - shape)
 
 
@@ -119,15 +124,11 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
     ratio = score / share
     if ratio >= 1:
         return 0.0
-    if shape < SHAPE_LEAST:
-        return -scale * math.log(ratio)
     return float(scale / shape * (ratio**-shape - 1))
 
 
 def tail_probability(excess: float, share: float, shape: float, scale: float) -> float:
     """The score of an excess."""
-    if shape < SHAPE_LEAST:
-        return share * math.exp(-excess / scale)
     return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 
@@ -179,6 +180,7 @@ def find_threshold(ring: Array, tail: Array) -> None:
         return
     median = excesses[(excesses.size - 1) // 2]
     excesses = np.minimum(excesses, FIRST_EXCESS_MAX * median)
+    usual, count = USUAL_EXCESS * threshold, excesses.size + USUAL_COUNT
     tail[EXCESSES] = excesses.size
-    tail[EXCESS_MEAN] = excesses.sum() / excesses.size
-    tail[EXCESS_SQUARE] = np.square(excesses).sum() / excesses.size
+    tail[EXCESS_MEAN] = (excesses.sum() + USUAL_COUNT * usual) / count
+    tail[EXCESS_SQUARE] = (np.square(excesses).sum() + USUAL_COUNT * 2 * usual * usual) / count

@@ -29,7 +29,6 @@ from bptt_core.calibration import (
     SCALE_MEMORY,
     SCORED_MIN,
     SEEN,
-    SHAPE_LEAST,
     SHAPE_MAX,
     SHAPE_PRIOR,
     SHARE,
@@ -37,6 +36,8 @@ from bptt_core.calibration import (
     STRETCH_MAX,
     TAIL_SHARE,
     THRESHOLD,
+    USUAL_COUNT,
+    USUAL_EXCESS,
 )
 from bptt_core.kernels.jit import compiled, inlined, whole
 from bptt_core.kernels.linear import is_finite
@@ -92,7 +93,7 @@ def tail_shape(tail: Array) -> float:
     shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    return min(max(shape, 0.0), SHAPE_MAX)
+    return max(min(shape, SHAPE_MAX), 1 / (count + 1))
 
 
 @compiled
@@ -101,16 +102,12 @@ def excess_at(score: float, share: float, shape: float, scale: float) -> float:
     ratio = score / share
     if ratio >= 1:
         return 0.0
-    if shape < SHAPE_LEAST:
-        return -scale * math.log(ratio)
     return float(scale / shape * (ratio**-shape - 1))
 
 
 @compiled
 def tail_probability(excess: float, share: float, shape: float, scale: float) -> float:
     """The score of an excess."""
-    if shape < SHAPE_LEAST:
-        return share * math.exp(-excess / scale)
     return float(share * (1 + shape * excess / scale) ** (-1 / shape))
 
 
@@ -179,6 +176,7 @@ def find_threshold(ring: Array, tail: Array, ordered: Array) -> None:
         excess = min(ordered[i] - threshold, most)
         total += excess
         squares += excess * excess
+    usual, count = USUAL_EXCESS * threshold, above + USUAL_COUNT
     tail[EXCESSES] = above
-    tail[EXCESS_MEAN] = total / above
-    tail[EXCESS_SQUARE] = squares / above
+    tail[EXCESS_MEAN] = (total + USUAL_COUNT * usual) / count
+    tail[EXCESS_SQUARE] = (squares + USUAL_COUNT * 2 * usual * usual) / count

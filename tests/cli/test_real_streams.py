@@ -172,8 +172,9 @@ def test_the_error_band_and_the_anomaly_are_printed(bptt: Bptt, tmp_path: Path, 
     # The ranges are of single seeds: 12 seeds on each of three processors.
     assert -0.4 < last["error_low"][0][0] < 0  # -0.230 to -0.213
     assert 0 < last["error_high"][0][0] < 0.4  # 0.192 to 0.207
-    assert {each["step"] for each in last["lowest_anomaly_scores"]} <= {1200, 1201}
-    assert last["lowest_anomaly_scores"][0]["score"] < 1e-6  # 1e-44 to 1e-42
+    lowest = last["lowest_anomaly_scores"]
+    assert {each["step"] for each in lowest if each["score"] < 1e-6} <= {1200, 1201}
+    assert lowest[0]["score"] < 1e-6
     assert last["model_state"] == "running"
     printed = bptt("learn", file, "--model", name, "--stream", "again").out
     assert re.search(r"^90 % of recent errors: a -0\.\d+ to 0\.\d+$", printed, re.M)

@@ -24,15 +24,13 @@ class Calibration:
         shape = 0.0
         if variance > 0:
             shape = (1 - self.mean**2 / variance) / 2 * self.count / (self.count + 50)
-        shape = max(0.0, min(0.4, shape))
+        shape = max(1 / (self.count + 1), min(0.4, shape))
         return shape, self.mean * (1 - shape)
 
     def excess_at(self, score: float) -> float:
         shape, scale = self.shape_and_scale()
         if score >= self.share:
             return 0.0
-        if shape < 1e-6:
-            return scale * math.log(self.share / score)
         return float(scale / shape * ((score / self.share) ** -shape - 1))
 
     def probability(self, size: float) -> float:
@@ -44,8 +42,6 @@ class Calibration:
         excess /= math.exp(self.near)
         beyond = max(0.0, excess - self.excess_at(0.01))
         excess += beyond / math.exp(self.far) - beyond
-        if shape < 1e-6:
-            return max(self.share * math.exp(-excess / scale), 1e-300)
         return max(float(self.share * (1 + shape * excess / scale) ** (-1 / shape)), 1e-300)
 
     def hold_shares(self, score: float) -> None:
@@ -77,8 +73,10 @@ class Calibration:
             most = 4 * excesses[(len(excesses) - 1) // 2]
             excesses = [min(each, most) for each in excesses]
             self.count = len(excesses)
-            self.mean = math.fsum(excesses) / self.count
-            self.square = math.fsum(each**2 for each in excesses) / self.count
+            usual = 0.3 * self.threshold
+            self.mean = (math.fsum(excesses) + 4 * usual) / (self.count + 4)
+            squares = math.fsum(each**2 for each in excesses)
+            self.square = (squares + 4 * 2 * usual**2) / (self.count + 4)
 
 
 class Surprise:
