@@ -18,6 +18,9 @@ Durability = Literal["full", "process", "none"]
 """What an acknowledged step survives: `full`, a crash of the machine; `process`, a crash of the
 process; `none`, only a clean stop."""
 
+Reflection = Literal["everybody", "callers", "nobody"]
+"""Who may use gRPC's reflection: `callers` are those that the server knows."""
+
 MESSAGE_BYTES_MAX = 4 << 20
 """Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
 clients. Holds a chunk of a million float32 values."""
@@ -230,6 +233,40 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The files of TLS. They are read again when they change; open calls go on."""
+
+    cert: Path | None = setting(
+        None, "File of the server's certificate and its chain, in PEM; needs --tls-key."
+    )
+    """None: no encryption."""
+    key: Path | None = setting(None, "File of the certificate's private key, in PEM.")
+    """Without a password, because nobody is there to type it when the server starts again."""
+    client_ca: Path | None = setting(
+        None,
+        "File of the certificates, in PEM, one of which must have signed a client's certificate. "
+        "With it, a client without such a certificate cannot connect.",
+    )
+    """None: clients show no certificates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jwt:
+    """An issuer of JSON Web Tokens whose callers the server takes. All three go together."""
+
+    issuer: str | None = setting(None, "Issuer of JSON Web Tokens, as their claim `iss` names it.")
+    """None: no such tokens are taken."""
+    audience: str | None = setting(
+        None, "Audience that such a token must name in its claim `aud`."
+    )
+    """Without it, a token that was issued for another service would do."""
+    keys: str | None = setting(
+        None, "The issuer's JSON Web Key Set: a file, or a URL that begins with https://."
+    )
+    """A file is read again when it changes, a URL every five minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """All settings of a server.
 
@@ -239,8 +276,8 @@ class ServerConfig:
 
     address: str = setting(
         "127.0.0.1:50051",
-        "Address of gRPC; port 0 picks a free port. The server does not authenticate clients: "
-        "use a loopback address unless a proxy in front of the server authenticates them.",
+        "Address of gRPC; port 0 picks a free port. An address that other machines reach needs "
+        "--tls-cert, --tls-key and --callers.",
     )
     """Where gRPC listens, host:port."""
     metrics_address: str | None = setting(
@@ -248,6 +285,28 @@ class ServerConfig:
         "Address of /metrics for Prometheus; port 0 picks a free port, `none` serves no metrics.",
     )
     """Where Prometheus scrapes /metrics, host:port. None: metrics are not served."""
+    callers: Path | None = setting(
+        None,
+        "File of the callers and what each may do, which `bptt token` writes. With it, every call "
+        "but those of health needs a token or a client certificate.",
+    )
+    """Read again when it changes. None, and no `jwt`: the server does not ask who calls."""
+    reflection: Reflection = setting(
+        "callers",
+        "Who may read the API from the server, as grpcurl does. everybody; callers: those that the "
+        "server knows, or everybody if it does not ask; nobody.",
+    )
+    """See `Reflection`."""
+    insecure: bool = setting(
+        False,
+        "Serve an address that other machines reach without TLS or without callers: who reaches "
+        "the port may read, change and delete every model.",
+    )
+    """For networks that something else protects."""
+    tls: Tls = field(default_factory=Tls)
+    """Encryption of gRPC."""
+    jwt: Jwt = field(default_factory=Jwt)
+    """Callers that an issuer vouches for."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",
@@ -307,9 +366,10 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
-        if self.durability not in get_args(Durability):
-            choices = ", ".join(get_args(Durability))
-            raise InvalidRequest.of("durability", self.durability, f"one of {choices}")
+        for name, kind in (("durability", Durability), ("reflection", Reflection)):
+            value, choices = getattr(self, name), get_args(kind)
+            if value not in choices:
+                raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")
         _check_bounds("", self)
 
 
@@ -340,7 +400,7 @@ class ConfigField:
         return "BPTT_" + self.name.upper()
 
 
-_SECTIONS = {"kept": Kept, "limits": Limits}
+_SECTIONS: dict[str, type[Any]] = {"tls": Tls, "jwt": Jwt, "kept": Kept, "limits": Limits}
 
 
 def config_fields() -> list[ConfigField]:
