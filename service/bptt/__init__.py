@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bptt import errors
     from bptt.client import (
+        Access,
         Answer,
         Checkpoint,
         Client,
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
         ModelFailed,
         NotFound,
         OutOfOrder,
+        PermissionDenied,
         ServiceError,
+        Unauthenticated,
         Unavailable,
         Violation,
     )
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
+    "Access",
     "AlreadyExists",
     "Answer",
     "Checkpoint",
@@ -62,12 +66,14 @@ __all__ = [
     "ModelSpec",
     "NotFound",
     "OutOfOrder",
+    "PermissionDenied",
     "Prediction",
     "Refused",
     "ServerUnreachable",
     "ServiceError",
     "StepsLost",
     "Stream",
+    "Unauthenticated",
     "Unavailable",
     "UpdateReport",
     "Violation",

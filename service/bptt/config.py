@@ -256,9 +256,7 @@ class Jwt:
 
     issuer: str | None = setting(None, "Issuer of JSON Web Tokens, as their claim `iss` names it.")
     """None: no such tokens are taken."""
-    audience: str | None = setting(
-        None, "Audience that such a token must name in its claim `aud`."
-    )
+    audience: str | None = setting(None, "Audience that such a token must name in its claim `aud`.")
     """Without it, a token that was issued for another service would do."""
     keys: str | None = setting(
         None, "The issuer's JSON Web Key Set: a file, or a URL that begins with https://."

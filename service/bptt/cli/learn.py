@@ -9,7 +9,8 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
-from bptt.cli.console import address_option, json_option, say_error
+from bptt.cli.connection import address_option
+from bptt.cli.console import json_option, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.learn_run import LearnRun

@@ -10,10 +10,11 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from bptt.cli.console import address_option, json_option, number, output, print_json
+from bptt.cli.connection import address_option, connect
+from bptt.cli.console import json_option, number, output, print_json
 from bptt.cli.data.textfile import VOCABULARY
 from bptt.cli.plan import check_read
-from bptt.client import Client, Model, Prediction
+from bptt.client import Model, Prediction
 
 EXAMPLE = """\b
 Examples:
@@ -82,7 +83,7 @@ def _step(text: str) -> list[float]:
 async def _ask(
     address: str, model: str, stream: str, steps: list[list[float]], text: str | None
 ) -> tuple[Model, Prediction]:
-    async with Client.connect(address) as client:
+    async with connect(address) as client:
         found = check_read(await client.get_model(model))
         if text is not None and found.spec.get("vocabulary_size") != VOCABULARY:
             raise click.BadParameter(

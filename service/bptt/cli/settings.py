@@ -244,7 +244,8 @@ class SettingOption(click.Option):
             default=field.default,
             show_default=field.default is not None and field.type is not bool,
             # `--insecure` stands for `--insecure true`.
-            **({"is_flag": False, "flag_value": "true"} if field.type is bool else {}),
+            is_flag=False if field.type is bool else None,
+            flag_value="true" if field.type is bool else None,
             envvar=field.variable,
             metavar=_METAVARS.get(field.name.rpartition("_")[2], metavar),
             help=field.setting.help,

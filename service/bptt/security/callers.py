@@ -145,9 +145,7 @@ def create_token(
         expires: Unix time of the end; None: never.
     """
     identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    entry = Entry(
-        identity, check_name(name), role, check_patterns(models), time.time(), expires
-    )
+    entry = Entry(identity, check_name(name), role, check_patterns(models), time.time(), expires)
     _add(path, replace(entry, sha256=_hash(secret)))
     return f"bptt_{identity}_{secret}"
 
