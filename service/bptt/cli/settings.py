@@ -140,7 +140,8 @@ def read_file(path: Path) -> _File:
             raise click.UsageError(f"{place}: unknown key {key!r}{_hint(key, known)}")
         right = isinstance(value, bool) if types[key] is bool else not isinstance(value, bool)
         if not right or not isinstance(value, (str, int, float)):
-            raise click.UsageError(f"{place}: {key} is {value!r}, but must be text or a number")
+            bound = "true or false" if types[key] is bool else "text or a number"
+            raise click.UsageError(f"{place}: {key} is {value!r}, but must be {bound}")
     return _File(path, {key: str(value) for key, value in values.items()}, lines)
 
 

@@ -87,13 +87,18 @@ class TlsFiles:
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         bound = "a certificate in PEM, and tls.key its private key without a password"
-        _checked("tls.cert", cert, bound, lambda: context.load_cert_chain(cert, key, _no_password))
+        _checked(
+            "tls.cert",
+            f"{cert} with {key}",
+            bound,
+            lambda: context.load_cert_chain(cert, key, _no_password),
+        )
         if pems.client_ca is not None:
             text = pems.client_ca.decode(errors="replace")
             bound = "certificates in PEM"
             _checked(
                 "tls.client_ca",
-                self._settings.client_ca,
+                str(self._settings.client_ca),
                 bound,
                 lambda: context.load_verify_locations(cadata=text),
             )
@@ -118,9 +123,9 @@ def _pem(field: str, path: Path) -> bytes:
     return data
 
 
-def _checked(field: str, path: Path | None, bound: str, load: Callable[[], None]) -> None:
+def _checked(field: str, value: str, bound: str, load: Callable[[], None]) -> None:
     try:
         load()
     except (ssl.SSLError, ValueError, OSError) as error:
         why = getattr(error, "reason", None) or str(error)
-        raise InvalidRequest.of(field, f"{path} ({why})", bound) from error
+        raise InvalidRequest.of(field, f"{value} ({why})", bound) from error

@@ -208,7 +208,9 @@ def _check_time(caller: Caller) -> None:
 def _check_role(rule: Rule, caller: Caller) -> None:
     if caller.role < rule.role:
         role, needed = caller.role.name.lower(), rule.role.name.lower()
-        raise PermissionDenied(f"caller {caller.name!r} has the role {role}; this needs the role {needed}")
+        raise PermissionDenied(
+            f"caller {caller.name!r} has the role {role}; this needs the role {needed}"
+        )
 
 
 def _check_model(rule: Rule, caller: Caller, message: Any) -> None:

@@ -72,6 +72,7 @@ METHODS: dict[str, Rule] = {
     _MODELS + "ExportModel": Rule(Role.READER, _named),
     _MODELS + "ImportModel": Rule(Role.ADMIN, _imported),
     _HEALTH + "Check": Rule(Role.READER, _health, open=True),
+    _HEALTH + "List": Rule(Role.ADMIN),  # not implemented by the server, and it names all models
     _HEALTH + "Watch": Rule(Role.READER, _health, open=True),
     REFLECTION[0]: Rule(Role.READER),
     REFLECTION[1]: Rule(Role.READER),
