@@ -125,7 +125,7 @@ def test_a_token_is_in_no_output_no_log_and_no_process_list(site: Site) -> None:
     secret = Path(site.token("reader")).read_text().strip()
     wrong = secret[:-1] + ("A" if secret[-1] != "A" else "B")
     environment = {**os.environ, "BPTT_TOKEN": wrong}
-    for arguments in (("models",), ("models", "--json"), ("predict", "--model", "m")):
+    for arguments in (("models",), ("models", "--json"), ("models", "save", "m")):
         done = subprocess.run(
             ["bptt", *arguments, *site.reach],
             executable=program("bptt"),

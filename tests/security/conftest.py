@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -63,7 +64,7 @@ class Secured:
             client_ca=self.ca_file if client_ca else None,
         )
 
-    def access(self, token: str | None, **more: Path) -> Access:
+    def access(self, token: str | None, **more: Any) -> Access:
         return Access(tls_ca=self.ca_file, token=token, **more)
 
     @contextlib.asynccontextmanager

@@ -94,7 +94,7 @@ async def test_roles_include_one_another_and_end_at_their_methods(secured: Secur
             assert isinstance(error, PermissionDenied)
             assert "needs the role admin" in str(error)
         async with secured.client(server, reader) as client:
-            assert await client.predict("m", "s")
+            assert (await client.predict("m", "s")).values.shape[1:] == (1, 2)
             assert [each.model_id for each in await client.list_models()] == ["m"]
             assert isinstance(await refusal(client.reset_stream("m", "s")), PermissionDenied)
             with pytest.raises(PermissionDenied, match="needs the role writer"):

@@ -35,7 +35,10 @@ class Issuer:
         self.publish()
 
     def publish(self) -> None:
-        kinds = {"rsa": jwt.algorithms.RSAAlgorithm, "ec": jwt.algorithms.ECAlgorithm}
+        kinds: dict[str, Any] = {
+            "rsa": jwt.algorithms.RSAAlgorithm,
+            "ec": jwt.algorithms.ECAlgorithm,
+        }
         found = []
         for name, key in self.keys.items():
             document = json.loads(kinds[name].to_jwk(key.public_key()))

@@ -239,17 +239,18 @@ class SettingOption(click.Option):
         self.field = field
         kind = _type_of(field)
         metavar = None if isinstance(kind, click.Choice) else "NUMBER"
+        switch: dict[str, Any] = {}
+        if field.type is bool:  # `--insecure` stands for `--insecure true`
+            switch = {"is_flag": False, "flag_value": "true"}
         super().__init__(
             [field.flag],
             type=kind,
             default=field.default,
             show_default=field.default is not None and field.type is not bool,
-            # `--insecure` stands for `--insecure true`.
-            is_flag=False if field.type is bool else None,
-            flag_value="true" if field.type is bool else None,
             envvar=field.variable,
             metavar=_METAVARS.get(field.name.rpartition("_")[2], metavar),
             help=field.setting.help,
+            **switch,
         )
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
