@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,3 +249,52 @@ def test_every_command_connects_with_the_options_of_its_connection() -> None:
     """A command that called `Client.connect` would ignore --tls-ca and --token-file."""
     direct = {path.name for path in SOURCES.rglob("*.py") if "Client.connect(" in path.read_text()}
     assert direct == {"connection.py", "demo.py"}, "use bptt.cli.connection.connect"
+
+
+def test_the_session_of_the_page_secures_a_server_on_a_network(tmp_path: Path) -> None:
+    page = (SOURCES.parents[2] / "docs/security.md").read_text()
+    on_server, on_client = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len((on_server + on_client).splitlines()) <= 10
+    first, *making, serve, more = on_server.splitlines()
+    assert first.startswith("pip install")
+    assert serve.startswith("bptt serve --address 0.0.0.0:50051")
+    made = shell("\n".join(making).replace("learner.example.org", "localhost"), tmp_path)
+    assert made.returncode == 0, made.stderr
+    (token,) = [line for line in made.stdout.splitlines() if line.startswith("bptt_")]
+    options = (serve.removeprefix("bptt serve").rstrip("\\") + more).split()
+    options[options.index("0.0.0.0:50051")] = "0.0.0.0:0"
+    with serving(*options, folder=tmp_path) as server:
+        port = server.address.rpartition(":")[2]
+        (tmp_path / "ca.pem").write_bytes((tmp_path / "secrets/ca.pem").read_bytes())
+        typed = on_client.replace("learner.example.org:50051", f"localhost:{port}")
+        shown = shell(typed.replace("the token", token), tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert "no models" in shown.stdout
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(program('bptt')).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={**os.environ, "PATH": path},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_health_check_of_the_image_uses_tls(site: Site) -> None:
+    script = SOURCES.parents[2] / "deploy/healthcheck.py"
+
+    def asked(**variables: str) -> int:
+        done = subprocess.run(
+            [sys.executable, script, site.server.address],
+            env={**os.environ, **variables},
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode
+
+    assert asked(BPTT_TLS_CA=str(site.folder / "ca.pem")) == 0
+    assert asked() == 1
