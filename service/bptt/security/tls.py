@@ -86,10 +86,10 @@ class TlsFiles:
             else _pem("tls.client_ca", self._settings.client_ca),
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        bound = "a certificate in PEM, and tls.key its private key without a password"
+        bound = f"a certificate in PEM, and tls.key, {key}, its private key without a password"
         _checked(
             "tls.cert",
-            f"{cert} with {key}",
+            str(cert),
             bound,
             lambda: context.load_cert_chain(cert, key, _no_password),
         )
