@@ -8,6 +8,7 @@
 #   make check    lint, format, types, imports, protos
 #   make bench    speed, against what it is compared to
 #   make protos   generates service/bptt/v1/ from protos/ again
+#   make docs     writes docs/metrics.md again
 #
 # PYTHON=/path/to/python3 chooses the interpreter, VENV=folder where the environment stands.
 
@@ -26,7 +27,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PROTO_FILES := $(wildcard protos/bptt/v1/*.proto)
 protoc = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
-.PHONY: help run test test-other-processor test-interop coverage check bench protos clean
+.PHONY: help run test test-other-processor test-interop coverage check bench protos docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -81,6 +82,10 @@ check: $(DEV)
 
 protos: $(DEV)
 	@$(call protoc,service)
+
+docs: $(RUNTIME)
+	@mkdir -p build
+	@$(BIN)/python -m bptt.observability.reference > build/metrics.md && mv build/metrics.md docs/metrics.md
 
 clean:
 	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

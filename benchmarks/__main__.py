@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy, characters, core, durability, limits, scale, service
+from benchmarks import accuracy, characters, core, durability, fleet, limits, scale, service
 
-PARTS = ("core", "limits", "rivals", "accuracy", "characters", "service", "durability", "scale")
+PARTS = (
+    *("core", "limits", "rivals", "accuracy", "characters"),
+    *("service", "fleet", "durability", "scale"),
+)
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARK = "<!-- below: written by make bench -->"
 SECTION = re.compile(
@@ -66,6 +69,7 @@ def measure(parts: Sequence[str], seconds: float) -> dict[str, str]:
         "accuracy": accuracy.run,
         "characters": characters.run,
         "service": lambda: asyncio.run(service.run(seconds)),
+        "fleet": lambda: fleet.run(seconds),
         "durability": lambda: durability.run(seconds),
         "scale": lambda: scale.run(seconds),
     }

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 INPUT_SIZE = OUTPUT_SIZE = 8
 SECONDS = 0.25  # one timing: long compared with the clock, short compared with changes of load
@@ -54,8 +54,3 @@ def answer(build: Callable[[Case], Callable[[int], None]]) -> None:
         learn(windows)
         seconds = time.perf_counter() - start
         print(1e6 * seconds / (windows * case.k * case.streams), flush=True)
-
-
-def as_line(case: Case) -> str:
-    """Format a case as a line of JSON."""
-    return json.dumps(asdict(case)) + "\n"

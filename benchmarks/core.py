@@ -6,15 +6,18 @@ scan. Each runs in its own process; they take turns, so that a change of load af
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.cases import as_line, Case
+from benchmarks.cases import Case
+from benchmarks.fleet_cases import FleetCase
 
 ROUNDS = 5  # of each side, in turns; the median is taken over them
 ONE_THREAD = {
@@ -25,7 +28,7 @@ ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
 }
 RIVALS_FOLDER = Path("build/rivals")
-RIVALS = ("torch==2.13.0", "jax==0.10.2", "jaxlib==0.10.2", "numpy")
+RIVALS = ("torch==2.13.0", "jax==0.10.2", "jaxlib==0.10.2", "numpy", "grpcio", "protobuf")
 
 SIZES = ((1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (1, 512), (8, 64), (64, 128), (64, 512))
 CELLS = ("rnn_tanh", "lstm", "gru")
@@ -34,11 +37,11 @@ CELLS = ("rnn_tanh", "lstm", "gru")
 class Side:
     """One process that times cases."""
 
-    def __init__(self, name: str, python: str, module: str) -> None:
+    def __init__(self, name: str, python: str, module: str, *, pinned: bool = True) -> None:
         self.name = name
         command = [python, "-m", module]
         # Pinned to one core, because some libraries start threads regardless of the settings.
-        if Path("/usr/bin/taskset").exists():
+        if pinned and Path("/usr/bin/taskset").exists():
             command = ["/usr/bin/taskset", "--cpu-list", "0", *command]
         self._process = subprocess.Popen(
             command,
@@ -48,11 +51,11 @@ class Side:
             env=os.environ | ONE_THREAD,
         )
 
-    def time(self, case: Case) -> float:
+    def time(self, case: Case | FleetCase) -> float:
         """Return microseconds a step and stream."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(as_line(case))
+        self._process.stdin.write(json.dumps(asdict(case)) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -66,7 +69,7 @@ class Side:
         self._process.wait()
 
 
-def in_turns(sides: Sequence[Side], case: Case) -> list[float]:
+def in_turns(sides: Sequence[Side], case: Case | FleetCase) -> list[float]:
     """Time each side in turns; return the medians."""
     batches = [[side.time(case) for side in sides] for _ in range(ROUNDS)]
     return [statistics.median(times) for times in zip(*batches, strict=True)]
@@ -89,14 +92,15 @@ def run() -> None:
 
 def rivals_python() -> str:
     """Return the Python of the environment with PyTorch and JAX; create it the first time."""
-    python = RIVALS_FOLDER / "bin" / "python"
-    if not python.exists():
+    python, installed = RIVALS_FOLDER / "bin" / "python", RIVALS_FOLDER / "installed"
+    if not installed.exists() or installed.read_text() != " ".join(RIVALS):
         print(
             f"installing {', '.join(RIVALS)} into {RIVALS_FOLDER} (large; happens once)", flush=True
         )
         venv.create(RIVALS_FOLDER, with_pip=True)
         install = [str(python), "-m", "pip", "install", "--quiet", *RIVALS]
         subprocess.run(install, check=True)
+        installed.write_text(" ".join(RIVALS))
     return str(python)
 
 

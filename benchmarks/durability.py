@@ -27,7 +27,7 @@ from bptt import v1 as pb
 from bptt.client import Client
 from bptt.config import Durability
 from bptt.domain import ModelDefinition
-from bptt.durability import reading, Record, SqliteStore
+from bptt.durability import reading, Record, SqliteStore, Tick
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt_core import Chunk, Learner, ModelSpec
 
@@ -68,7 +68,7 @@ def records(steps: int, count: int) -> list[Record]:
     """Create records of one chunk each."""
     parts = walk(steps)
     return [
-        Record(number + 1, (Chunk("sensor-1", number * steps, parts[number % len(parts)]),))
+        Record(number + 1, Tick.of([Chunk("sensor-1", number * steps, parts[number % len(parts)])]))
         for number in range(count)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,13 +12,22 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def started(*module_and_arguments: str) -> Iterator[str]:
-    """Run `python -m …` as a child that ends with its standard input; yield its first line."""
+def started(
+    *module_and_arguments: str, python: str = sys.executable, **variables: str
+) -> Iterator[str]:
+    """Run `python -m …` as a child that ends with its standard input; yield its first line.
+
+    Args:
+        module_and_arguments: the module and its arguments.
+        python: the interpreter.
+        variables: of its environment, beside those of this process.
+    """
     with subprocess.Popen(
-        [sys.executable, "-m", *module_and_arguments],
+        [python, "-m", *module_and_arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | variables,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

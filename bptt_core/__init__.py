@@ -9,7 +9,7 @@ from bptt_core.gradient_flow import gradient_flow, GradientFlow, spectral_radii
 from bptt_core.learner import FeedResult, Learner
 from bptt_core.memory import bytes_of_model, bytes_of_stream
 from bptt_core.settings import Settings
-from bptt_core.snapshot import Snapshot, StreamView
+from bptt_core.snapshot import Snapshot, StreamColumns, StreamView
 from bptt_core.specs import ModelSpec
 from bptt_core.ticks import Batch, Chunk, ChunkResult, Figures, TickResult, UpdateReport
 
@@ -24,6 +24,7 @@ __all__ = [
     "ModelSpec",
     "Settings",
     "Snapshot",
+    "StreamColumns",
     "StreamView",
     "TickResult",
     "UpdateReport",

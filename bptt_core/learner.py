@@ -16,7 +16,7 @@ from bptt_core.backends import BackendName, make
 from bptt_core.errors import BpttError, InvalidArgument, UnknownStream
 from bptt_core.marshalling import Done
 from bptt_core.settings import Settings, steered
-from bptt_core.snapshot import Snapshot, StreamView
+from bptt_core.snapshot import Snapshot, StreamColumns, StreamView
 from bptt_core.specs import Clip, ModelSpec
 from bptt_core.state import (
     APPLIED,
@@ -390,6 +390,31 @@ class Learner:
             _frozen(last),
             int(self._table.incarnations[row]),
             *self._table.sources.get(stream_id, (b"", 0)),
+        )
+
+    def stream_columns(self, stream_ids: Sequence[str]) -> StreamColumns:
+        """Copies of the live states of streams, in their order: `stream_view` as columns.
+
+        Raises:
+            UnknownStream: no stream has one of these names.
+        """
+        rows, arrays = self._table.find(stream_ids), self._table.arrays
+        sources = self._table.sources
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise UnknownStream(stream_ids[int(unknown[0])])
+        sequence_steps = arrays.counters[rows, SEQUENCE_STEP]
+        if self.spec.task == "forecast":
+            last = arrays.recent[rows, (sequence_steps - 1) % self.spec.horizon]
+        else:
+            last = np.zeros((len(rows), self.spec.input_size))
+        return StreamColumns(
+            arrays.counters[rows, NEXT_STEP],
+            sequence_steps,
+            self._table.incarnations[rows],
+            arrays.live_state[rows],
+            last,
+            {name: sources[name] for name in stream_ids if name in sources} if sources else {},
         )
 
     def carried_state(self, stream_id: str) -> Array:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, params
+from bptt_core import checks, network, params
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import deviation, finish, forecast_columns, levels
@@ -37,6 +38,23 @@ class StreamView:
     """Of the last chunk that had one."""
     source_step: int = 0
     """The stream's next step after that chunk."""
+
+
+class StreamColumns(NamedTuple):
+    """Copies of the live states of K streams: the fields of `StreamView` as columns."""
+
+    next_steps: Array
+    """(K,) int64"""
+    sequence_steps: Array
+    """(K,) int64"""
+    incarnations: Array
+    """(K,) int64"""
+    states: Array
+    """(K, L, parts, H)"""
+    last_inputs: Array
+    """(K, D) float64"""
+    sources: Mapping[str, tuple[bytes, int]]
+    """By stream, for those that have one: the source position, and the next step after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +114,95 @@ class Snapshot:
         outputs = self.backend.forward(self.model.parameters, features, view.state)
         return finish(spec, outputs, *self._user_scale(seen))
 
+    def predict_many(
+        self,
+        views: Sequence[StreamView],
+        inputs: Array | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Array:
+        """Predict from the live states of many streams, each as `predict` does up to rounding.
+
+        Streams that read equally many steps go through the network side by side: one matrix product
+        a layer and step for all of them.
+
+        Args:
+            views: the streams; at least one.
+            inputs: (N, D) steps to read first, or (N,) token ids, stream after stream.
+            steps: of each stream, its number of rows in `inputs`. None: one each if there are
+                inputs, else none.
+
+        Returns:
+            (M, O) float64 in the user's units, stream after stream: a row for each step, or one for
+            a stream without steps.
+
+        Raises:
+            InvalidArgument: as for `predict`; or `steps` and `inputs` do not fit.
+        """
+        given = 0 if inputs is None else len(inputs)
+        if steps is None:
+            steps = [1 if inputs is not None else 0] * len(views)
+        if len(steps) != len(views) or sum(steps) != given:
+            bound = f"the steps of {len(views)} streams, {given} in all"
+            raise InvalidArgument("steps", f"{len(steps)}, {sum(steps)} in all", bound)
+        lengths = np.asarray(steps)
+        starts = np.cumsum(np.maximum(1, lengths)) - np.maximum(1, lengths)
+        sources = np.cumsum(lengths) - lengths
+        rows = np.empty((int(np.maximum(1, lengths).sum()), self.spec.outputs))
+        for length in np.unique(lengths).tolist():
+            places = np.flatnonzero(lengths == length)
+            group = [views[place] for place in places.tolist()]
+            if not length:
+                rows[starts[places]] = self._from_live_states(group)
+                continue
+            assert inputs is not None
+            into = starts[places][:, None] + np.arange(length)
+            x = inputs[sources[places][:, None] + np.arange(length)]
+            if self.spec.task == "next_token":  # one-hot rows of many streams would be large
+                made = np.stack([self.predict(v, t) for v, t in zip(group, x, strict=True)])
+            else:
+                made = self._side_by_side(group, x)
+            rows[into] = made
+        return rows
+
+    def _from_live_states(self, views: Sequence[StreamView]) -> Array:
+        """Predictions (B, O) of streams that read no further steps."""
+        spec = self.spec
+        if spec.task not in ("forecast", "next_token"):
+            raise InvalidArgument("inputs", "left out", f"given for task {spec.task}")
+        if any(view.sequence_step == 0 for view in views):
+            raise InvalidArgument(
+                "inputs", "left out", "given for a stream whose sequence has no step yet"
+            )
+        output = self._head(np.stack([view.state[-1, 0] for view in views]))
+        return finish(spec, output, *self._user_scale(np.stack([v.last_input for v in views])))
+
+    def _side_by_side(self, views: Sequence[StreamView], x: Array) -> Array:
+        """Predictions (B, T, O) of streams that read as many steps x (B, T, D) each."""
+        spec, (B, T) = self.spec, x.shape[:2]
+        x = checks.inputs(spec, "inputs", np.ascontiguousarray(x), (None, None))
+        columns = [levels(spec, self.model, x.reshape(B * T, -1))]
+        seen = x
+        if spec.task == "forecast":
+            none = np.full(spec.input_size, np.nan)
+            before = np.stack([v.last_input if v.sequence_step else none for v in views])
+            seen = _seen(np.concatenate([before[:, None], x], axis=1).swapaxes(0, 1))
+            seen = seen.swapaxes(0, 1)
+            change = np.nan_to_num(x - seen[:, :-1], nan=0.0)
+            if spec.scaling:
+                change /= deviation(self.model.target_count[0], self.model.target_m2[0])
+            columns.append(change.reshape(B * T, -1))
+            seen = seen[:, 1:]
+        if spec.missing_inputs:
+            columns.append((~np.isnan(x)).astype(float).reshape(B * T, -1))
+        features = np.concatenate(columns, axis=1).astype(spec.dtype).reshape(B, T, -1)
+        state = np.stack([view.state for view in views], axis=2)
+        named = params.views(spec, self.model.parameters)
+        with np.errstate(all="ignore"):
+            tape = network.forward(spec, named, features.swapaxes(0, 1), state)
+        outputs = np.ascontiguousarray(tape.output.swapaxes(0, 1)).reshape(B * T, -1)
+        base, unit = self._user_scale(seen.reshape(B * T, -1))
+        return finish(spec, outputs, base, unit).reshape(B, T, -1)
+
     def parameters(self) -> dict[str, Array]:
         """Copies of all parameters under PyTorch's names; see `params`."""
         views = params.views(self.spec, self.model.parameters)
@@ -110,10 +217,11 @@ class Snapshot:
         return error_band(self.model)
 
     def _head(self, h: Array) -> Array:
+        """Raw outputs (O,) or (B, O) of hidden states (H,) or (B, H)."""
         spec = self.spec
         weight = self.model.parameters[-spec.outputs * (spec.hidden_size + 1) : -spec.outputs]
         bias = self.model.parameters[-spec.outputs :]
-        return np.asarray(weight.reshape(spec.outputs, spec.hidden_size) @ h + bias)
+        return np.asarray((weight.reshape(spec.outputs, spec.hidden_size) @ h.T).T + bias)
 
     def _user_scale(self, x: Array) -> tuple[Array, Array]:
         """Base and unit (T, O) of predictions after inputs x (T, D), missing ones filled in."""

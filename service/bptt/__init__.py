@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bptt.client import (
         Access,
         Answer,
+        BatchPrediction,
+        BatchResult,
         Checkpoint,
         Client,
         Imported,
@@ -53,6 +55,8 @@ __all__ = [
     "Access",
     "AlreadyExists",
     "Answer",
+    "BatchPrediction",
+    "BatchResult",
     "Checkpoint",
     "Client",
     "DataDamaged",

@@ -8,7 +8,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ from bptt.durability import SqliteStore, Store
 from bptt.engine.registry import Registry
 from bptt.errors import StorageFailed
 from bptt.exit_status import INTERRUPTED
-from bptt.observability.http import MetricsEndpoint
+from bptt.observability.call_log import LoggedCalls
+from bptt.observability.history import History
 from bptt.observability.metrics import Metrics
 from bptt.rpc.auth.credentials import server_credentials
 from bptt.rpc.auth.guard import Guard
@@ -28,6 +28,8 @@ from bptt.rpc.servicers import LearnerService, ModelService
 from bptt.security import exposure
 from bptt.security.tls import TlsFiles
 from bptt.systemd import Notifier
+from bptt.web.health import ServerHealth
+from bptt.web.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +46,7 @@ class RunningServer:
     address: str
     """host:port of gRPC, with the real port."""
     metrics_address: str | None
-    """host:port of /metrics, with the real port; None: there is no metrics endpoint."""
-
-
-def configure_logging(level: int = logging.INFO) -> None:
-    """Log to standard error, one line an event, for people."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
+    """host:port of HTTP, with the real port; None: HTTP is not served."""
 
 
 def keep_large_arrays_apart() -> None:
@@ -95,7 +90,8 @@ async def serve(
     guard = Guard.of(config)
     tls = None if config.tls.cert is None else TlsFiles(config.tls)
     keep_large_arrays_apart()
-    metrics = Metrics()
+    metrics = Metrics(config.metrics_detail, config.limits.queue_chunks)
+    health = ServerHealth(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(_store(config))
         learn_pool = stack.enter_context(ThreadPoolExecutor(config.threads, "learn"))
@@ -105,13 +101,14 @@ async def serve(
         learner = LearnerService(registry, config.limits, predict_pool)
         metrics_address = None
         if config.metrics_address is not None:
-            endpoint = MetricsEndpoint(config.metrics_address, metrics)
-            stack.callback(endpoint.close)
-            metrics_address = endpoint.address
+            history = History(metrics) if config.has_page else None
+            http = HttpServer(config.metrics_address, metrics.render, health, history)
+            stack.push_async_callback(asyncio.to_thread, http.close)
+            metrics_address = http.address
         rpc = RpcServer(
             learner,
             ModelService(registry, config.limits, predict_pool),
-            metrics,
+            LoggedCalls(metrics, config.log_calls),
             message_bytes=config.limits.message_bytes,
             credentials=None if tls is None else server_credentials(tls),
             guard=guard,
@@ -119,10 +116,11 @@ async def serve(
         )
         asked = stop if stop is not None else last.enter_context(_signals())
         notifier = Notifier()
-        async with notifier.watched(), _stopping(config, registry, learner, rpc, notifier):
+        async with notifier.watched(), _stopping(config, registry, learner, rpc, notifier, health):
             await rpc.start(config.address)
-            if await _recovered(registry, rpc, asked, notifier):
+            if await _recovered(registry, rpc, asked, notifier, health):
                 await rpc.serving()
+                health.ready()
                 notifier.ready(f"listening on {rpc.address}")
                 log.info(
                     "listening on %s; %s; %s; metrics on %s; data in %s",
@@ -140,10 +138,19 @@ async def serve(
 
 
 async def _recovered(
-    registry: Registry, rpc: RpcServer, asked: asyncio.Event, notifier: Notifier
+    registry: Registry,
+    rpc: RpcServer,
+    asked: asyncio.Event,
+    notifier: Notifier,
+    health: ServerHealth,
 ) -> bool:
     """Recover all models, each served once it is recovered; False: a stop came first."""
-    work = registry.recover(rpc.model_serving, notifier.status)
+
+    def tell(progress: str) -> None:
+        notifier.status(progress)
+        health.recovering(progress)
+
+    work = registry.recover(rpc.model_serving, tell)
     recovery = asyncio.create_task(work, name="recovery")
     stop = asyncio.create_task(asked.wait(), name="stop")
     try:
@@ -194,6 +201,7 @@ async def _stopping(
     learner: LearnerService,
     rpc: RpcServer,
     notifier: Notifier,
+    health: ServerHealth,
 ) -> AsyncIterator[None]:
     """Whatever ends the body, stop cleanly afterwards."""
     try:
@@ -203,6 +211,7 @@ async def _stopping(
         level = logging.INFO if rpc.address else logging.DEBUG  # it may never have listened
         log.log(level, "stopping")
         notifier.stopping()
+        health.stopping()
         registry.begin_stop()
         await rpc.not_serving()
         failures = await registry.stop(config.grace_seconds)

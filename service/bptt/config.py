@@ -21,6 +21,18 @@ process; `none`, only a clean stop."""
 Reflection = Literal["everybody", "callers", "nobody"]
 """Who may use gRPC's reflection: `callers` are those that the server knows."""
 
+MetricsDetail = Literal["full", "model", "server"]
+"""What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
+gradient flow by lag; `server`, nothing of single models."""
+
+PageChoice = Literal["auto", "on", "off"]
+"""Whether HTTP serves the page for people: `auto`, if it listens on loopback."""
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+LogCalls = Literal["none", "sessions", "all"]
+"""Which calls are logged: `sessions`, the beginning and end of `Learn` calls; `all`, also the end
+of every other call."""
+
 MESSAGE_BYTES_MAX = 4 << 20
 """Bytes of an answer, and by default of a request: gRPC's default, also in other languages'
 clients. Holds a chunk of a million float32 values."""
@@ -33,9 +45,16 @@ SOURCE_POSITION_BYTES_MAX = 256  # kept in memory and in the checkpoint for each
 CHUNK_STEPS_MAX = 16_384
 """With k1 = 1 the answer has an update report of 60 bytes for each step: 1 MB."""
 
+BATCH_CHUNKS_MAX = 16_384
+"""Chunks in one batch, some of which may have no steps. If all of them are refused, the answer is
+4 MB at 250 bytes each."""
+
+LANES_MAX = 1 << 17
+"""Lanes of one Learn call: the names of so many streams take at most 32 MB."""
+
 ANSWER_VALUES_MAX = 700_000
-"""Predicted values in one answer: 2.8 MB. With its update reports an answer then stays below
-MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
+"""Predicted values in one answer: 2.8 MB; half as many as doubles. With its update reports an
+answer then stays below MESSAGE_BYTES_MAX, which is also the default limit of gRPC clients."""
 
 TOP_TOKENS_DEFAULT = 5
 TOP_TOKENS_MAX = 100
@@ -55,6 +74,17 @@ INPUT_NAME_BYTES_MAX = 256
 READ_AHEAD_BYTES = 1 << 20
 """HTTP/2 window of a call: the bytes buffered while the server does not read it. Bounds the memory
 of a waiting client and does not slow down a fast one. gRPC does not probe for a larger window."""
+
+_CHOICES = {
+    "durability": Durability,
+    "reflection": Reflection,
+    "metrics_detail": MetricsDetail,
+    "page": PageChoice,
+    "log_level": LogLevel,
+    "log_format": LogFormat,
+    "log_calls": LogCalls,
+}
+"""Fields of `ServerConfig` with a fixed set of values."""
 
 T = TypeVar("T")
 
@@ -137,8 +167,8 @@ class Limits:
     model_bytes: int = setting(
         2 << 30, "Bytes of memory of one model with its first stream.", least=1
     )
-    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of
-    64 windows at a time."""
+    """The five copies, and the buffers of its updates, which hold the activations of k2 steps of 64
+    windows at a time."""
     streams_bytes: int = setting(2 << 30, "Bytes of memory of one model's streams.", least=1)
     """A stream may be large: 4,096 steps of 4,096 inputs take 64 MB. Arrays grow by doubling, so
     they reserve up to twice this bound, and three times while they are copied."""
@@ -183,18 +213,29 @@ class Limits:
     )
     """A horizon of 64 makes predictions 64 times as long as the inputs."""
     run_chunks: int = setting(256, "Chunks that a model learns in one run.", least=1)
-    """Bounds the time between two snapshots."""
+    """No further tick is added to a run from so many on. Bounds the time between two snapshots."""
     run_steps: int = setting(2048, "Steps that a model learns in one run.", least=1)
-    """The event loop counts a run's updates without a pause, and answers no prediction meanwhile.
-    Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    """Likewise. The event loop counts a run's updates without a pause, and answers no prediction
+    meanwhile. Measured: 2.2 ms for the 4,096 updates of 16,384 steps."""
+    tick_chunks: int = setting(16_384, "Streams that a model learns in one tick.", least=1)
+    """The lanes of a message are learned together. A model whose buffers for so many streams exceed
+    `model_bytes` has smaller ticks. Admitting and publishing so many takes the event loop 10 ms."""
+    tick_steps: int = setting(16_384, "Steps from which on no stream is added to a tick.", least=1)
+    """Bounds the time of one tick."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         _check_bounds("limits.", self)
 
-    def steps_of_chunk(self, outputs: int) -> int:
-        """The most steps in a chunk whose answer has `outputs` values for each step."""
-        return max(1, min(self.chunk_steps, self.answer_values // outputs))
+    def steps_of_chunk(self, outputs: int, *, doubles: bool = False) -> int:
+        """The most steps in a chunk whose answer has `outputs` values for each step.
+
+        Args:
+            outputs: number of predicted values a step.
+            doubles: the answer has doubles, which take twice the room.
+        """
+        values = self.answer_values // 2 if doubles else self.answer_values
+        return max(1, min(self.chunk_steps, values // outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,9 +321,10 @@ class ServerConfig:
     """Where gRPC listens, host:port."""
     metrics_address: str | None = setting(
         "127.0.0.1:9464",
-        "Address of /metrics for Prometheus; port 0 picks a free port, `none` serves no metrics.",
+        "Address of HTTP: /metrics for Prometheus, /livez and /readyz for probes; port 0 picks a "
+        "free port, `none` serves no HTTP.",
     )
-    """Where Prometheus scrapes /metrics, host:port. None: metrics are not served."""
+    """Where HTTP listens, host:port. None: HTTP is not served."""
     callers: Path | None = setting(
         None,
         "File of the callers and what each may do, which `bptt token` writes. With it, every call "
@@ -305,6 +347,34 @@ class ServerConfig:
     """Encryption of gRPC."""
     jwt: Jwt = field(default_factory=Jwt)
     """Callers that an issuer vouches for."""
+    metrics_detail: MetricsDetail = setting(
+        "model",
+        "What /metrics shows. full: everything; model: no buckets of the models' histograms and no "
+        "gradient flow by lag; server: nothing of single models.",
+    )
+    """See `MetricsDetail`. A model has 57 lines by default and 213 with `full`. Prometheus keeps
+    about 3 KB for each series, so 1,000 models take 150 MB there by default and 600 MB with
+    `full`."""
+    page: PageChoice = setting(
+        "auto",
+        "Whether HTTP serves a page with live charts at /. auto: if it listens on loopback.",
+    )
+    """The page shows no more than /metrics does, but it is made for browsers, and the server does
+    not authenticate them."""
+    log_level: LogLevel = setting("info", "Lowest level of the events that are logged.")
+    """Events of other packages are logged from `warning` on."""
+    log_format: LogFormat = setting(
+        "text",
+        "Form of the log on standard error, one line an event. text: for people; json: for "
+        "programs, with model and stream as fields.",
+    )
+    """See `bptt.observability.logs`."""
+    log_calls: LogCalls = setting(
+        "none",
+        "Calls that are logged. sessions: beginning and end of Learn calls; all: also the end of "
+        "every other call.",
+    )
+    """A line a call costs more than a small prediction, so none is logged by default."""
     data: Path | None = setting(
         None,
         "Folder that holds the models. Without it, all models are lost when the server stops.",
@@ -364,11 +434,19 @@ class ServerConfig:
         split_address("address", self.address)
         if self.metrics_address is not None:
             split_address("metrics_address", self.metrics_address)
-        for name, kind in (("durability", Durability), ("reflection", Reflection)):
+        for name, kind in _CHOICES.items():
             value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise InvalidRequest.of(name, value, f"one of {', '.join(choices)}")
         _check_bounds("", self)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether HTTP serves the page for people."""
+        if self.metrics_address is None or self.page != "auto":
+            return self.page == "on"
+        host, _ = split_address("metrics_address", self.metrics_address)
+        return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 @dataclass(frozen=True, slots=True)

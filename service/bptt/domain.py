@@ -20,20 +20,21 @@ from bptt.config import (
 )
 from bptt.errors import InvalidRequest, ServiceError, shorten
 from bptt_core import (
+    Batch,
     bytes_of_model,
     bytes_of_stream,
-    Chunk,
-    ChunkResult,
     Figures,
     GradientFlow,
     ModelSpec,
     params,
     Settings,
+    TickResult,
     UpdateReport,
 )
 
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer[Any]]
+BoolArray = npt.NDArray[np.bool_]
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _MODEL_ID_BOUND = (
@@ -138,6 +139,18 @@ def _bytes(spec: ModelSpec, limits: Limits) -> int:
     return bytes_of_model(spec, limits.run_chunks) + bytes_of_stream(spec)
 
 
+def tick_lanes(spec: ModelSpec, limits: Limits) -> int:
+    """The largest number of lanes in one tick of a model, by the server's limits.
+
+    The buffers for a tick's streams count towards `model_bytes`.
+    """
+    lanes = limits.tick_chunks
+    least = max(1, min(lanes, max(spec.max_batch_streams, limits.run_chunks)))
+    while lanes > least and bytes_of_model(spec, lanes) > limits.model_bytes:
+        lanes = max(least, lanes // 2)
+    return lanes
+
+
 def _check_names(field: str, names: tuple[str, ...], size_name: str, size: int) -> None:
     if names and len(names) != size:
         bound = f"none, or as many as {size_name}, which is {size}"
@@ -168,17 +181,103 @@ class IncomingChunk:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Refused:
-    """The answer to a chunk that was not learned. Nothing was changed."""
+class IncomingBatch:
+    """A message of well-formed lanes that have no positions in their streams yet.
 
+    Columns: B lanes, one lane a stream, no stream twice. N steps and M targets, lane after lane.
+    A message of one chunk is a batch of one lane.
+    """
+
+    stream_ids: tuple[str, ...]
+    """B names."""
+    first_steps: IntArray
+    """(B,) int64; -1: append to the stream."""
+    lengths: IntArray
+    """(B,) int64, steps of each lane: at least 1; with a label delay it may be 0."""
+    inputs: FloatArray | IntArray
+    """(N, D), or (N,) token ids."""
+    targets: FloatArray | IntArray | None
+    """(M, O) for regression, (M,) class ids for classification."""
+    ends: BoolArray
+    """(B,) bool, the end of the stream's sequence."""
+    target_lengths: IntArray | None = None
+    """(B,) int64, targets of each lane; only with a label delay. None: `lengths`, or no targets."""
+    first_target_steps: IntArray | None = None
+    """(B,) int64, step of the first target. -1, and None for all lanes: the lane's first step."""
+    incarnations: IntArray | None = None
+    """(B,) int64, incarnation of the stream that the lane belongs to; 0, and None for all lanes:
+    the current one, or a new one."""
+    source_positions: tuple[bytes, ...] | None = None
+    """Where the client's source stands after each lane; empty, and None for all lanes: not told."""
+
+    @classmethod
+    def of(cls, chunk: IncomingChunk) -> IncomingBatch:
+        """A message of one chunk as a batch of one lane."""
+        targets, labelled = chunk.targets, chunk.first_target_step
+        delayed = targets is not None and (
+            labelled is not None or len(targets) != len(chunk.inputs)
+        )
+        return cls(
+            (chunk.stream_id,),
+            np.array([-1 if chunk.first_step is None else chunk.first_step]),
+            np.array([len(chunk.inputs)]),
+            chunk.inputs,
+            targets,
+            np.array([chunk.end_of_sequence]),
+            np.array([len(targets)]) if targets is not None and delayed else None,
+            None if labelled is None else np.array([labelled]),
+            np.array([chunk.incarnation]) if chunk.incarnation else None,
+            (chunk.source_position,) if chunk.source_position else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaneRefused:
+    """A lane of a message that was not learned. Nothing of it was changed."""
+
+    lane: int
+    """Position of the lane in the message."""
     stream_id: str
     first_step: int | None
-    error: ServiceError
+    """As it was sent; None: append."""
     expected_step: int
-    chunk_index: int
+    error: ServiceError
 
 
-Answer = ChunkResult | Refused
+@dataclass(slots=True, eq=False)
+class BatchAnswer:
+    """The answer to one message: columns of the K lanes that were learned, and the refused lanes.
+
+    The learned lanes stand in the message's order. Their steps stand lane after lane.
+    """
+
+    index: int
+    """Number of the message in its call, from 0."""
+    lanes: IntArray
+    """(K,) int64, position of each learned lane in the message; rising."""
+    stream_ids: tuple[str, ...]
+    """K names."""
+    first_steps: IntArray
+    """(K,) int64, the stream's next step before the lane."""
+    next_steps: IntArray
+    """(K,) int64, the stream's next step after it."""
+    incarnations: IntArray
+    """(K,) int64, number of the stream's opening that the lane belongs to."""
+    offsets: IntArray
+    """(K + 1,) int64: the steps of lane k are rows offsets[k] to offsets[k + 1] of `predictions`
+    and `anomaly_scores`."""
+    predictions: FloatArray | None
+    """(N, O) in the user's units, each made before its target was learned."""
+    anomaly_scores: FloatArray | None
+    """(N,) of forecasts; see `ChunkResult.anomaly_scores`."""
+    updates: tuple[UpdateReport, ...]
+    """The updates in which one of the lanes took part."""
+    members: IntArray
+    """(m, 2) int64: pairs of a position in `updates` and one in the K lanes that took part in
+    it."""
+    refused: tuple[LaneRefused, ...] = ()
+    lsn: int = 0
+    """Once the record of this number is durable, all steps of the answer are."""
 
 
 class ModelState(enum.StrEnum):
@@ -260,12 +359,12 @@ class TickReport:
     updates: Sequence[UpdateReport]
     """Each with the prequential loss of its new steps."""
     seconds: float
-    chunks: Sequence[Chunk] = ()
-    """The steps and targets of the tick: one chunk for each stream."""
-    results: Sequence[ChunkResult] = ()
-    """The result of each chunk: predictions made before their target was learned, and anomaly
-    scores. Together with `chunks` they give the prequential error of every step, which a drift
-    detector needs. The arrays belong to the learner: copy them to keep them."""
+    batch: Batch | None = None
+    """The steps and targets of the tick."""
+    result: TickResult | None = None
+    """Its result: predictions made before their target was learned, and anomaly scores. Together
+    with `batch` they give the prequential error of every step, which a drift detector needs. The
+    arrays belong to the learner: copy them to keep them."""
 
 
 @dataclass(frozen=True, slots=True)

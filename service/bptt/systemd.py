@@ -71,4 +71,4 @@ class Notifier:
                 sender.setblocking(False)
                 sender.sendto(data, self._address)
         except OSError as error:  # the service works without it
-            log.warning("systemd was not told %r: %s", lines[0], error.strerror)
+            log.warning("systemd was not told %s: %s", lines[0], error.strerror)

@@ -49,7 +49,7 @@ def others(field: ConfigField) -> list[Any]:
     found: list[Any]
     if get_origin(field.type) is Literal:
         found = [each for each in get_args(field.type) if each != field.default]
-        found.append(found[0])
+        found *= 3
     elif field.name.endswith("address"):
         found = ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"]
     elif {Path, str} & {field.type, *get_args(field.type)}:

@@ -94,7 +94,7 @@ def test_each_series_of_a_file_goes_on(bptt: Bptt, tmp_path: Path, name: str) ->
     lines = [f"{i // 2 % 60:03d};{'ab'[i % 2]};{i % 7}.5" for i in range(80)]
     path.write_text("row;sensor;v\n" + "\n".join(lines[:60]) + "\n")
     options = ("--stream-column", "sensor", "--columns", "v", "--no-time")
-    assert learned(bptt, str(path), name, *options) == 30
+    assert learned(bptt, str(path), name, *options) == 60
     path.write_text("row;sensor;v\n" + "\n".join(lines) + "\n")
     done = bptt("learn", str(path), "--model", name, *options)
     for stream in "ab":

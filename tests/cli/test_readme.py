@@ -21,6 +21,7 @@ from tests.cli.conftest import Bptt, Ran
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
+FULL_ONLY = re.findall(r"^\| `(\w+)` .*`--metrics-detail full`", METRICS, re.MULTILINE)
 OF_PYTORCH = ROOT / "docs" / "pytorch.md"  # tests/interop runs its programs and commands
 PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {OF_PYTORCH})]
 ADDRESS = "127.0.0.1:50051"
@@ -133,12 +134,16 @@ def test_the_table_of_metrics_matches_the_endpoint(bptt: Bptt) -> None:
     with urllib.request.urlopen(url) as answer:
         text = answer.read().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    rows = re.findall(r"^\| `((?:bptt|grpc)_\w+)` \| (\w+) \|", METRICS, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:bptt|grpc|process)_\w+)` \| (\w+) \|", METRICS, re.MULTILINE)
     table = dict(rows)
     assert len(table) == len(rows), "each metric has one row"
-    assert table == {
-        name: kind for name, kind in types.items() if name.startswith(("bptt_", "grpc_server_"))
+    summaries = {name for name, kind in types.items() if kind == "summary"}
+    assert types == {
+        name: "summary" if name in summaries else kind
+        for name, kind in table.items()
+        if name not in FULL_ONLY
     }
+    assert {table[name] for name in summaries} == {"histogram"}
 
 
 def _form(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bptt.domain import ModelDefinition
-from bptt.durability import Record, SqliteStore
+from bptt.durability import Record, SqliteStore, Tick
 from bptt.engine.records import make_checkpoint
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.cli.conftest import BPTT
@@ -33,7 +33,7 @@ def journal(store: SqliteStore, model_id: str, records: int, **spec: Any) -> Non
     store.append(
         model_id,
         [
-            Record(lsn, (Chunk("s", STEPS * (lsn - 1), chunk),))
+            Record(lsn, Tick.of([Chunk("s", STEPS * (lsn - 1), chunk)]))
             for lsn, chunk in enumerate(values, start=1)
         ],
     )
@@ -41,7 +41,7 @@ def journal(store: SqliteStore, model_id: str, records: int, **spec: Any) -> Non
 
 def at(line: str) -> float:
     """The time of a line of the log, in seconds."""
-    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return datetime.fromisoformat(line.split()[0]).timestamp()
 
 
 def test_the_log_tells_how_much_there_is_how_fast_it_goes_and_how_long_it_takes(

@@ -10,7 +10,7 @@ import pytest
 from bptt.config import Kept
 from bptt.durability import Command, SqliteStore
 from bptt.engine import replay
-from bptt_core import Chunk, ModelSpec
+from bptt_core import Batch, Chunk, ModelSpec
 from tests.cli.conftest import run
 from tests.support.data import learn, SPEC, tick_records
 
@@ -141,6 +141,6 @@ def test_late_targets_of_steps_before_the_beginning_are_left_out() -> None:
     spec = ModelSpec(task="regression", input_size=1, output_size=1, hidden_size=4, k1=2, k2=2)
     trial = replay.Trial("same", spec)
     x = np.arange(6, dtype=np.float32).reshape(6, 1)
-    trial.apply((Chunk("s", 100, x, x),))
-    trial.apply((Chunk("s", 106, x, x),))
+    trial.apply(Batch.of([Chunk("s", 100, x, x)]))
+    trial.apply(Batch.of([Chunk("s", 106, x, x)]))
     assert trial.learner.next_step("s") == 12

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.durability import Command, Record, SqliteStore
+from bptt.durability import Command, Record, SqliteStore, Tick
 from bptt_core import ModelSpec
 from tests.cli.conftest import run
 from tests.support.data import checkpoint_of, flip, journal_of, learn, tick_records
@@ -95,7 +95,7 @@ def test_a_record_that_the_model_cannot_have_learned_is_named(data: Path) -> Non
     store = SqliteStore(data)
     store.open()
     (record,) = store.tail("m", 44)
-    assert isinstance(record.body, tuple)
+    assert isinstance(record.body, Tick)
     store.append("m", [Record(46, record.body)])  # its first step has been learned
     store.close()
     done = run("verify", str(data), "--model", "m")

@@ -9,7 +9,7 @@ import pytest
 from bptt import v1 as pb
 from bptt.client import Refused, StepsLost
 from bptt.client.retransmit import RetransmitBuffer, Sent
-from bptt.errors import StreamDeleted
+from bptt.errors import OutOfOrder, StreamDeleted
 
 LEARNED: Any = object()  # an answer whose contents are not used
 
@@ -124,3 +124,26 @@ def test_only_chunks_that_the_session_places_name_an_incarnation() -> None:
     buffer.learned(sent(buffer, 0), LEARNED, 10, 5)
     assert sent(buffer, 10).message.chunk.incarnation == 5
     assert sent(buffer, 0, placed=False).message.chunk.incarnation == 0
+
+
+def test_a_chunk_that_did_not_follow_is_not_sent_again() -> None:
+    """Its refusal was lost with the call; by now the steps before it have come."""
+    buffer = RetransmitBuffer()
+    buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
+    sent(buffer, 15, placed=False)
+    following = sent(buffer, 10, placed=False)
+    again, ready = buffer.resume(["s"], opened(1, (20, 10, 1)), same_load=False)
+    [refused] = ready
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, OutOfOrder)
+    assert (refused.chunk_index, refused.first_step, refused.expected_step) == (1, 15, 10)
+    assert again == [following]
+
+
+def test_a_chunk_that_does_not_follow_and_was_never_written_is_sent() -> None:
+    buffer = RetransmitBuffer()
+    buffer.learned(sent(buffer, 0), LEARNED, 10, 1)
+    ahead = sent(buffer, 15, placed=False)
+    ahead.written = False
+    again, ready = buffer.resume(["s"], opened(1, (10, 10, 1)), same_load=True)
+    assert (again, ready) == ([ahead], [])

@@ -16,6 +16,7 @@ from bptt.durability import (
     Record,
     SqliteStore,
     Store,
+    Tick,
 )
 from bptt.errors import DataDamaged, StaleWriter, StorageFailed
 from bptt_core import Chunk
@@ -265,7 +266,8 @@ def test_what_cannot_be_written_down_is_refused_whole(store: Store) -> None:
     store.save(checkpoint(0))
     with pytest.raises(ValueError, match="complex"):
         store.append(
-            "m", [tick_record(1), Record(2, (Chunk("s", 2, np.zeros((1, 1), np.complex64)),))]
+            "m",
+            [tick_record(1), Record(2, Tick.of([Chunk("s", 2, np.zeros((1, 1), np.complex64))]))],
         )
     assert numbers(store.tail("m", 0)) == []
 

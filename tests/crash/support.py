@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.client import Client, Learned, LearnSession
-from bptt.durability import SqliteStore
+from bptt.client import BatchResult, Client, Learned, LearnSession
+from bptt.durability import SqliteStore, Tick
 from bptt.engine import replay
+from bptt.engine.records import StreamNames
 from bptt.engine.replay import State
 
 SPEC: dict[str, Any] = {"input_size": 2, "hidden_size": 8, "k1": 2, "k2": 4}
@@ -242,6 +243,83 @@ class Walker:
             self.answered += 1
 
 
+class FleetWalker(Walker):
+    """A client that sends steps of a fleet, batch after batch.
+
+    In each batch it leaves streams out, and a stream has 1 to 3 steps. Sometimes a batch is sent
+    that the server refuses in part: a stream with a step that does not follow.
+
+    Attributes:
+        walks: all values of each stream that were sent and not refused.
+        gaps: streams that must be refused, over all batches.
+        refused: those that were.
+    """
+
+    def __init__(self, address: str, model_id: str, streams: int, seed: int) -> None:
+        super().__init__(address, model_id, "fleet", seed)
+        self.walks: dict[str, list[NDArray[np.float32]]] = {
+            f"f{place}": [] for place in range(streams)
+        }
+        self.refused = self.gaps = 0
+
+    @property
+    def durable(self) -> int:
+        """The steps of all streams that are acknowledged."""
+        session = self.session
+        return 0 if session is None else sum(map(session.durable_step, self.walks))
+
+    def _batch(self) -> tuple[list[str], NDArray[np.float32], list[int], list[int]]:
+        names = [name for name in self.walks if self._random.random() < 0.8] or ["f0"]
+        steps = self._random.integers(1, 4, len(names)).tolist()
+        values = self._random.normal(size=(sum(steps), 2)).astype(np.float32)
+        firsts, at = [], 0
+        gap = int(self._random.integers(len(names))) if self._random.random() < 0.1 else -1
+        for place, (name, count) in enumerate(zip(names, steps, strict=True)):
+            known = sum(map(len, self.walks[name]))
+            firsts.append(known + 5 if place == gap else known)
+            if place != gap:
+                self.walks[name].append(values[at : at + count])
+            at += count
+        self.gaps += gap >= 0
+        return names, values, steps, firsts
+
+    async def _walk(self) -> None:
+        async with (
+            Client.connect(self._address) as client,
+            client.learn(self.model_id) as self.session,
+        ):
+            reader = asyncio.create_task(self._read(self.session))
+            try:
+                while not self._stop.is_set() and len(self.sent) < self._chunks_max:
+                    names, values, steps, firsts = self._batch()
+                    self.sent.append(values)
+                    await self.session.send_many(names, values, steps=steps, first_steps=firsts)
+                    if len(self.sent) % 20 == 0:
+                        await asyncio.sleep(self._pause_seconds)
+                await self.session.close()
+                await reader
+            finally:
+                reader.cancel()
+
+    async def _read(self, session: LearnSession) -> None:
+        async for answer in session:
+            assert isinstance(answer, BatchResult), answer
+            self.refused += len(answer.refused)
+            self.answered += 1
+
+
+def check_fleet(folder: Path, walker: FleetWalker) -> None:
+    """Check that exactly the fleet's steps were learned once, in order; the model is intact."""
+    learned = journaled(folder, walker.model_id)
+    sent = {name: np.concatenate(parts) for name, parts in walker.walks.items()}
+    assert sorted(learned) == sorted(sent)
+    for name, values in sent.items():
+        np.testing.assert_array_equal(learned[name], values)
+        assert walker.session is not None
+        assert walker.session.durable_step(name) == len(values)
+    check_whole(folder, walker.model_id)
+
+
 async def until(condition: Any, walkers: Sequence[Walker] = ()) -> None:
     """Let the event loop turn until something holds; the test's time-out is the bound."""
     while not condition():
@@ -261,14 +339,19 @@ def journaled(folder: Path, model_id: str) -> dict[str, NDArray[np.float32]]:
     store.open()
     try:
         assert store.checkpoints(model_id)
+        names = StreamNames({})
         for record in store.tail(model_id, 0):
-            assert isinstance(record.body, tuple), record.body
-            for chunk in record.body:
-                assert chunk.first_step == ends.get(chunk.stream_id, 0), "a step twice, or a gap"
-                ends[chunk.stream_id] = chunk.first_step + len(chunk.inputs)
-                if chunk.source_position:
-                    assert int(chunk.source_position) == ends[chunk.stream_id]
-                found.setdefault(chunk.stream_id, []).append(chunk.inputs)
+            assert isinstance(record.body, Tick), record.body
+            batch = names.batch(record.body)
+            sources = batch.source_positions or (b"",) * len(batch)
+            rows = np.split(batch.inputs, np.cumsum(batch.lengths)[:-1])
+            lanes = zip(batch.stream_ids, batch.first_steps.tolist(), sources, rows, strict=True)
+            for stream_id, first_step, source, inputs in lanes:
+                assert first_step == ends.get(stream_id, 0), "a step twice, or a gap"
+                ends[stream_id] = first_step + len(inputs)
+                if source:
+                    assert int(source) == ends[stream_id]
+                found.setdefault(stream_id, []).append(inputs)
     finally:
         store.close()
     return {stream_id: np.concatenate(parts) for stream_id, parts in found.items()}

@@ -15,7 +15,9 @@ import pytest
 from bptt.client import Client
 from bptt.engine.replay import different, State
 from tests.crash.support import (
+    check_fleet,
     check_walkers,
+    FleetWalker,
     KEEP_ALL,
     newest,
     Restarted,
@@ -33,15 +35,17 @@ SECONDS_A_ROUND = 20.0  # at most, on a machine that does much else
 async def test_killed_at_random_moments_nothing_is_lost_and_nothing_learned_twice(
     tmp_path: Path,
 ) -> None:
-    """Two models: one with three clients, and one with a single stream."""
+    """Models with three clients, with a single stream, and with a fleet that is sent in batches."""
     moments = random.Random(5)
     async with restarted(tmp_path, *KEEP_ALL) as server:
         async with Client.connect(server.address) as client:
             await client.create_model("three", SPEC)
             await client.create_model("one", SPEC)
+            await client.create_model("fleet", SPEC)
         walkers = [Walker(server.address, "three", f"s{place}", place) for place in range(3)]
         alone = Walker(server.address, "one", "s", 3)
-        everybody = [*walkers, alone]
+        fleet = FleetWalker(server.address, "fleet", 30, 4)
+        everybody = [*walkers, alone, fleet]
         for walker in everybody:
             walker.start()
         for _ in range(ROUNDS):
@@ -56,6 +60,8 @@ async def test_killed_at_random_moments_nothing_is_lost_and_nothing_learned_twic
         assert len(server.lines("replayed from its journal")) >= ROUNDS
     check_walkers(server.folder, "three", walkers)
     check_walkers(server.folder, "one", [alone])
+    check_fleet(server.folder, fleet)
+    assert fleet.refused == fleet.gaps > 0
     undisturbed = await learned_without_a_kill(tmp_path / "calm", chunks=len(alone.sent))
     assert not different(newest(server.folder, "one"), undisturbed)
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from bptt.config import Durability, Kept
-from bptt.durability import Checkpoint, Command, Record, SqliteStore
-from bptt_core import Chunk
+from bptt.durability import Checkpoint, Command, Record, SqliteStore, Tick
+from bptt_core import Batch, Chunk
 
 
 def tick_record(number: int, *, steps: int = 2, stream_id: str = "s") -> Record:
     """A tick of one chunk whose values encode its lsn."""
     inputs = np.full((steps, 3), number, np.float32)
-    return Record(number, (Chunk(stream_id, (number - 1) * steps, inputs),))
+    return Record(number, Tick.of([Chunk(stream_id, (number - 1) * steps, inputs)]))
 
 
 def tick_records(first: int, last: int) -> list[Record]:
@@ -60,19 +60,35 @@ def same(left: Record, right: Record) -> bool:
         return False
     if isinstance(left.body, Command) or isinstance(right.body, Command):
         return left.body == right.body
-    return len(left.body) == len(right.body) and all(map(_same_chunk, left.body, right.body))
+    return same_tick(left.body, right.body)
 
 
-def _same_chunk(left: Chunk, right: Chunk) -> bool:
-    names = (
-        *("stream_id", "first_step", "end_of_sequence", "first_target_step"),
-        "source_position",
-    )
+def same_tick(left: Tick, right: Tick) -> bool:
+    """True if two ticks hold the same lanes, bit for bit; a numbered lane may lack its name."""
+    one, other = left.batch, right.batch
+    named = left.named.tolist()
     return (
-        all(getattr(left, name) == getattr(right, name) for name in names)
-        and same_bits(left.inputs, right.inputs)
-        and same_bits(left.targets, right.targets)
+        len(one) == len(other)
+        and named == right.named.tolist()
+        and [one.stream_ids[lane] for lane in named] == [other.stream_ids[lane] for lane in named]
+        and same_bits(left.incarnations, right.incarnations)
+        and same_bits(one.first_steps, other.first_steps)
+        and same_bits(one.lengths, other.lengths)
+        and same_bits(one.inputs, other.inputs)
+        and same_bits(one.targets, other.targets)
+        and same_bits(one.target_lengths, other.target_lengths)
+        and same_bits(one.first_target_steps, other.first_target_steps)
+        and _ends(one) == _ends(other)
+        and _sources(one) == _sources(other)
     )
+
+
+def _ends(batch: Batch) -> list[bool]:
+    return [False] * len(batch) if batch.ends is None else batch.ends.tolist()
+
+
+def _sources(batch: Batch) -> tuple[bytes, ...]:
+    return batch.source_positions or (b"",) * len(batch)
 
 
 def same_bits(left: Any, right: Any) -> bool:

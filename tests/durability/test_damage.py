@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.durability import commit_watermark, inspection, reading, Record, repair, SqliteStore
+from bptt.durability import commit_watermark, inspection, reading, Record, repair, SqliteStore, Tick
 from bptt.errors import DataDamaged, StorageFailed
 from tests.durability.support import checkpoint, numbers, opened, tick_record, tick_records
 
@@ -207,8 +207,8 @@ def test_a_flipped_byte_anywhere_in_a_journal_gives_no_wrong_record(data: Path) 
 
 
 def _inputs(record: Record) -> bytes:
-    assert isinstance(record.body, tuple)
-    return record.body[0].inputs.tobytes()
+    assert isinstance(record.body, Tick)
+    return record.body.batch.inputs.tobytes()
 
 
 def test_a_journal_that_a_killed_process_left_is_whole(killed: Path) -> None:

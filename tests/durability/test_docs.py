@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bptt.config import Kept
-from bptt.durability import Record
+from bptt.durability import Record, Tick
 from bptt_core import Chunk
 from tests.durability.support import checkpoint, command, opened
 
@@ -24,12 +24,14 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
         inputs = np.array([[0.5, -2.0]], np.float32)
         targets = np.array([-1], np.int64)
         tokens = np.array([3, 70_000], np.uint32)
+        lanes = (("é", 7), ("b", 0))
+        last = Chunk("b", 1, tokens, end_of_sequence=True, source_position=b"9")
         store.append(
             "m",
             [
-                Record(1, (Chunk("é", 7, inputs, targets), Chunk("b", 0, inputs))),
+                Record(1, Tick.of([Chunk(name, at, inputs, targets) for name, at in lanes])),
                 command(2, "reset", stream_id="b"),
-                Record(3, (Chunk("b", 1, tokens, end_of_sequence=True, source_position=b"9"),)),
+                Record(3, Tick.of([last])),
             ],
         )
     done = subprocess.run(
@@ -38,11 +40,11 @@ def test_the_reader_of_the_page_reads_a_journal(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
+    rows = "((2, 2), (0.5, -2.0, 0.5, -2.0))"
     assert done.stdout.splitlines() == [
-        "1 é 7 ((1, 2), (0.5, -2.0)) ((1,), (-1,)) b''",
-        "1 b 0 ((1, 2), (0.5, -2.0)) b''",
+        f"1 ['é', 'b'] [7, 0] [1, 1] None None None {{}} {rows} ((2,), (-1, -1))",
         '2 {"name":"reset","arguments":{"stream_id":"b"}}',
-        "3 b 1 ((2,), (3, 70000)) b'9'",
+        "3 ['b'] [1] [2] None None [1] {0: b'9'} ((2,), (3, 70000))",
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bptt.durability import Command, inspection, reading, Record, repair, SqliteStore, Tick
+from bptt.durability import Command, inspection, reading, Record, repair, SqliteStore
 from bptt.durability.backup import back_up
 from bptt.engine import replay
 from bptt.engine.records import make_checkpoint
@@ -35,13 +35,13 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-def ticks() -> Iterator[Tick]:
+def ticks() -> Iterator[Sequence[Chunk]]:
     """The ticks in the folder."""
     random, step = np.random.default_rng(0), 0
     for number in range(20):
         if number == 15:
             step = 40  # the restore
-        yield (Chunk("north", step, random.standard_normal((4, 2)).astype(np.float32)),)
+        yield [Chunk("north", step, random.standard_normal((4, 2)).astype(np.float32))]
         step += 4
 
 

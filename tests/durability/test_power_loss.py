@@ -70,7 +70,7 @@ class Run:
         steps = int(self._random.integers(1, 4))
         inputs = self._random.standard_normal((steps, 1)).astype(np.float32)
         self._step += steps
-        return (Chunk("s", self._step - steps, inputs),)
+        return Tick.of([Chunk("s", self._step - steps, inputs)])
 
     def _append(self, bodies: Sequence[Tick | Command]) -> None:
         records = []

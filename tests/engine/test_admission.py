@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from bptt.config import Limits, ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import LaneRefused, ModelDefinition
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, LimitReached, ServerStopping
 from bptt.observability.metrics import Metrics
-from bptt_core import bytes_of_stream, Learner, ModelSpec
+from bptt_core import bytes_of_stream, ChunkResult, Learner, ModelSpec
+from tests.engine.support import Answer, message, of_one_lane
 
 
 @pytest.mark.parametrize(
@@ -65,15 +66,18 @@ async def test_streams_end_where_their_memory_would() -> None:
         trainer.start()
         responses = ResponseQueue(10, 10_000)
 
-        def give(stream_id: str) -> None:
+        async def give(stream_id: str) -> Answer:
             x = np.ones((3, 2), np.float32)
-            chunk = IncomingChunk(stream_id, None, x, None, end_of_sequence=False)
+            chunk = message(stream_id, None, x, None, end_of_sequence=False)
             trainer.accept(chunk, responses.pending(1))
+            return of_one_lane(await responses.next())
 
-        give("a")
-        give("b")
-        with pytest.raises(LimitReached, match="at most 2, the server"):
-            give("c")
-        give("a")
+        assert isinstance(await give("a"), ChunkResult)
+        assert isinstance(await give("b"), ChunkResult)
+        refused = await give("c")
+        assert isinstance(refused, LaneRefused)
+        assert isinstance(refused.error, LimitReached)
+        assert "at most 2, the server" in refused.error.message
+        assert isinstance(await give("a"), ChunkResult)
         await trainer.stop(refusal=ServerStopping(), save=False)
         assert sorted(trainer.views) == ["a", "b"]

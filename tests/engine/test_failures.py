@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from bptt.config import Kept, ServerConfig
-from bptt.domain import ModelDefinition, Refused, UnreadModel
+from bptt.domain import LaneRefused, ModelDefinition, UnreadModel
 from bptt.domain import ModelState as State
 from bptt.durability import CheckpointInfo, Command, Record, SqliteStore
 from bptt.engine import live, recovery, stalls, supervisor
 from bptt.engine.lifecycle import Operation
 from bptt.engine.messages import StreamCommand
-from bptt.engine.records import apply_record, make_checkpoint
+from bptt.engine.records import apply_record, make_checkpoint, StreamNames
 from bptt.engine.recovery import recover
 from bptt.engine.registry import Registry
 from bptt.errors import (
@@ -31,6 +31,7 @@ from bptt.errors import (
 )
 from bptt.observability.metrics import Metrics
 from bptt_core import ChunkResult, Learner
+from tests.engine.support import of_one_lane
 from tests.engine.test_lifecycle import (
     Breaking,
     HeldStore,
@@ -43,6 +44,7 @@ from tests.engine.test_lifecycle import (
 )
 from tests.rpc.harness import until
 from tests.support.disk import mounted
+from tests.support.metrics import above_zero
 
 
 @pytest.fixture
@@ -60,12 +62,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failures(host: Host) -> dict[str, float]:
     """Values of the failure metric by reason."""
-    return {
-        each.labels["reason"]: each.value
-        for family in host.metrics.registry.collect()
-        for each in family.samples
-        if each.name == "bptt_model_failures_total"
-    }
+    return above_zero(host.metrics, "bptt_model_failures", "reason")
 
 
 async def came_back(host: Host, before: Any) -> None:
@@ -99,7 +96,7 @@ async def test_an_exception_while_a_checkpoint_is_copied_is_not_silent(
         assert [type(each) for each in told] == [Recovering]
         assert failures(host) == {"copying": 1}
         [line] = [each.message for each in caplog.records if "failed while" in each.message]
-        assert line == "model m failed while copying: MemoryError()"
+        assert line == "model m failed while copying"
 
 
 async def test_a_worker_that_is_cancelled_is_replaced(store: HeldStore) -> None:
@@ -126,8 +123,8 @@ async def test_everything_waiting_for_a_failing_model_is_answered(store: HeldSto
         ]
         await until(lambda: host.state is State.RESTORING)
         host.gate.open()
-        answers = [await broken.next(), await behind.next()]
-        assert all(isinstance(each, Refused) for each in answers)
+        answers = [of_one_lane(await broken.next()), of_one_lane(await behind.next())]
+        assert all(isinstance(each, LaneRefused) for each in answers)
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in ends] == [Recovering] * 3
         await came_back(host, model)
@@ -176,7 +173,7 @@ async def test_without_a_store_a_model_stays_failed_and_predicts() -> None:
         await host.learn(4)
         snapshot = registry.get("m").snapshot
         refused = await host.learn(5)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, LaneRefused)
         assert isinstance(refused.error, ModelFailed)
         assert host.state is State.FAILED
         assert (await registry.find("m", Operation.PREDICT)).snapshot is snapshot
@@ -293,8 +290,8 @@ async def test_waits_for_a_full_disk_end_with_an_error(
         resetting = asyncio.ensure_future(model.command(StreamCommand("s", "reset", done)))
         waiting = host.give(4)
         durable = asyncio.ensure_future(model.durable())
-        answer = await waiting.next()
-        assert isinstance(answer, Refused | ChunkResult)
+        answer = of_one_lane(await waiting.next())
+        assert isinstance(answer, LaneRefused | ChunkResult)
         with pytest.raises(StorageFull):
             await resetting
         with pytest.raises(StorageFull):
@@ -465,9 +462,9 @@ def test_replay_stops_before_a_record_that_breaks_the_learner(
     store.append("m", [Record(2, Command("configure", {"learning_rate": 0.25}))])
     apply, calls = apply_record, []
 
-    def breaks(learner: Learner, record: Record, load: Any) -> Any:
+    def breaks(learner: Learner, record: Record, load: Any, names: StreamNames) -> Any:
         calls.append(record.lsn)
-        applied = apply(learner, record, load)
+        applied = apply(learner, record, load, names)
         if record.lsn == 2:
             raise IndexError("half-way")
         return applied

@@ -9,70 +9,113 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt.engine.fair_queue import FairQueue
-from bptt.engine.messages import Entry, ENTRY_BYTES, QueuedChunk, StreamCommand
+from bptt.domain import IncomingBatch
+from bptt.engine.messages import LANE_BYTES, QueuedBatch, StreamCommand, weight
+from bptt.engine.replies import MessageReplies
 from bptt.engine.responses import ResponseQueue
-from bptt_core import Chunk
+from bptt_core import Batch, Chunk
+from tests.engine.support import Rounds
 
 
-def chunk(stream_id: str, first_step: int = 0, steps: int = 1) -> QueuedChunk:
-    pending = ResponseQueue(1, 1).pending(0)
-    return QueuedChunk(Chunk(stream_id, first_step, np.zeros((steps, 2), np.float32)), pending)
+def chunk(stream_id: str, first_step: int = 0, steps: int = 1) -> Chunk:
+    return Chunk(stream_id, first_step, np.zeros((steps, 2), np.float32))
 
 
 def command(stream_id: str) -> StreamCommand:
     return StreamCommand(stream_id, "reset", cast(asyncio.Future[int], None))
 
 
-def names(fair_queue: FairQueue, chunks_max: int = 100, steps_max: int = 100) -> list[list[str]]:
-    batches = fair_queue.take(chunks_max, steps_max)
-    return [[each.stream_id for each in one.chunks] for one in batches]
+def names(
+    waiting: Rounds, chunks_max: int = 100, steps_max: int = 100, tick_chunks: int = 100
+) -> list[list[str]]:
+    taken = waiting.queue.take(chunks_max, steps_max, tick_chunks, steps_max)
+    return [[name for each in one.chunks for name in each.batch.stream_ids] for one in taken]
 
 
-def test_a_batch_has_at_most_one_chunk_of_each_stream() -> None:
-    fair_queue = FairQueue()
+def test_a_round_has_at_most_one_chunk_of_each_stream() -> None:
+    waiting = Rounds()
     for name in "aababc":
-        fair_queue.put(chunk(name))
-    assert names(fair_queue) == [["a", "b", "c"], ["a", "b"], ["a"]]
-    assert not fair_queue
+        waiting.chunk(chunk(name))
+    assert names(waiting) == [["a", "b", "c"], ["a", "b"], ["a"]]
+    assert not waiting.queue
 
 
-def test_a_served_stream_goes_to_the_back_of_the_queue() -> None:
-    fair_queue = FairQueue()
+def test_a_round_that_is_taken_in_parts_is_finished_before_the_next_one() -> None:
+    waiting = Rounds()
     for name in "aaabbbccc":
-        fair_queue.put(chunk(name))
-    assert names(fair_queue, chunks_max=2) == [["a", "b"]]
-    assert names(fair_queue, chunks_max=2) == [["c", "a"]]
-    assert names(fair_queue, chunks_max=2) == [["b", "c"]]
+        waiting.chunk(chunk(name))
+    assert names(waiting, 2, tick_chunks=2) == [["a", "b"]]
+    waiting.chunk(chunk("d"))  # a stream that has nothing queued joins the round
+    assert names(waiting, 2, tick_chunks=2) == [["c", "d"]]
+    assert names(waiting, 3, tick_chunks=2) == [["a", "b"], ["c"]]
+    assert names(waiting, 3) == [["a", "b", "c"]]
+    assert not waiting.queue
 
 
 def test_a_run_is_bounded_in_steps_but_takes_at_least_one_chunk() -> None:
-    fair_queue = FairQueue()
+    waiting = Rounds()
     for _ in range(3):
-        fair_queue.put(chunk("a", steps=60))
-    assert names(fair_queue, steps_max=100) == [["a"], ["a"]]
-    assert names(fair_queue, steps_max=1) == [["a"]]
+        waiting.chunk(chunk("a", steps=60))
+    assert names(waiting, steps_max=100) == [["a"], ["a"]]
+    assert names(waiting, steps_max=1) == [["a"]]
 
 
 def test_the_weight_of_the_queue_is_that_of_its_chunks() -> None:
-    fair_queue = FairQueue()
-    fair_queue.put(chunk("a", steps=3))
-    fair_queue.put(command("a"))
-    assert (fair_queue.chunks, fair_queue.weight) == (1, 3 * 2 * 4 + ENTRY_BYTES)
-    fair_queue.take(10, 10)
-    assert (fair_queue.chunks, fair_queue.weight) == (0, 0)
+    waiting = Rounds()
+    waiting.chunk(chunk("a", steps=3))
+    waiting.put("a", command("a"))
+    queue = waiting.queue
+    assert (queue.chunks, queue.weight) == (1, 3 * 2 * 4 + LANE_BYTES)
+    queue.take(10, 10, 10, 10)
+    assert (queue.chunks, queue.weight) == (0, 0)
 
 
 def test_a_command_keeps_its_place_in_its_stream() -> None:
-    fair_queue = FairQueue()
-    entries: list[Entry] = [chunk("a", 0), command("a"), chunk("a", 1)]
-    for entry in entries:
-        fair_queue.put(entry)
-    first, second, third = fair_queue.take(10, 10)
-    assert first.chunks == [entries[0]]
-    assert second.commands == [entries[1]]
+    waiting, reset = Rounds(), command("a")
+    before = waiting.chunk(chunk("a", 0))
+    waiting.put("a", reset)
+    after = waiting.chunk(chunk("a", 1))
+    first, second, third = waiting.queue.take(10, 10, 10, 10)
+    assert first.chunks == [before]
+    assert second.commands == [reset]
     assert not second.chunks
-    assert third.chunks == [entries[2]]
+    assert third.chunks == [after]
+
+
+def of_many(count: int, steps: int = 1) -> QueuedBatch:
+    """A message of many lanes."""
+    lanes = np.arange(count)
+    batch = Batch(
+        tuple(f"s{lane}" for lane in range(count)),
+        lanes * 0,
+        np.full(count, steps),
+        np.repeat(lanes, steps)[:, None].astype(np.float32),
+    )
+    incoming = IncomingBatch(
+        batch.stream_ids, batch.first_steps, batch.lengths, batch.inputs, None, lanes < 0
+    )
+    replies = MessageReplies(incoming, ResponseQueue(1, 1).pending(0))
+    return QueuedBatch(batch, lanes, lanes, replies, len(batch.inputs), weight(batch))
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
+def test_a_large_batch_is_taken_in_parts_of_a_tick(
+    count: int, steps: int, tick_chunks: int, tick_steps: int
+) -> None:
+    queue = Rounds().queue
+    queue.put(of_many(count, steps), 1)
+    lanes: list[int] = []
+    while queue:
+        [taken] = queue.take(1, 1, tick_chunks, tick_steps)
+        [part] = taken.chunks
+        assert 1 <= len(part.lanes) <= tick_chunks
+        assert part.steps - steps < tick_steps
+        assert part.batch.inputs[:, 0].tolist() == np.repeat(part.lanes, steps).tolist()
+        assert part.slots.tolist() == part.lanes.tolist()
+        assert queue.chunks == count - len(lanes) - len(part.lanes)
+        lanes += part.lanes.tolist()
+    assert lanes == list(range(count))
+    assert (queue.chunks, queue.weight) == (0, 0)
 
 
 entries = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), max_size=40)
@@ -82,22 +125,21 @@ entries = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), max_si
 def test_entries_are_taken_once_in_order_and_at_most_one_of_each_stream(
     put: list[tuple[str, int]], chunks_max: int, steps_max: int
 ) -> None:
-    fair_queue = FairQueue()
+    waiting = Rounds()
     given_in: dict[str, list[Any]] = {}
     for name, steps in put:
-        entry = chunk(name, steps=steps)
-        given_in.setdefault(name, []).append(entry)
-        fair_queue.put(entry)
+        given_in.setdefault(name, []).append(waiting.chunk(chunk(name, steps=steps)))
     out: dict[str, list[Any]] = {}
-    while fair_queue:
-        before = fair_queue.chunks
-        for one in fair_queue.take(chunks_max, steps_max):
+    while waiting.queue:
+        before = waiting.queue.chunks
+        for one in waiting.queue.take(chunks_max, steps_max, chunks_max, steps_max):
             taken = one.chunks + one.duplicates
-            assert len({each.stream_id for each in taken}) == len(taken)
+            ids = [each.batch.stream_ids[0] for each in taken]
+            assert len(set(ids)) == len(ids) <= chunks_max
             assert all(each.steps for each in one.chunks)
-            for each in taken:
-                out.setdefault(each.stream_id, []).append(each)
-        assert 1 <= before - fair_queue.chunks <= chunks_max
+            for name, each in zip(ids, taken, strict=True):
+                out.setdefault(name, []).append(each)
+        assert 1 <= before - waiting.queue.chunks < 2 * chunks_max
     assert out == given_in
 
 
@@ -105,12 +147,12 @@ def test_entries_are_taken_once_in_order_and_at_most_one_of_each_stream(
 def test_a_stream_waits_for_at_most_one_chunk_of_each_other_stream(
     others: int, chunks_max: int
 ) -> None:
-    fair_queue = FairQueue()
+    waiting = Rounds()
     for number in range(others):
         for _ in range(50):
-            fair_queue.put(chunk(f"busy {number}"))
-    fair_queue.put(chunk("late"))
+            waiting.chunk(chunk(f"busy {number}"))
+    waiting.chunk(chunk("late"))
     served: list[str] = []
     while "late" not in served:
-        served += [name for one in names(fair_queue, chunks_max) for name in one]
+        served += [name for one in names(waiting, chunks_max) for name in one]
     assert served.index("late") <= others

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bptt.config import Limits, ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import ModelDefinition
 from bptt.engine.lifecycle import Event
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
 from bptt_core import ChunkResult, Learner, ModelSpec
+from tests.engine.support import message, of_one_lane
 
 SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=4)
 LIMITS = Limits(queue_chunks=64, run_chunks=4, call_answers=10_000)
@@ -25,7 +26,7 @@ async def feed(trainer: Trainer, responses: ResponseQueue, stream_id: str, chunk
     """Wait for room, then queue a chunk, as a Learn call does."""
     for _ in range(chunks):
         await trainer.room()
-        trainer.accept(IncomingChunk(stream_id, None, STEPS, None, False), responses.pending(0))
+        trainer.accept(message(stream_id, None, STEPS, None, False), responses.pending(0))
 
 
 async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
@@ -47,7 +48,7 @@ async def test_one_step_overtakes_the_full_queue_of_another_stream() -> None:
         await asyncio.sleep(0)  # it waits for room now, and so does the other
         trainer.start()
         await asked
-        answer = await small.next()
+        answer = of_one_lane(await small.next())
         assert isinstance(answer, ChunkResult)
         learned_before = trainer.views["large"].next_step // len(STEPS)
         assert learned_before <= 3 * LIMITS.run_chunks < LIMITS.queue_chunks

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from bptt.config import ServerConfig
 from bptt.domain import Gauges
 from bptt.engine.flow import COST_SHARE_MAX, FlowWatch
-from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
+from bptt.engine.messages import Outcome
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.run import run
 from bptt.errors import InvalidRequest
-from bptt.observability.metrics import Metrics, ModelMetrics
+from bptt.observability.counts import ModelMetrics
+from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, gradient_flow, GradientFlow, Learner, ModelSpec
+from tests.engine.support import rounds
 from tests.engine.test_trainer import answers, give, inputs, training
+from tests.support.metrics import families
 
 SECONDS = 1e6  # of learning: every measurement is within its share
 
@@ -35,9 +36,7 @@ def feed(learner: Learner, first: int, steps: int) -> Outcome:
     x = inputs(steps, first)
     y = None if learner.spec.task == "forecast" else x
     chunk = Chunk("a", first, x, y, end_of_sequence=False)
-    outcome = run(
-        learner, [TickBatch([QueuedChunk(chunk, ResponseQueue(10, 1000).pending(0))], [], [])]
-    )
+    outcome = run(learner, rounds(chunk))
     assert outcome.failure is None
     outcome.seconds = SECONDS
     return outcome
@@ -133,7 +132,7 @@ def test_a_refused_or_deleted_stream_is_not_measured() -> None:
     outcome = feed(learner, 0, 16)
     assert watch.is_due(outcome)
     learner.delete_stream("a")
-    outcome.views["a"] = None
+    outcome.gone = ["a"]
     assert watch.look(learner, outcome) is None
 
 
@@ -155,15 +154,14 @@ def test_a_model_that_diverged_has_no_flow() -> None:
 
 
 def series(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    text = generate_latest(metrics.registry).decode()
     return {
-        family.name: {tuple(sorted(s.labels.items())): s.value for s in family.samples}
-        for family in text_string_to_metric_families(text)
+        name: {tuple(sorted(s.labels.items())): s.value for s in family.samples}
+        for name, family in families(metrics).items()
     }
 
 
 def test_the_metrics_show_the_measurement() -> None:
-    metrics = Metrics()
+    metrics = Metrics("full")
     model = metrics.open_model("m", learner_of().figures, lambda: Gauges(0, 0, 0))
     names = ("gradient_flow_ratio", "memory_horizon_steps", "recurrent_spectral_radius")
     assert [series(metrics)[f"bptt_{name}"] for name in names] == [{}] * 3

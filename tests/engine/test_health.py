@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from bptt.config import ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition, ModelState, ModelStatus, UnreadModel
-from bptt.durability import Checkpoint, Record, SqliteStore
+from bptt.domain import ModelDefinition, ModelState, ModelStatus, UnreadModel
+from bptt.durability import Checkpoint, Record, SqliteStore, Tick
 from bptt.engine import recovery_progress
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover
@@ -24,18 +24,19 @@ from bptt.engine.responses import ResponseQueue
 from bptt.errors import Recovering
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import message, of_one_lane
 from tests.engine.test_rollback import SPEC as DIVERGING
 from tests.engine.test_rollback import steps, TOO_LARGE
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 TICKS = 30
 
 
 def gauge(metrics: Metrics, name: str, model_id: str) -> float | None:
-    for family in metrics.registry.collect():
-        for sample in family.samples:
-            if sample.name == name and sample.labels["model"] == model_id:
-                return float(sample.value)
+    for sample in families(metrics)[name].samples:
+        if sample.labels["model"] == model_id:
+            return float(sample.value)
     return None
 
 
@@ -55,8 +56,8 @@ async def test_a_model_that_diverged_is_not_serving_until_it_is_resumed() -> Non
         assert gauge(metrics, "bptt_diverged", "m") == 0
         responses = ResponseQueue(10, 1000)
         x, y = steps(8, scale=TOO_LARGE)
-        trainer.accept(IncomingChunk("s", 0, x, y, end_of_sequence=False), responses.pending(0))
-        answer = await responses.next()
+        trainer.accept(message("s", 0, x, y, end_of_sequence=False), responses.pending(0))
+        answer = of_one_lane(await responses.next())
         assert isinstance(answer, ChunkResult)
         assert registry.status("m").state == "diverged"
         assert gauge(metrics, "bptt_diverged", "m") == 1
@@ -74,7 +75,7 @@ def journaled(store: SqliteStore) -> None:
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None].repeat(2, axis=1)
     chunks = [Chunk("s", first, values[first : first + 3]) for first in range(0, 3 * TICKS, 3)]
-    store.append("m", [Record(lsn, (chunk,)) for lsn, chunk in enumerate(chunks, start=1)])
+    store.append("m", [Record(lsn, Tick.of([chunk])) for lsn, chunk in enumerate(chunks, start=1)])
 
 
 def test_a_long_recovery_logs_its_progress(

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bptt.domain import Refused
-from bptt.engine.fair_queue import FairQueue
+from bptt.durability import Record
 from bptt.engine.joining import groups
-from bptt.engine.messages import Outcome, QueuedChunk, StreamCommand, TickBatch
-from bptt.engine.records import apply_body
-from bptt.engine.responses import ResponseQueue
+from bptt.engine.messages import Outcome, Round, StreamCommand
+from bptt.engine.records import apply_record
 from bptt.engine.run import run
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import of_one_lane, queued, rounds
 
 pytestmark = pytest.mark.same_bits
 
@@ -49,16 +48,13 @@ def chunks(spec: ModelSpec) -> list[Chunk]:
     return result
 
 
-def batches(given: list[Chunk]) -> list[TickBatch]:
-    fair_queue, responses = FairQueue(), ResponseQueue(1000, 1 << 20)
-    for each in given:
-        fair_queue.put(QueuedChunk(each, responses.pending(0)))
-    return fair_queue.take(1000, 1 << 20)
+def batches(given: list[Chunk]) -> list[Round]:
+    return rounds(*given)
 
 
 def learned(outcome: Outcome) -> list[ChunkResult]:
-    found = [result for _, result in outcome.answers]
-    assert all(isinstance(each, ChunkResult) for each in found)
+    assert not any(each.errors for each in outcome.answers)
+    found = [of_one_lane(part) for each in outcome.answers for part in each.parts]
     return [each for each in found if isinstance(each, ChunkResult)]
 
 
@@ -92,8 +88,8 @@ def test_joined_chunks_get_the_answers_of_separate_chunks(name: str) -> None:
     assert_same_state(learner, alone)
     assert len(outcome.records) == 3, "one for each sequence"
     replayed = Learner(spec, backend="reference")
-    for body, _ in outcome.records:
-        apply_body(replayed, body)
+    for lsn, (body, _) in enumerate(outcome.records, 1):
+        apply_record(replayed, Record(lsn, body))
     assert_same_state(replayed, alone)
 
 
@@ -112,11 +108,12 @@ def test_only_the_bad_one_of_several_joined_chunks_is_refused() -> None:
     bad = given[2].inputs.copy()
     bad[0, 0] = np.nan
     outcome = run(learner, batches([*given[:2], replace(given[2], inputs=bad)]))
-    first, second, third = (result for _, result in outcome.answers)
-    assert isinstance(first, ChunkResult)
-    assert isinstance(second, ChunkResult)
-    assert not isinstance(third, (ChunkResult, Refused))
-    assert third.reason == "not_finite"
+    first, second, third = outcome.answers
+    assert not first.errors
+    assert not second.errors
+    assert not third.parts
+    [(lane, error)] = third.errors
+    assert (lane, error.reason) == (0, "not_finite")
     assert learner.next_step("s") == 2
     assert outcome.failure is None
 
@@ -140,7 +137,7 @@ def test_chunks_with_an_entry_between_them_are_not_joined() -> None:
     waiting = batches(given)
     waiting[1].commands.append(StreamCommand("s", "reset", None))  # type: ignore[arg-type]
     other = Chunk("other", 0, given[0].inputs)
-    waiting[3].chunks.append(QueuedChunk(other, waiting[3].chunks[0].pending))
+    waiting[3].chunks.append(queued(other))
     found = list(groups(FORECAST, waiting))
     assert [len(each) for each in found] == [1, 1, 1, 1]
     assert [each for group in found for each in group] == waiting
@@ -155,19 +152,21 @@ def test_a_report_contains_the_inputs_of_the_prequential_errors() -> None:
     y = x[:, :1] * 0.5
     errors = []
     for cuts in ((0, 12), (0, 3, 4, 9, 12)):
-        responses, fair_queue = ResponseQueue(100, 1 << 20), FairQueue()
-        for first, stop in itertools.pairwise(cuts):
-            chunk = Chunk("s", first, x[first:stop], y[first:stop])
-            fair_queue.put(QueuedChunk(chunk, responses.pending(0)))
-        outcome = run(Learner(spec, backend="reference"), fair_queue.take(100, 1000))
+        chunks = [
+            Chunk("s", first, x[first:stop], y[first:stop])
+            for first, stop in itertools.pairwise(cuts)
+        ]
+        outcome = run(Learner(spec, backend="reference"), rounds(*chunks))
         assert outcome.failure is None
         found = []
         for tick in outcome.ticks:
-            for chunk, result in zip(tick.chunks, tick.results, strict=True):
-                assert (result.stream_id, result.first_step) == ("s", chunk.first_step)
-                assert result.predictions is not None
-                assert chunk.targets is not None
-                found.append(np.abs(chunk.targets - result.predictions))
+            batch, result = tick.batch, tick.result
+            assert batch is not None
+            assert result is not None
+            assert result.stream_ids == ("s",)
+            assert result.first_steps.tolist() == batch.first_steps.tolist()
+            assert result.predictions is not None
+            found.append(np.abs(batch.targets - result.predictions))
         errors.append(np.concatenate(found))
         assert sum(each.steps for tick in outcome.ticks for each in tick.updates) == len(x)
     assert errors[0].shape == (12, 1)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from bptt.config import ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition, Refused
+from bptt.domain import LaneRefused, ModelDefinition
 from bptt.engine.responses import ResponseQueue
 from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
 from tests.core.support import assert_same_memory
+from tests.engine.support import message, of_one_lane
 
 SPEC = ModelSpec(
     task="regression", input_size=1, output_size=1, hidden_size=4, k1=2, k2=4, label_delay=3
@@ -38,9 +39,9 @@ async def sent(*chunks: tuple[int | None, Any, Any, int | None, bool]) -> tuple[
         )
         trainer.start()
         for first, inputs, labels, labelled, ends in chunks:
-            incoming = IncomingChunk("s", first, inputs, labels, ends, labelled)
+            incoming = message("s", first, inputs, labels, ends, labelled)
             trainer.accept(incoming, responses.pending(0))
-            answers.append(await responses.next())
+            answers.append(of_one_lane(await responses.next()))
         await trainer.stop(refusal=ServerStopping(), save=False)
     return learner, answers
 
@@ -84,7 +85,7 @@ async def test_repeated_chunks_are_learned_once() -> None:
         (8, X[8:12], None, None, True),  # all repeated: it does not end the sequence again
     )
     late = answers.pop(4)
-    assert isinstance(late, Refused)
+    assert isinstance(late, LaneRefused)
     assert "first_target_step is 8, but must be at least 9" in late.error.message
     assert [type(answer) for answer in answers] == [ChunkResult] * 6
     assert [answer.next_step for answer in answers] == [4, 8, 8, 12, 12, 12]
@@ -106,7 +107,7 @@ async def test_a_label_that_comes_too_late_or_too_early_is_refused_by_name() -> 
     )
     late, early = answers[1:3]
     for refused, bound in [(late, "at least 5"), (early, "at most 7")]:
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, LaneRefused)
         assert refused.error.reason == "targets"
         assert "first_target_step" in refused.error.message
         assert bound in refused.error.message

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bptt.config import Kept, ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import ModelDefinition
 from bptt.domain import ModelState as State
 from bptt.durability import Checkpoint, Command, Record, SqliteStore
 from bptt.engine import lifecycle, supervisor
@@ -42,10 +42,12 @@ from bptt.errors import (
     UnknownModel,
 )
 from bptt.observability.metrics import Metrics
-from bptt_core import Learner, ModelSpec, TickResult
+from bptt_core import Batch, Learner, ModelSpec, TickResult
+from tests.engine.support import message, of_one_lane
 from tests.engine.test_rollback import SPEC as ROLLS_BACK
 from tests.engine.test_rollback import steps, TOO_LARGE
 from tests.rpc.harness import Gate, until
+from tests.support.metrics import families
 
 SPEC = replace(ROLLS_BACK, on_divergence="stop")
 
@@ -189,7 +191,7 @@ class Breaking(Learner):
 
     def apply(self, tick: Any, *, predictions: bool = True) -> TickResult:
         result = super().apply(tick, predictions=predictions)
-        if any(len(chunk.inputs) >= 5 for chunk in tick):
+        if (tick if isinstance(tick, Batch) else Batch.of(tick)).lengths.max() >= 5:
             raise MemoryError
         return result
 
@@ -208,13 +210,13 @@ class Host:
         """Accept a chunk."""
         trainer, responses = self.registry._models["m"], ResponseQueue(10, 1 << 20)
         x, y = steps(count, trainer.expected_step("s"), scale=scale)
-        incoming = IncomingChunk("s", None, x, y, end_of_sequence=False)
+        incoming = message("s", None, x, y, end_of_sequence=False)
         trainer.accept(incoming, responses.pending(0))
         return responses
 
     async def learn(self, count: int, *, scale: float = 1.0) -> Any:
         """Accept a chunk and wait for its answer."""
-        return await self.give(count, scale=scale).next()
+        return of_one_lane(await self.give(count, scale=scale).next())
 
     @property
     def state(self) -> State:
@@ -463,10 +465,7 @@ async def test_a_real_model_admits_what_the_table_says_and_shows_its_state(
     async with build(store) as host:
         assert host.state is state
         shown = [
-            each.labels["state"]
-            for family in host.metrics.registry.collect()
-            for each in family.samples
-            if each.name == "bptt_model_state"
+            each.labels["state"] for each in families(host.metrics)["bptt_model_state"].samples
         ]
         assert shown == [state.value]
         if state not in (State.DRAINING, State.STOPPED):  # which a server sets for all models
@@ -487,7 +486,7 @@ async def test_a_real_model_admits_what_the_table_says_and_shows_its_state(
 def appended(records: Iterable[Record]) -> int:
     """Steps that the ticks of a journal hold."""
     ticks = [each.body for each in records if not isinstance(each.body, Command)]
-    return sum(len(chunk.inputs) for tick in ticks for chunk in tick)
+    return sum(len(tick.batch.inputs) for tick in ticks)
 
 
 async def test_a_failed_model_comes_back_by_itself_as_it_was_before(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bptt.config import Durability, ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition, ModelStatus, UnreadModel
+from bptt.domain import ModelDefinition, ModelStatus, UnreadModel
 from bptt.durability import Checkpoint, SqliteStore
 from bptt.engine.registry import Registry
 from bptt.engine.replay import different
@@ -32,6 +32,8 @@ from bptt.errors import (
 )
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import message, of_one_lane
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 NAMES = ("a", "b", "c", "d", "e")
@@ -73,9 +75,9 @@ class Server:
         trainer = await self.registry.find(model_id)
         responses = ResponseQueue(10, 10_000)
         x = values(NAMES.index(model_id), turn)
-        incoming = IncomingChunk("s", CHUNK * turn, x, None, end_of_sequence=False)
+        incoming = message("s", CHUNK * turn, x, None, end_of_sequence=False)
         trainer.accept(incoming, responses.pending(1))
-        answer = await responses.next()
+        answer = of_one_lane(await responses.next())
         assert isinstance(answer, ChunkResult), answer
         return answer
 
@@ -83,12 +85,9 @@ class Server:
         """Wait until at most this many models are in memory."""
         await until(lambda: len(self.registry._models) <= count)
 
-    def families(self) -> dict[str, Any]:
-        return {each.name: each for each in self.metrics.registry.collect()}
-
     def value(self, name: str, model_id: str) -> float | None:
         family = name.removesuffix("_total").removesuffix("_count")
-        for each in self.families()[family].samples:
+        for each in families(self.metrics)[family].samples:
             if each.name == name and each.labels["model"] == model_id:
                 return float(each.value)
         return None

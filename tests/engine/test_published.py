@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bptt.config import ServerConfig
-from bptt.domain import IncomingChunk, ModelDefinition
+from bptt.domain import ModelDefinition
 from bptt.engine import worker as worker_module
 from bptt.engine.messages import StreamCommand
 from bptt.engine.published import BEHIND_RUNS_MAX
@@ -21,6 +21,8 @@ from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import message, of_one_lane
+from tests.support.metrics import families
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 
@@ -49,7 +51,7 @@ class Client:
     def send(self, steps: int) -> PendingResponse:
         values = inputs(steps, self.sent)
         pending = self.responses.pending(0)
-        incoming = IncomingChunk(self.stream_id, None, values, None, end_of_sequence=False)
+        incoming = message(self.stream_id, None, values, None, end_of_sequence=False)
         self.trainer.accept(incoming, pending, self)
         self.sent += steps
         return pending
@@ -63,8 +65,10 @@ class Client:
 
     async def now(self, steps: int) -> None:
         """Send steps that are learned before `accept` returns."""
-        answer = self.send(steps).answer
-        assert isinstance(answer, ChunkResult), "it was not learned when `accept` returned"
+        pending = self.send(steps)
+        assert pending.answer is not None, "it was not learned when `accept` returned"
+        answer = of_one_lane(pending.answer)
+        assert isinstance(answer, ChunkResult)
         assert answer.next_step == self.sent
         await self.responses.next()
 
@@ -139,10 +143,10 @@ async def test_a_scrape_from_another_thread_sees_the_newest_figures() -> None:
         await client.first(8)
         learner.apply([Chunk("s", 8, inputs(2, 8))])
         await client.now(2)
-        families = await asyncio.to_thread(lambda: {each.name: each for each in metrics.collect()})
-        [loss] = families["bptt_loss"].samples
+        shown = await asyncio.to_thread(families, metrics)
+        [loss] = shown["bptt_loss"].samples
         assert loss.value == learner.figures.loss
-        [steps] = [each for each in families["bptt_steps"].samples if each.name.endswith("_total")]
+        [steps] = [each for each in shown["bptt_steps"].samples if each.name.endswith("_total")]
         assert steps.value == 10
 
 
@@ -182,7 +186,7 @@ async def test_a_waiting_command_is_applied_before_a_later_chunk(
         pending = client.send(3)
         assert pending.answer is None, "the command comes first"
         await asked
-        answer = await client.responses.next()
+        answer = of_one_lane(await client.responses.next())
         assert isinstance(answer, ChunkResult)
         getattr(learner, f"{action}_stream")(stream_id)
         first = answer.next_step - 3

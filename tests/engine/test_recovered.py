@@ -10,7 +10,7 @@ import pytest
 
 from bptt.config import ServerConfig
 from bptt.domain import ModelDefinition
-from bptt.durability import Record, SqliteStore
+from bptt.durability import Record, SqliteStore, Tick
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover, Recovered
 from bptt.engine.registry import Registry
@@ -27,7 +27,7 @@ def killed(store: SqliteStore) -> Learner:
     store.save(make_checkpoint(ModelDefinition("m", SPEC), learner, 0))
     values = np.sin(np.arange(3 * TICKS, dtype=np.float32))[:, None]
     records = [
-        Record(lsn, (Chunk("s", 3 * lsn - 3, values[3 * lsn - 3 : 3 * lsn]),))
+        Record(lsn, Tick.of([Chunk("s", 3 * lsn - 3, values[3 * lsn - 3 : 3 * lsn])]))
         for lsn in range(1, TICKS + 1)
     ]
     store.append("m", records)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
+from bptt.domain import BatchAnswer
 from bptt.engine.responses import CROWD_MEMORY, ResponseQueue
 from bptt.errors import InvalidRequest
-from bptt_core import ChunkResult
 
 
-def answer(number: int) -> ChunkResult:
-    return ChunkResult("s", number, number + 1, None, ())
+def answer(number: int) -> BatchAnswer:
+    one = np.array([number])
+    members = np.empty((0, 2), np.int64)
+    return BatchAnswer(
+        number, one * 0, ("s",), one, one + 1, one, np.arange(2), None, None, (), members
+    )
 
 
 async def test_answers_leave_in_the_order_of_their_chunks() -> None:

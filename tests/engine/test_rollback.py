@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 
 from bptt.config import Kept, ServerConfig
-from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
+from bptt.domain import LaneRefused, ModelDefinition
 from bptt.durability import Command, Record, SqliteStore, Store
 from bptt.engine import replay
-from bptt.engine.fair_queue import FairQueue
-from bptt.engine.messages import QueuedChunk
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt.engine.recovery import recover
 from bptt.engine.replay import different
@@ -28,6 +26,7 @@ from bptt.engine.trainer import Trainer
 from bptt.errors import ServerStopping
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import Answer, message, of_one_lane, Rounds
 
 SPEC = ModelSpec(
     task="regression",
@@ -97,17 +96,15 @@ def give(
     stream_id: str = "s",
 ) -> None:
     x, y = steps(count, trainer.expected_step(stream_id), scale=scale)
-    trainer.accept(
-        IncomingChunk(stream_id, None, x, y, end_of_sequence=False), responses.pending(0)
-    )
+    trainer.accept(message(stream_id, None, x, y, end_of_sequence=False), responses.pending(0))
 
 
 async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
-    found = [await responses.next() for _ in range(count)]
+    found = [of_one_lane(await responses.next()) for _ in range(count)]
     assert all(isinstance(each, ChunkResult) for each in found), [
         getattr(each, "error", None) for each in found
     ]
-    return found  # type: ignore[return-value]
+    return found
 
 
 async def end(trainer: Trainer) -> None:
@@ -346,7 +343,7 @@ async def test_late_labels_of_steps_before_a_roll_back_are_dropped(tmp_path: Pat
             for first in range(0, 60, 2):
                 begin, end_ = max(0, first - delay), max(0, first + 2 - delay)
                 labels = y[begin:end_] if end_ else None
-                chunk = IncomingChunk(
+                chunk = message(
                     "s", first, x[first : first + 2], labels, False, begin if end_ else None
                 )
                 trainer.accept(chunk, responses.pending(0))
@@ -356,20 +353,18 @@ async def test_late_labels_of_steps_before_a_roll_back_are_dropped(tmp_path: Pat
             last = learned[-1]
             assert isinstance(last, ChunkResult)
             assert [update.skipped for update in last.updates] == [False]
-            too_late = IncomingChunk("s", 60, x[:1], y[:1], False, 60 - delay - 1)
+            too_late = message("s", 60, x[:1], y[:1], False, 60 - delay - 1)
             trainer.accept(too_late, responses.pending(0))
-            refused = await responses.next()
-            assert isinstance(refused, Refused), "what is late for another reason"
+            refused = of_one_lane(await responses.next())
+            assert isinstance(refused, LaneRefused), "what is late for another reason"
             at = 60
             while condition(trainer) == "running":
                 labels = y[: delay - 1] * TOO_LARGE
-                chunk = IncomingChunk("s", at, x[:2], labels, False, at - delay)
+                chunk = message("s", at, x[:2], labels, False, at - delay)
                 trainer.accept(chunk, responses.pending(0))
                 await answers(responses, 1)
                 at += 2
-            trainer.accept(
-                IncomingChunk("s", at, x[:0], y[:1], False, at - 1), responses.pending(0)
-            )
+            trainer.accept(message("s", at, x[:0], y[:1], False, at - 1), responses.pending(0))
             [nothing_left] = await answers(responses, 1)
             assert isinstance(nothing_left, ChunkResult)
             assert (nothing_left.next_step, trainer.views["s"].sequence_step) == (at, 0)
@@ -395,26 +390,29 @@ async def test_a_diverged_model_with_policy_stop_stops(caplog: pytest.LogCapture
         await end(trainer)
 
 
-def test_batches_put_back_come_first_and_in_order() -> None:
-    def queued(stream_id: str, first: int) -> QueuedChunk:
-        return QueuedChunk(Chunk(stream_id, first, *steps(2)), ResponseQueue(10, 10).pending(0))
+def test_rounds_put_back_come_first_and_in_order() -> None:
+    """A stream that came meanwhile comes after them."""
 
-    fair_queue = FairQueue()
+    def chunk(stream_id: str, first: int) -> Chunk:
+        return Chunk(stream_id, first, *steps(2))
+
+    waiting = Rounds()
+    fair_queue = waiting.queue
     for first in (0, 2, 4):
         for stream_id in ("a", "b"):
-            fair_queue.put(queued(stream_id, first))
+            waiting.chunk(chunk(stream_id, first))
     before = (fair_queue.chunks, fair_queue.weight)
-    batches = fair_queue.take(4, 1000)
-    fair_queue.put(queued("c", 0))
-    fair_queue.put_back(batches)
-    assert (fair_queue.chunks - 1, fair_queue.weight - queued("c", 0).weight) == before
-    taken = [
-        [(each.stream_id, each.chunk.first_step) for each in one.chunks]
-        for one in fair_queue.take(100, 1000)
+    taken = fair_queue.take(4, 1000, 100, 1000)
+    added = waiting.chunk(chunk("c", 0))
+    fair_queue.put_back(taken)
+    assert (fair_queue.chunks - 1, fair_queue.weight - added.weight) == before
+    names = [
+        [(each.batch.stream_ids[0], int(each.batch.first_steps[0])) for each in one.chunks]
+        for one in fair_queue.take(100, 1000, 100, 1000)
     ]
-    assert taken == [
-        [("a", 0), ("b", 0), ("c", 0)],
+    assert names == [
+        [("a", 0), ("b", 0)],
         [("a", 2), ("b", 2)],
-        [("a", 4), ("b", 4)],
+        [("a", 4), ("b", 4), ("c", 0)],
     ]
     assert (fair_queue.chunks, fair_queue.weight) == (0, 0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bptt.config import ServerConfig
-from bptt.domain import Answer, IncomingChunk, ModelDefinition, Refused
+from bptt.domain import LaneRefused, ModelDefinition
 from bptt.durability import Checkpoint, SqliteStore, Store
 from bptt.engine.records import make_checkpoint
 from bptt.engine.recovery import recover
@@ -23,6 +23,7 @@ from bptt.engine.trainer import Trainer
 from bptt.errors import InvalidRequest, ModelFailed, ServerStopping, StorageFailed
 from bptt.observability.metrics import Metrics
 from bptt_core import Chunk, ChunkResult, Learner, ModelSpec
+from tests.engine.support import Answer, message, of_one_lane
 
 SPEC = ModelSpec(input_size=2, hidden_size=4, k1=2, k2=4)
 
@@ -53,13 +54,12 @@ async def training(store: Store | None = None, **config: Any) -> AsyncIterator[T
 def give(
     trainer: Trainer, responses: ResponseQueue, stream_id: str, values: np.ndarray[Any, Any]
 ) -> None:
-    incoming = IncomingChunk(stream_id, None, values, None, end_of_sequence=False)
+    incoming = message(stream_id, None, values, None, end_of_sequence=False)
     trainer.accept(incoming, responses.pending(0))
 
 
 async def answers(responses: ResponseQueue, count: int) -> list[Answer]:
-    found = [await responses.next() for _ in range(count)]
-    return [each for each in found if isinstance(each, (ChunkResult, Refused))]
+    return [of_one_lane(await responses.next()) for _ in range(count)]
 
 
 async def test_a_bad_chunk_does_not_affect_the_others_of_its_tick() -> None:
@@ -74,10 +74,9 @@ async def test_a_bad_chunk_does_not_affect_the_others_of_its_tick() -> None:
         a, b, after, c = await answers(responses, 4)
         assert isinstance(a, ChunkResult)
         assert isinstance(c, ChunkResult)
-        assert isinstance(b, Refused)
+        assert isinstance(b, LaneRefused)
         assert b.error.reason == "not_finite"
-        assert b.chunk_index == 1
-        assert isinstance(after, Refused), "it was placed behind a chunk that was not learned"
+        assert isinstance(after, LaneRefused), "it was placed behind a chunk that was not learned"
         assert after.error.code == "OUT_OF_RANGE"
         assert after.expected_step == 0
         give(trainer, responses, "b", inputs(3))
@@ -113,7 +112,7 @@ async def test_a_stop_that_runs_out_of_time_refuses_the_rest() -> None:
         assert found[: len(learned)] == learned
         assert trainer.views["s"].next_step == 4 * len(learned)
         last = found[-1]
-        assert isinstance(last, Refused)
+        assert isinstance(last, LaneRefused)
         assert last.error.code == "UNAVAILABLE"
 
 

@@ -31,6 +31,7 @@ class Gate(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(2)
+        self.held = 0  # tasks so far that had to wait
         self._open = threading.Event()
         self._open.set()
 
@@ -42,6 +43,8 @@ class Gate(ThreadPoolExecutor):
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         def waiting() -> Any:
+            if not self._open.is_set():
+                self.held += 1
             assert self._open.wait(60)
             return function(*arguments, **named)
 

@@ -10,7 +10,7 @@ import pytest
 
 from bptt import v1 as pb
 from bptt.domain import ModelDefinition
-from bptt.durability import Checkpoint, Command, Record
+from bptt.durability import Checkpoint, Command, Record, Tick
 from bptt.engine.records import apply_record, make_checkpoint
 from bptt_core import Chunk, Learner, ModelSpec
 from bptt_core.errors import InvalidArgument
@@ -20,11 +20,11 @@ SPEC = ModelSpec(input_size=1, hidden_size=2, k1=2, k2=2)
 STEPS = np.zeros((3, 1), np.float32)
 
 LIFE: list[Any] = [
-    (Chunk("a", 0, STEPS), Chunk("b", 0, STEPS)),
+    Tick.of([Chunk("a", 0, STEPS), Chunk("b", 0, STEPS)]),
     Command("delete", {"stream_id": "a"}),
-    (Chunk("b", 3, STEPS), Chunk("a", 0, STEPS)),
+    Tick.of([Chunk("b", 3, STEPS), Chunk("a", 0, STEPS)]),
     Command("restore", {"lsn": 1}),
-    (Chunk("c", 0, STEPS), Chunk("a", 3, STEPS)),
+    Tick.of([Chunk("c", 0, STEPS), Chunk("a", 3, STEPS)]),
 ]
 
 

@@ -13,6 +13,7 @@ from bptt import v1 as pb
 from bptt.config import Limits
 from bptt_core import Chunk, Learner, ModelSpec
 from tests.rpc.harness import failure, Harness, harness, small, until, violations, wave
+from tests.support.metrics import above_zero, families
 
 
 def twin() -> Learner:
@@ -134,8 +135,7 @@ async def test_a_chunk_that_is_sent_again_is_trimmed(server: Harness) -> None:
     await call.close()
     model = await server.model()
     assert model.steps == 15
-    text = {each.name: each for each in server.metrics.registry.collect()}
-    [sample] = text["bptt_duplicate_steps"].samples
+    [sample] = families(server.metrics)["bptt_duplicate_steps"].samples
     assert sample.value == 15
     learner = twin()
     learner.apply([Chunk("s", 0, wave(10))])
@@ -227,8 +227,7 @@ async def test_a_repeated_chunk_is_answered_only_when_it_is_learned(server: Harn
 
 
 def _rejected(server: Harness) -> float:
-    families = {each.name: each for each in server.metrics.registry.collect()}
-    return sum(sample.value for sample in families["bptt_rejected_chunks"].samples)
+    return sum(above_zero(server.metrics, "bptt_rejected_chunks", "reason").values())
 
 
 # ---------------------------------------------------------------------- bad input
@@ -322,8 +321,7 @@ async def test_a_refused_chunk_is_counted_by_reason(server: Harness) -> None:
         await call.send("s", inputs)
         await call.refused()
     await call.close()
-    families = {each.name: each for each in server.metrics.registry.collect()}
-    counts = {s.labels["reason"]: s.value for s in families["bptt_rejected_chunks"].samples}
+    counts = above_zero(server.metrics, "bptt_rejected_chunks", "reason")
     assert counts == {"wrong_size": 1, "not_finite": 2, "empty": 1}
 
 
@@ -389,10 +387,9 @@ async def test_a_message_after_close_is_an_error_after_all_answers(server: Harne
 
 
 def _received(server: Harness) -> float:
-    families = {each.name: each for each in server.metrics.registry.collect()}
     return sum(
         sample.value
-        for sample in families["grpc_server_msg_received"].samples
+        for sample in families(server.metrics)["grpc_server_msg_received"].samples
         if sample.labels["grpc_method"] == "Learn"
     )
 

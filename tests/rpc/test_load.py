@@ -15,6 +15,7 @@ from bptt.client import Client, Learned
 from bptt.config import Limits
 from bptt.v1 import learner_pb2_grpc
 from tests.rpc.harness import Call, details, error_info, Harness, harness, until, wave
+from tests.support.metrics import above_zero
 from tests.support.server import serving
 
 MEGABYTE = 1 << 20
@@ -22,8 +23,7 @@ MEGABYTE = 1 << 20
 
 def rejected(server: Harness) -> dict[str, float]:
     """Number of refused chunks by reason."""
-    families = {each.name: each for each in server.metrics.registry.collect()}
-    return {s.labels["reason"]: s.value for s in families["bptt_rejected_chunks"].samples}
+    return above_zero(server.metrics, "bptt_rejected_chunks", "reason")
 
 
 async def test_a_queue_that_stays_full_ends_the_call_and_says_when_to_come_back() -> None:

@@ -1,29 +1,20 @@
-"""A model's metrics, scraped over HTTP."""
+"""A model's metrics, as a scrape shows them."""
 
 from __future__ import annotations
 
 import math
-import socket
-import urllib.request
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bptt import v1 as pb
-from bptt.errors import AddressInUse, CannotListen, InvalidRequest
-from bptt.observability.http import MetricsEndpoint
 from tests.rpc.harness import Harness, wave
 
 
 def _scrape(server: Harness) -> dict[str, dict[str, float]]:
     """Values by series name and model."""
-    endpoint = MetricsEndpoint("127.0.0.1:0", server.metrics)
-    try:
-        with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as response:
-            text = response.read().decode()
-    finally:
-        endpoint.close()
+    text = server.metrics.render().decode()
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation
@@ -101,17 +92,6 @@ async def test_the_queue_length_is_shown(server: Harness) -> None:
     await call.close()
 
 
-async def test_a_taken_port_is_named(server: Harness) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(AddressInUse, match=address):
-            MetricsEndpoint(address, server.metrics)
-    with pytest.raises(CannotListen, match=r"metrics_address is 192\.0\.2\.1:1"):
-        MetricsEndpoint("192.0.2.1:1", server.metrics)
-    with pytest.raises(InvalidRequest, match="metrics_address is 9464, but must be host:port"):
-        MetricsEndpoint("9464", server.metrics)
-
-
 async def test_classes_have_an_accuracy_and_other_tasks_no_such_series(server: Harness) -> None:
     await server.create("classes", task=pb.TASK_CLASSIFICATION, output_size=2)
     await server.create("values")
@@ -123,7 +103,7 @@ async def test_classes_have_an_accuracy_and_other_tasks_no_such_series(server: H
     series = _scrape(server)
     model = await server.model("classes")
     assert series["bptt_accuracy"] == {"classes": model.accuracy}
-    assert series["bptt_cross_entropy_bits"] == {"classes": model.cross_entropy_bits}
+    assert series["bptt_cross_entropy"] == {"classes": model.cross_entropy_bits}
     assert series["bptt_skill_ratio"]["classes"] == model.skill_ratio
 
 

@@ -22,9 +22,11 @@ def tick_records(count: int, *, streams: int = 2, steps: int = 3, seed: int = 0)
     shape = (streams, count * steps, 2)
     walks = random.standard_normal(shape).cumsum(axis=1).astype(np.float32)
     return [
-        tuple(
-            Chunk(f"s{lane}", place * steps, walks[lane, place * steps : (place + 1) * steps])
-            for lane in range(streams)
+        Tick.of(
+            [
+                Chunk(f"s{lane}", place * steps, walks[lane, place * steps : (place + 1) * steps])
+                for lane in range(streams)
+            ]
         )
         for place in range(count)
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 STOP_SECONDS = 30.0  # the grace that the server itself gives its clients, and a little
 
@@ -25,26 +26,31 @@ class Served:
 
 @contextmanager
 def serving(
-    *options: str, python: str | Path = sys.executable, folder: Path | None = None
+    *options: str,
+    python: str | Path = sys.executable,
+    folder: Path | None = None,
+    log: IO[str] | None = None,
 ) -> Iterator[Served]:
     """`bptt serve` on free ports of loopback with these options; stopped at the end of the block.
 
-    `python` is the server's interpreter, `folder` its working directory. A server that died, or
+    `python` is the server's interpreter, `folder` its working directory. `log`, open
+    for reading and writing, gets what it prints on standard error. A server that died, or
     that does not stop when asked, fails the test with what it printed.
     """
     command = [python, "-m", "bptt.cli", "serve", "--json", "--until-input-ends"]
     free = ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
     with (
-        tempfile.TemporaryFile("w+") as log,
+        tempfile.TemporaryFile("w+") as unnamed,
         subprocess.Popen(
             [*command, *free, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log or unnamed,
             text=True,
             cwd=folder,
         ) as process,
     ):
+        log = log or unnamed
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -22,7 +22,8 @@ def program(name: str) -> str:
         return found
     if os.environ.get("BPTT_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{name} is not installed, and BPTT_REQUIRE_TOOLS=1 asks for it")
-    pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus systemd)")
+    packages = "prometheus systemd chromium chromium-driver"
+    pytest.skip(f"{name} is not installed (Debian: apt-get install {packages})")
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from importlib import resources
+from typing import Any
 
 import click
 import numpy as np
@@ -205,7 +206,7 @@ def _table(model: Model, summary: Summary) -> Table:
     return table
 
 
-def _chart(past: NDArray[np.float32], forecast: NDArray[np.float32]) -> Text:
+def _chart(past: NDArray[np.float32], forecast: NDArray[np.floating[Any]]) -> Text:
     """Draw the last values and the forecast in characters."""
     import plotext  # imported only where it draws
 

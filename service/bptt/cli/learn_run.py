@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,6 +30,8 @@ from bptt.cli.data.table import DataTable
 from bptt.cli.data.textfile import TextFile, VOCABULARY
 from bptt.cli.data.trail import Trail
 from bptt.cli.data.understood import Choice, Understood
+from bptt.cli.interrupts import handle_interrupts
+from bptt.cli.learn_fleet import FleetRun
 from bptt.cli.progress import ProgressDisplay
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.streaming import StreamingLoop
@@ -135,15 +136,36 @@ class LearnRun:
         choice = planning.select_columns(self.options, plan, understood, model)
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
-            return await self._learn_series(client, model, place, choice, found)
+            fleet = FleetRun(
+                client=client,
+                model=model,
+                table=table,
+                choice=replace(choice, series=place),
+                found=found,
+                options=self.options,
+                session=self._session(client),
+                say=self._print,
+                display=ProgressDisplay(self.console, total=table.size, as_json=self.as_json),
+                append=self.append,
+                by_number=self.by_number,
+                as_json=self.as_json,
+            )
+            async with self._explain_server_stop():
+                interrupted = await fleet.run()
+            self._print_left_out(table, choice)
+            return interrupted
         interrupted = await self._learn(client, model, table, choice, found.step_times)
-        if table.is_live or choice.sort:  # not known before the rows were read
+        self._print_left_out(table, choice)
+        return interrupted
+
+    def _print_left_out(self, table: DataTable, choice: Choice) -> None:
+        """Print what was not known before the rows were read."""
+        if table.is_live or choice.sort:
             for line in skipped_lines(table.skipped):
                 self._print(line)
         if table.other_classes:
             names = [f"{name!r} ({count:,})" for name, count in table.other_classes.items()]
             self._print(f"learned as class {OTHER_CLASS!r}: {join_names(names)}")
-        return interrupted
 
     async def _dry_run(self, table: DataTable) -> None:
         """Tell what is understood of the file."""
@@ -181,24 +203,6 @@ class LearnRun:
             )
         for line in lines:
             self._print(line)
-
-    async def _learn_series(
-        self,
-        client: Client,
-        model: Model,
-        column: int,
-        choice: Choice,
-        found: Survey,
-    ) -> bool:
-        """Learn the rows of each series as a stream of its own, one after another."""
-        for series in found.series:
-            self.stream_id = series
-            with DataTable(self.options.file, self.options.reading) as table:
-                await run_in_thread(table.understand)
-                one = replace(choice, only=(column, series))
-                if await self._learn(client, model, table, one, found.step_times):
-                    return True
-        return False
 
     async def _learn_text(self, client: Client, text: TextFile) -> bool:
         model = await self._get_model(client)
@@ -291,7 +295,7 @@ class LearnRun:
                 trail=Trail(times),
                 live=begin.live,
             )
-            with display, _handle_interrupts(stop, self._print) as interrupted:
+            with display, handle_interrupts(stop, self._print) as interrupted:
                 try:
                     await loop.run(iterate_in_thread(read_rows), stop)
                 except Exception as error:
@@ -415,30 +419,3 @@ def _reader(source: DataTable | TextFile, choice: Choice | None) -> ReadBatches:
         return source.read
     assert choice is not None
     return partial(source.read, choice)
-
-
-@contextmanager
-def _handle_interrupts(stop: asyncio.Event, notify: Callable[[str], None]) -> Iterator[list[bool]]:
-    """Set `stop` at the first Ctrl-C and cancel the task at the second.
-
-    Yields:
-        A list that is not empty once Ctrl-C was pressed.
-    """
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    pressed: list[bool] = []
-
-    def interrupt() -> None:
-        if pressed:
-            task.cancel()
-        else:
-            notify("waiting until all rows that were sent are learned; Ctrl-C again quits at once")
-        pressed.append(True)
-        stop.set()
-
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    try:
-        yield pressed
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)

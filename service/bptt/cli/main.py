@@ -34,10 +34,14 @@ SERVER_PACKAGES = (
     "grpc_reflection",
     "grpc_status",
     "numba",
+    "plotly",
     "prometheus_client",
+    "pythonjsonlogger",
     "safetensors",
     "scipy",
+    "starlette",
     "threadpoolctl",
+    "uvicorn",
 )
 """Import names of what the extra `server` installs."""
 

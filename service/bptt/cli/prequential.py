@@ -25,7 +25,7 @@ ANOMALIES_SHOWN = 3
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-Predictions = NDArray[np.float32] | NDArray[np.int64]
+Predictions = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bptt.cli.console import print_json
-from bptt.cli.run_statistics import RunStatistics, Summary
+from bptt.cli.run_statistics import Summary
 
 JSON_SECONDS = 1.0  # between two lines of JSON
 BAR_SECONDS = 0.1  # between two updates of the bar
+
+
+class Figures(Protocol):
+    """What is shown of a run."""
+
+    def summary(self) -> Summary:
+        """Return the figures so far."""
+
+    def line(self) -> str:
+        """Return them as one short line."""
 
 
 class ProgressDisplay:
@@ -28,7 +38,7 @@ class ProgressDisplay:
         """
         self._as_json = as_json
         self._shown = time.perf_counter()
-        self._last: tuple[RunStatistics, int] | None = None
+        self._last: tuple[Figures, int] | None = None
         bar = (
             BarColumn(bar_width=12, complete_style="cyan", finished_style="green")
             if total
@@ -55,7 +65,7 @@ class ProgressDisplay:
             self._progress.update(self._task, completed=done, line=statistics.line())
         self._progress.stop()
 
-    def update(self, statistics: RunStatistics, done: int) -> None:
+    def update(self, statistics: Figures, done: int) -> None:
         """Show the statistics, unless the last update was a moment ago.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from bptt.cli.prequential import (
     RegressionEvaluator,
     TokenEvaluator,
 )
-from bptt.client import Learned, Model
+from bptt.client import Learned, Model, UpdateReport
 
 NORMS_MAX = 100_000  # gradient norms kept for the median: the last 400,000 steps with k1 = 4
 
@@ -149,7 +150,11 @@ class RunStatistics:
             self._anomalies.add(answer.first_step, answer.anomaly_scores)
         if len(answer.error_low):
             self._band = answer.error_low, answer.error_high
-        for update in answer.updates:
+        self.add_updates(answer.updates)
+
+    def add_updates(self, updates: Sequence[UpdateReport]) -> None:
+        """Add the reports of updates."""
+        for update in updates:
             self._updates += 1
             self._clipped += update.clipped
             self._skipped += update.skipped

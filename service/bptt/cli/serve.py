@@ -31,11 +31,11 @@ def serve(settings: Settings, until_input_ends: bool, as_json: bool) -> None:
     """Run the server until Ctrl-C, SIGTERM or SIGHUP."""
     # The kernels need one BLAS thread. Unless it is set here, each call sets and restores it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from bptt.app import configure_logging  # imported late: the server's libraries take a second
-    from bptt.app import serve as run
+    from bptt.app import serve as run  # imported late: the server's libraries take a second
+    from bptt.observability.logs import configure_logging
 
-    configure_logging()
     config = settings.config
+    configure_logging(config.log_level, config.log_format)
 
     def on_ready(server: Any) -> None:
         if as_json:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,36 @@ from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
 from bptt.cli.data.trail import Trail
 from bptt.cli.run_statistics import RunStatistics
-from bptt.client import Learned, LearnSession, Refused
+from bptt.client import Learned, LearnSession, Model, Refused
 from bptt.errors import ServerStopping, ServiceError
+
+Item = TypeVar("Item")
+
+
+class Sender(Protocol):
+    """Takes the chunks of streams: a session, or what collects them for one."""
+
+    model: Model
+
+    async def send(
+        self,
+        stream_id: str,
+        inputs: NDArray[Any] | None = None,
+        targets: NDArray[Any] | None = None,
+        *,
+        first_step: int | None = None,
+        first_target_step: int | None = None,
+        end_of_sequence: bool = False,
+        source_position: bytes = b"",
+    ) -> None:
+        """As `LearnSession.send`."""
 
 
 @dataclass(slots=True)
-class StreamingLoop:
-    """Sends one stream's rows to a model and reads the answers."""
+class StreamFeed:
+    """Sends one stream's rows to a model, and evaluates the answers."""
 
-    session: LearnSession
+    session: Sender
     stream_id: str
     inputs: int
     """Number of input columns; the columns after them are targets."""
@@ -40,8 +61,6 @@ class StreamingLoop:
     """Hold each batch until the next one shows whether its sequence has ended."""
     reset: Callable[[], Awaitable[Any]] | None = None
     """Ends a sequence that an earlier run sent."""
-    on_progress: Callable[[int], None] = lambda position: None
-    """Called after each answer with the bytes of the input that are done."""
     missing: int = 0
     """Rows left out because a value is missing."""
     skipped: int = 0
@@ -58,66 +77,33 @@ class StreamingLoop:
     """Leaves out rows of a live source that the stream has."""
     _first_row_step: int = 0
     """Step number of the source's first row."""
+    pending: deque[Batch] = field(default_factory=deque)
+    """What was sent and is not answered."""
+    _held: Batch | None = None
 
     def __post_init__(self) -> None:
         """Start at the stream's next step."""
         self.position = self.next_step
         self._first_row_step = self.next_step - self.skip
 
-    async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
-        """Send the rows until they end or `stop` is set, then wait until they are learned.
+    async def feed(self, batch: Batch) -> None:
+        """Send the rows of a batch that the stream does not have yet."""
+        for new in self._new_rows(batch):
+            if self._held is not None:
+                await self._send_batch(self._held, ends=new.begins)
+            elif new.begins and self.position and not self.pending:
+                await self._end_earlier_sequence(new)
+            self._held = new
+            if not self.look_ahead:
+                await self.flush()
 
-        Args:
-            batches: the rows.
-            stop: set by the caller to end early; also set here once no more rows can be learned.
+    async def flush(self) -> None:
+        """Send rows that are held until the next ones come."""
+        held, self._held = self._held, None
+        if held is not None:
+            await self._send_batch(held, ends=False)
 
-        Raises:
-            InputError: the input is invalid; the rows before it were learned.
-            ServiceError: a chunk was refused, or the server is gone.
-        """
-        pending: deque[Batch] = deque()
-        reader = asyncio.ensure_future(self._read_answers(pending))
-        reader.add_done_callback(lambda _: stop.set())  # nothing more can be learned
-        try:
-            # The sender is never cancelled: an interrupted write would end the whole call.
-            problem = None
-            try:
-                await self._send(batches, pending, stop)
-                await self.session.close()
-            except InputError as error:
-                problem = error
-                await self.session.close()
-            await reader
-            if problem is not None:
-                raise problem
-        except ServiceError:
-            if reader.done() and not reader.cancelled():
-                reader.result()  # the reader's error is the cause of the failed send
-            raise
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-
-    async def _send(
-        self, batches: AsyncIterator[Batch], pending: deque[Batch], stop: asyncio.Event
-    ) -> None:
-        held: Batch | None = None
-        try:
-            async for batch in _until(batches, stop):
-                for new in self._new_rows(batch):
-                    if held is not None:
-                        await self._send_batch(held, pending, ends=new.begins)
-                    elif new.begins and self.position and not pending:
-                        await self._end_earlier_sequence(new, pending)
-                    held = new
-                    if not self.look_ahead:
-                        await self._send_batch(held, pending, ends=False)
-                        held = None
-        finally:
-            if held is not None:  # rows read before an error or a stop are learned
-                await self._send_batch(held, pending, ends=False)
-
-    async def _end_earlier_sequence(self, batch: Batch, pending: deque[Batch]) -> None:
+    async def _end_earlier_sequence(self, batch: Batch) -> None:
         """End the sequence of an earlier run, which `batch` does not continue.
 
         Only a model with a label_delay accepts an end without steps. Other streams are reset, so
@@ -125,7 +111,7 @@ class StreamingLoop:
         """
         if self.delay:
             none = Batch(batch.values[:0], batch.first_line, batch.first_line, 0, batch.position)
-            await self._send_batch(none, pending, ends=True)
+            await self._send_batch(none, ends=True)
         elif self.reset is not None:
             await self.reset()
 
@@ -146,7 +132,7 @@ class StreamingLoop:
             new = [batch.after(known)]
         return [each for each in new if len(each.values)]
 
-    async def _send_batch(self, batch: Batch, pending: deque[Batch], *, ends: bool) -> None:
+    async def _send_batch(self, batch: Batch, *, ends: bool) -> None:
         if batch.begins:
             self.sequence_start = self.position
         inputs, targets = self._split(batch.values) if len(batch.values) else (None, None)
@@ -156,7 +142,7 @@ class StreamingLoop:
             early = max(0, self.sequence_start + self.delay - self.position)
             targets = targets[early:] if early < len(targets) else None
             first_target = None if targets is None else self.position + early - self.delay
-        pending.append(batch)
+        self.pending.append(batch)
         await self.session.send(
             self.stream_id,
             inputs,
@@ -178,19 +164,8 @@ class StreamingLoop:
             return inputs, targets[:, 0].astype(np.int64)
         return inputs, targets if targets.shape[1] else None
 
-    async def _read_answers(self, pending: deque[Batch]) -> None:
-        async for answer in self.session:
-            batch = pending.popleft()
-            if isinstance(answer, Refused):
-                if isinstance(answer.error, ServerStopping):
-                    raise answer.error
-                lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
-                answer.error.args = (f"{lines}: {answer.error}",)
-                raise answer.error
-            self._evaluate(answer, batch)
-            self.on_progress(batch.position)
-
-    def _evaluate(self, answer: Learned, batch: Batch) -> None:
+    def evaluate(self, answer: Learned, batch: Batch) -> None:
+        """Take the answer to a batch."""
         self.statistics.add_answer(answer)
         self.next_step = answer.next_step
         tokens = self.session.model.task == "next_token"
@@ -204,8 +179,70 @@ class StreamingLoop:
         )
 
 
-async def _until(batches: AsyncIterator[Batch], stop: asyncio.Event) -> AsyncIterator[Batch]:
-    """Yield the batches that arrive before `stop` is set."""
+@dataclass(slots=True)
+class StreamingLoop(StreamFeed):
+    """Sends the rows of one stream through a session, and reads the answers."""
+
+    session: LearnSession
+    on_progress: Callable[[int], None] = lambda position: None
+    """Called after each answer with the bytes of the input that are done."""
+
+    async def run(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
+        """Send the rows until they end or `stop` is set, then wait until they are learned.
+
+        Args:
+            batches: the rows.
+            stop: set by the caller to end early; also set here once no more rows can be learned.
+
+        Raises:
+            InputError: the input is invalid; the rows before it were learned.
+            ServiceError: a chunk was refused, or the server is gone.
+        """
+        reader = asyncio.ensure_future(self._read_answers())
+        reader.add_done_callback(lambda _: stop.set())  # nothing more can be learned
+        try:
+            # The sender is never cancelled: an interrupted write would end the whole call.
+            problem = None
+            try:
+                await self._send(batches, stop)
+                await self.session.close()
+            except InputError as error:
+                problem = error
+                await self.session.close()
+            await reader
+            if problem is not None:
+                raise problem
+        except ServiceError:
+            if reader.done() and not reader.cancelled():
+                reader.result()  # the reader's error is the cause of the failed send
+            raise
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _send(self, batches: AsyncIterator[Batch], stop: asyncio.Event) -> None:
+        try:
+            async for batch in until(batches, stop):
+                await self.feed(batch)
+        finally:
+            await self.flush()  # rows read before an error or a stop are learned
+
+    async def _read_answers(self) -> None:
+        async for answer in self.session:
+            batch = self.pending.popleft()
+            if isinstance(answer, Refused):
+                if isinstance(answer.error, ServerStopping):
+                    raise answer.error
+                lines = f"rows from line {batch.first_line} to {batch.last_line} were refused"
+                answer.error.args = (f"{lines}: {answer.error}",)
+                raise answer.error
+            assert isinstance(answer, Learned)  # this loop sends chunks only
+            self.evaluate(answer, batch)
+            self.on_progress(batch.position)
+
+
+async def until(batches: AsyncIterator[Item], stop: asyncio.Event) -> AsyncIterator[Item]:
+    """Yield the items that arrive before `stop` is set."""
     stopper = asyncio.ensure_future(stop.wait())
     try:
         while not stop.is_set():
@@ -223,5 +260,5 @@ async def _until(batches: AsyncIterator[Batch], stop: asyncio.Event) -> AsyncIte
         stopper.cancel()
 
 
-async def _next(batches: AsyncIterator[Batch]) -> Batch | None:
+async def _next(batches: AsyncIterator[Item]) -> Item | None:
     return await anext(batches, None)

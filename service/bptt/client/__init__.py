@@ -6,6 +6,8 @@ from bptt.client.errors import ServerUnreachable, StepsLost
 from bptt.client.session import LearnSession
 from bptt.client.types import (
     Answer,
+    BatchPrediction,
+    BatchResult,
     Checkpoint,
     Imported,
     Learned,
@@ -20,6 +22,8 @@ from bptt.client.types import (
 __all__ = [
     "Access",
     "Answer",
+    "BatchPrediction",
+    "BatchResult",
     "Checkpoint",
     "Client",
     "Imported",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +11,21 @@ import grpc
 from numpy.typing import ArrayLike
 
 from bptt import v1 as pb
-from bptt.client import convert
+from bptt.client import convert, convert_predict
 from bptt.client.access import Access, is_loopback
+from bptt.client.connection import RECONNECT_SECONDS
+from bptt.client.digits import number_array
 from bptt.client.errors import from_rpc_error, ServerUnreachable
-from bptt.client.session import LearnSession, RECONNECT_SECONDS
-from bptt.client.types import Checkpoint, Imported, Model, ModelSpec, Prediction, Stream
+from bptt.client.session import LearnSession
+from bptt.client.types import (
+    BatchPrediction,
+    Checkpoint,
+    Imported,
+    Model,
+    ModelSpec,
+    Prediction,
+    Stream,
+)
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 
 CONNECT_SECONDS = 10.0  # for a server that accepts a connection but sends nothing
@@ -307,11 +317,49 @@ class Client:
         request = pb.PredictRequest(model_id=model_id, stream_id=stream_id, top_tokens=top_tokens)
         steps = 0
         if inputs is not None:
-            convert.add_steps(request, convert.float32("inputs", inputs))
+            convert.add_steps(request, number_array("inputs", inputs))
         if tokens is not None:
             steps = convert.add_tokens(request, tokens)
         answer = await self._ask(self._learner.Predict, request)
         return convert.prediction_from_proto(answer, steps or 1)
+
+    async def predict_batch(
+        self,
+        model_id: str,
+        stream_ids: Sequence[str],
+        inputs: ArrayLike | None = None,
+        *,
+        tokens: ArrayLike | None = None,
+        steps: ArrayLike | None = None,
+        top_tokens: int | None = None,
+    ) -> BatchPrediction:
+        """Predict from many streams' live states, without changing anything.
+
+        A stream that does not exist, or whose inputs are not valid, has its reason in
+        `BatchPrediction.refused`; the others are predicted, all from one snapshot of the model.
+
+        Args:
+            model_id: the model.
+            stream_ids: B streams, each once. The server's limits bound their number and that of
+                steps.
+            inputs: (B, input_size), or (B, T, input_size) steps to read after each state, without
+                learning them; with `steps` (N, input_size), one stream after another. A forecast
+                may leave them out.
+            tokens: next token: (B,), (B, T) or (N,) token ids, in place of inputs.
+            steps: (B,) number of steps of each stream.
+            top_tokens: next token: how many of the likeliest to name. None: 5.
+
+        Raises:
+            NotFound: no such model.
+            InvalidRequest: an array has another shape, or a value is out of its bounds.
+        """
+        names = list(stream_ids)
+        request, shape, counts = convert_predict.request_of(names, inputs, tokens, steps)
+        request.model_id = model_id
+        if top_tokens is not None:
+            request.top_tokens = top_tokens
+        answer = await self._ask(self._learner.PredictBatch, request)
+        return convert_predict.prediction_of(answer, names, counts, shape)
 
     async def get_stream(self, model_id: str, stream_id: str) -> Stream:
         """Return where a stream stands. Raises UnknownStream."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +23,14 @@ from bptt.client.convert import packed
 from bptt.client.types import Answer, Learned, Model, Refused
 from bptt.errors import InvalidRequest
 
-UNTOLD = pb.ChunkLimits(message_bytes=4 << 20, steps=1 << 32)
+if TYPE_CHECKING:
+    from bptt.client.retransmit import Sent
+
+UNTOLD = pb.ChunkLimits(message_bytes=4 << 20, steps=1 << 32, double_steps=1 << 32)
 """Of a server that tells no limits: gRPC's own default."""
 FRAME_BYTES = 64  # of a LearnRequest beside its Chunk, and of fields that are set later
-_STEP_FIELDS = ("inputs", "input_tokens")
-_TARGET_FIELDS = ("targets", "target_classes")
+_STEP_FIELDS = ("inputs", "input_doubles", "input_tokens")
+_TARGET_FIELDS = ("targets", "target_doubles", "target_classes")
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +55,14 @@ def limits_of(opened: pb.LearnOpened) -> pb.ChunkLimits:
 
 def is_too_large(chunk: pb.Chunk, steps: int, targets: int, limits: pb.ChunkLimits) -> bool:
     """Return whether a chunk has to be cut; `steps` and `targets` are its numbers of them."""
-    long = steps > limits.steps or targets > limits.steps
+    long = max(steps, targets) > steps_max(chunk, limits)
     return long or chunk.ByteSize() + FRAME_BYTES > limits.message_bytes
+
+
+def steps_max(chunk: pb.Chunk, limits: pb.ChunkLimits) -> int:
+    """Return the most steps, or targets, in a message like this one."""
+    doubles = chunk.input_doubles or chunk.target_doubles
+    return limits.double_steps or limits.steps if doubles else limits.steps
 
 
 # ---------------------------------------------------------------------- cutting
@@ -81,13 +90,14 @@ def cut(
         raise too_large(chunk, f"{targets} targets without steps", targets, limits)
     source = _Source(chunk, steps, targets)
     room = limits.message_bytes - FRAME_BYTES
-    most = max(1, min(limits.steps, steps * room // chunk.ByteSize()))
+    longest = steps_max(chunk, limits)
+    most = max(1, min(longest, steps * room // chunk.ByteSize()))
     pieces: list[tuple[pb.Chunk, int, int]] = []
     first = 0
     while first < steps:
         count = min(most, steps - first)
         piece, labels = source.piece(first, count)
-        while piece.ByteSize() > room or labels > limits.steps:
+        while piece.ByteSize() > room or labels > longest:
             if count == 1:
                 raise too_large(piece, f"step {first}", labels, limits)
             count = max(1, count * 3 // 4)
@@ -106,12 +116,26 @@ def too_large(chunk: pb.Chunk, what: str, rows: int, limits: pb.ChunkLimits) -> 
         rows: its number of steps or targets, whichever is larger.
         limits: of the server.
     """
-    if rows > limits.steps:
-        bound = f"at most {limits.steps} steps or targets: the server's limits.chunk_steps"
+    longest = steps_max(chunk, limits)
+    if rows > longest:
+        bound = f"at most {longest} steps or targets: the server's limits.chunk_steps"
         return InvalidRequest.of("chunk", f"{rows} in {what}", bound, reason="too_long")
     value = f"{chunk.ByteSize() + FRAME_BYTES} bytes in {what}"
     bound = f"at most {limits.message_bytes} bytes: the server's limits.message_bytes"
     return InvalidRequest.of("chunk", value, bound, reason="too_long")
+
+
+def check_again(again: Sequence[Sent], limits: pb.ChunkLimits) -> None:
+    """Check that chunks which have to be sent again still fit.
+
+    Raises:
+        InvalidRequest: the server takes smaller messages than the one before.
+    """
+    for sent in again:
+        chunk = sent.message.chunk
+        if is_too_large(chunk, sent.steps, sent.labels, limits):
+            what = f"a chunk of {sent.steps} steps that has to be sent again"
+            raise too_large(chunk, what, max(sent.steps, sent.labels), limits)
 
 
 class _Source:
@@ -135,6 +159,7 @@ class _Source:
             first_step=chunk.first_step + first,
             end_of_sequence=chunk.end_of_sequence and last,
             incarnation=chunk.incarnation,
+            source_position=chunk.source_position if last else b"",
         )
         for name, rows in self._rows.items():
             _add(piece, name, rows[first : first + count])
@@ -157,8 +182,9 @@ def _add(piece: pb.Chunk, name: str, rows: Any) -> None:
     if not rows.size:
         return
     kind = pb.Chunk.DESCRIPTOR.fields_by_name[name]
-    if kind.cpp_type == kind.CPPTYPE_FLOAT:
-        piece.MergeFromString(packed(pb.Chunk, name, rows.astype("<f4")))
+    if kind.cpp_type in (kind.CPPTYPE_FLOAT, kind.CPPTYPE_DOUBLE):
+        what = "input" if name in _STEP_FIELDS else "target"
+        piece.MergeFromString(packed(pb.Chunk, what, rows))
     else:
         getattr(piece, name).extend(rows.ravel().tolist())
 
@@ -175,6 +201,7 @@ def problem(model: Model, chunk: pb.Chunk, steps: int, targets: int) -> InvalidR
     spec = model.spec
     late = spec.get("label_delay", 0)
     missing = spec.get("missing_targets", False) or late > 0
+    inputs = chunk.input_doubles or chunk.inputs
     if targets and not late and targets != steps:
         bound = f"{steps}, one for each step"
         return InvalidRequest.of("targets", f"{targets} targets", bound, reason="targets")
@@ -184,8 +211,8 @@ def problem(model: Model, chunk: pb.Chunk, steps: int, targets: int) -> InvalidR
             bound = f"from {max(0, first - late)} to {first + steps - targets}"
             return InvalidRequest.of("first_target_step", labelled, bound, reason="targets")
     return (
-        _not_finite("inputs", chunk.inputs, steps, nan=spec.get("missing_inputs", False))
-        or _not_finite("targets", chunk.targets, targets, nan=missing)
+        _not_finite("inputs", inputs, steps, nan=spec.get("missing_inputs", False))
+        or _not_finite("targets", chunk.target_doubles or chunk.targets, targets, nan=missing)
         or _unknown_id("input_tokens", chunk.input_tokens, 0, spec.get("vocabulary_size", 0))
         or _unknown_id(
             "target_classes", chunk.target_classes, -1 if missing else 0, spec.get("output_size", 0)
@@ -222,9 +249,10 @@ def _unknown_id(name: str, ids: Sequence[int], lowest: int, count: int) -> Inval
 def joined(answers: Sequence[Answer]) -> Answer:
     """Return the answer to a chunk from the answers to its pieces, in order."""
     learned: list[Learned] = []
-    for answer in answers:
+    for answer in answers:  # of chunks: a batch is never sent in pieces
         if isinstance(answer, Refused):
             return _refused(answer, learned)
+        assert isinstance(answer, Learned)
         learned.append(answer)
     return _learned(learned)
 

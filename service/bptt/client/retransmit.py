@@ -18,14 +18,28 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from bptt import v1 as pb
 from bptt.client.cutting import Whole
 from bptt.client.errors import StepsLost
 from bptt.client.types import Answer, Refused
-from bptt.errors import StreamDeleted
+from bptt.errors import OutOfOrder, StreamDeleted
 
 MOVES_MAX = 8  # of one chunk; more only if another client deletes the stream again and again
+
+
+class Ordered(Protocol):
+    """What is answered in order: a chunk or a batch."""
+
+    size: int
+    """Bytes, approximately."""
+    index: int
+    """Number in the session among chunks, pieces and batches, from 0."""
+    answer: Any
+    """None: not answered yet."""
+    whole: Any
+    """What joins the answers of pieces; None: it is answered by itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +47,7 @@ class Sent:
     """One kept chunk, or a piece of one."""
 
     index: int
-    """Its number in the session among all chunks and pieces, from 0."""
+    """Its number in the session among chunks, pieces and batches, from 0."""
     chunk_index: int
     """The chunk's number in the session, from 0."""
     message: pb.LearnRequest
@@ -58,6 +72,8 @@ class Sent:
     """The incarnation that learned it, as its answer tells."""
     whole: Whole | None = None
     """Of a piece: its chunk."""
+    gap_after: int | None = None
+    """The step that its stream expects, if it does not follow; the server will refuse it."""
     given_up: bool = False
     """True: an earlier piece of its chunk was refused. It is not written any more."""
 
@@ -108,6 +124,8 @@ class RetransmitBuffer:
         unanswered: number of chunks without an answer.
         chunks: number of kept chunks.
         size: their bytes.
+        taken: number of chunks, pieces and batches that were added; the index of the next one.
+        chunks_taken: number of chunks and batches that were added.
     """
 
     def __init__(self) -> None:
@@ -117,9 +135,9 @@ class RetransmitBuffer:
         self.unanswered = 0
         self.chunks = 0
         self.size = 0
-        self._taken = 0
-        self._chunks_taken = 0
-        self._order: deque[Sent] = deque()  # whose answers were not handed out
+        self.taken = 0
+        self.chunks_taken = 0
+        self._order: deque[Ordered] = deque()  # whose answers were not handed out
         self._kept: dict[str, deque[Sent]] = {}
 
     def add(
@@ -145,14 +163,14 @@ class RetransmitBuffer:
             whole: of a piece, its chunk.
             is_first: False: a further piece of the chunk that was added last.
         """
-        self._chunks_taken += is_first
+        self.chunks_taken += is_first
         chunk = message.chunk
         if placed and (incarnation := self.incarnations.get(chunk.stream_id)):
             chunk.incarnation = incarnation
         size = message.ByteSize()
         sent = Sent(
-            self._taken,
-            self._chunks_taken - 1,
+            self.taken,
+            self.chunks_taken - 1,
             message,
             chunk.stream_id,
             steps,
@@ -161,16 +179,36 @@ class RetransmitBuffer:
             labels,
             whole=whole,
         )
-        self._taken += 1
+        self.taken += 1
         self.unanswered += 1
         self.chunks += 1
         self.size += sent.size
         self._order.append(sent)
         self._kept.setdefault(sent.stream_id, deque()).append(sent)
         end = self.ends.get(sent.stream_id)
-        if end is not None and chunk.first_step <= end:  # else it will be refused, being a gap
+        if end is not None and chunk.first_step <= end:
             self.ends[sent.stream_id] = max(end, sent.end)
+        elif end is not None and not placed:
+            sent.gap_after = end
         return sent
+
+    def keep_batch(self, sent: Ordered, *, is_first: bool) -> None:
+        """Keep the place of a batch among the answers, and count it.
+
+        Args:
+            sent: the batch.
+            is_first: False: a further batch of the `send_many` that was added last.
+        """
+        self.taken += 1
+        self.chunks_taken += is_first
+        self.unanswered += 1
+        self.chunks += 1
+        self.size += sent.size
+        self._order.append(sent)
+
+    def drop_batch(self, sent: Ordered) -> None:
+        """Count a batch no longer."""
+        self._drop(sent)
 
     def learned(self, sent: Sent, answer: Answer, next_step: int, incarnation: int) -> list[Answer]:
         """Note that a chunk was learned.
@@ -193,28 +231,32 @@ class RetransmitBuffer:
             if not any(other.answer is None for other in self._after(sent)):
                 self.ends[stream_id] = next_step
         self.ends[stream_id] = max(self.ends.get(stream_id, 0), next_step)
-        return self._answered(sent, answer)
+        return self.answer(sent, answer)
 
     def _after(self, sent: Sent) -> list[Sent]:
         return [each for each in self._kept.get(sent.stream_id, ()) if each.index > sent.index]
 
     def refused(self, sent: Sent, answer: Refused) -> list[Answer]:
         """Note that a chunk was refused for good, and forget it; the answers to hand out now."""
-        for later in [each for each in self._order if _follows(each, sent)]:
+        for later in [each for each in self._pieces() if _follows(each, sent)]:
             self.unanswered -= later.answer is None
             later.answer = later.answer or answer
             later.given_up = True
             later.attempt += 1
             self.forget(later)
-        ready = self._answered(sent, answer)
+        ready = self.answer(sent, answer)
         self.forget(sent)
         return ready
 
-    def _answered(self, sent: Sent, answer: Answer) -> list[Answer]:
+    def _pieces(self) -> list[Sent]:
+        return [each for each in self._order if isinstance(each, Sent) and each.whole is not None]
+
+    def answer(self, sent: Ordered, answer: Answer | bool) -> list[Answer]:
+        """Note the answer to a chunk or a batch; returns the answers to hand out now."""
         if sent.answer is None:
             sent.answer = answer
             self.unanswered -= 1
-        ready = []
+        ready: list[Answer] = []
         while self._order and (first := self._order[0].answer) is not None:
             whole = self._order.popleft().whole
             ready += [first] if whole is None else whole.take(first)
@@ -255,7 +297,7 @@ class RetransmitBuffer:
             for sent in [each for each in kept if each.answer is not None]:
                 self.forget(sent)
 
-    def _drop(self, sent: Sent) -> None:
+    def _drop(self, sent: Ordered) -> None:
         self.chunks -= 1
         self.size -= sent.size
 
@@ -338,6 +380,7 @@ class RetransmitBuffer:
                 else:
                     ready += self._give_up_deleted(position, known)
             self._continue(position)
+            ready += self._refuse_gaps(stream_id)
             again += self._to_send(position)
         return sorted(again, key=lambda sent: sent.index), ready
 
@@ -402,6 +445,20 @@ class RetransmitBuffer:
                 raise StepsLost.of(stream_id, position.next_step, durable_step)
         self.incarnations[stream_id] = position.incarnation
         self.acknowledge(stream_id, position.durable_step, position.incarnation)
+
+    def _refuse_gaps(self, stream_id: str) -> list[Answer]:
+        """Answer chunks that did not follow and whose refusal was lost with the call.
+
+        Sent again, they might follow by now: chunks that were sent after them were learned.
+        """
+        ready: list[Answer] = []
+        for sent in list(self._kept.get(stream_id, ())):
+            if sent.gap_after is not None and sent.answer is None and sent.is_bound:
+                error = OutOfOrder.of(sent.first_step, sent.gap_after)
+                index, first_step = sent.chunk_index, sent.first_step
+                refused = Refused(index, stream_id, first_step, sent.gap_after, error)
+                ready += self.refused(sent, refused)
+        return ready
 
     def _to_send(self, position: pb.Stream) -> list[Sent]:
         again = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from bptt.errors import ServiceError
 
 Float32Array = NDArray[np.float32]
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+"""float64 where the numbers that were sent have digits that float32 would lose."""
 Int64Array = NDArray[np.int64]
+TableLibrary = Literal["pandas", "polars", "pyarrow"]
 
 
 class ModelSpec(TypedDict, total=False):
@@ -173,7 +176,7 @@ class Stream:
 class Prediction:
     """A prediction from a snapshot of a model."""
 
-    values: Float32Array
+    values: FloatArray
     """(T, horizon, targets), in the user's units; one row where no inputs were given.
     Classification: (T, 1, classes) probabilities. Next token: no rows; see `top_tokens`."""
     next_step: int
@@ -189,6 +192,33 @@ class Prediction:
     """Next token: (T, K) likeliest next tokens, likeliest first. No rows for other tasks."""
     top_probabilities: Float32Array
     """Their probabilities."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchPrediction:
+    """Predictions for several streams, all from one snapshot of a model."""
+
+    stream_ids: Sequence[str]
+    """The B streams, in the order in which they were asked for."""
+    values: FloatArray
+    """(B, horizon, targets) without inputs, else (B, horizon, targets), (B, T, horizon, targets)
+    or (N, horizon, targets), as the inputs were given: a prediction after each given step. In the
+    user's units; NaN for streams that were refused. Next token: no rows; see `top_tokens`."""
+    next_steps: Int64Array
+    """(B,) number of the step that follows the state that was used; 0 of a stream that was
+    refused."""
+    update: int
+    """Updates that the snapshot includes."""
+    error_low: Float32Array
+    """As in `Prediction`, and so is the next one."""
+    error_high: Float32Array
+    top_tokens: Int64Array
+    """Next token: (…, K) likeliest next tokens, likeliest first; -1 for streams that were refused.
+    No rows for other tasks."""
+    top_probabilities: Float32Array
+    """Their probabilities."""
+    refused: dict[str, ServiceError]
+    """By stream: why there is no prediction, such as an `UnknownStream`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +249,7 @@ class Learned:
     """Number of the first step that was new; the predictions start there."""
     next_step: int
     """All steps before this one are learned or held for the next window."""
-    predictions: Float32Array | None
+    predictions: FloatArray | None
     """(T, horizon, targets), in the user's units, each made before its target was learned. None
     where the session leaves predictions out. Classification: (T, 1, classes) probabilities. Next
     token: no rows; see `top_tokens`."""
@@ -249,7 +279,7 @@ class Refused:
     """
 
     chunk_index: int
-    """Number of the chunk in the session, from 0."""
+    """Number of the chunk in the session, from 0; a batch of `send_many` counts as one."""
     stream_id: str
     first_step: int | None
     """As it was sent; of a chunk in pieces, that of the piece that was refused first."""
@@ -259,4 +289,65 @@ class Refused:
     """The reason: most often an `InvalidRequest` or an `OutOfOrder`."""
 
 
-Answer = Learned | Refused
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchResult:
+    """The answer to the streams of one `send_many`, as columns.
+
+    Row i of an array of steps belongs to row i of the values that were sent: arrays of steps have
+    the axes (B,) or (B, T) of the values, or (N,) for a table.
+    """
+
+    stream_ids: Sequence[str]
+    """The B streams, in the order in which they were sent."""
+    first_steps: Int64Array
+    """(B,) number of the first step of each stream that was new."""
+    next_steps: Int64Array
+    """(B,) the step after those that are learned or held for the next window. Of a stream that was
+    refused: the step that it expects next, in both columns."""
+    predictions: FloatArray | None
+    """(…, horizon, targets), in the user's units, each made before its target was learned; NaN for
+    steps that were refused, were known already, or whose answer was lost with a connection. None
+    where the session leaves predictions out, for next_token, where `top_tokens` has them, and where
+    every step would be NaN."""
+    anomaly_scores: Float32Array | None
+    """Forecast: (…) probabilities, one a step, of an error at least as large as the step's own; NaN
+    before there are errors. None where there are no predictions."""
+    error_low: Float32Array
+    """(horizon, targets) as in `Prediction`, and so is the next one."""
+    error_high: Float32Array
+    top_tokens: Int64Array | None
+    """Next token: (…, K) likeliest next tokens; -1 where predictions would be NaN. None for other
+    tasks."""
+    top_probabilities: Float32Array | None
+    """Their probabilities."""
+    updates: tuple[UpdateReport, ...]
+    """The updates in which streams of the batch took part."""
+    refused: dict[str, Refused]
+    """By stream: those that were refused. Nothing of them was learned."""
+    model_state: ModelState
+    steps: Int64Array
+    """(B,) number of steps of each stream that were sent."""
+    order: Int64Array | None = None
+    """Of a table, (N,): the row of each step, one stream after another. None: not of a table."""
+    target_names: tuple[str, ...] = ()
+    """Names of the targets, for `to_table`."""
+
+    def to_table(self, library: TableLibrary = "pandas", *, stream_column: str = "stream") -> Any:
+        """Return the result as a table with one row for each step that was sent.
+
+        Its columns: the stream; `step`, the number of the step, or missing where the stream was
+        refused; for each target `NAME_predicted`, `NAME_low` and `NAME_high`, the ends of the
+        band, with `_1`, `_2` and so on for the steps of a longer horizon; `anomaly_score`. For
+        classes `NAME_predicted` is a probability; for next_token there are `token_1`,
+        `probability_1` and so on.
+
+        Args:
+            library: that makes the table; it must be installed.
+            stream_column: name of the column with the streams.
+        """
+        from bptt.client.tables import result_table  # only who asks for a table needs it
+
+        return result_table(self, library, stream_column)
+
+
+Answer = Learned | Refused | BatchResult

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
-from bptt.durability.store import StoreReader
+from bptt.durability.store import StoreReader, UNREADABLE
 from bptt.errors import DataDamaged, StorageFailed
 
 
@@ -51,3 +52,17 @@ def survey(store: StoreReader, model_id: str) -> Survey:
             problems = [error.message, *problems]
     committed = store.committed(model_id)
     return Survey(model_id, tuple(whole), damaged, base, last, committed, tuple(problems))
+
+
+def stream_names(store: StoreReader, model_id: str) -> dict[int, str]:
+    """Names of the streams in the model's whole checkpoints, by incarnation.
+
+    A stream that was deleted before the oldest of them is missing.
+    """
+    names: dict[int, str] = {}
+    for info in store.checkpoints(model_id):
+        with contextlib.suppress(DataDamaged, StorageFailed, *UNREADABLE):
+            checkpoint = store.load(model_id, info.lsn)
+            numbers = checkpoint.arrays["streams.incarnation"].tolist()
+            names.update(zip(numbers, checkpoint.metadata["learner"]["streams"], strict=True))
+    return names

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bptt.durability.inspection import Survey
-from bptt.durability.store import Command, GO_BACK, Record, Store, StoreReader
+from bptt.durability.inspection import stream_names, Survey
+from bptt.durability.store import Command, GO_BACK, Record, Store, StoreReader, Tick
 from bptt.errors import DataDamaged
 
 
@@ -49,7 +49,7 @@ def plan(store: StoreReader, found: Survey) -> Plan:
             f"model {found.model_id} cannot be repaired: none of its checkpoints is whole; "
             "bring the model back from a backup"
         )
-    walk = _Walk(found)
+    walk = _Walk(found, stream_names(store, found.model_id))
     for lsn, record in store.salvage(found.model_id):
         walk.take(lsn, record)
     return walk.plan()
@@ -58,8 +58,9 @@ def plan(store: StoreReader, found: Survey) -> Plan:
 class _Walk:
     """Reads all records in order, and finds those that can be kept."""
 
-    def __init__(self, found: Survey) -> None:
+    def __init__(self, found: Survey, names: dict[int, str]) -> None:
         self._found = found
+        self._names = names  # of streams, by incarnation
         self._newest = found.whole[-1]
         self._whole = set(found.whole)
         self._to = self._newest
@@ -94,8 +95,19 @@ class _Walk:
         elif lsn == self._to + 1:
             self._to = lsn
         elif isinstance(record, Record) and not isinstance(record.body, Command):
-            self._lost_steps += sum(len(chunk.inputs) for chunk in record.body)
-            self._streams |= {chunk.stream_id for chunk in record.body}
+            self._lost_steps += len(record.body.batch.inputs)
+            self._lose(record.body)
+
+    def _lose(self, tick: Tick) -> None:
+        """Note the streams of a tick that is lost, by name or number."""
+        ids, numbers = tick.batch.stream_ids, tick.incarnations.tolist()
+        for lane in tick.named.tolist():
+            self._names[numbers[lane]] = ids[lane]
+            self._streams.add(ids[lane])
+        if tick.numbered:
+            named = set(tick.named.tolist())
+            rest = (number for lane, number in enumerate(numbers) if lane not in named)
+            self._streams.update(self._names.get(each, f"number {each}") for each in rest)
 
     def plan(self) -> Plan:
         kept_from_before = self._before is not None and self._expected > self._newest

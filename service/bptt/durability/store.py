@@ -28,18 +28,19 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from bptt.durability.fingerprint import fingerprint
-from bptt_core import Chunk
+from bptt_core import Batch, Chunk
 
-Tick = tuple[Chunk, ...]
-"""Exactly what `Learner.apply` got: at most one chunk a stream, in order."""
+Array = npt.NDArray[Any]
 
 GO_BACK = ("restore", "roll_back")
 """Commands that name a checkpoint, as `lsn`, without which they cannot be replayed."""
@@ -54,6 +55,40 @@ UNREADABLE = (
     RecursionError,
 )
 """Errors that decoding arbitrary bytes may raise: each means that the bytes are damaged."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tick:
+    """What `Learner.apply` got: at most one lane a stream, in order.
+
+    A record names a stream only where it opens it; after that, the number of its opening stands
+    for it (`Learner.incarnation`), so that a record of a thousand lanes needs no names.
+    """
+
+    batch: Batch
+    """The lanes. In a tick that was read, the name of a numbered lane is ""."""
+    incarnations: Array
+    """(B,) int64, the number of each lane's stream; 0: known by its name only."""
+    named: Array
+    """(n,) int64, rising: the lanes whose names the record holds."""
+    names_checksum: int | None = None
+    """`checksum_of` all names, as it was read; None for a tick that was not read from a journal."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Tick:
+        """A tick of chunks, with all names and no numbers."""
+        batch, count = Batch.of(chunks), len(chunks)
+        return cls(batch, np.zeros(count, np.int64), np.arange(count))
+
+    @property
+    def numbered(self) -> bool:
+        """True if lanes are known by their number only."""
+        return self.names_checksum is not None and len(self.named) < len(self.batch)
+
+
+def checksum_of(names: Sequence[str]) -> int:
+    """CRC-32 of the names in order, which a replay compares: a number may mean another stream."""
+    return zlib.crc32("\0".join(names).encode())
 
 
 @dataclass(frozen=True, slots=True)

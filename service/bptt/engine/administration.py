@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -20,10 +21,9 @@ from bptt.engine.live import LiveLearner
 from bptt.engine.publisher import Publisher
 from bptt.engine.records import apply_body, LoadCheckpoint
 from bptt.engine.rollback import RollbackPolicy
-from bptt.engine.views import StreamViews
 from bptt.engine.worker import Worker
 from bptt.errors import from_core, NotFound, ServiceError, StorageFailed
-from bptt_core import Learner, Snapshot
+from bptt_core import Learner, Snapshot, StreamColumns
 from bptt_core.errors import BpttError
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class Administration:
         self._publisher.settings_changed()
         self._journal.put(command)
         self._checkpointer.changed(self._journal.last)
-        log.info("model %s: %s", self._model_id, self._live.settings)
+        changed = ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
+        log.info("model %s configured: %s", self._model_id, changed)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -209,9 +210,10 @@ class Administration:
     async def _go_back(self, command: Command, load: LoadCheckpoint) -> None:
         """Apply a command that names a checkpoint."""
 
-        def in_thread() -> tuple[Learner, Snapshot, StreamViews]:
+        def in_thread() -> tuple[Learner, Snapshot, tuple[Sequence[str], StreamColumns]]:
             learner = apply_body(self._live.learner, command, load).learner
-            return learner, learner.snapshot(), StreamViews.of(learner)
+            names = learner.stream_ids()
+            return learner, learner.snapshot(), (names, learner.stream_columns(names))
 
         learner, snapshot, views = await self._live.in_thread(in_thread)
         self._publisher.begins_anew(learner, snapshot, views)

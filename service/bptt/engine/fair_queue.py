@@ -1,10 +1,13 @@
 """The order in which queued chunks are learned. Pure: no clock, thread or event loop.
 
 Rules:
-- Within a stream, first come, first served.
-- A batch has at most one entry of each stream; its chunks are one tick.
-- Among streams, the one that waited longest comes first; a stream that was served moves to the
-  back.
+- Entries wait in rounds. An entry goes into the first round that is not taken yet and comes after
+  the round of its stream's entry before it. So a round has at most one entry of each stream.
+- Within a stream, first come, first served; within a round, too. A stream waits for at most one
+  entry of each other stream.
+- A round is one tick, if the bounds of a tick allow; what is left of it is next.
+
+A message of a thousand lanes usually falls into one round as a whole.
 """
 
 from __future__ import annotations
@@ -12,70 +15,120 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from bptt.engine.messages import Entry, QueuedChunk, StreamCommand, TickBatch
+import numpy as np
+
+from bptt.engine.messages import QueuedBatch, Round, StreamCommand
+
+Entry = QueuedBatch | StreamCommand
 
 
 class FairQueue:
     """The queue of one model.
 
     Attributes:
-        chunks: number of queued chunks.
+        head: number of the first round that is not taken.
+        chunks: number of queued lanes.
         weight: their weight, in bytes.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Entry]] = {}
+        self._rounds: deque[Round] = deque()
+        self.head = 1
         self.chunks = 0
         self.weight = 0
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._rounds)
 
-    def put(self, entry: Entry) -> None:
-        """Add an entry after all others of its stream."""
-        self._waiting.setdefault(entry.stream_id, deque()).append(entry)
+    def put(self, entry: Entry, number: int) -> None:
+        """Add an entry to the round of this number: `head`, or a later one."""
+        while self.head + len(self._rounds) <= number:
+            self._rounds.append(Round(self.head + len(self._rounds)))
+        mine = self._rounds[number - self.head]
+        if isinstance(entry, StreamCommand):
+            mine.commands.append(entry)
+            return
+        (mine.duplicates if entry.repeats else mine.chunks).append(entry)
         self._count(entry, 1)
 
-    def take(self, chunks_max: int, steps_max: int) -> list[TickBatch]:
-        """Remove the next batches, up to these numbers of chunks and steps; at least one."""
-        batches = []
+    def take(
+        self, chunks_max: int, steps_max: int, tick_chunks: int, tick_steps: int
+    ) -> list[Round]:
+        """Remove the next rounds; at least one.
+
+        Args:
+            chunks_max: no further round is taken once so many lanes are.
+            steps_max: likewise, of steps.
+            tick_chunks: lanes of a tick at most; a longer round is taken in several parts.
+            tick_steps: no further lane is added to a tick once it has so many steps.
+        """
+        taken = []
         chunks = steps = 0
-        while self._waiting and chunks < chunks_max and steps < steps_max:
-            current = TickBatch()
-            for stream_id in list(self._waiting):
-                if chunks >= chunks_max or steps >= steps_max:
-                    break
-                entry = self._pop(stream_id)
-                if isinstance(entry, StreamCommand):
-                    current.commands.append(entry)
-                    continue
-                (current.duplicates if entry.repeats else current.chunks).append(entry)
-                chunks += 1
-                steps += entry.steps
-            batches.append(current)
-        return batches
+        while self._rounds and chunks < chunks_max and steps < steps_max:
+            before = self.chunks
+            mine, more = self._pop(tick_chunks, tick_steps)
+            taken.append(mine)
+            chunks += before - self.chunks
+            steps += more
+        return taken
 
-    def put_back(self, batches: Sequence[TickBatch]) -> None:
-        """Undo the `take` of batches that were not applied: they are next."""
-        waiting: dict[str, deque[Entry]] = {}
-        for each in batches:
-            entries: list[Entry] = [*each.chunks, *each.duplicates, *each.commands]
-            for entry in entries:
-                waiting.setdefault(entry.stream_id, deque()).append(entry)
+    def put_back(self, rounds: Sequence[Round]) -> None:
+        """Undo the `take` of rounds that were not applied: they are next."""
+        for mine in reversed(rounds):
+            for entry in (*mine.chunks, *mine.duplicates):
                 self._count(entry, 1)
-        for stream_id, queue in self._waiting.items():
-            waiting.setdefault(stream_id, deque()).extend(queue)
-        self._waiting = waiting
+            if self._rounds and self._rounds[0].number == mine.number:
+                rest = self._rounds.popleft()
+                mine.chunks += rest.chunks
+                mine.duplicates += rest.duplicates
+                mine.commands += rest.commands
+            self._rounds.appendleft(mine)
+            self.head = mine.number
 
-    def _count(self, entry: Entry, sign: int) -> None:
-        if isinstance(entry, QueuedChunk):
-            self.chunks += sign
-            self.weight += sign * entry.weight
+    def _pop(self, lanes: int, steps: int) -> tuple[Round, int]:
+        """Take the first round, or as much of it as a tick may have; also its steps."""
+        whole = self._rounds[0]
+        taken = Round(whole.number)
+        for source, target in ((whole.chunks, taken.chunks), (whole.duplicates, taken.duplicates)):
+            more = self._move(source, target, lanes, steps)
+            lanes, steps = lanes - more[0], steps - more[1]
+        done = sum(queued.steps for queued in taken.chunks)
+        if whole.chunks or whole.duplicates:
+            return taken, done
+        taken.commands = whole.commands
+        self._rounds.popleft()
+        self.head = whole.number + 1
+        return taken, done
 
-    def _pop(self, stream_id: str) -> Entry:
-        queue = self._waiting.pop(stream_id)
-        entry = queue.popleft()
-        if queue:
-            self._waiting[stream_id] = queue  # at the back
-        self._count(entry, -1)
-        return entry
+    def _move(
+        self, source: list[QueuedBatch], target: list[QueuedBatch], lanes: int, steps: int
+    ) -> tuple[int, int]:
+        """Move entries within these bounds; return their lanes and steps."""
+        count = done = moved = 0
+        for queued in source:
+            if count >= lanes or done >= steps:
+                break
+            fits = _lanes_within(queued, lanes - count, steps - done)
+            self._count(queued, -1)
+            if fits < len(queued.slots):
+                rest = queued.select(np.arange(fits, len(queued.slots)))
+                queued = queued.select(np.arange(fits))
+                self._count(rest, 1)
+                source[moved] = rest
+                moved -= 1
+            target.append(queued)
+            count, done, moved = count + len(queued.slots), done + queued.steps, moved + 1
+        del source[:moved]
+        return count, done
+
+    def _count(self, queued: QueuedBatch, sign: int) -> None:
+        self.chunks += sign * len(queued.slots)
+        self.weight += sign * queued.weight
+
+
+def _lanes_within(queued: QueuedBatch, lanes: int, steps: int) -> int:
+    """How many of the lanes a tick with so much room takes; at least one."""
+    if len(queued.slots) <= lanes and queued.steps <= steps:
+        return len(queued.slots)
+    before = np.cumsum(queued.batch.lengths) - queued.batch.lengths
+    return max(1, min(lanes, int(np.searchsorted(before, steps))))

@@ -49,8 +49,8 @@ class FlowWatch:
 
         Numerical problems raise nothing: a value that cannot be measured is None.
         """
-        stream_id = outcome.answers[0][0].stream_id
-        if outcome.views.get(stream_id) is None:  # refused, or deleted
+        stream_id = next(iter(outcome.touched), None)
+        if stream_id is None or stream_id in outcome.gone:
             return self._latest
         start = time.perf_counter()
         features, state = learner.window(stream_id)

@@ -18,12 +18,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+
+import numpy as np
 
 from bptt.durability import Command, Record, Store, Tick
-from bptt.engine.messages import Move
+from bptt.engine.messages import IntArray, Moves
+from bptt.engine.slots import StreamSlots
 from bptt.errors import ServiceError, StorageFailed
 
 log = logging.getLogger(__name__)
@@ -39,59 +41,65 @@ def weight(body: Tick | Command) -> int:
     """Size of a record's arrays in bytes."""
     if isinstance(body, Command):
         return 0
-    held = sum(each.inputs.nbytes for each in body)
-    return held + sum(each.targets.nbytes for each in body if each.targets is not None)
-
-
-@dataclass(slots=True, eq=False)
-class _Behind:
-    """A stream whose newest steps are not durable. Ends when it is deleted or rolled back."""
-
-    durable: int
-    """All steps before this one are durable."""
-    reached: int
-    """The step after all applied steps."""
-    waiting: int = 0
-    """Moves that are not durable yet."""
+    targets = body.batch.targets
+    return int(body.batch.inputs.nbytes + (0 if targets is None else targets.nbytes))
 
 
 class DurableSteps:
-    """The step up to which each stream is durable. Holds only streams that are behind."""
+    """The step up to which each stream is durable.
 
-    def __init__(self) -> None:
-        self._moves: deque[tuple[int, str, _Behind, int]] = deque()
-        self._behind: dict[str, _Behind] = {}
+    A stream is behind while the last record that moved it, `moved`, is not durable. Then `durable`
+    counts from the record `since` on: an earlier one may have moved another stream in the same
+    slot, or the same stream before a restore.
 
-    def applied(self, lsn: int, moves: Iterable[Move]) -> None:
-        """Note a record that moved these streams and is not durable yet."""
-        for stream_id, before, after in moves:
-            behind = self._behind.get(stream_id)
-            if behind is None or before < behind.reached:  # deleted, or rolled back
-                behind = self._behind[stream_id] = _Behind(before, before)
-            behind.waiting += 1
-            behind.reached = after
-            self._moves.append((lsn, stream_id, behind, after))
+    Args:
+        slots: holds the columns `moved`, `since` and `durable`.
+    """
 
-    def committed(self, lsn: int) -> bool:
-        """Note that all records up to this one are durable.
+    def __init__(self, slots: StreamSlots) -> None:
+        self._slots = slots
+        self._moves: deque[tuple[int, Moves]] = deque()
+        self._committed = 0
 
-        Returns:
-            True if steps of a stream became durable.
-        """
-        advanced = False
+    def applied(self, lsn: int, moves: Moves) -> None:
+        """Note a record that moved streams and is not durable yet."""
+        table, slots = self._slots, moves.slots
+        # The stream was not behind, or begins here: it may have been deleted just before.
+        fresh = (table.moved[slots] <= self._committed) | (moves.before == 0)
+        if np.count_nonzero(fresh):
+            new = slots if np.count_nonzero(fresh) == len(slots) else slots[fresh]
+            table.since[new] = lsn
+            table.durable[slots] = np.where(fresh, moves.before, table.durable[slots])
+        table.moved[slots] = lsn
+        self._moves.append((lsn, moves))
+
+    def committed(self, lsn: int) -> None:
+        """Note that all records up to this one are durable."""
+        self._committed = max(self._committed, lsn)
+        table = self._slots
         while self._moves and self._moves[0][0] <= lsn:
-            _, stream_id, behind, after = self._moves.popleft()
-            behind.durable = after
-            behind.waiting -= 1
-            if not behind.waiting and self._behind.get(stream_id) is behind:
-                del self._behind[stream_id]
-            advanced = True
-        return advanced
+            number, moves = self._moves.popleft()
+            slots, after = moves.slots, moves.after
+            own = table.since[slots] <= number
+            if np.count_nonzero(own) < len(slots):
+                slots, after = slots[own], after[own]
+            table.durable[slots] = after
 
-    def step(self, stream_id: str, next_step: int) -> int:
-        """The step before which all steps of a stream at `next_step` are durable."""
-        behind = self._behind.get(stream_id)
-        return next_step if behind is None else behind.durable
+    def begins_anew(self) -> None:
+        """No stream is behind any more: all may be elsewhere."""
+        self._slots.moved[:] = 0
+
+    def step(self, stream_id: str) -> int:
+        """The step before which all applied steps of a stream are durable; 0 if it is unknown."""
+        slot = self._slots.numbers.get(stream_id)
+        return 0 if slot is None else int(self.steps(np.array([slot]))[0])
+
+    def steps(self, slots: IntArray) -> IntArray:
+        """As `step`, for the streams in these slots; a slot of -1 is an unknown stream."""
+        table = self._slots
+        behind = table.moved[slots] > self._committed
+        steps: IntArray = np.where(behind, table.durable[slots], table.next_step[slots])
+        return np.where(slots < 0, 0, steps)
 
 
 class JournalWriter:

@@ -1,4 +1,4 @@
-"""The messages between parts of the engine: chunks, commands, batches, outcomes.
+"""The messages between parts of the engine: batches, commands, rounds, outcomes.
 
 These are values. This module imports no queue, future or event loop; where a task waits for an
 answer, a protocol names the methods that are used.
@@ -6,34 +6,59 @@ answer, a protocol names the methods that are used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from bptt.domain import Answer, RunReport, TickReport
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt.domain import BatchAnswer, RunReport, TickReport
 from bptt.durability import Command, Tick
 from bptt.errors import ServiceError
-from bptt_core import Chunk, ChunkResult, Snapshot, StreamView
+from bptt_core import Batch, Snapshot, StreamColumns
 
-ENTRY_BYTES = 64  # weight of a chunk beside its values, so that empty chunks are bounded too
+IntArray = NDArray[np.int64]
 
-Move = tuple[str, int, int]
-"""A stream, and its next step before and after a record."""
+LANE_BYTES = 64  # weight of a lane beside its values, so that empty lanes are bounded too
 
 
 class Response(Protocol):
-    """The place of a chunk's answer in its call."""
+    """The place of a message's answer in its call."""
 
-    answer: Answer | None
+    answer: BatchAnswer | None
     """None: not answered yet."""
     index: int
-    """Counts the chunks of the call from 0."""
+    """Counts the messages of the call from 0."""
 
     @property
     def alone(self) -> bool:
         """Whether the client waits for each answer before it sends on, as far as can be seen."""
 
-    def fill(self, answer: Answer) -> None:
-        """Answer the chunk. At most once."""
+    def fill(self, answer: BatchAnswer) -> None:
+        """Answer the message. At most once."""
+
+
+class Replies(Protocol):
+    """Collects the answers to the lanes of one message; `engine/replies.py` has the class."""
+
+    @property
+    def alone(self) -> bool:
+        """As `Response.alone`."""
+
+    @property
+    def index(self) -> int:
+        """As `Response.index`."""
+
+    @property
+    def answered(self) -> bool:
+        """True once all lanes are answered."""
+
+    def learned(self, part: BatchAnswer, lsn: int) -> None:
+        """Some lanes were learned; record `lsn` or an earlier one holds them."""
+
+    def refused(self, lane: int, error: ServiceError, expected_step: int) -> None:
+        """A lane was refused."""
 
 
 class Completion(Protocol):
@@ -50,38 +75,45 @@ class Completion(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class QueuedChunk:
-    """A chunk that has its place in its stream.
+class QueuedBatch:
+    """Lanes of one message that have their places in their streams and belong to one round.
 
-    A chunk whose steps had all been accepted before is queued too: when its turn comes, the steps
-    that it repeats are learned, and it is answered.
+    Lanes whose steps had all been accepted before are queued too: when their turn comes, the steps
+    that they repeat are learned, and they are answered.
     """
 
-    chunk: Chunk
-    pending: Response
+    batch: Batch
+    slots: IntArray
+    """(B,) of the lanes' streams."""
+    lanes: IntArray
+    """(B,) int64, rising: positions in the message."""
+    replies: Replies
+    steps: int
+    """Of all lanes."""
+    weight: int
+    """Bytes it holds."""
+    repeats: bool = False
+    """True: no lane has anything to learn."""
 
-    @property
-    def stream_id(self) -> str:
-        """The stream it belongs to."""
-        return self.chunk.stream_id
+    def select(self, lanes: IntArray) -> QueuedBatch:
+        """Some of the lanes as a batch of their own."""
+        batch = self.batch.select(lanes)
+        return QueuedBatch(
+            batch,
+            self.slots[lanes],
+            self.lanes[lanes],
+            self.replies,
+            len(batch.inputs),
+            weight(batch),
+            self.repeats,
+        )
 
-    @property
-    def steps(self) -> int:
-        """Steps to learn."""
-        return len(self.chunk.inputs)
 
-    @property
-    def repeats(self) -> bool:
-        """Whether it holds nothing to learn."""
-        targets, ends = self.chunk.targets, self.chunk.end_of_sequence
-        return not self.steps and (targets is None or not len(targets)) and not ends
-
-    @property
-    def weight(self) -> int:
-        """Bytes it holds."""
-        targets = self.chunk.targets
-        held = self.chunk.inputs.nbytes + (0 if targets is None else targets.nbytes)
-        return held + ENTRY_BYTES
+def weight(batch: Batch) -> int:
+    """Bytes that a batch holds."""
+    targets = batch.targets
+    held = batch.inputs.nbytes + (0 if targets is None else targets.nbytes)
+    return int(held + LANE_BYTES * len(batch))
 
 
 @dataclass(slots=True, eq=False)
@@ -94,35 +126,60 @@ class StreamCommand:
     """Gets the stream's next step once the command is applied."""
 
 
-Entry = QueuedChunk | StreamCommand
+@dataclass(slots=True, eq=False)
+class Round:
+    """At most one entry of each stream. Its chunks, as they stand here, are one tick."""
+
+    number: int
+    chunks: list[QueuedBatch] = field(default_factory=list)
+    """The tick."""
+    duplicates: list[QueuedBatch] = field(default_factory=list)
+    commands: list[StreamCommand] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks or self.duplicates or self.commands)
 
 
 @dataclass(slots=True, eq=False)
-class TickBatch:
-    """At most one entry of each stream."""
+class Moves:
+    """How a record moved streams: columns over its lanes."""
 
-    chunks: list[QueuedChunk] = field(default_factory=list)
-    """The tick."""
-    duplicates: list[QueuedChunk] = field(default_factory=list)
-    commands: list[StreamCommand] = field(default_factory=list)
+    slots: IntArray
+    before: IntArray
+    """Next step before the record."""
+    after: IntArray
+
+
+@dataclass(slots=True, eq=False)
+class Answered:
+    """What a run answers to the lanes of a queued batch."""
+
+    queued: QueuedBatch
+    parts: Sequence[BatchAnswer]
+    """Of the lanes that were learned, or had nothing to learn."""
+    errors: Sequence[tuple[int, ServiceError]] = ()
+    """Of the others, by their place in `queued`."""
 
 
 @dataclass(slots=True, eq=False)
 class Outcome:
     """The results of a run, for the event loop to publish."""
 
-    answers: list[tuple[QueuedChunk, ChunkResult | ServiceError]] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
     commands: list[tuple[StreamCommand, int | ServiceError]] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
-    views: dict[str, StreamView | None] = field(default_factory=dict)
-    """Of the streams that were touched. None: the stream is gone."""
-    records: list[tuple[Tick | Command, list[Move]]] = field(default_factory=list)
+    touched: dict[str, None] = field(default_factory=dict)
+    """The streams that may have changed, in order."""
+    views: tuple[Sequence[str], StreamColumns] | None = None
+    """Of the streams that were touched and exist."""
+    gone: Sequence[str] = ()
+    """Streams that were touched and do not exist any more."""
+    records: list[tuple[Tick | Command, Moves | None]] = field(default_factory=list)
     """What changed the learner, in order, and the streams that each moved."""
     ticks: list[TickReport] = field(default_factory=list)
     snapshot: Snapshot | None = None
     report: RunReport | None = None
-    rest: list[TickBatch] = field(default_factory=list)
-    """Batches that were not applied, because the model must go back to a checkpoint first."""
+    rest: list[Round] = field(default_factory=list)
+    """Rounds that were not applied, because the model must go back to a checkpoint first."""
     diverged: bool = False
     """Whether the model must go back to a checkpoint now, as its spec says."""
     seconds: float = 0.0

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bptt.engine.messages import Outcome
+from bptt.engine.slots import StreamSlots
 from bptt.engine.views import StreamViews
-from bptt_core import Figures, Learner, Snapshot
+from bptt_core import Figures, Learner, Snapshot, StreamColumns
 
 LOOK_SECONDS = 1.0  # for the event loop to answer another thread; it is busy for milliseconds
 BEHIND_RUNS_MAX = 32  # one copy in so many runs costs little, and its time is measured
@@ -44,7 +45,7 @@ class PublishedState:
         self._views = StreamViews.of(learner) if views is None else views
         self._figures = learner.figures
         self._band: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self._behind: dict[str, int] = {}  # streams changed since then, and their next steps
+        self._behind: dict[str, None] = {}  # streams changed since then
         self._runs = 0  # runs since then
         self._seconds = 0.0  # duration of these runs
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -60,6 +61,11 @@ class PublishedState:
         """Live state of each stream, as of the snapshot."""
         self.catch_up()
         return self._views
+
+    @property
+    def slots(self) -> StreamSlots:
+        """The slots of the model's streams."""
+        return self._views.slots
 
     @property
     def figures(self) -> Figures:
@@ -79,7 +85,7 @@ class PublishedState:
 
     def next_step(self, stream_id: str) -> int:
         """The number of a stream's next step; 0 for an unknown stream."""
-        return self._behind.get(stream_id) or self._views.next_step(stream_id)
+        return self._views.next_step(stream_id)
 
     def incarnation(self, stream_id: str) -> int:
         """The stream's incarnation; 0 for an unknown stream."""
@@ -104,13 +110,11 @@ class PublishedState:
         """Publish the copies that a run in a thread made."""
         assert outcome.snapshot is not None
         assert outcome.report is not None
-        for stream_id in self._behind:  # streams of earlier runs on the loop
-            self._views[stream_id] = self._learner.stream_view(stream_id)
-        for stream_id, view in outcome.views.items():
-            if view is None:
-                self._views.discard(stream_id)
-            else:
-                self._views[stream_id] = view
+        self._copy_views(self._behind)  # of earlier runs on the loop
+        for stream_id in outcome.gone:
+            self._views.discard(stream_id)
+        if outcome.views is not None:
+            self._views.put_all(*outcome.views)
         self._snapshot, self._band = outcome.snapshot, None
         outcome.seconds += self._seconds
         self._behind.clear()
@@ -121,17 +125,23 @@ class PublishedState:
         """Note a run on the event loop, which made no copies. Its streams have views already."""
         self._loop = asyncio.get_running_loop()
         self._band = None
+        next_step = self._views.slots.next_step
         for _, moves in outcome.records:
-            for stream_id, _, after in moves:
-                self._behind[stream_id] = after
+            if moves is not None:
+                next_step[moves.slots] = moves.after
+        self._behind |= outcome.touched
         self._runs += 1
         self._seconds += outcome.seconds
         if any(each.updates and each.updates[-1].skipped for each in outcome.ticks):
             self.catch_up()  # it may have diverged, and answers show that
 
-    def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
+    def begins_anew(
+        self, learner: Learner, snapshot: Snapshot, views: tuple[Sequence[str], StreamColumns]
+    ) -> None:
         """Replace the whole state, after a restore or a roll-back."""
-        self._learner, self._snapshot, self._views = learner, snapshot, views
+        self._learner, self._snapshot = learner, snapshot
+        self._views.begins_anew(*views)
+        self._behind.clear()
         self._band = None
         self._figures_are(learner.figures)
 
@@ -152,12 +162,15 @@ class PublishedState:
         """Copy the state that runs on the event loop have changed."""
         if not self._behind:
             return
-        streams = list(self._behind)
-        self._behind.clear()
-        for stream_id in streams:
-            self._views[stream_id] = self._learner.stream_view(stream_id)
+        streams, self._behind = self._behind, {}
+        self._copy_views(streams)
         self._snapshot = self._learner.snapshot()
         self._figures_are(self._learner.figures)
+
+    def _copy_views(self, streams: Collection[str]) -> None:
+        if streams:
+            names = list(streams)
+            self._views.put_all(names, self._learner.stream_columns(names))
 
     def catch_up_from_any_thread(self) -> None:
         """Thread-safe `catch_up`; blocks up to LOOK_SECONDS."""

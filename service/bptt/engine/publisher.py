@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from bptt.domain import Answer, Gauges, ModelSink, Refused, ReportSink, RunReport
+from bptt.domain import Gauges, ModelSink, ReportSink, RunReport
 from bptt.engine.admission import AdmissionQueue
 from bptt.engine.checkpointer import Checkpointer
 from bptt.engine.journaling import DurableSteps, JournalWriter
 from bptt.engine.live import LiveLearner
-from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
+from bptt.engine.messages import Answered, IntArray, Outcome, Round
 from bptt.engine.published import PublishedState
 from bptt.engine.views import StreamViews
 from bptt.errors import ServiceError
-from bptt_core import ChunkResult, Figures, Learner, Snapshot
+from bptt_core import Figures, Learner, Snapshot, StreamColumns
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Publisher:
         self.durable_listeners: set[Callable[[], None]] = set()
         self.on_figures: Callable[[], None] = lambda: None
         self.worker_waits = False
-        self._durable = DurableSteps()
+        self._durable = DurableSteps(self.published.slots)
         self.sink: ModelSink = sink.open_model(
             live.definition.model_id, live.learner.figures, self._gauges
         )
@@ -86,7 +86,7 @@ class Publisher:
             self.published.is_behind(outcome)
         for body, moves in outcome.records:
             lsn = self._journal.put(body)
-            if self._journaled:
+            if self._journaled and moves is not None:
                 self._durable.applied(lsn, moves)
         self._answer(outcome)
         self.sink.run(outcome.report or RunReport(outcome.ticks, self.published.last_figures))
@@ -96,33 +96,37 @@ class Publisher:
             self._checkpointer.unsaved = True
 
     def _answer(self, outcome: Outcome) -> None:
-        for queued, result in outcome.answers:
-            self._admission.done(queued.stream_id, queued.steps)
-            queued.pending.fill(self._answer_to(queued, result))
+        admission = self._admission
+        for each in outcome.answers:
+            admission.done(each.queued)
         for command, done in outcome.commands:
-            self._admission.done(command.stream_id, 0)
+            admission.command_done(command)
             if command.done.done():  # the caller has hung up
                 continue
             if isinstance(done, ServiceError):
                 command.done.set_exception(done)
             else:
                 command.done.set_result(done)
+        for each in outcome.answers:
+            self._reply(each)
 
-    def _answer_to(self, queued: QueuedChunk, result: ChunkResult | ServiceError) -> Answer:
-        if isinstance(result, ServiceError):
-            self.sink.refused(result.reason)
-            expected = self._admission.expected_step(queued.stream_id)
-            return Refused(
-                queued.stream_id, queued.chunk.first_step, result, expected, queued.pending.index
-            )
-        return result
+    def _reply(self, answered: Answered) -> None:
+        queued = answered.queued
+        for lane, error in answered.errors:
+            self.sink.refused(error.reason)
+            expected = self._admission.expected_step(queued.batch.stream_ids[lane])
+            queued.replies.refused(int(queued.lanes[lane]), error, expected)
+        for part in answered.parts:
+            queued.replies.learned(part, self._journal.last)
 
-    def refuse(self, batches: Iterable[TickBatch], error: ServiceError) -> None:
+    def refuse(self, rounds: Iterable[Round], error: ServiceError) -> None:
         """Answer all entries that were taken from the queue and not answered yet with an error."""
         refused = Outcome()
-        for each in batches:
-            waiting = [q for q in each.chunks + each.duplicates if q.pending.answer is None]
-            refused.answers += [(queued, error) for queued in waiting]
+        for each in rounds:
+            for queued in (*each.chunks, *each.duplicates):
+                if not queued.replies.answered:
+                    errors = [(lane, error) for lane in range(len(queued.slots))]
+                    refused.answers.append(Answered(queued, (), errors))
             refused.commands += [(command, error) for command in each.commands]
         self._answer(refused)
 
@@ -133,11 +137,15 @@ class Publisher:
 
     # ------------------------------------------------------------------ other changes
 
-    def begins_anew(self, learner: Learner, snapshot: Snapshot, views: StreamViews) -> None:
+    def begins_anew(
+        self, learner: Learner, snapshot: Snapshot, views: tuple[Sequence[str], StreamColumns]
+    ) -> None:
         """Publish the model after its return to a checkpoint: everything may differ."""
         self._live.learner = learner
         self._live.settings = learner.settings
         self.published.begins_anew(learner, snapshot, views)
+        self._admission.begins_anew()
+        self._durable.begins_anew()
         self.sink.run(RunReport([], self.published.figures))
 
     def settings_changed(self) -> None:
@@ -169,7 +177,11 @@ class Publisher:
 
         Without a store or a journal every applied step counts as durable.
         """
-        return self._durable.step(stream_id, self.published.next_step(stream_id))
+        return self._durable.step(stream_id)
+
+    def durable_steps(self, stream_ids: Sequence[str]) -> IntArray:
+        """As `durable_step`, for many streams; 0 for an unknown one."""
+        return self._durable.steps(self.published.slots.find(stream_ids))
 
     def committed(self, lsn: int, seconds: float) -> None:
         """Note a commit: all records up to `lsn` are durable. It took `seconds`."""

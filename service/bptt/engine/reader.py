@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from bptt.domain import FloatArray, ModelDefinition, ModelStatus
+from bptt.domain import FloatArray, IntArray, ModelDefinition, ModelStatus
 from bptt.domain import ModelState as State
 from bptt.engine.lifecycle import Lifecycle
 from bptt.engine.live import LiveLearner
@@ -96,3 +96,7 @@ class ModelReader:
     def durable_step(self, stream_id: str) -> int:
         """See `Publisher.durable_step`."""
         return self._publisher.durable_step(stream_id)
+
+    def durable_steps(self, stream_ids: Sequence[str]) -> IntArray:
+        """See `Publisher.durable_steps`."""
+        return self._publisher.durable_steps(stream_ids)

@@ -6,16 +6,17 @@ repeats exactly what was learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bptt.domain import ModelDefinition
 from bptt.durability import Checkpoint, Command, Record, Tick
-from bptt.durability.store import UNREADABLE
+from bptt.durability.store import checksum_of, UNREADABLE
 from bptt.engine.rollback import SKIPPED
 from bptt.errors import DataDamaged, InvalidRequest
-from bptt_core import Learner, TickResult
+from bptt_core import Batch, Learner, TickResult
 from bptt_core.errors import BpttError
 
 LoadCheckpoint = Callable[[int], Checkpoint]
@@ -32,7 +33,69 @@ class Applied:
     """The result of a tick; None for a command."""
 
 
-def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None = None) -> Applied:
+class StreamNames:
+    """Names of a model's streams by incarnation, for ticks that were read from a journal.
+
+    Args:
+        names: of the streams that are known before the first record.
+        others: makes a name for a number that is not known; None: that is damage. With such names
+            the names of a tick are not compared to those of its writing.
+    """
+
+    def __init__(
+        self, names: Mapping[int, str], others: Callable[[int], str] | None = None
+    ) -> None:
+        self._names = dict(names)
+        self._others = others
+
+    @classmethod
+    def of(cls, learner: Learner) -> StreamNames:
+        """The names of a learner's streams."""
+        names = cls({})
+        names.add(learner)
+        return names
+
+    def add(self, learner: Learner) -> None:
+        """Add the streams of a learner."""
+        for stream_id in learner.stream_ids():
+            self._names[learner.incarnation(stream_id)] = stream_id
+
+    def batch(self, tick: Tick) -> Batch:
+        """The tick's lanes with all names; learns the names that it holds.
+
+        Raises:
+            DataDamaged: a number is not known, or means another stream than when it was written.
+        """
+        batch, numbers = tick.batch, tick.incarnations.tolist()
+        for lane in tick.named.tolist():
+            if numbers[lane]:
+                self._names[numbers[lane]] = batch.stream_ids[lane]
+        if not tick.numbered:
+            return batch
+        names = list(map(self._names.get, numbers))
+        for lane in tick.named.tolist():
+            names[lane] = batch.stream_ids[lane]
+        if self._others is not None:
+            whole = [
+                self._others(n) if name is None else name
+                for n, name in zip(numbers, names, strict=True)
+            ]
+            return dataclasses.replace(batch, stream_ids=tuple(whole))
+        known = [name for name in names if name is not None]
+        if len(known) < len(names):
+            number = numbers[names.index(None)]
+            raise DataDamaged(f"stream number {number} is not one of the model's streams")
+        if checksum_of(known) != tick.names_checksum:
+            raise DataDamaged("the numbers of its streams belong to streams of other names")
+        return dataclasses.replace(batch, stream_ids=tuple(known))
+
+
+def apply_record(
+    learner: Learner,
+    record: Record,
+    load: LoadCheckpoint | None = None,
+    names: StreamNames | None = None,
+) -> Applied:
     """Apply a record to a learner. Depends on its arguments only.
 
     Args:
@@ -40,6 +103,7 @@ def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None =
         record: a tick or a command.
         load: reads the checkpoints that the commands `restore` and `roll_back` name. None: these
             commands are refused.
+        names: of the streams before the record; changed. None: those of `learner`.
 
     Raises:
         BpttError: the learner refuses the record and is unchanged.
@@ -47,15 +111,21 @@ def apply_record(learner: Learner, record: Record, load: LoadCheckpoint | None =
             unchanged.
     """
     try:
-        return apply_body(learner, record.body, load)
+        if isinstance(record.body, Command):
+            applied = apply_body(learner, record.body, load)
+            if names is not None and applied.learner is not learner:
+                names.add(applied.learner)
+            return applied
+        batch = (names or StreamNames.of(learner)).batch(record.body)
+        return apply_body(learner, batch)
     except DataDamaged as error:
         raise DataDamaged(f"record {record.lsn}: {error.message}") from error
 
 
 def apply_body(
-    learner: Learner, body: Tick | Command, load: LoadCheckpoint | None = None
+    learner: Learner, body: Batch | Command, load: LoadCheckpoint | None = None
 ) -> Applied:
-    """Apply a tick or command that has no lsn yet; otherwise as `apply_record`."""
+    """Apply a tick with all names, or a command, that has no lsn yet."""
     if not isinstance(body, Command):
         return Applied(learner, learner.apply(body))
     arguments = body.arguments

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bptt.domain import ModelDefinition, ModelState, ModelStatus, state_of
 from bptt.durability import Checkpoint, differences, Record, Store
 from bptt.engine import recovery_progress
-from bptt.engine.records import apply_record, definition_from, learner_from
+from bptt.engine.records import apply_record, definition_from, learner_from, StreamNames
 from bptt.engine.views import StreamViews
 from bptt.errors import DataDamaged, ServiceError
 from bptt_core import Learner
@@ -170,6 +170,7 @@ class _Replay:
         self._on_replayed = on_replayed
         self.lsn = lsn
         self.learner = learner
+        self._names = StreamNames.of(learner)
         self._last: int | None = None  # record of the journal; read for the first progress line
         self._start = self._said = time.monotonic()
 
@@ -202,7 +203,7 @@ class _Replay:
             raise DataDamaged(str(self._stop_before))
         try:
             applied = apply_record(
-                self.learner, record, lambda lsn: self._store.load(self._model_id, lsn)
+                self.learner, record, lambda lsn: self._store.load(self._model_id, lsn), self._names
             )
         except BpttError as error:
             raise DataDamaged(f"record {record.lsn} cannot be learned again: {error}") from error

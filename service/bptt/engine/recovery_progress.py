@@ -34,7 +34,7 @@ def records_to_replay(store: Store, model_id: str) -> int:
         checkpoints = store.checkpoints(model_id)
         return max(0, store.last(model_id) - checkpoints[-1].lsn) if checkpoints else 0
     except Exception as error:  # noqa: BLE001 - the count is for the log only
-        log.debug("model %s: its records cannot be counted: %r", model_id, error)
+        log.debug("model %s: its records cannot be counted: %s", model_id, error)
         return 0
 
 

@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bptt.durability import differences, inspection
-from bptt.durability.store import Command, GO_BACK, Record, StoreReader, Tick, UNREADABLE
-from bptt.engine.records import apply_record, learner_from
+from bptt.durability.store import Command, GO_BACK, Record, StoreReader, UNREADABLE
+from bptt.engine.records import apply_record, learner_from, StreamNames
+from bptt.engine.trimming import rows_from
 from bptt.errors import DataDamaged, from_core, InvalidRequest, ServiceError
-from bptt_core import Chunk, Learner, ModelSpec
+from bptt_core import Batch, Learner, ModelSpec
 from bptt_core.errors import BpttError, UnknownStream
 
 Progress = Callable[[int, int], None]
@@ -89,6 +91,7 @@ def _replay(
     basis = store.load(model_id, reach[0])
     result.replayed_from = basis.lsn
     learner = learner_from(basis)
+    names = StreamNames.of(learner)
     changed = differences(basis.fingerprint)
     begin = basis.lsn
     for record in store.records(model_id, found.base):
@@ -101,12 +104,13 @@ def _replay(
             # It was removed because replay from the oldest that is needed does not meet this one.
             begin = later[0]
             learner = learner_from(store.load(model_id, begin))
+            names.add(learner)
             result.notes.append(
                 f"lsn {record.lsn} goes back to a checkpoint that is no longer kept: replayed "
                 f"again from {begin}"
             )
             continue
-        learner = _learned_again(store, model_id, learner, record)
+        learner = _learned_again(store, model_id, learner, record, names)
         if record.lsn in reach:
             other = store.load(model_id, record.lsn)
             _compare(result, record.lsn, learner.state(), other.arrays, other.metadata, changed)
@@ -118,14 +122,16 @@ def _replay(
     on_progress(found.last - found.base, found.last - found.base)
 
 
-def _learned_again(store: StoreReader, model_id: str, learner: Learner, record: Record) -> Learner:
+def _learned_again(
+    store: StoreReader, model_id: str, learner: Learner, record: Record, names: StreamNames
+) -> Learner:
     """Apply a record.
 
     Raises:
         DataDamaged: the learner refuses it, or breaks on it.
     """
     try:
-        return apply_record(learner, record, lambda lsn: store.load(model_id, lsn)).learner
+        return apply_record(learner, record, lambda lsn: store.load(model_id, lsn), names).learner
     except BpttError as error:
         what = from_core(error).message
     except UNREADABLE as error:
@@ -202,44 +208,52 @@ class Trial:
         """Make the learner."""
         self.learner = Learner(self.spec)
 
-    def apply(self, body: Tick | Command) -> None:
+    def apply(self, body: Batch | Command) -> None:
         """Learn a tick, or follow a command if a fresh model can."""
         started = time.perf_counter()
         if isinstance(body, Command):
             self._do(body)
-        else:
-            placed = [each for each in map(self._placed, body) if each is not None]
-            for update in self.learner.apply(placed).updates if placed else ():
+        elif len(placed := self._placed(body)):
+            for update in self.learner.apply(placed).updates:
                 self.clipped += update.clipped
                 self.skipped += update.skipped
                 if not update.skipped:
                     self.losses.append((update.steps, update.loss, update.baseline_loss))
         self.seconds += time.perf_counter() - started
 
-    def _placed(self, chunk: Chunk) -> Chunk | None:
-        """The chunk renumbered so that its stream begins with the journal.
+    def _placed(self, batch: Batch) -> Batch:
+        """The tick renumbered so that its streams begin with the journal.
 
-        None: nothing of it is left, because it only has targets of steps before that beginning.
+        A lane is left out if it only has targets of steps before that beginning.
         """
+        at = np.array([self._next_step(stream_id) for stream_id in batch.stream_ids])
+        shift = batch.first_steps - at
+        if not np.count_nonzero(shift):
+            return batch
+        targets, places = batch.targets, batch.first_target_steps
+        if targets is None or places is None:
+            return dataclasses.replace(batch, first_steps=at)
+        labels = batch.lengths if batch.target_lengths is None else batch.target_lengths
+        before = np.where(places < 0, 0, np.maximum(0, shift - places))
+        before = np.minimum(before, labels)  # targets of steps before the beginning
+        left = labels - before
+        batch = dataclasses.replace(
+            batch,
+            first_steps=at,
+            targets=targets[rows_from(before, labels)],
+            target_lengths=left,
+            first_target_steps=np.where((places < 0) | (left == 0), -1, places - shift + before),
+        )
+        something = (batch.lengths > 0) | (left > 0)
+        if batch.ends is not None:
+            something |= batch.ends
+        return batch if something.all() else batch.select(np.flatnonzero(something))
+
+    def _next_step(self, stream_id: str) -> int:
         try:
-            at = self.learner.next_step(chunk.stream_id)
+            return self.learner.next_step(stream_id)
         except UnknownStream:
-            at = 0
-        shift = chunk.first_step - at
-        if shift == 0:
-            return chunk
-        changes: dict[str, Any] = {"first_step": at}
-        first_target = chunk.first_target_step
-        if first_target is not None and chunk.targets is not None:
-            before = max(0, shift - first_target)  # targets of steps before the beginning
-            left = len(chunk.targets) > before
-            if not left and not len(chunk.inputs):
-                return None
-            changes |= {
-                "first_target_step": first_target - shift + before if left else None,
-                "targets": chunk.targets[before:] if left else None,
-            }
-        return dataclasses.replace(chunk, **changes)
+            return 0
 
     def _do(self, command: Command) -> None:
         arguments = command.arguments
@@ -328,16 +342,18 @@ def compare(
         trial.learner.warm_up()
     steps, left_out = 0, 0
     streams: set[str] = set()
+    names = StreamNames(inspection.stream_names(store, model_id), others="number {}".format)
     for record in store.records(model_id, base):
         last = record.lsn  # a server may have added more since
-        if isinstance(record.body, Command):
-            left_out += record.body.name in GO_BACK
+        body = record.body if isinstance(record.body, Command) else names.batch(record.body)
+        if isinstance(body, Command):
+            left_out += body.name in GO_BACK
         else:
-            steps += sum(len(chunk.inputs) for chunk in record.body)
-            streams |= {chunk.stream_id for chunk in record.body}
+            steps += len(body.inputs)
+            streams.update(body.stream_ids)
         for trial in trials:
             try:
-                trial.apply(record.body)
+                trial.apply(body)
             except BpttError as error:
                 what = from_core(error)
                 words = f"{trial.name} cannot learn lsn {record.lsn}: {what.message}"

@@ -1,10 +1,10 @@
-"""The answers of one Learn call, in the order of its chunks.
+"""The answers of one Learn call, in the order of its messages.
 
 Rules:
-- Reading a chunk creates a `PendingResponse`; its answer fills it later, in any order.
-- Answers leave in the order in which the chunks were read.
+- Reading a message creates a `PendingResponse`; its answer fills it later, in any order.
+- Answers leave in the order in which the messages were read.
 - The number and the weight of pending responses are bounded: when the queue is full, the call
-  reads no more chunks.
+  reads no more messages.
 - The reader is woken once for several answers that arrive at the same time.
 """
 
@@ -14,7 +14,7 @@ import asyncio
 import enum
 from collections import deque
 
-from bptt.domain import Answer
+from bptt.domain import BatchAnswer
 
 CROWD_MEMORY = 64
 """Responses after which a client that once sent ahead counts as waiting again. A client that sends
@@ -22,7 +22,7 @@ ahead may look like one that waits, because answers that are ready at once leave
 
 
 class News(enum.Enum):
-    """A message for the reader of a queue that is not an answer to a chunk."""
+    """A message for the reader of a queue that is not an answer to a message."""
 
     DURABLE_ADVANCED = enum.auto()
     """Wakes the reader: durability advanced."""
@@ -32,7 +32,7 @@ DURABLE_ADVANCED = News.DURABLE_ADVANCED
 
 
 class PendingResponse:
-    """The response to one chunk, filled later; `index` counts the chunks of the call from 0."""
+    """The response to one message, filled later; `index` counts those of the call from 0."""
 
     __slots__ = ("_responses", "answer", "index", "weight")
 
@@ -40,15 +40,15 @@ class PendingResponse:
         self._responses = responses
         self.index = index
         self.weight = weight
-        self.answer: Answer | None = None
+        self.answer: BatchAnswer | None = None
 
     @property
     def alone(self) -> bool:
-        """Whether the client seems to wait for each answer before it sends the next chunk."""
+        """Whether the client seems to wait for each answer before it sends the next one."""
         responses = self._responses
         return len(responses) == 1 and self.index > responses.crowded_at + CROWD_MEMORY
 
-    def fill(self, answer: Answer) -> None:
+    def fill(self, answer: BatchAnswer) -> None:
         """Set the answer; call this at most once."""
         assert self.answer is None
         self.answer = answer
@@ -106,6 +106,11 @@ class ResponseQueue:
         return self._end is not None
 
     @property
+    def taken(self) -> int:
+        """The number of responses so far, which is the index of the next one."""
+        return self._taken
+
+    @property
     def full(self) -> bool:
         """Whether the next response must wait for room."""
         return len(self._pending) >= self._answers_max or self._weight >= self._weight_max
@@ -121,7 +126,7 @@ class ResponseQueue:
         self._news = True
         _wake(self._reader)
 
-    async def next(self) -> Answer | News | None:
+    async def next(self) -> BatchAnswer | News | None:
         """The next answer in order; `DURABLE_ADVANCED` after a `notify`, None at the end.
 
         Raises:

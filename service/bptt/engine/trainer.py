@@ -26,7 +26,7 @@ from typing import Any
 
 from bptt.config import ServerConfig
 from bptt.domain import (
-    IncomingChunk,
+    IncomingBatch,
     ModelDefinition,
     ReportSink,
 )
@@ -106,7 +106,11 @@ class Trainer(ModelReader):
         self._store = store if damage is None else None  # a damaged model is not written
         self._damage = damage
         self._admission = AdmissionQueue(
-            definition.spec, config.limits, self._publisher.published, self.sink.duplicate
+            definition.spec,
+            config.limits,
+            self._publisher.published,
+            self.sink.duplicate,
+            self.sink.refused,
         )
         self._journal = JournalWriter(
             model_id,
@@ -237,7 +241,7 @@ class Trainer(ModelReader):
     def _worker_failed(self, error: BaseException) -> None:
         """Handle the end of the worker: the model becomes FAILED, and all waiters are answered."""
         doing, model_id = self._worker.doing, self.definition.model_id
-        log.error("model %s failed while %s: %r", model_id, doing, error, exc_info=error)
+        log.error("model %s failed while %s", model_id, doing, exc_info=error)
         self._publisher.published.freeze()
         why = self._supervisor.failed(model_id, self.lifecycle, doing)
         self.lifecycle.apply(Event.FAIL, why)
@@ -324,17 +328,19 @@ class Trainer(ModelReader):
         """Wait until the queue has room for a chunk. First come, first served."""
         await self._admission.room()
 
-    def accept(self, incoming: IncomingChunk, pending: Response, sender: object = None) -> None:
-        """Admit a chunk to its stream and the queue; the answer fills `pending`.
+    def accept(self, incoming: IncomingBatch, pending: Response, sender: object = None) -> None:
+        """Admit a message's lanes to their streams and the queue; the answer fills `pending`.
+
+        A lane that is refused, now or when its turn comes, is part of the answer, and counted.
 
         Args:
-            incoming: a well-formed chunk.
+            incoming: well-formed lanes.
             pending: its place in the call's response queue.
             sender: the open call. From its first chunk of a stream until `leave`, no other call may
                 send that stream. None: no call.
 
         Raises:
-            ServiceError: the chunk is refused; nothing was changed.
+            ServiceError: the message is refused as a whole; nothing was changed.
         """
         self.lifecycle.admit(Operation.LEARN)
         if self._journal.failure is not None:  # for example during a roll-back

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from bptt.config import Limits
@@ -26,7 +26,7 @@ from bptt.engine.flow import FlowWatch
 from bptt.engine.journaling import JournalWriter
 from bptt.engine.lifecycle import Event, Lifecycle, SETTLED
 from bptt.engine.live import LiveLearner
-from bptt.engine.messages import Outcome, QueuedChunk, TickBatch
+from bptt.engine.messages import Outcome, QueuedBatch, Round
 from bptt.engine.publisher import Publisher
 from bptt.engine.requests import RequestQueue, Work
 from bptt.engine.run import run
@@ -97,7 +97,7 @@ class Worker:
         self._flow = FlowWatch(flow_updates)
         self._to_look_at: Outcome | None = None  # the run after which the gradient flow is measured
         self._requests = RequestQueue()
-        self._taken: list[TickBatch] = []  # from the queue, for the current run
+        self._taken: list[Round] = []  # from the queue, for the current run
         self._wake = asyncio.Event()
         self._step_seconds = math.inf  # of single-chunk runs; infinite before the first one
         self._awaited = 0  # entries queued since the last run began whose client waits
@@ -192,12 +192,12 @@ class Worker:
         """Wake the task so that it looks for work."""
         self._wake.set()
 
-    def came(self, queued: QueuedChunk) -> None:
-        """A chunk was queued: learn it now if it is short, else wake the task."""
-        if self._is_for_now(queued):
+    def came(self, queued: Sequence[QueuedBatch]) -> None:
+        """A message was queued: learn it now if it is short, else wake the task."""
+        if len(queued) == 1 and self._is_for_now(queued[0]):
             self._learn_now()
-        else:
-            self._awaited += queued.pending.alone
+        elif queued:
+            self._awaited += queued[0].replies.alone
             self._wake.set()
 
     def came_command(self) -> None:
@@ -236,8 +236,8 @@ class Worker:
 
     # ------------------------------------------------------------------ runs
 
-    def _is_for_now(self, queued: QueuedChunk) -> bool:
-        """True if a chunk that was just queued may be learned before `accept` returns.
+    def _is_for_now(self, queued: QueuedBatch) -> bool:
+        """True if a message that was just queued may be learned before `accept` returns.
 
         Its client waits for this one answer, no other call sends, and no other work is due.
         """
@@ -245,12 +245,12 @@ class Worker:
             self._publisher.worker_waits
             and not self._wake.is_set()  # else other work comes first
             and queued.steps * self._step_seconds <= INLINE_SECONDS
-            and queued.pending.alone
-            and self._admission.queue.chunks == 1
-            and self._publisher.published.knows(queued.stream_id)
-            and self._admission.sends_one  # else they form a batch
+            and queued.replies.alone
+            and self._admission.queue.chunks == len(queued.slots)
+            and all(map(self._publisher.published.knows, queued.batch.stream_ids))
+            and self._admission.streams_sent == len(queued.slots)  # else others join the tick
             and not queued.repeats
-            and not queued.chunk.end_of_sequence  # the end may learn more than the chunk
+            and queued.batch.ends is None  # the end may learn more than the chunk
             and not (self._requests or self._checkpointer.due)
             and self._lifecycle.state in SETTLED
             and not self._journal.blocked
@@ -259,11 +259,11 @@ class Worker:
 
     def _learn_now(self) -> None:
         """Execute a run at once: three turns of the event loop took as long as the run."""
-        self._taken = batches = self._admission.take(1, 1)
+        self._taken = rounds = self._admission.take(1, 1)
         try:
             looks = not self._publisher.published.may_wait
-            outcome = run(self._live.learner, batches, looks=looks)
-            self._measured(outcome, batches[0].chunks[0].steps)
+            outcome = run(self._live.learner, rounds, looks=looks)
+            self._measured(outcome, rounds[0].chunks[0].steps)
             self._publish(outcome)
         except Exception as error:  # noqa: BLE001 - every waiting client gets an answer
             assert self._task is not None
@@ -386,15 +386,15 @@ class Worker:
         self._taken = []
         self._admission.put_back(outcome.rest)
 
-    async def _outcome(self, batches: list[TickBatch]) -> Outcome:
+    async def _outcome(self, rounds: list[Round]) -> Outcome:
         """Execute a run in a thread, or on the event loop if it is too short for a thread."""
-        alone = _single(batches)
+        alone = _single(rounds)
         if alone is None:
-            return await self._live.in_thread(run, self._live.learner, batches)
+            return await self._live.in_thread(run, self._live.learner, rounds)
         if alone.steps * self._step_seconds <= INLINE_SECONDS:
-            outcome = run(self._live.learner, batches)
+            outcome = run(self._live.learner, rounds)
         else:
-            outcome = await self._live.in_thread(run, self._live.learner, batches)
+            outcome = await self._live.in_thread(run, self._live.learner, rounds)
         self._measured(outcome, alone.steps)
         return outcome
 
@@ -404,11 +404,11 @@ class Worker:
         self._step_seconds = before + (measured - before) / INLINE_MEMORY
 
 
-def _single(batches: list[TickBatch]) -> QueuedChunk | None:
-    """The chunk of a single-chunk run; None if it ends its sequence, which may learn more steps."""
-    if len(batches) != 1 or len(batches[0].chunks) != 1:
+def _single(rounds: list[Round]) -> QueuedBatch | None:
+    """The batch of a run of one message; None if a sequence ends, which may learn more steps."""
+    if len(rounds) != 1 or len(rounds[0].chunks) != 1:
         return None
-    only = batches[0]
-    if only.commands or only.duplicates or only.chunks[0].chunk.end_of_sequence:
+    only = rounds[0]
+    if only.commands or only.duplicates or only.chunks[0].batch.ends is not None:
         return None
     return only.chunks[0]

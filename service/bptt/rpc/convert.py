@@ -6,17 +6,15 @@ depends on the model alone is computed once a call, in a reader and a writer.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
 from bptt import v1 as pb
-from bptt.config import Limits, TOP_TOKENS_DEFAULT, TOP_TOKENS_MAX
+from bptt.config import Limits
 from bptt.domain import (
     check_source_position,
     check_stream_id,
@@ -24,24 +22,22 @@ from bptt.domain import (
     IncomingChunk,
     IntArray,
     ModelDefinition,
-    ModelState,
-    Refused,
 )
-from bptt.engine.trainer import Trainer
-from bptt.errors import from_core, InvalidRequest
-from bptt.rpc.convert_models import state_to_proto
-from bptt_core import ChunkResult, ModelSpec, Snapshot, UpdateReport
+from bptt.errors import from_core, InvalidRequest, ServiceError
 from bptt_core.errors import LabelTooEarly, LabelTooLate
 
 _LENGTH_DELIMITED = 2  # wire type of packed numbers
 
 Rows = FloatArray | IntArray
 
+Wrong = tuple[npt.NDArray[np.int64], Callable[[int, int], InvalidRequest]] | None
+"""Rows with a wrong value, and what gives the error of one of them, from the row and the number of
+its step in its chunk. None: no row is wrong."""
+
+_WithInputs = pb.Chunk | pb.ChunkBatch | pb.PredictRequest | pb.PredictBatchRequest
+
 ErrorBand = tuple[FloatArray, FloatArray]
 """As `Snapshot.error_band` gives it."""
-
-
-# ---------------------------------------------------------------------- requests
 
 
 class ChunkReader:
@@ -55,15 +51,15 @@ class ChunkReader:
     def __init__(self, definition: ModelDefinition, limits: Limits) -> None:
         spec = definition.spec
         self._spec = spec
-        self._width = spec.input_size
         self._tokens = spec.task == "next_token"
         self._targets_are = {"regression": "values", "classification": "classes"}.get(spec.task)
+        self.has_targets = self._targets_are is not None
+        """Whether the task has targets."""
         self._label_delay = spec.label_delay
         self._missing_targets = spec.missing_targets or self._label_delay > 0
         self._input_names = definition.input_names
         self._target_names = definition.target_names
         self._limits = limits
-        self._steps_max = limits.steps_of_chunk(spec.outputs)
 
     def chunk(self, message: pb.Chunk) -> IncomingChunk:
         """Convert a chunk.
@@ -72,18 +68,22 @@ class ChunkReader:
             InvalidRequest: a field is out of its bounds; the error names it.
         """
         stream_id = check_stream_id(message.stream_id)
-        targets = self._targets(message)
-        inputs = self._inputs(message)
+        targets = self.rows_of_targets(message)
+        if targets is not None:
+            self._check(self.wrong_targets(targets))
+        inputs = self.rows_of_inputs(message)
+        self._check(self.wrong_inputs(inputs))
         ends = message.end_of_sequence
         if not len(inputs) and not (self._label_delay and (targets is not None or ends)):
-            raise self._empty()
-        if targets is not None and not self._label_delay and len(targets) != len(inputs):
-            raise self._one_a_step(len(targets), len(inputs))
+            raise self.empty()
+        if self.has_targets and not self._label_delay:
+            labels = 0 if targets is None else len(targets)
+            if labels != len(inputs):
+                raise self.one_a_step(labels, len(inputs))
         first_step = message.first_step if message.HasField("first_step") else None
         first_target = message.first_target_step if message.HasField("first_target_step") else None
         if first_target is not None and not self._label_delay and first_target != first_step:
-            bound = "left out, or first_step, for a model without label_delay"
-            raise InvalidRequest.of("first_target_step", first_target, bound, reason="targets")
+            raise self.undelayed(first_target)
         if self._label_delay and targets is not None and len(inputs) and first_step is not None:
             labelled = first_step if first_target is None else first_target
             self._check_place(labelled, len(targets), first_step, len(inputs))
@@ -98,58 +98,124 @@ class ChunkReader:
             check_source_position(message.source_position),
         )
 
-    def predict_inputs(self, message: pb.PredictRequest) -> Rows | None:
+    def predict_inputs(self, message: pb.PredictRequest | pb.PredictBatchRequest) -> Rows | None:
         """Return the steps to read before predicting, (T, D) or (T,); None without any.
 
         Raises:
             InvalidRequest: they are out of their bounds.
         """
-        inputs = self._inputs(message)
+        inputs = self.rows_of_inputs(message)
+        self._check(self.wrong_inputs(inputs))
         return inputs if len(inputs) else None
 
-    def _inputs(self, message: pb.Chunk | pb.PredictRequest) -> Rows:
+    # ------------------------------------------------------------------ rows
+
+    def rows_of_inputs(self, message: _WithInputs, prefix: str = "") -> Rows:
+        """Return the inputs of a message, (N, D) or (N,) token ids, with any values.
+
+        Args:
+            message: with chunks of any number of streams, or steps to predict from.
+            prefix: put before the name of a field in an error.
+
+        Raises:
+            InvalidRequest: they are not whole steps, too many, or not what the task takes.
+        """
         if self._tokens:
-            if message.inputs:
-                value = f"{len(message.inputs)} values"
-                raise InvalidRequest.of("inputs", value, "left out for task next_token")
+            for field in ("inputs", "input_doubles"):
+                if given := len(getattr(message, field)):
+                    bound = "left out for task next_token"
+                    raise InvalidRequest.of(prefix + field, f"{given} values", bound)
             tokens = np.asarray(message.input_tokens, dtype=np.uint32)
-            self._check_steps("input_tokens", len(tokens))
-            self._check_ids("input_tokens", tokens, 0, self._spec.vocabulary_size)
+            self._check_steps(prefix + "input_tokens", len(tokens))
             return tokens
         if message.input_tokens:
             value = f"{len(message.input_tokens)} tokens"
-            raise InvalidRequest.of("input_tokens", value, f"left out for task {self._spec.task}")
-        rows = _rows("inputs", message.inputs, self._width, "input_size")
-        self._check_steps("inputs", len(rows))
-        _check_numbers("inputs", rows, self._input_names, nan_allowed=self._spec.missing_inputs)
+            bound = f"left out for task {self._spec.task}"
+            raise InvalidRequest.of(prefix + "input_tokens", value, bound)
+        field, values = _numbers_of(message, "input", prefix)
+        rows = _rows(prefix + field, values, self._spec.input_size, "input_size")
+        self._check_steps(prefix + field, len(rows), doubles=rows.dtype == np.float64)
         return rows
 
-    def _targets(self, message: pb.Chunk) -> Rows | None:
-        """Return the targets; None if the task has none or the chunk has none."""
-        if message.targets and self._targets_are != "values":
-            value = f"{len(message.targets)} values"
-            raise InvalidRequest.of("targets", value, self._without_targets(), reason="targets")
+    def rows_of_targets(self, message: pb.Chunk | pb.ChunkBatch, prefix: str = "") -> Rows | None:
+        """Return the targets of a message, with any values; None if there are none.
+
+        Raises:
+            InvalidRequest: as for `rows_of_inputs`.
+        """
+        values: Any
+        if (message.targets or message.target_doubles) and self._targets_are != "values":
+            field, values = _numbers_of(message, "target", prefix)
+            value, bound = f"{len(values)} values", self._without_targets()
+            raise InvalidRequest.of(prefix + field, value, bound, reason="targets")
         if message.target_classes and self._targets_are != "classes":
             value = f"{len(message.target_classes)} classes"
             bound = self._without_targets()
-            raise InvalidRequest.of("target_classes", value, bound, reason="targets")
+            raise InvalidRequest.of(prefix + "target_classes", value, bound, reason="targets")
         if self._targets_are is None:
             return None
         targets: Rows
         if self._targets_are == "classes":
+            field = "target_classes"
             targets = np.asarray(message.target_classes, dtype=np.int32)
-            lowest = -1 if self._missing_targets else 0
-            self._check_ids("target_classes", targets, lowest, self._spec.target_count)
         else:
+            field, values = _numbers_of(message, "target", prefix)
             width = self._spec.target_count
-            targets = _rows("targets", message.targets, width, "output_size", reason="targets")
-            allowed = self._missing_targets
-            _check_numbers("targets", targets, self._target_names, nan_allowed=allowed)
-        if not len(targets) and self._label_delay:
+            targets = _rows(prefix + field, values, width, "output_size", reason="targets")
+        self._check_steps(prefix + field, len(targets))
+        return targets if len(targets) else None
+
+    def sent_as(self, what: str, message: pb.ChunkBatch) -> tuple[str, int]:
+        """Return the field that holds the `inputs` or `targets` of a message, and its width."""
+        if what == "inputs":
+            if self._tokens:
+                return "input_tokens", 1
+            return ("input_doubles" if message.input_doubles else what), self._spec.input_size
+        if self._targets_are == "classes":
+            return "target_classes", 1
+        return ("target_doubles" if message.target_doubles else what), self._spec.target_count
+
+    # ------------------------------------------------------------------ values
+
+    def wrong_inputs(self, rows: Rows) -> Wrong:
+        """Return the rows with a value that is out of its bounds."""
+        if self._tokens:
+            return self._wrong_ids("input_tokens", rows, 0, self._spec.vocabulary_size)
+        allowed = self._spec.missing_inputs
+        return _not_finite("inputs", rows, self._input_names, nan_allowed=allowed)
+
+    def wrong_targets(self, rows: Rows) -> Wrong:
+        """Return the rows with a target that is out of its bounds."""
+        if self._targets_are == "classes":
+            lowest = -1 if self._missing_targets else 0
+            return self._wrong_ids("target_classes", rows, lowest, self._spec.target_count)
+        allowed = self._missing_targets
+        wrong = _not_finite("targets", rows, self._target_names, nan_allowed=allowed)
+        if wrong is None and self._spec.loss == "bernoulli":
+            with np.errstate(invalid="ignore"):
+                outside = (rows < 0) | (rows > 1)
+            bound = "numbers from 0 to 1 for loss bernoulli"
+            wrong = _out_of_bounds("targets", rows, outside, self._target_names, bound)
+        return wrong
+
+    def _wrong_ids(self, field: str, ids: Rows, lowest: int, count: int) -> Wrong:
+        if not len(ids) or (ids.max() < count and ids.min() >= lowest):
             return None
-        field = "target_classes" if self._targets_are == "classes" else "targets"
-        self._check_steps(field, len(targets))
-        return targets
+
+        def error(row: int, step: int) -> InvalidRequest:
+            bound = f"ids from {lowest} to {count - 1}"
+            value = f"{ids[row]} in step {step}"
+            return InvalidRequest.of(field, value, bound, reason="unknown_id")
+
+        return np.flatnonzero((ids >= count) | (ids < lowest)), error
+
+    @staticmethod
+    def _check(wrong: Wrong) -> None:
+        if wrong is not None:
+            rows, error = wrong
+            raise error(int(rows[0]), int(rows[0]))
+
+    # ------------------------------------------------------------------ faults of a chunk
 
     def _check_place(self, labelled: int, labels: int, first_step: int, steps: int) -> None:
         """Refuse labels outside the delay window of their own chunk.
@@ -157,27 +223,36 @@ class ChunkReader:
         The learner checks them against the window of the stream, but it sees only the new part of a
         chunk that is sent again. This check gives the same result for the first and later times.
         """
-        oldest = max(0, first_step - self._label_delay)
-        if labelled < oldest:
-            bound = f"at least {oldest}: older labels come too late"
-            raise from_core(LabelTooLate("first_target_step", labelled, bound))
-        newest = first_step + steps - labels
-        if labelled > newest:
-            bound = f"at most {newest}, for the last of {labels} to be of a step that has come"
-            raise from_core(LabelTooEarly("first_target_step", labelled, bound))
+        if labelled < max(0, first_step - self._label_delay):
+            raise self.too_late(labelled, first_step)
+        if labelled > first_step + steps - labels:
+            raise self.too_early(labelled, labels, first_step + steps)
+
+    def too_late(self, labelled: int, first_step: int) -> ServiceError:
+        """Return the error for labels from step `labelled` on in a chunk that begins later."""
+        bound = f"at least {max(0, first_step - self._label_delay)}: older labels come too late"
+        return from_core(LabelTooLate("first_target_step", labelled, bound))
+
+    def too_early(self, labelled: int, labels: int, end: int) -> ServiceError:
+        """Return the error for labels that go beyond their chunk, which ends before step `end`."""
+        bound = f"at most {end - labels}, for the last of {labels} to be of a step that has come"
+        return from_core(LabelTooEarly("first_target_step", labelled, bound))
 
     def _without_targets(self) -> str:
         others = {"values": ": give targets", "classes": ": give target_classes"}
         what = others.get(self._targets_are or "", "")
         return f"left out for task {self._spec.task}{what}"
 
-    def _empty(self) -> InvalidRequest:
+    def empty(self) -> InvalidRequest:
+        """Return the error for a chunk that holds nothing."""
         if self._tokens:
             return InvalidRequest.of("input_tokens", "empty", "at least one token", reason="empty")
-        bound = f"a multiple of input_size, {self._width}, and at least one step"
+        width = self._spec.input_size
+        bound = f"a multiple of input_size, {width}, and at least one step"
         return InvalidRequest.of("inputs", "empty", bound, reason="empty")
 
-    def _one_a_step(self, targets: int, steps: int) -> InvalidRequest:
+    def one_a_step(self, targets: int, steps: int) -> InvalidRequest:
+        """Return the error for a chunk with another number of targets than of steps."""
         if self._targets_are == "classes":
             value, bound = f"{targets} classes", f"{steps}, one for each step"
             return InvalidRequest.of("target_classes", value, bound, reason="targets")
@@ -185,261 +260,86 @@ class ChunkReader:
         bound = f"{steps * width} values, {width} for each of {steps} steps"
         return InvalidRequest.of("targets", f"{targets * width} values", bound, reason="targets")
 
-    def _check_steps(self, field: str, steps: int) -> None:
-        if steps > self._steps_max:
-            limit = f"limits.chunk_steps is {self._limits.chunk_steps}"
-            if self._steps_max < self._limits.chunk_steps:
-                limit = f"limits.answer_values is {self._limits.answer_values}"
-            bound = f"at most {self._steps_max} steps: the server's {limit}"
+    def undelayed(self, first_target: int) -> InvalidRequest:
+        """Return the error for targets of other steps than their chunk's, without a label_delay."""
+        bound = "left out, or first_step, for a model without label_delay"
+        return InvalidRequest.of("first_target_step", first_target, bound, reason="targets")
+
+    def _check_steps(self, field: str, steps: int, *, doubles: bool = False) -> None:
+        limits = self._limits
+        most = limits.steps_of_chunk(self._spec.outputs, doubles=doubles)
+        if steps > most:
+            limit = f"limits.chunk_steps is {limits.chunk_steps}"
+            if most < limits.chunk_steps:
+                halved = ", of which a double takes two" if doubles else ""
+                limit = f"limits.answer_values is {limits.answer_values}{halved}"
+            bound = f"at most {most} steps: the server's {limit}"
             raise InvalidRequest.of(field, f"{steps} steps", bound, reason="too_long")
 
-    def _check_ids(self, field: str, ids: IntArray, lowest: int, count: int) -> None:
-        if not len(ids) or (ids.max() < count and ids.min() >= lowest):
-            return
-        step = int(np.argmax((ids >= count) | (ids < lowest)))
-        bound = f"ids from {lowest} to {count - 1}"
-        raise InvalidRequest.of(field, f"{ids[step]} in step {step}", bound, reason="unknown_id")
+
+def _numbers_of(message: Any, what: str, prefix: str) -> tuple[str, Any]:
+    """Return the field that holds the inputs or targets of a message, and its content."""
+    floats, doubles = getattr(message, f"{what}s"), getattr(message, f"{what}_doubles")
+    if not doubles:
+        return f"{what}s", np.asarray(floats, dtype=np.float32)
+    if floats:
+        value = f"{len(doubles)} values beside {len(floats)} {what}s"
+        bound = f"left out where there are {what}s"
+        raise InvalidRequest.of(f"{prefix}{what}_doubles", value, bound)
+    return f"{what}_doubles", np.asarray(doubles, dtype=np.float64)
 
 
 def _rows(
-    field: str, values: Any, width: int, width_name: str, *, reason: str = "wrong_size"
-) -> npt.NDArray[np.float32]:
-    flat = np.asarray(values, dtype=np.float32)
+    field: str, flat: FloatArray, width: int, width_name: str, *, reason: str = "wrong_size"
+) -> FloatArray:
     if flat.size % width:
         bound = f"a multiple of {width_name}, {width}"
         raise InvalidRequest.of(field, f"{flat.size} values", bound, reason=reason)
     return flat.reshape(-1, width)
 
 
-def _check_numbers(
-    field: str, rows: npt.NDArray[np.float32], names: tuple[str, ...], *, nan_allowed: bool
-) -> None:
-    """Refuse values that are not finite; the error names step and column of the first."""
+def _not_finite(field: str, rows: Rows, names: tuple[str, ...], *, nan_allowed: bool) -> Wrong:
+    """Return the rows with values that are not finite."""
     flat = rows.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
         squares = flat.dot(flat)  # takes less than half the time of testing each value
     if math.isfinite(squares):  # else a value is not finite, or the sum has overflowed
-        return
+        return None
     bad = np.isinf(rows) if nan_allowed else ~np.isfinite(rows)
-    if not bad.any():
-        return
-    step, column = (int(place) for place in np.argwhere(bad)[0])
-    named = f" ({names[column]})" if names else ""
-    place = f"{rows[step, column]} in step {step}, column {column}{named}"
     bound = "finite numbers, or NaN for what is missing" if nan_allowed else "finite numbers"
-    raise InvalidRequest.of(field, place, bound, reason="not_finite")
+    return _out_of_bounds(field, rows, bad, names, bound, reason="not_finite")
 
 
-# ---------------------------------------------------------------------- answers
+def blame(wrong: Wrong, lengths: npt.NDArray[np.int64], errors: dict[int, ServiceError]) -> None:
+    """Note the first wrong row of each chunk."""
+    if wrong is None:
+        return
+    rows, error = wrong
+    ends = np.cumsum(lengths)
+    places = np.searchsorted(ends, rows, side="right")
+    starts = ends - lengths
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        if place not in errors:
+            errors[place] = error(row, row - int(starts[place]))
 
 
-def top_tokens_of(message: pb.OpenLearn | pb.PredictRequest, spec: ModelSpec) -> int:
-    """Return how many of the likeliest tokens an answer names; 0 for other tasks.
+def _out_of_bounds(
+    field: str,
+    rows: Rows,
+    bad: npt.NDArray[np.bool_],
+    names: tuple[str, ...],
+    bound: str,
+    *,
+    reason: str = "invalid",
+) -> Wrong:
+    """Return the rows with a bad value; the error names step and column of a row's first one."""
+    if not bad.any():
+        return None
 
-    Raises:
-        InvalidRequest: `top_tokens` is out of its bounds, or given for another task.
-    """
-    given = message.top_tokens if message.HasField("top_tokens") else None
-    if spec.task != "next_token":
-        if given is not None:
-            raise InvalidRequest.of("top_tokens", given, f"left out for task {spec.task}")
-        return 0
-    if given is not None and not 1 <= given <= TOP_TOKENS_MAX:
-        raise InvalidRequest.of("top_tokens", given, f"a number from 1 to {TOP_TOKENS_MAX}")
-    return min(given or TOP_TOKENS_DEFAULT, spec.vocabulary_size)
+    def error(row: int, step: int) -> InvalidRequest:
+        column = int(np.argmax(bad[row]))
+        named = f" ({names[column]})" if names else ""
+        place = f"{rows[row, column]} in step {step}, column {column}{named}"
+        return InvalidRequest.of(field, place, bound, reason=reason)
 
-
-def likeliest(rows: npt.NDArray[Any], count: int) -> tuple[IntArray, FloatArray]:
-    """Return the likeliest classes of each row and their probabilities, (T, count), descending."""
-    split = rows.shape[1] - count
-    found = np.argpartition(rows, split, axis=1)[:, split:] if split else None
-    if found is None:
-        found = np.broadcast_to(np.arange(count), rows.shape)
-    chosen = np.take_along_axis(rows, found, axis=1)
-    order = np.argsort(-chosen, axis=1, kind="stable")
-    ids = np.take_along_axis(found, order, axis=1)
-    return ids, np.take_along_axis(chosen, order, axis=1).astype(np.float32)
-
-
-class AnswerWriter:
-    """Converts the answers of one call to messages.
-
-    Args:
-        spec: the model's.
-        predictions: True: answers have predictions, error bands and anomaly scores.
-        top_tokens: number of tokens that an answer names for each step.
-    """
-
-    def __init__(self, spec: ModelSpec, *, predictions: bool, top_tokens: int) -> None:
-        self._tokens = spec.task == "next_token"
-        self._predictions = predictions
-        self._top = top_tokens
-        self._band = Band()
-
-    def learned(
-        self, result: ChunkResult, durable_step: int, state: ModelState, band: ErrorBand
-    ) -> pb.LearnResponse:
-        """Return the answer to a learned chunk, with the newest error band."""
-        response = pb.LearnResponse(
-            learned=pb.ChunkLearned(
-                stream_id=result.stream_id,
-                first_step=result.first_step,
-                next_step=result.next_step,
-                updates=[_update_to_proto(each) for each in result.updates],
-                durable_step=durable_step,
-                model_state=state_to_proto(state),
-                incarnation=result.incarnation,
-            )
-        )
-        if self._predictions and result.predictions is not None:
-            self._add_predictions(response.learned, result, result.predictions, band)
-        return response
-
-    def _add_predictions(
-        self,
-        learned: pb.ChunkLearned,
-        result: ChunkResult,
-        rows: npt.NDArray[Any],
-        band: ErrorBand,
-    ) -> None:
-        if self._tokens:
-            _add_top_tokens(learned, rows, self._top)
-            return
-        data = packed(pb.ChunkLearned, "predictions", rows)
-        data += self._band.packed(pb.ChunkLearned, band)
-        if result.anomaly_scores is not None:
-            data += packed(pb.ChunkLearned, "anomaly_scores", result.anomaly_scores)
-        learned.MergeFromString(data)
-
-
-class Band:
-    """Encodes error bands, and keeps the encoding of the last one.
-
-    Every answer carries the band, which changes about every 32 errors.
-    """
-
-    def __init__(self) -> None:
-        self._seen: ErrorBand | None = None
-        self._of = b""
-        self._data = b""
-
-    def packed(self, kind: type[Message], band: ErrorBand) -> bytes:
-        """Return the encoded fields `error_low` and `error_high`; empty without a band."""
-        if band is self._seen:
-            return self._data
-        self._seen = low, high = band
-        of = low.tobytes() + high.tobytes()
-        if of != self._of:
-            self._data = b""
-            if len(low):
-                self._data = packed(kind, "error_low", low) + packed(kind, "error_high", high)
-            self._of = of
-        return self._data
-
-
-def _add_top_tokens(
-    message: pb.ChunkLearned | pb.PredictResponse, rows: npt.NDArray[Any], count: int
-) -> None:
-    if len(rows):
-        ids, probabilities = likeliest(rows, count)
-        message.top_tokens.extend(ids.ravel().tolist())
-        message.MergeFromString(packed(type(message), "top_probabilities", probabilities))
-
-
-def packed(kind: type[Message], field: str, values: npt.NDArray[Any]) -> bytes:
-    """Return the encoding of a field of packed floats, to be merged into a message.
-
-    For 512 floats that takes 2 µs; adding them as a list takes 12.
-    """
-    data = values.astype("<f4").tobytes()
-    return _tag(kind, field) + _varint(len(data)) + data
-
-
-_TAGS: dict[tuple[type[Message], str], bytes] = {}
-
-
-def _tag(kind: type[Message], field: str) -> bytes:
-    tag = _TAGS.get((kind, field))
-    if tag is None:
-        number = kind.DESCRIPTOR.fields_by_name[field].number
-        tag = _TAGS[kind, field] = _varint(number << 3 | _LENGTH_DELIMITED)
-    return tag
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _update_to_proto(report: UpdateReport) -> pb.UpdateReport:
-    return pb.UpdateReport(
-        update=report.update,
-        steps=report.steps,
-        streams=report.streams,
-        loss=report.loss,
-        gradient_norm=report.gradient_norm,
-        clipped_gradient_norm=report.clipped_gradient_norm,
-        clipped=report.clipped,
-        skipped=report.skipped,
-    )
-
-
-def refused_to_proto(refused: Refused) -> pb.LearnResponse:
-    """Return the answer to a refused chunk."""
-    error = refused.error
-    violation = error.violations[0] if error.violations else None
-    return pb.LearnResponse(
-        refused=pb.ChunkRefused(
-            stream_id=refused.stream_id,
-            first_step=refused.first_step,
-            code=grpc.StatusCode[error.code].value[0],
-            message=error.message,
-            expected_step=refused.expected_step,
-            chunk_index=refused.chunk_index,
-            reason=error.reason.upper(),
-            **({} if violation is None else dataclasses.asdict(violation)),
-        )
-    )
-
-
-def limits_to_proto(limits: Limits, spec: ModelSpec) -> pb.ChunkLimits:
-    """Return what a chunk of a model may have at most."""
-    steps = limits.steps_of_chunk(spec.outputs)
-    return pb.ChunkLimits(message_bytes=limits.message_bytes, steps=steps)
-
-
-def stream_to_proto(trainer: Trainer, stream_id: str) -> pb.Stream:
-    """Return where a stream that exists stands, as of the snapshot."""
-    next_step = trainer.views.next_step(stream_id)
-    source_position, source_step = trainer.views.source(stream_id)
-    return pb.Stream(
-        stream_id=stream_id,
-        next_step=next_step,
-        durable_step=min(next_step, trainer.durable_step(stream_id)),
-        incarnation=trainer.incarnation(stream_id),
-        source_position=source_position,
-        source_step=source_step,
-    )
-
-
-def prediction_to_proto(
-    rows: npt.NDArray[Any], snapshot: Snapshot, next_step: int, top_tokens: int
-) -> pb.PredictResponse:
-    """Return the answer to Predict, with the snapshot's error band."""
-    spec = snapshot.spec
-    response = pb.PredictResponse(
-        next_step=next_step,
-        update=snapshot.update,
-        horizon=spec.horizon,
-        targets=spec.target_count,
-    )
-    if spec.task == "next_token":
-        _add_top_tokens(response, rows, top_tokens)
-    else:
-        data = packed(pb.PredictResponse, "predictions", rows)
-        response.MergeFromString(data + Band().packed(pb.PredictResponse, snapshot.error_band()))
-    return response
+    return np.flatnonzero(bad.any(axis=1)), error

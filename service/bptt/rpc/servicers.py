@@ -22,7 +22,7 @@ from bptt.engine.messages import StreamCommand
 from bptt.engine.registry import page, Registry
 from bptt.engine.trainer import Trainer
 from bptt.errors import from_core, InvalidRequest, UnknownStream
-from bptt.rpc import convert, convert_models
+from bptt.rpc import convert, convert_answers, convert_models, convert_predict
 from bptt.rpc.learn import Context, LearnCall
 from bptt.security.roles import CALLER
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
@@ -98,7 +98,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             if view is None:
                 raise UnknownStream.of(request.stream_id)
         spec = trainer.definition.spec
-        top_tokens = convert.top_tokens_of(request, spec)
+        top_tokens = convert_answers.top_tokens_of(request, spec)
         inputs = convert.ChunkReader(trainer.definition, self._limits).predict_inputs(request)
         small = trainer.parameters <= INLINE_PREDICT_PARAMETERS
         try:
@@ -111,7 +111,34 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             raise from_core(error) from error
         trainer.sink.predicted(time.perf_counter() - start)
         next_step = (0 if view is None else view.next_step) + (0 if inputs is None else len(inputs))
-        return convert.prediction_to_proto(np.asarray(rows), snapshot, next_step, top_tokens)
+        if inputs is None:
+            doubles = view is not None and convert_predict.loses_digits(view.last_input)
+        else:
+            doubles = bool(request.input_doubles)
+        return convert_answers.prediction_to_proto(
+            np.asarray(rows), snapshot, next_step, top_tokens, doubles=doubles
+        )
+
+    async def PredictBatch(
+        self, request: pb.PredictBatchRequest, context: _AnyContext
+    ) -> pb.PredictBatchResponse:
+        """Predict for many streams from one snapshot, without waiting for the trainer."""
+        start = time.perf_counter()
+        trainer = await self._model(request.model_id, Operation.PREDICT)
+        snapshot = trainer.snapshot
+        top_tokens = convert_answers.top_tokens_of(request, trainer.definition.spec)
+        asked = convert_predict.PredictReader(trainer.definition, self._limits).streams(
+            request, trainer.views
+        )
+        if asked.is_short and trainer.parameters <= INLINE_PREDICT_PARAMETERS:
+            rows = asked.predict(snapshot)
+        else:
+            loop = asyncio.get_running_loop()
+            rows = await loop.run_in_executor(self._executor, asked.predict, snapshot)
+        trainer.sink.predicted(time.perf_counter() - start)
+        return convert_answers.predictions_to_proto(
+            rows, snapshot, asked.next_steps, asked.refused, top_tokens, doubles=asked.doubles
+        )
 
     async def GetStream(
         self, request: pb.GetStreamRequest, context: _AnyContext
@@ -121,7 +148,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         stream_id = check_stream_id(request.stream_id)
         if stream_id not in trainer.views:
             raise UnknownStream.of(stream_id)
-        return pb.GetStreamResponse(stream=convert.stream_to_proto(trainer, stream_id))
+        return pb.GetStreamResponse(stream=convert_answers.stream_to_proto(trainer, stream_id))
 
     async def ListStreams(
         self, request: pb.ListStreamsRequest, context: _AnyContext
@@ -130,7 +157,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         trainer = await self._model(request.model_id, Operation.READ_STREAMS)
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
         names, following = page(trainer.views, after, size)
-        streams = [convert.stream_to_proto(trainer, name) for name in names]
+        streams = [convert_answers.stream_to_proto(trainer, name) for name in names]
         return pb.ListStreamsResponse(streams=streams, next_page_token=following)
 
     async def ResetStream(

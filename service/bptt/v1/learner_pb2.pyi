@@ -68,24 +68,37 @@ class LearnRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenLearn: ...
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
     @_builtins.property
     def close(self) -> Global___CloseLearn: ...
+    @_builtins.property
+    def batch(self) -> Global___ChunkBatch: ...
+    @_builtins.property
+    def lanes(self) -> Global___Lanes:
+        """Introduces streams by number, for the batches of this call, the one in this message included. May
+        come with any message but `open` and `close`, or alone. It is answered with `introduced`, before
+        the answer to the rest of the message.
+        """
+
     def __init__(
         self,
         *,
         open: Global___OpenLearn | None = ...,
         chunk: Global___Chunk | None = ...,
         close: Global___CloseLearn | None = ...,
+        batch: Global___ChunkBatch | None = ...,
+        lanes: Global___Lanes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "message", b"message", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "chunk", b"chunk", "close", b"close", "lanes", b"lanes", "message", b"message", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "message", b"message", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "chunk", b"chunk", "close", b"close", "lanes", b"lanes", "message", b"message", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "close"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "close", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -152,6 +165,139 @@ class CloseLearn(_message.Message):
 Global___CloseLearn: _TypeAlias = CloseLearn  # noqa: Y015
 
 @_typing.final
+class Lanes(_message.Message):
+    """Streams and the lanes that stand for them until the call ends. A lane and a stream are introduced
+    once: lanes that are refused introduce none of their streams.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_LANE_FIELD_NUMBER: _builtins.int
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    first_lane: _builtins.int
+    """Lane of the first stream; the next streams have the next lanes. Lanes are below 131072."""
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        first_lane: _builtins.int = ...,
+        stream_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_lane", b"first_lane", "stream_ids", b"stream_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lanes: _TypeAlias = Lanes  # noqa: Y015
+
+@_typing.final
+class ChunkBatch(_message.Message):
+    """Chunks of many streams, as columns. Each chunk means what it means alone: chunks that are at fault
+    are refused, and the others are learned. A fault of the whole message, such as columns that do not
+    fit each other, is answered with `refused`; then nothing of it is learned, and the call continues.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANES_FIELD_NUMBER: _builtins.int
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    FIRST_STEPS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    INPUT_DOUBLES_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TARGET_DOUBLES_FIELD_NUMBER: _builtins.int
+    TARGET_CLASSES_FIELD_NUMBER: _builtins.int
+    TARGET_STEPS_FIELD_NUMBER: _builtins.int
+    FIRST_TARGET_STEPS_FIELD_NUMBER: _builtins.int
+    ENDS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
+    TELL_MEMBERS_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    tell_members: _builtins.bool
+    """True: the answer tells which chunks took part in which update."""
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The chunks' streams, each at most once in a batch. Either lanes or stream_ids."""
+
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps of each chunk. Left out: one each."""
+
+    @_builtins.property
+    def first_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Chunk.first_step. Left out: the streams' next steps."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in Chunk, one chunk after another."""
+
+    @_builtins.property
+    def input_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def target_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def target_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def target_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many consecutive steps of each stream have targets here. Left out: as many as `steps`, or none
+        where the batch has no targets.
+        """
+
+    @_builtins.property
+    def first_target_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Chunk.first_target_step; of a chunk without targets it is ignored. Left out: `first_steps`."""
+
+    @_builtins.property
+    def ends_of_sequence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """As Chunk.end_of_sequence. Left out: false."""
+
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Chunk.incarnation. Left out: 0."""
+
+    @_builtins.property
+    def source_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As Chunk.source_position. Left out: none."""
+
+    def __init__(
+        self,
+        *,
+        lanes: _abc.Iterable[_builtins.int] | None = ...,
+        stream_ids: _abc.Iterable[_builtins.str] | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        first_steps: _abc.Iterable[_builtins.int] | None = ...,
+        inputs: _abc.Iterable[_builtins.float] | None = ...,
+        input_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        input_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        targets: _abc.Iterable[_builtins.float] | None = ...,
+        target_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        target_classes: _abc.Iterable[_builtins.int] | None = ...,
+        target_steps: _abc.Iterable[_builtins.int] | None = ...,
+        first_target_steps: _abc.Iterable[_builtins.int] | None = ...,
+        ends_of_sequence: _abc.Iterable[_builtins.bool] | None = ...,
+        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        tell_members: _builtins.bool = ...,
+        source_positions: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_of_sequence", b"ends_of_sequence", "first_steps", b"first_steps", "first_target_steps", b"first_target_steps", "incarnations", b"incarnations", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "lanes", b"lanes", "source_positions", b"source_positions", "steps", b"steps", "stream_ids", b"stream_ids", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "target_steps", b"target_steps", "targets", b"targets", "tell_members", b"tell_members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkBatch: _TypeAlias = ChunkBatch  # noqa: Y015
+
+@_typing.final
 class Chunk(_message.Message):
     """Consecutive steps of one stream."""
 
@@ -167,6 +313,8 @@ class Chunk(_message.Message):
     FIRST_TARGET_STEP_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     SOURCE_POSITION_FIELD_NUMBER: _builtins.int
+    INPUT_DOUBLES_FIELD_NUMBER: _builtins.int
+    TARGET_DOUBLES_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """Number of the chunk's first step. Steps that the stream has already are trimmed away; a gap is
@@ -207,6 +355,12 @@ class Chunk(_message.Message):
     def target_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Classification: (S) class ids; -1 where there is none yet."""
 
+    @_builtins.property
+    def input_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In place of `inputs` and `targets`, where floats would lose digits."""
+
+    @_builtins.property
+    def target_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -220,10 +374,12 @@ class Chunk(_message.Message):
         first_target_step: _builtins.int | None = ...,
         incarnation: _builtins.int = ...,
         source_position: _builtins.bytes = ...,
+        input_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        target_doubles: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "first_step", b"first_step", "first_target_step", b"first_target_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_tokens", b"input_tokens", "inputs", b"inputs", "source_position", b"source_position", "stream_id", b"stream_id", "target_classes", b"target_classes", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_first_target_step", b"_first_target_step", "end_of_sequence", b"end_of_sequence", "first_step", b"first_step", "first_target_step", b"first_target_step", "incarnation", b"incarnation", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "source_position", b"source_position", "stream_id", b"stream_id", "target_classes", b"target_classes", "target_doubles", b"target_doubles", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
@@ -245,6 +401,8 @@ class LearnResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    INTRODUCED_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___LearnOpened: ...
     @_builtins.property
@@ -255,6 +413,10 @@ class LearnResponse(_message.Message):
     def closed(self) -> Global___LearnClosed: ...
     @_builtins.property
     def acknowledged(self) -> Global___Acknowledged: ...
+    @_builtins.property
+    def introduced(self) -> Global___LanesIntroduced: ...
+    @_builtins.property
+    def batch(self) -> Global___BatchLearned: ...
     def __init__(
         self,
         *,
@@ -263,12 +425,14 @@ class LearnResponse(_message.Message):
         refused: Global___ChunkRefused | None = ...,
         closed: Global___LearnClosed | None = ...,
         acknowledged: Global___Acknowledged | None = ...,
+        introduced: Global___LanesIntroduced | None = ...,
+        batch: Global___BatchLearned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "batch", b"batch", "closed", b"closed", "introduced", b"introduced", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "closed", b"closed", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "batch", b"batch", "closed", b"closed", "introduced", b"introduced", "learned", b"learned", "message", b"message", "opened", b"opened", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "learned", "refused", "closed", "acknowledged"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "learned", "refused", "closed", "acknowledged", "introduced", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -324,25 +488,68 @@ class ChunkLimits(_message.Message):
 
     MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    DOUBLE_STEPS_FIELD_NUMBER: _builtins.int
     message_bytes: _builtins.int
     """Bytes of a LearnRequest: limits.message_bytes of the server's configuration."""
     steps: _builtins.int
     """Steps, and targets: limits.chunk_steps, or fewer if the answer would have more predicted values
     than limits.answer_values.
     """
+    double_steps: _builtins.int
+    """The same for a chunk with doubles, whose answer has doubles, too."""
     def __init__(
         self,
         *,
         message_bytes: _builtins.int = ...,
         steps: _builtins.int = ...,
+        double_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_bytes", b"message_bytes", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["double_steps", b"double_steps", "message_bytes", b"message_bytes", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChunkLimits: _TypeAlias = ChunkLimits  # noqa: Y015
+
+@_typing.final
+class LanesIntroduced(_message.Message):
+    """Where the streams of lanes stand, as columns: one entry for each stream of `lanes`, in its order. A
+    stream that does not exist has 0 everywhere.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_LANE_FIELD_NUMBER: _builtins.int
+    NEXT_STEPS_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
+    LAST_INCARNATION_FIELD_NUMBER: _builtins.int
+    first_lane: _builtins.int
+    last_incarnation: _builtins.int
+    """As in LearnOpened, at this time."""
+    @_builtins.property
+    def next_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def durable_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        first_lane: _builtins.int = ...,
+        next_steps: _abc.Iterable[_builtins.int] | None = ...,
+        durable_steps: _abc.Iterable[_builtins.int] | None = ...,
+        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        last_incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_steps", b"durable_steps", "first_lane", b"first_lane", "incarnations", b"incarnations", "last_incarnation", b"last_incarnation", "next_steps", b"next_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanesIntroduced: _TypeAlias = LanesIntroduced  # noqa: Y015
 
 @_typing.final
 class Acknowledged(_message.Message):
@@ -353,16 +560,22 @@ class Acknowledged(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STREAMS_FIELD_NUMBER: _builtins.int
+    DURABLE_ANSWERS_FIELD_NUMBER: _builtins.int
+    durable_answers: _builtins.int
+    """As in BatchLearned; 0 in a call without batches."""
     @_builtins.property
-    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]: ...
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]:
+        """Of chunks that were sent alone, and of streams that OpenLearn names."""
+
     def __init__(
         self,
         *,
         streams: _abc.Iterable[Global___Acknowledgement] | None = ...,
+        durable_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_answers", b"durable_answers", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +627,7 @@ class ChunkLearned(_message.Message):
     TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
     MODEL_STATE_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    PREDICTION_DOUBLES_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """Number of the first step that was new; the predictions start there."""
@@ -456,6 +670,10 @@ class ChunkLearned(_message.Message):
 
     @_builtins.property
     def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def prediction_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In place of `predictions`, if the chunk's inputs or targets came as doubles."""
+
     def __init__(
         self,
         *,
@@ -472,14 +690,119 @@ class ChunkLearned(_message.Message):
         top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
         model_state: _types_pb2.ModelState.ValueType = ...,
         incarnation: _builtins.int = ...,
+        prediction_doubles: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_step", b"durable_step", "error_high", b"error_high", "error_low", b"error_low", "first_step", b"first_step", "incarnation", b"incarnation", "model_state", b"model_state", "next_step", b"next_step", "predictions", b"predictions", "stream_id", b"stream_id", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_step", b"durable_step", "error_high", b"error_high", "error_low", b"error_low", "first_step", b"first_step", "incarnation", b"incarnation", "model_state", b"model_state", "next_step", b"next_step", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "stream_id", b"stream_id", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChunkLearned: _TypeAlias = ChunkLearned  # noqa: Y015
+
+@_typing.final
+class BatchLearned(_message.Message):
+    """The answer to a batch. Columns have one entry for each of its chunks, in its order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_STEPS_FIELD_NUMBER: _builtins.int
+    NEXT_STEPS_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTION_DOUBLES_FIELD_NUMBER: _builtins.int
+    ANOMALY_SCORES_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    ERROR_LOW_FIELD_NUMBER: _builtins.int
+    ERROR_HIGH_FIELD_NUMBER: _builtins.int
+    MODEL_STATE_FIELD_NUMBER: _builtins.int
+    DURABLE_ANSWERS_FIELD_NUMBER: _builtins.int
+    MEMBER_UPDATES_FIELD_NUMBER: _builtins.int
+    MEMBER_PLACES_FIELD_NUMBER: _builtins.int
+    model_state: _types_pb2.ModelState.ValueType
+    durable_answers: _builtins.int
+    """So many of the call's answers are durable, counted from the first one after `opened`, without
+    `acknowledged`: everything that was learned for them is applied and need never be sent again. That
+    holds even if a stream has been deleted since.
+    """
+    @_builtins.property
+    def first_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of the first step of each chunk that was new. Of a chunk that is refused, and of one that
+        had nothing new: the step that its stream expects next.
+        """
+
+    @_builtins.property
+    def next_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The step after each chunk; up to there the stream's steps are learned or held for the next window."""
+
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Incarnation that each chunk belongs to; 0 for a chunk that is refused."""
+
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in ChunkLearned, of the new steps of the chunks, one chunk after another."""
+
+    @_builtins.property
+    def prediction_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def anomaly_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRefused]:
+        """The chunks that were refused, with `place`; nothing of them was learned."""
+
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateReport]:
+        """The updates in which streams of the batch took part, each once."""
+
+    @_builtins.property
+    def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in ChunkLearned."""
+
+    @_builtins.property
+    def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def member_updates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `tell_members`, columns of pairs: a place in `updates`, and the place in the batch of a chunk
+        whose stream took part in that update.
+        """
+
+    @_builtins.property
+    def member_places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        first_steps: _abc.Iterable[_builtins.int] | None = ...,
+        next_steps: _abc.Iterable[_builtins.int] | None = ...,
+        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        predictions: _abc.Iterable[_builtins.float] | None = ...,
+        prediction_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        anomaly_scores: _abc.Iterable[_builtins.float] | None = ...,
+        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        refusals: _abc.Iterable[Global___ChunkRefused] | None = ...,
+        updates: _abc.Iterable[Global___UpdateReport] | None = ...,
+        error_low: _abc.Iterable[_builtins.float] | None = ...,
+        error_high: _abc.Iterable[_builtins.float] | None = ...,
+        model_state: _types_pb2.ModelState.ValueType = ...,
+        durable_answers: _builtins.int = ...,
+        member_updates: _abc.Iterable[_builtins.int] | None = ...,
+        member_places: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_scores", b"anomaly_scores", "durable_answers", b"durable_answers", "error_high", b"error_high", "error_low", b"error_low", "first_steps", b"first_steps", "incarnations", b"incarnations", "member_places", b"member_places", "member_updates", b"member_updates", "model_state", b"model_state", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLearned: _TypeAlias = BatchLearned  # noqa: Y015
 
 @_typing.final
 class UpdateReport(_message.Message):
@@ -542,6 +865,8 @@ class ChunkRefused(_message.Message):
     EXPECTED_STEP_FIELD_NUMBER: _builtins.int
     CHUNK_INDEX_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     first_step: _builtins.int
     """The chunk's first_step as it was sent; left out if it was."""
@@ -556,9 +881,14 @@ class ChunkRefused(_message.Message):
     expected_step: _builtins.int
     """The step that the stream expects next."""
     chunk_index: _builtins.int
-    """The chunk's number in the call, from 0."""
+    """The chunk's number in the call, from 0. A batch counts as one, and so do the lanes of a message."""
     reason: _builtins.str
     """As in google.rpc.ErrorInfo: GAP, STREAM_DELETED and so on."""
+    place: _builtins.int
+    """In BatchLearned: the chunk's place in its batch, from 0, and its lane if it was sent by lane. In
+    PredictBatchResponse: the stream's place in the request.
+    """
+    lane: _builtins.int
     def __init__(
         self,
         *,
@@ -572,14 +902,25 @@ class ChunkRefused(_message.Message):
         expected_step: _builtins.int = ...,
         chunk_index: _builtins.int = ...,
         reason: _builtins.str = ...,
+        place: _builtins.int | None = ...,
+        lane: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "first_step", b"first_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_lane", b"_lane", "_place", b"_place", "first_step", b"first_step", "lane", b"lane", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "bound", b"bound", "chunk_index", b"chunk_index", "code", b"code", "expected_step", b"expected_step", "field", b"field", "first_step", b"first_step", "message", b"message", "reason", b"reason", "stream_id", b"stream_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "_lane", b"_lane", "_place", b"_place", "bound", b"bound", "chunk_index", b"chunk_index", "code", b"code", "expected_step", b"expected_step", "field", b"field", "first_step", b"first_step", "lane", b"lane", "message", b"message", "place", b"place", "reason", b"reason", "stream_id", b"stream_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
+    _WhichOneofReturnType__lane: _TypeAlias = _typing.Literal["lane"]  # noqa: Y015
+    _WhichOneofArgType__lane: _TypeAlias = _typing.Literal["_lane", b"_lane"]  # noqa: Y015
+    _WhichOneofReturnType__place: _TypeAlias = _typing.Literal["place"]  # noqa: Y015
+    _WhichOneofArgType__place: _TypeAlias = _typing.Literal["_place", b"_place"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_step) -> _WhichOneofReturnType__first_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lane) -> _WhichOneofReturnType__lane | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__place) -> _WhichOneofReturnType__place | None: ...
 
 Global___ChunkRefused: _TypeAlias = ChunkRefused  # noqa: Y015
 
@@ -616,6 +957,7 @@ class PredictRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    INPUT_DOUBLES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     stream_id: _builtins.str
     """Predict from this stream's live state. Left out: from a zero state."""
@@ -629,6 +971,10 @@ class PredictRequest(_message.Message):
     def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Next token: (T) token ids, in place of inputs."""
 
+    @_builtins.property
+    def input_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In place of `inputs`, where floats would lose digits."""
+
     def __init__(
         self,
         *,
@@ -637,10 +983,11 @@ class PredictRequest(_message.Message):
         inputs: _abc.Iterable[_builtins.float] | None = ...,
         input_tokens: _abc.Iterable[_builtins.int] | None = ...,
         top_tokens: _builtins.int | None = ...,
+        input_doubles: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "input_tokens", b"input_tokens", "inputs", b"inputs", "model_id", b"model_id", "stream_id", b"stream_id", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "model_id", b"model_id", "stream_id", b"stream_id", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_tokens: _TypeAlias = _typing.Literal["top_tokens"]  # noqa: Y015
     _WhichOneofArgType__top_tokens: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens"]  # noqa: Y015
@@ -661,6 +1008,7 @@ class PredictResponse(_message.Message):
     ERROR_HIGH_FIELD_NUMBER: _builtins.int
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    PREDICTION_DOUBLES_FIELD_NUMBER: _builtins.int
     next_step: _builtins.int
     """Number of the step that follows the state that was used."""
     update: _builtins.int
@@ -682,6 +1030,10 @@ class PredictResponse(_message.Message):
     def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def prediction_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In place of `predictions`, if the inputs came as doubles, or the stream's last step did."""
+
     def __init__(
         self,
         *,
@@ -694,14 +1046,131 @@ class PredictResponse(_message.Message):
         error_high: _abc.Iterable[_builtins.float] | None = ...,
         top_tokens: _abc.Iterable[_builtins.int] | None = ...,
         top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        prediction_doubles: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_high", b"error_high", "error_low", b"error_low", "horizon", b"horizon", "next_step", b"next_step", "predictions", b"predictions", "targets", b"targets", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_high", b"error_high", "error_low", b"error_low", "horizon", b"horizon", "next_step", b"next_step", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "targets", b"targets", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class PredictBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    INPUT_DOUBLES_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    top_tokens: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Predict from the live states of these streams; each at most once."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps to read after each state without learning them. Left out: one each where there are inputs,
+        else none.
+        """
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in PredictRequest, one stream after another."""
+
+    @_builtins.property
+    def input_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def input_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        stream_ids: _abc.Iterable[_builtins.str] | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        inputs: _abc.Iterable[_builtins.float] | None = ...,
+        input_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        input_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens", "input_doubles", b"input_doubles", "input_tokens", b"input_tokens", "inputs", b"inputs", "model_id", b"model_id", "steps", b"steps", "stream_ids", b"stream_ids", "top_tokens", b"top_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_tokens: _TypeAlias = _typing.Literal["top_tokens"]  # noqa: Y015
+    _WhichOneofArgType__top_tokens: _TypeAlias = _typing.Literal["_top_tokens", b"_top_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_tokens) -> _WhichOneofReturnType__top_tokens | None: ...
+
+Global___PredictBatchRequest: _TypeAlias = PredictBatchRequest  # noqa: Y015
+
+@_typing.final
+class PredictBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTION_DOUBLES_FIELD_NUMBER: _builtins.int
+    NEXT_STEPS_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    ERROR_LOW_FIELD_NUMBER: _builtins.int
+    ERROR_HIGH_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    update: _builtins.int
+    """As in PredictResponse; all predictions are of one snapshot."""
+    horizon: _builtins.int
+    targets: _builtins.int
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in PredictResponse, one stream after another; a stream that is refused has no rows."""
+
+    @_builtins.property
+    def prediction_doubles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def next_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Column: the step that follows the state that was used; 0 for a stream that is refused."""
+
+    @_builtins.property
+    def error_low(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def error_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRefused]:
+        """Streams without a prediction: unknown ones, for example."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[_builtins.float] | None = ...,
+        prediction_doubles: _abc.Iterable[_builtins.float] | None = ...,
+        next_steps: _abc.Iterable[_builtins.int] | None = ...,
+        update: _builtins.int = ...,
+        horizon: _builtins.int = ...,
+        targets: _builtins.int = ...,
+        error_low: _abc.Iterable[_builtins.float] | None = ...,
+        error_high: _abc.Iterable[_builtins.float] | None = ...,
+        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        refusals: _abc.Iterable[Global___ChunkRefused] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_high", b"error_high", "error_low", b"error_low", "horizon", b"horizon", "next_steps", b"next_steps", "prediction_doubles", b"prediction_doubles", "predictions", b"predictions", "refusals", b"refusals", "targets", b"targets", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictBatchResponse: _TypeAlias = PredictBatchResponse  # noqa: Y015
 
 @_typing.final
 class GetStreamRequest(_message.Message):

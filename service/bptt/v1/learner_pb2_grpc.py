@@ -45,6 +45,15 @@ class LearnerServiceStub:
     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
     STREAM_DELETED if the stream has been deleted since, opened again or not.
 
+    Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
+
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
+
     Learns from streams and answers predictions.
     """
 
@@ -63,6 +72,11 @@ class LearnerServiceStub:
                 '/bptt.v1.LearnerService/Predict',
                 request_serializer=bptt_dot_v1_dot_learner__pb2.PredictRequest.SerializeToString,
                 response_deserializer=bptt_dot_v1_dot_learner__pb2.PredictResponse.FromString,
+                _registered_method=True)
+        self.PredictBatch = channel.unary_unary(
+                '/bptt.v1.LearnerService/PredictBatch',
+                request_serializer=bptt_dot_v1_dot_learner__pb2.PredictBatchRequest.SerializeToString,
+                response_deserializer=bptt_dot_v1_dot_learner__pb2.PredictBatchResponse.FromString,
                 _registered_method=True)
         self.GetStream = channel.unary_unary(
                 '/bptt.v1.LearnerService/GetStream',
@@ -106,13 +120,22 @@ class LearnerServiceServicer:
     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
     STREAM_DELETED if the stream has been deleted since, opened again or not.
 
+    Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
+
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
+
     Learns from streams and answers predictions.
     """
 
     def Learn(self, request_iterator, context):
         """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-        are chunks of any of its streams, the last one closes. A refused chunk is answered with
-        `refused` and does not end the call.
+        are chunks of any of its streams, or batches of them, the last one closes. A refused chunk is
+        answered with `refused` and does not end the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +144,13 @@ class LearnerServiceServicer:
     def Predict(self, request, context):
         """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
         does not wait for learning.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictBatch(self, request, context):
+        """Predicts for many streams from one snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +197,11 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=bptt_dot_v1_dot_learner__pb2.PredictRequest.FromString,
                     response_serializer=bptt_dot_v1_dot_learner__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictBatch,
+                    request_deserializer=bptt_dot_v1_dot_learner__pb2.PredictBatchRequest.FromString,
+                    response_serializer=bptt_dot_v1_dot_learner__pb2.PredictBatchResponse.SerializeToString,
             ),
             'GetStream': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStream,
@@ -216,6 +251,15 @@ class LearnerService:
     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
     STREAM_DELETED if the stream has been deleted since, opened again or not.
 
+    Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
+
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
+
     Learns from streams and answers predictions.
     """
 
@@ -263,6 +307,33 @@ class LearnerService:
             '/bptt.v1.LearnerService/Predict',
             bptt_dot_v1_dot_learner__pb2.PredictRequest.SerializeToString,
             bptt_dot_v1_dot_learner__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bptt.v1.LearnerService/PredictBatch',
+            bptt_dot_v1_dot_learner__pb2.PredictBatchRequest.SerializeToString,
+            bptt_dot_v1_dot_learner__pb2.PredictBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

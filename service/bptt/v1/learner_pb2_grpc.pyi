@@ -27,24 +27,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LearnerServiceStub:
-    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
-    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
-    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
-    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+    """Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
 
-    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
-    stream and has a number:
-     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
-       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
-     - The number is part of the model: replay of the journal assigns the same numbers. The counter
-       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
-       that are opened later get numbers above all that were assigned before.
-     - One exception: what was not durable when a server was killed never happened. An incarnation
-       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
-       with `load_id` whether that can have been.
-     - Positions (next_step, durable_step) count within one incarnation.
-     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
-       STREAM_DELETED if the stream has been deleted since, opened again or not.
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
 
     Learns from streams and answers predictions.
     """
@@ -55,13 +45,15 @@ class LearnerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LearnerServiceAsyncStub: ...
     Learn: _grpc.StreamStreamMultiCallable[_learner_pb2.LearnRequest, _learner_pb2.LearnResponse]
     """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-    are chunks of any of its streams, the last one closes. A refused chunk is answered with
-    `refused` and does not end the call.
+    are chunks of any of its streams, or batches of them, the last one closes. A refused chunk is
+    answered with `refused` and does not end the call.
     """
     Predict: _grpc.UnaryUnaryMultiCallable[_learner_pb2.PredictRequest, _learner_pb2.PredictResponse]
     """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
     does not wait for learning.
     """
+    PredictBatch: _grpc.UnaryUnaryMultiCallable[_learner_pb2.PredictBatchRequest, _learner_pb2.PredictBatchResponse]
+    """Predicts for many streams from one snapshot."""
     GetStream: _grpc.UnaryUnaryMultiCallable[_learner_pb2.GetStreamRequest, _learner_pb2.GetStreamResponse]
     """Tells where a stream stands."""
     ListStreams: _grpc.UnaryUnaryMultiCallable[_learner_pb2.ListStreamsRequest, _learner_pb2.ListStreamsResponse]
@@ -75,24 +67,14 @@ class LearnerServiceStub:
 
 @_typing.type_check_only
 class LearnerServiceAsyncStub(LearnerServiceStub):
-    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
-    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
-    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
-    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+    """Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
 
-    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
-    stream and has a number:
-     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
-       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
-     - The number is part of the model: replay of the journal assigns the same numbers. The counter
-       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
-       that are opened later get numbers above all that were assigned before.
-     - One exception: what was not durable when a server was killed never happened. An incarnation
-       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
-       with `load_id` whether that can have been.
-     - Positions (next_step, durable_step) count within one incarnation.
-     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
-       STREAM_DELETED if the stream has been deleted since, opened again or not.
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
 
     Learns from streams and answers predictions.
     """
@@ -100,13 +82,15 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Learn: _aio.StreamStreamMultiCallable[_learner_pb2.LearnRequest, _learner_pb2.LearnResponse]  # type: ignore[assignment]
     """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-    are chunks of any of its streams, the last one closes. A refused chunk is answered with
-    `refused` and does not end the call.
+    are chunks of any of its streams, or batches of them, the last one closes. A refused chunk is
+    answered with `refused` and does not end the call.
     """
     Predict: _aio.UnaryUnaryMultiCallable[_learner_pb2.PredictRequest, _learner_pb2.PredictResponse]  # type: ignore[assignment]
     """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
     does not wait for learning.
     """
+    PredictBatch: _aio.UnaryUnaryMultiCallable[_learner_pb2.PredictBatchRequest, _learner_pb2.PredictBatchResponse]  # type: ignore[assignment]
+    """Predicts for many streams from one snapshot."""
     GetStream: _aio.UnaryUnaryMultiCallable[_learner_pb2.GetStreamRequest, _learner_pb2.GetStreamResponse]  # type: ignore[assignment]
     """Tells where a stream stands."""
     ListStreams: _aio.UnaryUnaryMultiCallable[_learner_pb2.ListStreamsRequest, _learner_pb2.ListStreamsResponse]  # type: ignore[assignment]
@@ -119,24 +103,14 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     """
 
 class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Errors. Every error of the server carries a google.rpc.ErrorInfo with the domain "bptt", a reason
-    in capitals (STREAM_DELETED) and, where one field is to blame, the metadata `field`, `value` and
-    `bound`; a google.rpc.BadRequest names the same fields for people. Clients decide by the status
-    code and the reason, never by the text of a message. ChunkRefused has the same parts.
+    """Numbers. Where a message has a field of floats and a field of doubles for the same values, a sender
+    fills one of them: doubles where floats would lose digits. An answer has doubles where the steps
+    that it belongs to came as doubles.
 
-    Incarnations. A stream_id may be deleted and opened again. Each opening is an incarnation of the
-    stream and has a number:
-     - The model assigns the number when the first chunk of the stream is applied: 1 for the first
-       stream that is opened in the life of the model, then 2, 3 and so on, whatever the stream_id.
-     - The number is part of the model: replay of the journal assigns the same numbers. The counter
-       never goes down. RestoreCheckpoint gives streams back the numbers they had then, and streams
-       that are opened later get numbers above all that were assigned before.
-     - One exception: what was not durable when a server was killed never happened. An incarnation
-       that was opened by such a chunk is gone, and its number may be assigned again. LearnOpened tells
-       with `load_id` whether that can have been.
-     - Positions (next_step, durable_step) count within one incarnation.
-     - A chunk that names an incarnation is learned by that incarnation or by none: it is refused with
-       STREAM_DELETED if the stream has been deleted since, opened again or not.
+    Columns. A batch holds chunks of many streams as columns: lists with one entry for each chunk, in
+    the order of the chunks. Where every chunk has the same entry, it may be given once; where a column
+    says so, it may be left out. Inputs, targets and predictions are the chunks' own, one after another.
+    A stream is named by its stream_id, or by a lane: a number that the call introduced for it.
 
     Learns from streams and answers predictions.
     """
@@ -148,8 +122,8 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_learner_pb2.LearnResponse], _abc.AsyncIterator[_learner_pb2.LearnResponse]]:
         """Learns chunks in the order in which they arrive. The first message opens a model, later ones
-        are chunks of any of its streams, the last one closes. A refused chunk is answered with
-        `refused` and does not end the call.
+        are chunks of any of its streams, or batches of them, the last one closes. A refused chunk is
+        answered with `refused` and does not end the call.
         """
 
     @_abc_1.abstractmethod
@@ -161,6 +135,14 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Predicts from a snapshot: from a stream's live state, or from given steps. Changes nothing and
         does not wait for learning.
         """
+
+    @_abc_1.abstractmethod
+    def PredictBatch(
+        self,
+        request: _learner_pb2.PredictBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_learner_pb2.PredictBatchResponse, _abc.Awaitable[_learner_pb2.PredictBatchResponse]]:
+        """Predicts for many streams from one snapshot."""
 
     @_abc_1.abstractmethod
     def GetStream(

@@ -43,6 +43,9 @@ LIVE_SECONDS = 0.2  # of silence: what a live input had to say at once was said
 SORT_ROWS_MAX = 5_000_000  # kept in memory by `--sort`
 
 
+BLOCK_ROWS = 8192  # of all series in a block: half of what the server takes in a message
+SeriesBatch = tuple[str, Batch]
+"""A series, and rows of it."""
 Look = Callable[[int, list[str], float | None], None]
 """Is shown the line, the cells and the time of each row."""
 
@@ -216,7 +219,7 @@ class DataTable(Source):
         before: float | None = None
         is_moment = understood.time is None or understood.time.format.is_moment
         try:
-            for line, row, now, time in self._rows(understood, choice, look):
+            for line, row, now, time, _ in self._rows(understood, choice, look):
                 if now is not None:
                     if before is not None and (
                         now - before >= choice.gap_seconds
@@ -231,6 +234,61 @@ class DataTable(Source):
             self._on_wait = lambda: None
             builder.flush()
 
+    def read_series(
+        self, choice: Choice, rows_max: int, emit: Callable[[list[SeriesBatch]], None]
+    ) -> None:
+        """Hand all rows to `emit`, those of several series in one block.
+
+        Args:
+            choice: what of each row is read; its `series` tells the series apart.
+            rows_max: rows of one series in a batch.
+            emit: takes a block: batches of series, of one series in their order.
+
+        Raises:
+            InputError: a row is not what the first rows showed; the rows before it were handed on.
+        """
+        understood = self._understood
+        assert understood is not None, "understand() comes first"
+        has_times = understood.time is not None
+        is_moment = understood.time is None or understood.time.format.is_moment
+        falls = not is_moment and choice.gap_seconds < math.inf
+        block: list[SeriesBatch] = []
+        builders: dict[str, BatchBuilder] = {}
+        before: dict[str, float] = {}
+        rows = 0
+
+        def builder_of(series: str) -> BatchBuilder:
+            def take(batch: Batch) -> None:
+                block.append((series, batch))
+
+            return BatchBuilder(take, self.position, has_times=has_times)
+
+        def flush() -> None:
+            nonlocal block, rows
+            for each in builders.values():
+                each.flush()
+            if block:
+                emit(block)
+            block, rows = [], 0
+
+        read = self._sorted if choice.sort else self._rows
+        try:
+            for line, row, now, time, series in read(understood, choice, None):
+                builder = builders.get(series)
+                if builder is None:
+                    builder = builders[series] = builder_of(series)
+                if now is not None:
+                    last = before.get(series, now)
+                    if now - last >= choice.gap_seconds or (now < last and falls):
+                        builder.begin()
+                    before[series] = now
+                builder.add(line, row, now, time)
+                rows += 1
+                if len(builder) >= rows_max or rows >= BLOCK_ROWS:
+                    flush()
+        finally:
+            flush()
+
     def _read_sorted(
         self,
         understood: Understood,
@@ -239,23 +297,8 @@ class DataTable(Source):
         builder: BatchBuilder,
         look: Look | None,
     ) -> None:
-        kept = list(itertools.islice(self._rows(understood, choice, look), SORT_ROWS_MAX + 1))
-        if len(kept) > SORT_ROWS_MAX:
-            raise InputError(
-                f"{self.name} has more than {SORT_ROWS_MAX:,} rows, which --sort does not keep in "
-                "memory; sort the file first, such as with sort(1)"
-            )
-        kept.sort(key=lambda each: each[2] if each[2] is not None else -math.inf)
         before: float | None = None
-        same: set[str | None] = set()
-        for line, row, now, time in kept:
-            key = None if row is None else str(row)  # in which one NaN is as another
-            if now != before:
-                same = set()
-            elif key in same:
-                self.skipped["repeats another row"] += 1
-                continue
-            same.add(key)
+        for line, row, now, time, _ in self._sorted(understood, choice, look):
             if before is not None and now is not None and now - before >= choice.gap_seconds:
                 builder.begin()
             before = now
@@ -264,10 +307,35 @@ class DataTable(Source):
                 builder.flush()
         builder.flush()
 
+    def _sorted(
+        self, understood: Understood, choice: Choice, look: Look | None
+    ) -> Iterator[tuple[int, list[float] | None, float | None, str, str]]:
+        """As `_rows`, in the order of their times, without rows that repeat another."""
+        kept = list(itertools.islice(self._rows(understood, choice, look), SORT_ROWS_MAX + 1))
+        if len(kept) > SORT_ROWS_MAX:
+            raise InputError(
+                f"{self.name} has more than {SORT_ROWS_MAX:,} rows, which --sort does not keep in "
+                "memory; sort the file first, such as with sort(1)"
+            )
+        kept.sort(key=lambda each: each[2] if each[2] is not None else -math.inf)
+        before: float | None = None
+        same: set[tuple[str, str | None]] = set()
+        for each in kept:
+            _, row, now, _, series = each
+            key = series, None if row is None else str(row)  # in which one NaN is as another
+            if now != before:
+                same = set()
+            elif key in same:
+                self.skipped["repeats another row"] += 1
+                continue
+            same.add(key)
+            before = now
+            yield each
+
     def _rows(
         self, understood: Understood, choice: Choice, look: Look | None
-    ) -> Iterator[tuple[int, list[float] | None, float | None, str]]:
-        """Line, values, time and its text of each row.
+    ) -> Iterator[tuple[int, list[float] | None, float | None, str, str]]:
+        """Line, values, time and its text, and series of each row.
 
         There are no values where one is missing that may not be.
         """
@@ -275,8 +343,6 @@ class DataTable(Source):
         clock = understood.time.clock() if understood.time is not None else None
         reader = RowReader(understood, choice, self.missing, self.other_classes)
         for line, cells in self._records(understood):
-            if choice.only is not None and cells[choice.only[0]] != choice.only[1]:
-                continue
             now, time = None, ""
             try:
                 row = reader.row(line, cells)
@@ -289,7 +355,8 @@ class DataTable(Source):
             self.bad.good()
             if look is not None:
                 look(line, cells, now)
-            yield line, row, now, time
+            series = "" if choice.series is None else cells[choice.series]
+            yield line, row, now, time, series
 
     def _time(
         self, time: TimeColumn, clock: Clock, line: int, cells: list[str], *, needed: bool

@@ -78,7 +78,7 @@ class Choice:
     """The id as which any other class is read; None: such a row cannot be read."""
     gap_seconds: float = math.inf
     """A row that comes so long after the one before it begins a new sequence."""
-    only: tuple[int, str] | None = None
-    """A column, by index, and the cell that rows must have in it."""
+    series: int | None = None
+    """A column, by index, whose cells name the series of the rows."""
     sort: bool = False
     """Rows in the order of their times; those that repeat another are left out."""
