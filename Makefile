@@ -98,7 +98,7 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for development ..."
-	@$(PIP_INSTALL) --editable '.[server,security,plots,dev]'
+	@$(PIP_INSTALL) --editable '.[server,security,plots,tables,dev]'
 	@touch $(RUNTIME) $@
 
 $(BIN)/python:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from bptt.cli.main import bptt as group
+from bptt.cli.progress import Pace
 from tests.cli.conftest import BPTT, Bptt, run
 from tests.support.server import Served
 
@@ -264,8 +265,18 @@ def test_a_terminal_shows_a_progress_bar(bptt: Bptt, waves: str, name: str) -> N
     text = shown.decode()
     assert "\x1b[" in text
     assert "━" in text
-    for word in ("500 steps", "error", "loss", "gradient"):
+    for word in ("500 rows", " a second · ", "relative error"):
         assert word in text
+
+
+def test_the_time_that_is_left_is_told_from_the_second_look_on() -> None:
+    """The bytes before the first look may have been skipped, so they tell nothing of the speed."""
+    pace = Pace(100)
+    assert pace.seconds_left(40) is None
+    left = pace.seconds_left(90)
+    assert left is not None
+    assert 0 <= left < 60
+    assert Pace(None).seconds_left(10) is None
 
 
 BAD = "a,b\n1,2\n3,x\n4,5\n"

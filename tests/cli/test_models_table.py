@@ -22,7 +22,7 @@ def test_a_model_that_is_being_recovered_has_a_row() -> None:
     model = model_from_proto(pb.Model.FromString(unread.SerializeToString()))
     console = Console(width=120)
     with console.capture() as shown:
-        console.print(_table([model]))
+        _table([model]).print(console)
     row = shown.get().splitlines()[1].split()
     assert row[0] == "ride"
     assert "recovering" in row

@@ -28,6 +28,8 @@ class Begin:
     """Leaves out known rows of a source that can be read only once."""
     append: bool = False
     """The stream's steps are not known to be of this source: rows follow them, whatever they are"""
+    first_row_step: int = 0
+    """Step number of the source's first row, where rows are skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,8 @@ class Beginning:
             more = f", the last {others:,} from another program" if others else ""
             self.say(f"stream {self.stream_id} has {steps}{more}: continuing after them")
         elif compared.outcome == "edited":
-            first, last = compared.lines
             self.say(
-                f"note: among lines {first} to {last} of {self.source} is a row other than the one "
+                f"note: {_place(compared)} of {self.source} is a row other than the one "
                 f"that stream {self.stream_id} has; it is not learned again"
             )
             self.say(f"stream {self.stream_id} has {steps}: continuing after them")
@@ -143,15 +144,22 @@ class Beginning:
             )
         else:
             raise InputError(self._difference(known, compared, steps))
-        return Begin(stream.next_step, compared.skip)
+        return Begin(
+            stream.next_step, compared.skip, first_row_step=stream.source_step - compared.skip
+        )
 
     def _difference(self, known: Known, compared: Compared, steps: str) -> str:
-        (first, last), (line, last_line) = compared.rows, compared.lines
-        where = f"line {line}" if first == last else f"among lines {line} to {last_line}"
         up_to = f" up to {known.last_time}" if known.last_time else ""
         return (
-            f"{where} of {self.source} is a row other than the one that stream {self.stream_id} of "
-            f"model {self.model_id} has ({steps}{up_to}), so the file was edited or is another; "
-            "--append learns all its rows after those, --stream NAME learns them as another "
-            "stream, --by-number skips as many rows as there are steps"
+            f"{_place(compared)} of {self.source} is a row other than the one that stream "
+            f"{self.stream_id} of model {self.model_id} has ({steps}{up_to}), so the file was "
+            "edited or is another; --append learns all its rows after those, --stream NAME learns "
+            "them as another stream, --by-number skips as many rows as there are steps"
         )
+
+
+def _place(compared: Compared) -> str:
+    """The lines among which the first difference is."""
+    first, last = compared.lines
+    is_one = first == last or compared.rows[0] == compared.rows[1]
+    return f"line {first:,}" if is_one else f"among lines {first:,} to {last:,}"

@@ -12,9 +12,7 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bptt.cli.console import json_option, number, output, percent, print_json, progress_output
@@ -26,6 +24,7 @@ from bptt.cli.progress import ProgressDisplay
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.server_process import ServerProcess, ServerProcessFailed
 from bptt.cli.streaming import StreamingLoop
+from bptt.cli.tables import ResultTable
 from bptt.client import Access, Client, Model
 
 SERIES = "sea_surface_temperature.csv.gz"
@@ -116,7 +115,7 @@ class _Demo:
                 }
             )
             return
-        self._out.print(_table(model, summary))
+        _table(model, summary).print(self._out)
         self._out.print(_chart(values[-SHOWN:, 0], forecast))
         if not self._keep:
             self._out.print(
@@ -182,27 +181,22 @@ async def _batches(values: NDArray[np.float32]) -> AsyncIterator[Batch]:
         yield Batch(chunk, first, first + len(chunk), 0, first + len(chunk))
 
 
-def _table(model: Model, summary: Summary) -> Table:
+def _table(model: Model, summary: Summary) -> ResultTable:
     spec = model.spec
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    table = ResultTable().text().numbers("").text(style="dim")
     whole, half = summary.whole, summary.second_half
     network = f"{spec['cell']}, {spec['hidden_size']} units, k1 {spec['k1']}, k2 {spec['k2']}"
-    table.add_row("model", f"{model.parameters:,}", f"parameters; {network}")
-    table.add_row("steps", f"{summary.steps:,}", "each predicted before it was learned")
-    table.add_row(
-        "steps a second", f"{summary.steps_per_second:,.0f}", "sent and answered over gRPC"
-    )
+    table.row("model", f"{model.parameters:,}", f"parameters; {network}")
+    table.row("steps", f"{summary.steps:,}", "each predicted before it was learned")
+    table.row("steps a second", f"{summary.steps_per_second:,.0f}", "sent and answered over gRPC")
     for name, errors in (("error, whole series", whole), ("error, second half", half)):
-        table.add_row(
+        table.row(
             name,
             f"{float(errors.error[0]):.4f} °C",
             f"{errors.ratio:.3f} relative to the last-value forecast",
         )
-    table.add_row("updates clipped", percent(summary.clipped_share), f"of {summary.updates:,}")
-    table.add_row("median gradient norm", number(summary.median_gradient_norm), "before clipping")
+    table.row("updates clipped", percent(summary.clipped_share), f"of {summary.updates:,}")
+    table.row("median gradient norm", number(summary.median_gradient_norm), "before clipping")
     return table
 
 

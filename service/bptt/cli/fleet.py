@@ -148,9 +148,9 @@ class FleetStatistics:
             model_state=found[-1].model_state,
         )
 
-    def line(self) -> str:
-        """Return the run so far as one short line."""
-        return f"{len(self._streams):,} streams · {self.steps:,} steps"
+    def figures(self) -> list[str]:
+        """Return the figures of the run so far, each as a few words."""
+        return [f"{len(self._streams):,} streams"]
 
 
 def _together(errors: list[Errors]) -> Errors:

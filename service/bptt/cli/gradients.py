@@ -10,8 +10,6 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from bptt.cli.console import json_option, number, output, print_json
@@ -19,6 +17,7 @@ from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
 from bptt.cli.data.table import DataTable
 from bptt.cli.data.understood import Choice
+from bptt.cli.tables import ResultTable
 from bptt_core import gradient_flow, GradientFlow, ModelSpec, params
 from bptt_core.gradient_flow import HORIZON_SHARE
 from bptt_core.specs import CellName
@@ -159,7 +158,8 @@ def gradients(
         return
     out = output()
     out.print(_chart(flows))
-    out.print(_table(flows))
+    note = "spectral radius: of W; for the LSTM, of the candidate's block of W"
+    _table(flows).print(out, [note])
     if picture is not None:
         out.print(f"written to {picture}", markup=False, soft_wrap=True)
 
@@ -245,15 +245,12 @@ def _horizon(flow: GradientFlow) -> str:
     return f"{flow.memory_horizon}{more}"
 
 
-def _table(flows: list[GradientFlow]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
-    table.add_column("network", no_wrap=True)
-    table.add_column("initialised", no_wrap=True)
-    for title in ("spectral radius", "memory horizon", f"remaining at lag {flows[0].steps}"):
-        table.add_column(title, justify="right")
+def _table(flows: list[GradientFlow]) -> ResultTable:
+    table = ResultTable().text().text("network").text("initialised")
+    last = flows[0].steps
+    table.numbers("spectral radius", "memory horizon", f"remaining at lag {last}", folds=True)
     for network, flow in zip(NETWORKS, flows, strict=True):
-        table.add_row(
+        table.row(
             Text(network.mark, style=network.style),
             network.name,
             network.initialisation,
@@ -261,8 +258,6 @@ def _table(flows: list[GradientFlow]) -> Table:
             _horizon(flow),
             number(float(flow.ratios[-1])),
         )
-    table.caption = "spectral radius: of W; for the LSTM, of the candidate's block of W"
-    table.caption_justify = "left"
     return table
 
 

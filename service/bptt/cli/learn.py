@@ -9,8 +9,11 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 import click
 
+from bptt.cli.answers.files import check_path
+from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
+from bptt.cli.answers.recording import Recording
 from bptt.cli.connection import address_option
-from bptt.cli.console import json_option, say_error
+from bptt.cli.console import json_option, plural, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.learn_run import LearnRun
@@ -115,7 +118,7 @@ def _spec_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=PlotCommand, epilog=EXAMPLE)
 @click.argument("file")
 @click.option("--model", metavar="NAME", help="The model; created if it does not exist.")
 @click.option("--stream", metavar="ID", help="The stream. [default: the file's name without .csv]")
@@ -192,6 +195,14 @@ def _spec_options(command: Command) -> Command:
     help="Skip as many rows as the stream has steps, without comparing them: the file was edited.",
 )
 @click.option(
+    "--predictions",
+    callback=lambda context, option, path: path and check_path("--predictions", path),
+    metavar="FILE",
+    help="Write time, value, prediction, band and anomaly score of each step, target and number of "
+    "steps ahead to FILE, a .csv, .jsonl or .parquet. An existing file is continued.",
+)
+@plot_option("recent values, their predictions, and what is forecast next")
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print what is understood of the file, and stop; no server is needed.",
@@ -207,6 +218,8 @@ def learn(
     by_number: bool,
     text: bool,
     dry_run: bool,
+    predictions: str | None,
+    plot: str | None,
     reconnect_seconds: float,
     address: str,
     as_json: bool,
@@ -234,6 +247,12 @@ def learn(
         model = ""
     if column_options["stream_column"] is not None and stream is not None:
         raise click.UsageError("--stream and --stream-column both name streams; leave one out")
+    check_plot(plot, as_json=as_json)
+    if plot is not None and column_options["stream_column"] is not None:
+        raise click.UsageError(
+            "--plot draws one stream, but --stream-column learns several; draw one afterwards with "
+            "`bptt predict --stream ID --plot`"
+        )
     mode, markers = _missing(column_options.pop("missing"))
     read = ReadOptions(missing=markers, **reading)
     settings = {name: value for name, value in options.items() if value is not None}
@@ -253,11 +272,16 @@ def learn(
         address,
         as_json,
         dry_run,
+        Recording(predictions, plot),
     )
     try:
         interrupted = asyncio.run(run.run())
     except asyncio.CancelledError:
         say_error("quit at once; some rows that were sent may not be learned")
+        interrupted = True
+    except KeyboardInterrupt:  # before the first row of a stream was sent
+        done = plural(run.learned, "row") if run.learned else "nothing was"
+        say_error(f"interrupted: {done} learned")
         interrupted = True
     if interrupted:
         raise click.exceptions.Exit(INTERRUPTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from bptt.cli import plan as planning
+from bptt.cli.answers.recording import Recording
 from bptt.cli.begin import Begin, Beginning
 from bptt.cli.connection import connect
 from bptt.cli.console import plural, print_json, progress_output
@@ -32,7 +33,7 @@ from bptt.cli.data.trail import Trail
 from bptt.cli.data.understood import Choice, Understood
 from bptt.cli.interrupts import handle_interrupts
 from bptt.cli.learn_fleet import FleetRun
-from bptt.cli.progress import ProgressDisplay
+from bptt.cli.progress import ProgressDisplay, tell_reading
 from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.streaming import StreamingLoop
 from bptt.cli.summary_text import summary_lines
@@ -61,7 +62,11 @@ class LearnRun:
     as_json: bool
     dry_run: bool = False
     """Stop after telling what was understood of the file; no server is asked."""
+    recording: Recording = field(default_factory=Recording)
+    """What is kept of the predictions."""
     console: Console = field(init=False)
+    learned: int = field(init=False, default=0)
+    """Steps learned so far, of streams that are done."""
     _source: DataTable | TextFile | None = field(init=False, default=None)
 
     async def run(self) -> bool:
@@ -122,6 +127,7 @@ class LearnRun:
     async def _learn_table(self, client: Client, table: DataTable) -> bool:
         model = await self._get_model(client)
         understood, plan, wanted, found = await self._look(table, model)
+        self.recording.check(plan.task)
         is_new = model is None
         if model is None:
             spec = planning.build_spec(self.options, plan)
@@ -136,11 +142,14 @@ class LearnRun:
         choice = planning.select_columns(self.options, plan, understood, model)
         if plan.stream_column is not None:
             place = understood.header.index(plan.stream_column)
+            choice = replace(choice, series=place)
+            if self.recording.is_wanted:
+                return await self._learn_series(client, model, choice, found)
             fleet = FleetRun(
                 client=client,
                 model=model,
                 table=table,
-                choice=replace(choice, series=place),
+                choice=choice,
                 found=found,
                 options=self.options,
                 session=self._session(client),
@@ -157,6 +166,22 @@ class LearnRun:
         interrupted = await self._learn(client, model, table, choice, found.step_times)
         self._print_left_out(table, choice)
         return interrupted
+
+    async def _learn_series(
+        self, client: Client, model: Model, choice: Choice, found: Survey
+    ) -> bool:
+        """Learn the rows of each series as a stream of its own, one after another.
+
+        The rows of a table of predictions stand stream after stream.
+        """
+        self._print("predictions are kept: the series are learned one after another")
+        for series in found.series:
+            self.stream_id = series
+            with DataTable(self.options.file, self.options.reading) as table:
+                await run_in_thread(table.understand)
+                if await self._learn(client, model, table, choice, found.step_times):
+                    return True
+        return False
 
     def _print_left_out(self, table: DataTable, choice: Choice) -> None:
         """Print what was not known before the rows were read."""
@@ -179,12 +204,14 @@ class LearnRun:
         understood = await run_in_thread(table.understand)
         plan = planning.make_plan(self.options, understood, model)
         wanted = planning.wanted_of(self.options, plan, model)
-        with self.console.status(f"reading {self.options.file}"):
-            found = await run_in_thread(
-                partial(planning.scan, self.options, understood, wanted, is_live=table.is_live)
-            )
+        scan = partial(planning.scan, self.options, understood, wanted, is_live=table.is_live)
+        async with self._tell_reading(table.size):
+            found = await run_in_thread(scan)
         plan.scan = None if table.is_live else found
         return understood, plan, wanted, found
+
+    def _tell_reading(self, size: int | None) -> AbstractAsyncContextManager[None]:
+        return tell_reading(self.console, self.options.file, size, as_json=self.as_json)
 
     def _tell(
         self, understood: Understood, found: Survey, wanted: Wanted, *, is_live: bool
@@ -206,6 +233,7 @@ class LearnRun:
 
     async def _learn_text(self, client: Client, text: TextFile) -> bool:
         model = await self._get_model(client)
+        self.recording.check("next_token")
         wanted = {"task": "next_token", "vocabulary_size": VOCABULARY, **self.options.settings}
         if model is None:
             model = await create_model(client, self.options.model_id, wanted, self.console)
@@ -271,15 +299,22 @@ class LearnRun:
         self._source = source
         if source.is_live and isinstance(source, DataTable):
             source.bad.on_bad = self._show_bad_row
-        begin = await self._begin(client, choice, times)
-        read = _reader(source, choice)
+        async with self._tell_reading(source.size):
+            begin = await self._begin(client, choice, times)
+        read = _reader(source, choice, self.stream_id)
         chunk_steps = CHUNK_TOKENS if self.text else CHUNK_STEPS
         width = max(model.spec["input_size"], model.horizon * model.targets)
         read_rows = partial(read, max(1, min(chunk_steps, CHUNK_VALUES // width)))
         statistics = RunStatistics(model)
-        display = ProgressDisplay(self.console, total=source.size, as_json=self.as_json)
+        noun = "byte" if self.text else "row"
+        display = ProgressDisplay(self.console, total=source.size, as_json=self.as_json, noun=noun)
         stop = asyncio.Event()
-        async with self._explain_server_stop(), self._session(client) as session:
+        recording = self.recording.of_stream(
+            client, model, self.stream_id, begin.next_step, times, self._print
+        )
+        async with (
+            self._explain_server_stop(), recording as recorder, self._session(client) as session
+        ):  # fmt: skip
             loop = StreamingLoop(
                 session,
                 self.stream_id,
@@ -291,7 +326,9 @@ class LearnRun:
                 look_ahead=self.options.gap_seconds is not None,
                 reset=partial(client.reset_stream, self.options.model_id, self.stream_id),
                 on_progress=lambda position: display.update(statistics, position),
+                recorder=recorder,
                 skip=begin.skip,
+                first_row_step=begin.first_row_step,
                 trail=Trail(times),
                 live=begin.live,
             )
@@ -340,7 +377,7 @@ class LearnRun:
                 return
             with DataTable(self.options.file, self.options.reading) as table:
                 table.understand()
-                table.read(choice, rows_max, emit)
+                _reader(table, choice, self.stream_id)(rows_max, emit)
 
         return await Beginning(
             client=client,
@@ -364,6 +401,7 @@ class LearnRun:
         self, client: Client, statistics: RunStatistics, loop: StreamingLoop, event: str
     ) -> None:
         summary = statistics.summary()
+        self.learned += statistics.steps
         bits = math.nan
         if loop.session.model.task == "next_token" and event != "failed":
             bits = (await client.get_model(self.options.model_id)).cross_entropy_bits
@@ -413,9 +451,11 @@ class LearnRun:
             )
 
 
-def _reader(source: DataTable | TextFile, choice: Choice | None) -> ReadBatches:
-    """Reads the rest of an open source."""
+def _reader(source: DataTable | TextFile, choice: Choice | None, stream_id: str) -> ReadBatches:
+    """Reads the rest of an open source; of a file with several series, those of the stream."""
     if isinstance(source, TextFile):
         return source.read
     assert choice is not None
+    if choice.series is not None:
+        return partial(source.read_one, choice, stream_id)
     return partial(source.read, choice)

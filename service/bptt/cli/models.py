@@ -7,12 +7,12 @@ import math
 from typing import Any, get_args, get_type_hints
 
 import click
-from rich.table import Table
 
 from bptt.cli import model_files
 from bptt.cli.ask import request
 from bptt.cli.connection import address_option
 from bptt.cli.console import json_option, number, output, percent, print_json
+from bptt.cli.tables import ResultTable
 from bptt.client import Checkpoint, Model, ModelSpec
 
 EXAMPLE = """\b
@@ -44,30 +44,31 @@ def models(context: click.Context, address: str, as_json: bool) -> None:
     elif not found:
         click.echo(f"no models at {address}; `bptt learn FILE --model NAME` creates one")
     else:
-        output().print(_table(found))
+        _table(found).print(output(), _notes(found))
         for reason in _reasons(found):
             output().print(reason, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(found: list[Model]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("model", overflow="fold")
-    for title in ("task", "network", "state"):
-        table.add_column(title, no_wrap=True)
+def _has_classes(found: list[Model]) -> bool:
+    """True: a model has an accuracy. Most servers have no such model, and width is scarce."""
+    return any(not math.isnan(model.accuracy) for model in found)
+
+
+def _table(found: list[Model]) -> ResultTable:
+    table = ResultTable().text("model", folds=True).text("task").text("network").text("state")
     titles = ["streams", "steps", "clipped", "error", "loss", "gradient"]
-    classes = any(not math.isnan(model.accuracy) for model in found)
-    if classes:  # most servers have no such model, and width is scarce
+    classes = _has_classes(found)
+    if classes:
         titles[4:4] = ["accuracy", "bits"]
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
+    table.numbers(*titles)
     for model in found:
         spec = model.spec
         if "task" not in spec:  # recovering or damaged: nothing has been read of it
-            table.add_row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
+            table.row(model.model_id, "–", "–", model.state, *("–" for _ in titles))
             continue
         clipped = model.clipped_updates / model.updates if model.updates else math.nan
         accuracy = percent(model.accuracy)
-        table.add_row(
+        table.row(
             model.model_id,
             f"{spec['task']} {model.horizon}" if spec["task"] == "forecast" else spec["task"],
             f"{spec['cell']} {_width(model)}→{spec['hidden_size']}",
@@ -80,11 +81,14 @@ def _table(found: list[Model]) -> Table:
             number(model.loss),
             number(model.gradient_norm),
         )
-    table.caption = "error: of recent steps, relative to the naive forecast; below 1 is better"
-    if classes:
-        table.caption += "\naccuracy, bits: of recent classes and tokens; bits: cross-entropy"
-    table.caption_justify = "left"
     return table
+
+
+def _notes(found: list[Model]) -> list[str]:
+    notes = ["error: of recent steps, relative to the naive forecast; below 1 is better"]
+    if _has_classes(found):
+        notes.append("accuracy, bits: of recent classes and tokens; bits: cross-entropy")
+    return notes
 
 
 def _reasons(found: list[Model]) -> list[str]:
@@ -153,16 +157,13 @@ def checkpoints(name: str, address: str, as_json: bool) -> None:
     elif not found:
         click.echo(f"model {name} has no checkpoints")
     else:
-        output().print(_checkpoint_table(found))
+        _checkpoint_table(found).print(output())
 
 
-def _checkpoint_table(found: list[Checkpoint]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for title in ("lsn", "steps", "updates", "error", "loss", "KB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+def _checkpoint_table(found: list[Checkpoint]) -> ResultTable:
+    table = ResultTable().numbers("lsn", "steps", "updates", "error", "loss", "KB").text()
     for each in found:
-        table.add_row(
+        table.row(
             f"{each.lsn}",
             f"{each.steps:,}",
             f"{each.updates:,}",

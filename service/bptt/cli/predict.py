@@ -1,32 +1,61 @@
-"""`bptt predict`: prints what a model predicts next on a stream."""
+"""`bptt predict`: prints, writes and draws what a model predicts next on a stream."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import click
 import numpy as np
-from rich import box
-from rich.table import Table
 
+from bptt.cli.answers import predicted
+from bptt.cli.answers.ahead import (
+    Ahead,
+    check_steps,
+    continue_tokens,
+    forecast,
+    STEPS_MAX,
+)
+from bptt.cli.answers.clock import Clock
+from bptt.cli.answers.files import check_path, table_of
+from bptt.cli.answers.learned_file import read_recent
+from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
+from bptt.cli.answers.recording import draw
 from bptt.cli.connection import address_option, connect
-from bptt.cli.console import json_option, number, output, print_json
+from bptt.cli.console import (
+    json_option,
+    output,
+    plural,
+    print_json,
+    progress_output,
+)
+from bptt.cli.data.options import ReadOptions
+from bptt.cli.data.problem import InputError
 from bptt.cli.data.textfile import VOCABULARY
 from bptt.cli.plan import check_read
-from bptt.client import Model, Prediction
+from bptt.cli.read_options import read_options, READING
+from bptt.client import Client, Model, Prediction
 
 EXAMPLE = """\b
 Examples:
   bptt predict --model sea --stream buoy
+  bptt predict --model sea --stream buoy --steps 24 --predictions forecast.csv
+  bptt predict --model sea --stream buoy --steps 24 --after buoy.csv --plot sea.png
   bptt predict --model sea --stream buoy --input 4.9 --input 4.8
-  bptt predict --model prose --stream notes --text "the "
+  bptt predict --model prose --stream notes --text "the " --steps 40
 """
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=PlotCommand, epilog=EXAMPLE)
 @click.option("--model", required=True, metavar="NAME", help="The model.")
 @click.option("--stream", required=True, metavar="ID", help="The stream to predict from.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, STEPS_MAX),
+    help="Steps to forecast. Beyond the model's horizon it reads its own forecasts, if it "
+    "forecasts all that it reads. [default: the horizon]",
+)
 @click.option(
     "--input",
     "inputs",
@@ -40,35 +69,87 @@ Examples:
     metavar="TEXT",
     help="Next token: a text to read before predicting; it is not learned.",
 )
+@click.option(
+    "--predictions",
+    "path",
+    callback=lambda context, option, path: path and check_path("--predictions", path),
+    metavar="FILE",
+    help="Write the predictions to FILE, a .csv, .jsonl or .parquet, and not to the terminal. An "
+    "earlier forecast in FILE is replaced.",
+)
+@plot_option("the forecast and, with --after, recent values")
+@click.option(
+    "--after",
+    metavar="FILE",
+    help="The file that the stream learned: --plot draws its last values.",
+)
+@click.option(
+    "--stream-column",
+    metavar="COLUMN",
+    help="With --after: the column whose cells name the stream of each row.",
+)
+@read_options
 @address_option
 @json_option("one document")
 def predict(
-    model: str, stream: str, inputs: tuple[str, ...], text: str | None, address: str, as_json: bool
+    model: str,
+    stream: str,
+    steps: int | None,
+    inputs: tuple[str, ...],
+    text: str | None,
+    path: str | None,
+    plot: str | None,
+    after: str | None,
+    stream_column: str | None,
+    address: str,
+    as_json: bool,
+    **reading: Any,
 ) -> None:
-    """Predict what comes next on a stream. Neither the model nor the stream changes."""
-    steps = [_step(each) for each in inputs]
-    found, prediction = asyncio.run(_ask(address, model, stream, steps, text))
-    names = target_names(found)
+    """Predict what comes next on a stream. Neither the model nor the stream changes.
+
+    The options that say how a file is written apply to --after.
+    """
+    check_plot(plot, as_json=as_json)
+    series = (stream_column, stream) if stream_column is not None else None
+    source = After(after, series, _reading(reading, after, stream_column)) if after else None
+    run = PredictRun(
+        address,
+        model,
+        stream,
+        [_step(each) for each in inputs],
+        text,
+        steps,
+        source,
+        plot is not None,
+    )
+    found = asyncio.run(run.ask())
+    console = progress_output(quiet=as_json)
+    if path is not None:
+        table = table_of(path, predicted.columns(found.model))
+        rows = list(predicted.rows(found))
+        table.create()
+        table.write(rows)
+        table.close()
+        console.print(f"{plural(len(rows), 'row')} written to {path}", markup=False, soft_wrap=True)
+    if plot is not None:
+        draw(plot, predicted.charts(found), lambda line: console.print(line, markup=False))
     if as_json:
-        document: dict[str, Any] = {
-            "model": model,
-            "stream": stream,
-            "next_step": prediction.next_step,
-            "update": prediction.update,
-        }
-        if found.task == "next_token":
-            document["top_tokens"] = prediction.top_tokens
-            document["top_probabilities"] = prediction.top_probabilities
-        else:
-            document |= {"targets": names, "predictions": prediction.values}
-        if len(prediction.error_low):
-            document["error_low"] = prediction.error_low
-            document["error_high"] = prediction.error_high
-        print_json(document)
-    elif found.task == "next_token":
-        output().print(_token_table(found, prediction))
+        print_json(predicted.document(found))
+    elif path is None and plot is None:
+        predicted.table(found).print(output(), predicted.notes(found, is_table=True))
     else:
-        output().print(_table(found, prediction, names))
+        for note in predicted.notes(found, is_table=False):
+            console.print(note, markup=False, soft_wrap=True)
+
+
+def _reading(values: dict[str, Any], after: str | None, stream_column: str | None) -> ReadOptions:
+    given = [name for name in READING if values[name]]
+    if after is None and (given or stream_column is not None):
+        name = given[0] if given else "stream_column"
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} says how a file is written; add --after FILE"
+        )
+    return ReadOptions(**values)
 
 
 def _step(text: str) -> list[float]:
@@ -80,84 +161,97 @@ def _step(text: str) -> list[float]:
         ) from None
 
 
-async def _ask(
-    address: str, model: str, stream: str, steps: list[list[float]], text: str | None
-) -> tuple[Model, Prediction]:
-    async with connect(address) as client:
-        found = check_read(await client.get_model(model))
-        if text is not None and found.spec.get("vocabulary_size") != VOCABULARY:
-            raise click.BadParameter(
-                f"model {model} does not predict text; use --input", param_hint="--text"
+@dataclass(frozen=True, slots=True)
+class After:
+    """The file that the stream learned."""
+
+    path: str
+    series: tuple[str, str] | None
+    """The column that names streams, and the stream; None: the file is one stream."""
+    reading: ReadOptions
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRun:
+    """What is asked of a model."""
+
+    address: str
+    model_id: str
+    stream: str
+    inputs: list[list[float]]
+    text: str | None
+    steps: int | None
+    after: After | None
+    draws: bool
+
+    async def ask(self) -> predicted.Predicted:
+        """Ask the server, and read what came before from the file that was learned.
+
+        Raises:
+            InputError: the model cannot answer this, or the file is not the stream's.
+        """
+        async with connect(self.address) as client:
+            model = check_read(await client.get_model(self.model_id))
+            self._check(model)
+            with progress_output().status("asking for the forecast"):
+                stream = await client.get_stream(self.model_id, self.stream)
+                answer, ahead = await self._ask(client, model)
+        learned = answer.next_step - self._read_first()
+        clock = Clock.of_stream(stream) if stream.next_step == learned else None
+        recent = None
+        if self.after is not None:
+            recent = read_recent(
+                self.after.path, self.after.reading, model, learned, self.after.series
             )
-        width = found.spec["input_size"]
-        for step in steps:
+            clock = clock or recent.clock
+        return predicted.Predicted(
+            model,
+            self.stream,
+            answer,
+            ahead,
+            self._read_first(),
+            self.steps is not None,
+            recent,
+            clock,
+        )
+
+    def _read_first(self) -> int:
+        """Steps that are read before predicting, and not learned."""
+        return len(self.inputs) + len((self.text or "").encode())
+
+    def _check(self, model: Model) -> None:
+        if self.steps is not None:
+            check_steps(model, self.steps)
+        if self.text is not None and model.spec.get("vocabulary_size") != VOCABULARY:
+            raise click.BadParameter(
+                f"model {self.model_id} does not predict text; use --input", param_hint="--text"
+            )
+        if self.after is not None and model.spec.get("vocabulary_size") == VOCABULARY:
+            raise InputError("--after is a file of columns, but the model reads text")
+        if self.draws and model.task != "forecast":
+            raise InputError(
+                f"--plot draws forecasts, but model {self.model_id} is of task {model.task}"
+            )
+        width = model.spec["input_size"]
+        for step in self.inputs:
             if len(step) != width:
                 raise click.BadParameter(
-                    f"got {len(step)} values, but a step of model {model} has {width}",
+                    f"got {len(step)} values, but a step of model {self.model_id} has {width}",
                     param_hint="--input",
                 )
-        if found.task == "next_token":
-            tokens = [int(step[0]) for step in steps] + list((text or "").encode())
-            return found, await client.predict(model, stream, tokens=tokens or None)
-        return found, await client.predict(model, stream, steps or None)
 
-
-def target_names(model: Model) -> list[str]:
-    """Return the names of a prediction's values: columns, targets or classes."""
-    spec = model.spec
-    if spec["task"] != "forecast":
-        noun = "class" if spec["task"] == "classification" else "target"
-        return list(spec["target_names"]) or [f"{noun} {place}" for place in range(model.targets)]
-    columns = spec["target_columns"] or range(spec["input_size"])
-    names = spec["input_names"]
-    return [names[column] if names else f"input {column}" for column in columns]
-
-
-def _table(model: Model, prediction: Prediction, names: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    is_forecast = model.task == "forecast"
-    table.add_column("step", justify="right")
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    rows = len(prediction.values)
-    first = prediction.next_step
-    notes = []
-    if is_forecast:
-        # Only the last row forecasts steps after everything that was read.
-        for ahead, values in enumerate(prediction.values[-1]):
-            band = _bands(prediction, ahead, values)
-            texts = (number(float(value)) + b for value, b in zip(values, band, strict=True))
-            table.add_row(f"{first + ahead:,}", *texts)
-        if rows > 1:
-            notes.append(f"forecast after reading {rows} more steps")
-    else:
-        for row, values in enumerate(prediction.values[:, 0, :]):
-            band = _bands(prediction, 0, values)
-            texts = (number(float(value)) + b for value, b in zip(values, band, strict=True))
-            table.add_row(f"{first - rows + row:,}", *texts)
-    if len(prediction.error_low):
-        notes.append("in brackets: the band that held 90 % of recent targets")
-    table.caption = "; ".join(notes) or None
-    return table
-
-
-def _bands(prediction: Prediction, ahead: int, values: Any) -> list[str]:
-    if not len(prediction.error_low):
-        return [""] * len(values)
-    low = values + prediction.error_low[ahead]
-    high = values + prediction.error_high[ahead]
-    pairs = zip(low.tolist(), high.tolist(), strict=True)
-    return [f" ({number(a)} to {number(b)})" for a, b in pairs]
-
-
-def _token_table(model: Model, prediction: Prediction) -> Table:
-    """Show the likeliest tokens after everything that was read."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    is_text = model.spec.get("vocabulary_size") == VOCABULARY
-    table.add_column("next byte" if is_text else "next token", justify="right")
-    table.add_column("probability", justify="right")
-    last = zip(prediction.top_tokens[-1], prediction.top_probabilities[-1], strict=True)
-    for token, probability in last:
-        name = repr(bytes([int(token)]))[1:] if is_text else str(np.int64(token))
-        table.add_row(name, f"{probability:.1%}")
-    return table
+    async def _ask(self, client: Client, model: Model) -> tuple[Prediction, Ahead]:
+        if model.task == "next_token":
+            tokens = [int(step[0]) for step in self.inputs] + list((self.text or "").encode())
+            return await continue_tokens(client, model, self.stream, tokens, self.steps or 1)
+        if model.task == "forecast":
+            steps = self.steps or model.horizon
+            return await forecast(client, model, self.stream, self.inputs, steps)
+        answer = await client.predict(self.model_id, self.stream, self.inputs or None)
+        values = answer.values[:, 0, :]
+        low = high = np.full(values.shape, np.nan)
+        if len(answer.error_low):
+            exact = values.astype(np.float64)
+            low, high = exact + answer.error_low[0], exact + answer.error_high[0]
+        first = answer.next_step - len(values)
+        return answer, Ahead(first, values, low, high, len(values))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from bptt.cli.console import json_option, number, output, print_json
 from bptt.cli.folder import bar, chosen, data_argument, store_in
+from bptt.cli.tables import ResultTable
 from bptt.engine import replay as engine
 from bptt.engine.replay import Compared, Trial
 
@@ -112,19 +112,17 @@ def _say(found: Compared) -> None:
         f"{found.model_id}: lsn {found.first:,} to {found.last:,}, from {since}; "
         f"{found.steps:,} steps of {found.streams:,} streams"
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("from fresh parameters")
-    for trial in found.trials:
-        table.add_column(trial.name, justify="right", overflow="fold")
+    table = ResultTable().text("from fresh parameters")
+    table.numbers(*(trial.name for trial in found.trials), folds=True)
     figures = [_figures(trial) for trial in found.trials]
     for title, key in _ROWS:
-        table.add_row(title, *(number(each[key]) for each in figures))
-    table.add_row("updates", *(f"{each['updates']:,}" for each in figures))
-    table.add_row("  clipped", *(_share(each, "clipped_updates") for each in figures))
-    table.add_row("  skipped", *(_share(each, "skipped_updates") for each in figures))
+        table.row(title, *(number(each[key]) for each in figures))
+    table.row("updates", *(f"{each['updates']:,}" for each in figures))
+    table.row("  clipped", *(_share(each, "clipped_updates") for each in figures))
+    table.row("  skipped", *(_share(each, "skipped_updates") for each in figures))
     rates = [found.steps / each["seconds"] if each["seconds"] else math.nan for each in figures]
-    table.add_row("steps a second", *(f"{rate:,.0f}" for rate in rates))
-    output().print(table)
+    table.row("steps a second", *(f"{rate:,.0f}" for rate in rates))
+    table.print(output())
     losses = {trial.spec.loss for trial in found.trials}
     if len(losses) > 1:
         click.echo(

@@ -215,10 +215,11 @@ class RunStatistics:
             model_state=self._model_state,
         )
 
-    def line(self) -> str:
-        """Return the run so far as one short line."""
+    def figures(self) -> list[str]:
+        """Return the figures of the run so far, each as a few words; the error is the first."""
         errors = self._evaluators[0].sums.errors()
-        return (
-            f"{self.steps:,} steps · relative error {number(errors.ratio)} "
-            f"· loss {number(self._loss)} · gradient {number(self._norm)}"
-        )
+        return [
+            f"relative error {number(errors.ratio)}",
+            f"loss {number(self._loss)}",
+            f"gradient {number(self._norm)}",
+        ]

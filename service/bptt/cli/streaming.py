@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.cli.answers.recorder import Recorder
 from bptt.cli.data.known_rows import LiveRows
 from bptt.cli.data.problem import InputError
 from bptt.cli.data.source import Batch
@@ -61,6 +62,8 @@ class StreamFeed:
     """Hold each batch until the next one shows whether its sequence has ended."""
     reset: Callable[[], Awaitable[Any]] | None = None
     """Ends a sequence that an earlier run sent."""
+    recorder: Recorder | None = None
+    """Writes the predictions down."""
     missing: int = 0
     """Rows left out because a value is missing."""
     skipped: int = 0
@@ -71,12 +74,12 @@ class StreamFeed:
     """First step of the current sequence, as far as this run knows."""
     skip: int = 0
     """Rows still to skip: the stream has them."""
+    first_row_step: int = 0
+    """Step number of the source's first row, where rows are skipped."""
     trail: Trail = field(default_factory=Trail)
     """Of the source's rows, which is stored with the steps."""
     live: LiveRows | None = None
     """Leaves out rows of a live source that the stream has."""
-    _first_row_step: int = 0
-    """Step number of the source's first row."""
     pending: deque[Batch] = field(default_factory=deque)
     """What was sent and is not answered."""
     _held: Batch | None = None
@@ -84,7 +87,6 @@ class StreamFeed:
     def __post_init__(self) -> None:
         """Start at the stream's next step."""
         self.position = self.next_step
-        self._first_row_step = self.next_step - self.skip
 
     async def feed(self, batch: Batch) -> None:
         """Send the rows of a batch that the stream does not have yet."""
@@ -119,7 +121,7 @@ class StreamFeed:
         """Return the rows that the stream does not have yet, with the source's position."""
         self.missing += batch.missing
         if batch.begins and self.skip:
-            self.sequence_start = self._first_row_step + self.skipped
+            self.sequence_start = self.first_row_step + self.skipped
         self.trail.add(batch)
         batch = replace(batch, source_position=self.trail.position())
         if self.live is not None:
@@ -127,6 +129,9 @@ class StreamFeed:
             self.skipped = self.live.skipped
         else:
             known = min(len(batch.values), self.skip)
+            if known and self.recorder is not None:
+                step = self.first_row_step + self.skipped
+                self.recorder.skip(batch, known, step, self.inputs)
             self.skip -= known
             self.skipped += known
             new = [batch.after(known)]
@@ -238,6 +243,8 @@ class StreamingLoop(StreamFeed):
                 raise answer.error
             assert isinstance(answer, Learned)  # this loop sends chunks only
             self.evaluate(answer, batch)
+            if self.recorder is not None:
+                self.recorder.add(answer, batch, self.inputs)
             self.on_progress(batch.position)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bptt.cli.console import number, percent, plural
 from bptt.cli.data.problem import join_names
-from bptt.cli.predict import target_names
+from bptt.cli.names import target_names
 from bptt.cli.prequential import Anomalies, ANOMALY_SCORE
 from bptt.cli.run_statistics import Band, Summary
 from bptt.client import Model

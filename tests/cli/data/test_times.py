@@ -261,7 +261,7 @@ def test_rows_in_no_order_are_refused_and_sorted_if_told(tmp_path: Path) -> None
 
 def test_a_clock_that_was_set_is_a_note(tmp_path: Path) -> None:
     found = read(write(tmp_path, stamped([*range(40), 38, *range(39, 60)])))
-    assert "run backwards at line 42, by up to 60 min (1 times in all)" in found.text
+    assert "run backwards at line 42, by up to 60 min (once in all)" in found.text
     assert len(found.values) == 62
 
 

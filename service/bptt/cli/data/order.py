@@ -162,14 +162,14 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
     if order.backwards and not order.time.format.is_moment:
         notes.append(
             f"times of column {time} start again at line {order.backwards_line} "
-            f"({order.backwards:,} times in all): with --gap each start begins a new sequence"
+            f"({_times(order.backwards)} in all): with --gap each start begins a new sequence"
         )
     elif order.backwards:
         far = -order.farthest_back
         if order.backwards > DISORDER_SHARE * steps:
             return (
                 f"line {order.backwards_line}: times of column {time} run backwards, "
-                f"{order.backwards:,} times in all, by up to {seconds_text(far)}; --sort learns "
+                f"{_times(order.backwards)} in all, by up to {seconds_text(far)}; --sort learns "
                 "the rows in the order of their times, --no-time in the order of the file"
             ), []
         cause = (
@@ -179,7 +179,7 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
         )
         notes.append(
             f"times of column {time} run backwards at line {order.backwards_line}, by up to "
-            f"{seconds_text(far)} ({order.backwards:,} times in all){cause}, --sort sorts the rows"
+            f"{seconds_text(far)} ({_times(order.backwards)} in all){cause}, --sort sorts the rows"
         )
     elif order.hours and order.time.zone is None:
         notes.append(
@@ -192,6 +192,10 @@ def problem_of(order: RowOrder, series: str | None) -> tuple[str | None, list[st
             f"{order.repeats_line}; they are learned in the file's order"
         )
     return None, notes
+
+
+def _times(many: int) -> str:
+    return "once" if many == 1 else f"{many:,} times"
 
 
 def seconds_text(seconds: float) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from bptt.cli.console import plural
 from bptt.cli.data.columns import converters, OTHER_CLASS, Sentinels
 from bptt.cli.data.numbers import NumberFormat
 from bptt.cli.data.options import ReadOptions
@@ -258,6 +259,8 @@ class _Watch:
             if problem is not None:
                 raise InputError(f"{self._understood.name}, {problem}")
             found.notes += notes
+        if self._wanted.gap_seconds is not None:
+            found.notes.append(_gaps_text(self._orders.values(), self._wanted.gap_seconds))
         if order_unknown := self._order_unknown():
             found.notes.append(order_unknown)
 
@@ -289,6 +292,15 @@ class _Watch:
                 "each row would begin a new sequence; give a larger --gap, or the unit of the "
                 "times with --time-format s, ms, us or ns"
             )
+
+
+def _gaps_text(orders: Iterable[RowOrder], least: float) -> str:
+    """A note on what --gap does to the rows."""
+    gaps = sum(order.gaps for order in orders)
+    begun = plural(gaps, "gap") if gaps else "no gap"
+    end = ", each of which begins a new sequence" if gaps > 1 else ""
+    end = ", which begins a new sequence" if gaps == 1 else end
+    return f"{begun} of {seconds_text(least)} or more{end}"
 
 
 def _judged(understood: Understood, sentinels: Sentinels, rows: int) -> list[str]:

@@ -234,6 +234,18 @@ class DataTable(Source):
             self._on_wait = lambda: None
             builder.flush()
 
+    def read_one(
+        self, choice: Choice, series: str, rows_max: int, emit: Callable[[Batch], None]
+    ) -> None:
+        """As `read_series`, for the rows of one series."""
+
+        def take(block: list[SeriesBatch]) -> None:
+            for name, batch in block:
+                if name == series:
+                    emit(batch)
+
+        self.read_series(choice, rows_max, take)
+
     def read_series(
         self, choice: Choice, rows_max: int, emit: Callable[[list[SeriesBatch]], None]
     ) -> None:

@@ -1,0 +1,1 @@
+"""Answers of models for people: digits, tables in files, charts."""
