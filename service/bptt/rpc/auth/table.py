@@ -57,6 +57,7 @@ REFLECTION = tuple(
 METHODS: dict[str, Rule] = {
     _LEARNER + "Learn": Rule(Role.WRITER, _opened),
     _LEARNER + "Predict": Rule(Role.READER, _named),
+    _LEARNER + "PredictBatch": Rule(Role.READER, _named),
     _LEARNER + "GetStream": Rule(Role.READER, _named),
     _LEARNER + "ListStreams": Rule(Role.READER, _named),
     _LEARNER + "ResetStream": Rule(Role.WRITER, _named),
