@@ -55,7 +55,7 @@ test-interop:
 	@build/interop/bin/python -m pytest tests/interop $(ARGS)
 
 $(VENV)/.interop-installed: $(DEV)
-	@$(PIP_INSTALL) --editable '.[server,dev,interop]'
+	@$(PIP_INSTALL) --editable '.[server,security,dev,interop]'
 	@touch $@
 
 # Lines are counted where Python runs them, so nothing is compiled; tests look at fewer examples.
@@ -98,7 +98,7 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the tools for development ..."
-	@$(PIP_INSTALL) --editable '.[server,plots,tables,dev]'
+	@$(PIP_INSTALL) --editable '.[server,security,plots,tables,dev]'
 	@touch $(RUNTIME) $@
 
 $(BIN)/python:

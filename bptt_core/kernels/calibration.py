@@ -93,7 +93,7 @@ def tail_shape(tail: Array) -> float:
     shape = 0.0
     if variance > 0:
         shape = 0.5 * (1 - mean * mean / variance) * count / (count + SHAPE_PRIOR)
-    return max(min(shape, SHAPE_MAX), 1 / (count + 1))
+    return float(max(min(shape, SHAPE_MAX), 1 / (count + 1)))
 
 
 @compiled

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bptt import errors
     from bptt.client import (
+        Access,
         Answer,
         BatchPrediction,
         BatchResult,
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
         ModelFailed,
         NotFound,
         OutOfOrder,
+        PermissionDenied,
         ServiceError,
+        Unauthenticated,
         Unavailable,
         Violation,
     )
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
+    "Access",
     "AlreadyExists",
     "Answer",
     "BatchPrediction",
@@ -66,12 +70,14 @@ __all__ = [
     "ModelSpec",
     "NotFound",
     "OutOfOrder",
+    "PermissionDenied",
     "Prediction",
     "Refused",
     "ServerUnreachable",
     "ServiceError",
     "StepsLost",
     "Stream",
+    "Unauthenticated",
     "Unavailable",
     "UpdateReport",
     "Violation",

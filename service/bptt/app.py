@@ -22,8 +22,12 @@ from bptt.exit_status import INTERRUPTED
 from bptt.observability.call_log import LoggedCalls
 from bptt.observability.history import History
 from bptt.observability.metrics import Metrics
+from bptt.rpc.auth.credentials import server_credentials
+from bptt.rpc.auth.guard import Guard
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
+from bptt.security import exposure
+from bptt.security.tls import TlsFiles
 from bptt.systemd import Notifier
 from bptt.web.health import ServerHealth
 from bptt.web.server import HttpServer
@@ -79,10 +83,14 @@ async def serve(
 
     Raises:
         AddressInUse: a port is taken.
+        InvalidRequest: the address needs TLS and callers, or a file of theirs is not valid.
         CannotListen: an address cannot be listened on.
         StaleWriter: another server uses the data folder.
         StorageFailed: the data folder cannot be used, or a model could not be saved at the end.
     """
+    exposure.check(config)
+    guard = Guard.of(config)
+    tls = None if config.tls.cert is None else TlsFiles(config.tls)
     keep_large_arrays_apart()
     metrics = Metrics(config.metrics_detail, config.limits.queue_chunks)
     health = ServerHealth(asyncio.get_running_loop())
@@ -105,6 +113,9 @@ async def serve(
             ModelService(registry, config.limits, predict_pool),
             LoggedCalls(metrics, config.log_calls),
             message_bytes=config.limits.message_bytes,
+            credentials=None if tls is None else server_credentials(tls),
+            guard=guard,
+            reflects=config.reflection != "nobody",
         )
         asked = stop if stop is not None else last.enter_context(_signals())
         notifier = Notifier()
@@ -115,8 +126,10 @@ async def serve(
                 health.ready()
                 notifier.ready(f"listening on {rpc.address}")
                 log.info(
-                    "listening on %s; metrics on %s; data in %s",
+                    "listening on %s; %s; %s; metrics on %s; data in %s",
                     rpc.address,
+                    "no TLS" if tls is None else "TLS",
+                    "everybody may call" if guard is None else "callers with credentials",
                     f"http://{metrics_address}/metrics" if metrics_address else "no port",
                     f"{config.data}, durability {config.durability}"
                     if config.data

@@ -18,6 +18,9 @@ Durability = Literal["full", "process", "none"]
 """What an acknowledged step survives: `full`, a crash of the machine; `process`, a crash of the
 process; `none`, only a clean stop."""
 
+Reflection = Literal["everybody", "callers", "nobody"]
+"""Who may use gRPC's reflection: `callers` are those that the server knows."""
+
 MetricsDetail = Literal["full", "model", "server"]
 """What /metrics shows: `full`, everything; `model`, no buckets of the models' histograms and no
 gradient flow by lag; `server`, nothing of single models."""
@@ -74,6 +77,7 @@ of a waiting client and does not slow down a fast one. gRPC does not probe for a
 
 _CHOICES = {
     "durability": Durability,
+    "reflection": Reflection,
     "metrics_detail": MetricsDetail,
     "page": PageChoice,
     "log_level": LogLevel,
@@ -270,6 +274,38 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The files of TLS. They are read again when they change; open calls go on."""
+
+    cert: Path | None = setting(
+        None, "File of the server's certificate and its chain, in PEM; needs --tls-key."
+    )
+    """None: no encryption."""
+    key: Path | None = setting(None, "File of the certificate's private key, in PEM.")
+    """Without a password, because nobody is there to type it when the server starts again."""
+    client_ca: Path | None = setting(
+        None,
+        "File of the certificates, in PEM, one of which must have signed a client's certificate. "
+        "With it, a client without such a certificate cannot connect.",
+    )
+    """None: clients show no certificates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jwt:
+    """An issuer of JSON Web Tokens whose callers the server takes. All three go together."""
+
+    issuer: str | None = setting(None, "Issuer of JSON Web Tokens, as their claim `iss` names it.")
+    """None: no such tokens are taken."""
+    audience: str | None = setting(None, "Audience that such a token must name in its claim `aud`.")
+    """Without it, a token that was issued for another service would do."""
+    keys: str | None = setting(
+        None, "The issuer's JSON Web Key Set: a file, or a URL that begins with https://."
+    )
+    """A file is read again when it changes, a URL every five minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """All settings of a server.
 
@@ -279,8 +315,8 @@ class ServerConfig:
 
     address: str = setting(
         "127.0.0.1:50051",
-        "Address of gRPC; port 0 picks a free port. The server does not authenticate clients: "
-        "use a loopback address unless a proxy in front of the server authenticates them.",
+        "Address of gRPC; port 0 picks a free port. An address that other machines reach needs "
+        "--tls-cert, --tls-key and --callers.",
     )
     """Where gRPC listens, host:port."""
     metrics_address: str | None = setting(
@@ -289,6 +325,28 @@ class ServerConfig:
         "free port, `none` serves no HTTP.",
     )
     """Where HTTP listens, host:port. None: HTTP is not served."""
+    callers: Path | None = setting(
+        None,
+        "File of the callers and what each may do, which `bptt token` writes. With it, every call "
+        "but those of health needs a token or a client certificate.",
+    )
+    """Read again when it changes. None, and no `jwt`: the server does not ask who calls."""
+    reflection: Reflection = setting(
+        "callers",
+        "Who may read the API from the server, as grpcurl does. everybody; callers: those that the "
+        "server knows, or everybody if it does not ask; nobody.",
+    )
+    """See `Reflection`."""
+    insecure: bool = setting(
+        False,
+        "Serve an address that other machines reach without TLS or without callers: who reaches "
+        "the port may read, change and delete every model.",
+    )
+    """For networks that something else protects."""
+    tls: Tls = field(default_factory=Tls)
+    """Encryption of gRPC."""
+    jwt: Jwt = field(default_factory=Jwt)
+    """Callers that an issuer vouches for."""
     metrics_detail: MetricsDetail = setting(
         "model",
         "What /metrics shows. full: everything; model: no buckets of the models' histograms and no "
@@ -418,7 +476,7 @@ class ConfigField:
         return "BPTT_" + self.name.upper()
 
 
-_SECTIONS = {"kept": Kept, "limits": Limits}
+_SECTIONS: dict[str, type[Any]] = {"tls": Tls, "jwt": Jwt, "kept": Kept, "limits": Limits}
 
 
 def config_fields() -> list[ConfigField]:

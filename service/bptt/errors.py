@@ -8,6 +8,8 @@ ServiceError             INTERNAL             root; also any status that has no 
 │   └── StreamDeleted                         the stream's incarnation that a chunk names is deleted
 ├── AlreadyExists        ALREADY_EXISTS
 │   └── ModelExists                           a model of that name exists
+├── Unauthenticated      UNAUTHENTICATED      no valid token or client certificate
+├── PermissionDenied     PERMISSION_DENIED    the caller may not do this with this model
 ├── OutOfOrder           OUT_OF_RANGE         a chunk begins after its stream's next step
 ├── LimitReached         RESOURCE_EXHAUSTED   one more than the server is configured to hold
 │   └── QueueFull                             a model's queue was full for too long
@@ -179,6 +181,20 @@ class ModelExists(AlreadyExists):
         """Return the error for this name."""
         violation = Violation("model_id", shorten(repr(model_id)), "a name that no model has yet")
         return cls(f"model_id {violation.description}", (violation,))
+
+
+class Unauthenticated(ServiceError):
+    """The call has no token or client certificate that is valid now."""
+
+    code = "UNAUTHENTICATED"
+    reason = "unauthenticated"
+
+
+class PermissionDenied(ServiceError):
+    """The caller may not do this. Says nothing about whether the model exists."""
+
+    code = "PERMISSION_DENIED"
+    reason = "permission_denied"
 
 
 class OutOfOrder(ServiceError):

@@ -52,8 +52,10 @@ def others(field: ConfigField) -> list[Any]:
         found *= 3
     elif field.name.endswith("address"):
         found = ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"]
-    elif Path in (field.type, *get_args(field.type)):
+    elif {Path, str} & {field.type, *get_args(field.type)}:
         found = ["a", "b", "c"]
+    elif field.type is bool:
+        found = [True, True, True]
     elif field.type is float:
         found = [0.25, 3.5, 1e-3]
     else:
@@ -199,7 +201,11 @@ def test_variables_that_kubernetes_sets_for_a_service_called_bptt_are_no_setting
 def test_every_variable_of_this_tree_is_known() -> None:
     roots = ("service", "bptt_core", "tests", "deploy", "docs", "examples", "benchmarks", ".ci")
     files = [path for root in roots for path in (ROOT / root).rglob("*") if path.is_file()]
-    texts = [path.read_bytes().decode(errors="ignore") for path in files if path.suffix != ".gz"]
+    texts = [
+        path.read_bytes().decode(errors="ignore")
+        for path in files
+        if path.suffix not in (".gz", ".pyc")
+    ]
     names = {name for text in texts for name in re.findall(r"\bBPTT_[A-Z_]+[A-Z]\b", text)}
     known = {each.variable for each in FIELDS} | set(OTHER_VARIABLES)
     invented = {"BPTT_THREDS", "BPTT_SERVICE_HOST", "BPTT_PORT"}  # by this file
@@ -230,9 +236,31 @@ def test_bytes_with_another_unit_are_refused(text: str) -> None:
 
 def test_none_stands_for_no_value() -> None:
     nones = [each for each in FIELDS if NoneType in get_args(each.type)]
-    assert {each.key for each in nones} == {"data", "metrics_address"}
+    assert {each.key for each in nones} == {
+        "callers",
+        "data",
+        "jwt.audience",
+        "jwt.issuer",
+        "jwt.keys",
+        "metrics_address",
+        "tls.cert",
+        "tls.client_ca",
+        "tls.key",
+    }
     for each in nones:
         assert shown(each.flag, "none", **{each.variable: "x:1"})[each.key]["value"] is None
+
+
+def test_a_switch_may_stand_without_a_value() -> None:
+    assert shown("--insecure", "--threads", "3")["insecure"]["value"] is True
+    assert shown("--insecure", "false")["insecure"]["value"] is False
+    Path("bptt.toml").write_text("insecure = 1\n")
+    assert "insecure is 1, but must be true or false" in refused()
+
+
+def test_profiles_of_clients_are_no_settings_of_the_server() -> None:
+    Path("bptt.toml").write_text('threads = 4\n[profile.default]\naddress = "x:1"\n')
+    assert shown()["threads"]["value"] == 4
 
 
 def test_the_table_shows_value_and_source() -> None:

@@ -42,7 +42,8 @@ def option(command: list[str], name: str) -> str:
 
 
 def test_ports_are_published_to_this_machine_only(compose: dict[str, Any]) -> None:
-    published = [port for service in compose["services"].values() for port in service["ports"]]
+    services = compose["services"].values()
+    published = [port for service in services for port in service.get("ports", ())]
     assert published
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in published), published
 
@@ -110,7 +111,8 @@ def test_image_installs_the_server(dockerfile: str) -> None:
         [sys.executable, "-c", script[1]], cwd=ROOT, capture_output=True, text=True, check=True
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["server"], *extras["security"]]
     assert printed.stdout.splitlines() == wanted
 
 
@@ -137,3 +139,35 @@ def test_compose_options_are_those_the_command_has(compose: dict[str, Any]) -> N
     for word in compose["services"]["bptt"]["command"]:
         if word.startswith("--"):
             assert word in shown.stdout, word
+
+
+def test_the_server_is_secured_with_what_the_first_service_makes(
+    compose: dict[str, Any], dockerfile: str, tmp_path: Path
+) -> None:
+    making, serving = compose["services"]["secrets"], compose["services"]["bptt"]
+    assert making["entrypoint"] == ["sh", "-ec"]
+    (script,) = making["command"]
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    beside = str(Path(sys.executable).parent)
+    before: dict[str, bytes] = {}
+    for _ in range(2):  # the second start changes nothing
+        subprocess.run(
+            ["sh", "-ec", script.replace("/secrets", str(folder))],
+            env={"PATH": f"{beside}:/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+        )
+        found = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert before in ({}, found)
+        before = found
+    command = serving["command"]
+    for name in ("--tls-cert", "--tls-key", "--callers"):
+        assert Path(option(command, name)).name in before
+    for path in (serving["environment"]["BPTT_TLS_CA"], serving["environment"]["BPTT_TOKEN_FILE"]):
+        assert Path(path).name in before
+    assert "secrets:/secrets:ro" in serving["volumes"]
+    assert serving["depends_on"]["secrets"]["condition"] == "service_completed_successfully"
+    started = re.search(r"^CMD (\[.+\])$", dockerfile, re.MULTILINE)
+    assert started is not None
+    assert yaml.safe_load(started[1]) == command

@@ -19,6 +19,7 @@ from bptt.config import Limits, ServerConfig
 from bptt.durability import Store
 from bptt.engine.registry import Registry
 from bptt.observability.metrics import Metrics
+from bptt.rpc.auth.guard import Guard
 from bptt.rpc.server import RpcServer
 from bptt.rpc.servicers import LearnerService, ModelService
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
@@ -143,8 +144,14 @@ async def harness(
     make_learner: Callable[[ModelSpec], Learner] = Learner,
     store: Store | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    guard: Guard | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[Harness]:
-    """Run a server and stop it cleanly at the end. A store must be open."""
+    """Run a server and stop it cleanly at the end. A store must be open.
+
+    With `guard` or `credentials` the harness's own stubs, which have neither TLS nor a token, are
+    refused.
+    """
     config = ServerConfig(address="127.0.0.1:0", limits=limits or Limits(), threads=2)
     metrics, gate = Metrics(), Gate()
     registry = Registry(config, gate, store, metrics, make_learner)
@@ -156,6 +163,8 @@ async def harness(
             metrics,
             message_bytes=config.limits.message_bytes,
             interceptors=interceptors,
+            guard=guard,
+            credentials=credentials,
         )
         await rpc.start(config.address)
         await rpc.serving()

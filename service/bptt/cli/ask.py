@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from bptt.cli.connection import connect
 from bptt.client import Client
 
 Answer = TypeVar("Answer")
@@ -15,7 +16,7 @@ def request(address: str, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
     """Connect to a server, ask it one thing and return the answer."""
 
     async def run() -> Answer:
-        async with Client.connect(address) as client:
+        async with connect(address) as client:
             return await ask(client)
 
     return asyncio.run(run())

@@ -12,31 +12,9 @@ import click
 import numpy as np
 from rich.console import Console
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 WIDE = 200  # columns without a terminal, so that output to a file is neither cut nor wrapped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def address_option(command: Command) -> Command:
-    """Add the option `--address`, the server's address."""
-    return click.option(
-        "--address",
-        callback=_address,
-        default=DEFAULT_ADDRESS,
-        show_default=True,
-        metavar="HOST:PORT",
-        help="Where the server listens.",
-    )(command)
-
-
-def _address(context: click.Context, option: click.Parameter, text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
-        raise click.BadParameter(
-            f"{text!r} must be host:port with a port from 1 to 65535, as in {DEFAULT_ADDRESS}"
-        )
-    return text
 
 
 def json_option(what: str) -> Callable[[Command], Command]:

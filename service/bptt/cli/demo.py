@@ -25,7 +25,7 @@ from bptt.cli.run_statistics import RunStatistics, Summary
 from bptt.cli.server_process import ServerProcess, ServerProcessFailed
 from bptt.cli.streaming import StreamingLoop
 from bptt.cli.tables import ResultTable
-from bptt.client import Client, Model
+from bptt.client import Access, Client, Model
 
 SERIES = "sea_surface_temperature.csv.gz"
 COLUMN = "temperature (celsius)"
@@ -95,7 +95,7 @@ class _Demo:
 
     async def _show(self, server: ServerProcess, values: NDArray[np.float32]) -> None:
         self._out.print(f"server: gRPC {server.address}, http://{server.metrics_address}/metrics")
-        async with Client.connect(server.address) as client:
+        async with Client.connect(server.address, access=Access()) as client:
             spec = {"input_size": 1, "input_names": [COLUMN], "horizon": HORIZON}
             model = await create_model(client, MODEL, spec, self._console)
             summary = await self._learn(client, model, values)

@@ -12,7 +12,8 @@ import click
 from bptt.cli.answers.files import check_path
 from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
 from bptt.cli.answers.recording import Recording
-from bptt.cli.console import address_option, json_option, plural, say_error
+from bptt.cli.connection import address_option
+from bptt.cli.console import json_option, plural, say_error
 from bptt.cli.data.columns import split_names
 from bptt.cli.data.options import ReadOptions
 from bptt.cli.learn_run import LearnRun

@@ -16,6 +16,7 @@ from rich.console import Console
 from bptt.cli import plan as planning
 from bptt.cli.answers.recording import Recording
 from bptt.cli.begin import Begin, Beginning
+from bptt.cli.connection import connect
 from bptt.cli.console import plural, print_json, progress_output
 from bptt.cli.create import create_model
 from bptt.cli.data.columns import OTHER_CLASS
@@ -87,13 +88,13 @@ class LearnRun:
             )
         if self.text:
             with TextFile(self.options.file) as text:
-                async with Client.connect(self.address) as client:
+                async with connect(self.address) as client:
                     return await self._learn_text(client, text)
         with DataTable(self.options.file, self.options.reading) as table:
             if self.dry_run:
                 await self._dry_run(table)
                 return False
-            async with Client.connect(self.address) as client:
+            async with connect(self.address) as client:
                 return await self._learn_table(client, table)
 
     def _print(self, text: str) -> None:

@@ -24,7 +24,7 @@ from bptt.cli.data.problem import InputError
 from bptt.errors import ServiceError
 from bptt.exit_status import INTERRUPTED
 
-CLIENT_COMMANDS = ("config", "gradients", "learn", "models", "predict")
+CLIENT_COMMANDS = ("certificate", "config", "gradients", "learn", "models", "predict", "token")
 """Commands that `pip install bptt` is enough for. Command NAME is `bptt.cli.NAME.NAME`,
 with _ for -."""
 SERVER_COMMANDS = ("backup", "demo", "repair", "replay", "serve", "verify", "warm-up")

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from bptt.cli.ask import request
-from bptt.cli.console import address_option, json_option, plural, print_json
+from bptt.cli.connection import address_option
+from bptt.cli.console import json_option, plural, print_json
 from bptt.client import ModelSpec
 
 EXPORT_EXAMPLE = """\b

@@ -10,7 +10,8 @@ import click
 
 from bptt.cli import model_files
 from bptt.cli.ask import request
-from bptt.cli.console import address_option, json_option, number, output, percent, print_json
+from bptt.cli.connection import address_option
+from bptt.cli.console import json_option, number, output, percent, print_json
 from bptt.cli.tables import ResultTable
 from bptt.client import Checkpoint, Model, ModelSpec
 

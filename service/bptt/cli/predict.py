@@ -22,8 +22,8 @@ from bptt.cli.answers.files import check_path, table_of
 from bptt.cli.answers.learned_file import read_recent
 from bptt.cli.answers.options import check_plot, plot_option, PlotCommand
 from bptt.cli.answers.recording import draw
+from bptt.cli.connection import address_option, connect
 from bptt.cli.console import (
-    address_option,
     json_option,
     output,
     plural,
@@ -190,7 +190,7 @@ class PredictRun:
         Raises:
             InputError: the model cannot answer this, or the file is not the stream's.
         """
-        async with Client.connect(self.address) as client:
+        async with connect(self.address) as client:
             model = check_read(await client.get_model(self.model_id))
             self._check(model)
             with progress_output().status("asking for the forecast"):

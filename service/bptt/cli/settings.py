@@ -26,8 +26,25 @@ from bptt.errors import InvalidRequest
 CONFIG_FILE = Path("bptt.toml")
 """Read from the working folder if no other file is named."""
 CONFIG_VARIABLE = "BPTT_CONFIG"
-OTHER_VARIABLES = (CONFIG_VARIABLE, "BPTT_FAILPOINT", "BPTT_CRASH_ROUNDS", "BPTT_REQUIRE_TOOLS")
-"""Variables that are no settings. All but the first are of the tests."""
+CLIENT_VARIABLES = (
+    "BPTT_PROFILE",
+    "BPTT_TLS_CA",
+    "BPTT_TLS_CLIENT_CERT",
+    "BPTT_TLS_CLIENT_KEY",
+    "BPTT_TOKEN",
+    "BPTT_TOKEN_FILE",
+)
+"""Variables of the commands that connect to a server: see `cli/connection.py`."""
+OTHER_VARIABLES = (
+    CONFIG_VARIABLE,
+    *CLIENT_VARIABLES,
+    "BPTT_FAILPOINT",
+    "BPTT_CRASH_ROUNDS",
+    "BPTT_REQUIRE_TOOLS",
+)
+"""Variables that are no settings of the server. The last three are of the tests."""
+PROFILES = "profile."
+"""Keys of `bptt.toml` that begin so are those of the client commands."""
 SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT)(_\w+)?|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 """Variables that Kubernetes sets in every container for a service that is called bptt."""
 
@@ -114,13 +131,17 @@ def read_file(path: Path) -> _File:
         raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path} is no TOML: {error}") from error
-    lines, known = _lines(text), [each.key for each in config_fields()]
+    lines, types = _lines(text), {each.key: each.type for each in config_fields()}
+    known = list(types)
+    values = {key: value for key, value in values.items() if not key.startswith(PROFILES)}
     for key, value in values.items():
         place = f"{path}, line {lines[key]}"
         if key not in known:
             raise click.UsageError(f"{place}: unknown key {key!r}{_hint(key, known)}")
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise click.UsageError(f"{place}: {key} is {value!r}, but must be text or a number")
+        right = isinstance(value, bool) if types[key] is bool else not isinstance(value, bool)
+        if not right or not isinstance(value, (str, int, float)):
+            bound = "true or false" if types[key] is bool else "text or a number"
+            raise click.UsageError(f"{place}: {key} is {value!r}, but must be {bound}")
     return _File(path, {key: str(value) for key, value in values.items()}, lines)
 
 
@@ -179,6 +200,8 @@ def _type_of(field: ConfigField) -> click.ParamType[Any]:
         return click.Choice(get_args(field.type))
     if NoneType in get_args(field.type):
         (kind,) = set(get_args(field.type)) - {NoneType}
+        if kind is Path and field.key not in _FOLDERS:
+            return _OrNone(click.Path(path_type=Path, dir_okay=False))
         return _OrNone(_SIMPLE[kind])
     if field.type is int and field.name.endswith("_bytes"):
         return Bytes()
@@ -188,10 +211,25 @@ def _type_of(field: ConfigField) -> click.ParamType[Any]:
 _SIMPLE: dict[Any, click.ParamType[Any]] = {
     int: click.INT,
     float: click.FLOAT,
+    bool: click.BOOL,
     str: click.STRING,
     Path: click.Path(path_type=Path, file_okay=False),
 }
-_METAVARS = {"address": "HOST:PORT", "bytes": "BYTES", "seconds": "SECONDS", "data": "FOLDER"}
+_FOLDERS = ("data",)
+_METAVARS = {
+    "address": "HOST:PORT",
+    "audience": "TEXT",
+    "bytes": "BYTES",
+    "ca": "FILE",
+    "callers": "FILE",
+    "cert": "FILE",
+    "data": "FOLDER",
+    "insecure": "",
+    "issuer": "TEXT",
+    "key": "FILE",
+    "keys": "FILE|URL",
+    "seconds": "SECONDS",
+}
 
 
 class SettingOption(click.Option):
@@ -201,14 +239,18 @@ class SettingOption(click.Option):
         self.field = field
         kind = _type_of(field)
         metavar = None if isinstance(kind, click.Choice) else "NUMBER"
+        switch: dict[str, Any] = {}
+        if field.type is bool:  # `--insecure` stands for `--insecure true`
+            switch = {"is_flag": False, "flag_value": "true"}
         super().__init__(
             [field.flag],
             type=kind,
             default=field.default,
-            show_default=field.default is not None,
+            show_default=field.default is not None and field.type is not bool,
             envvar=field.variable,
             metavar=_METAVARS.get(field.name.rpartition("_")[2], metavar),
             help=field.setting.help,
+            **switch,
         )
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:

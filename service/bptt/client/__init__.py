@@ -1,5 +1,6 @@
 """The asyncio client: `Client.connect(address)`."""
 
+from bptt.client.access import Access
 from bptt.client.client import Client
 from bptt.client.errors import ServerUnreachable, StepsLost
 from bptt.client.session import LearnSession
@@ -19,6 +20,7 @@ from bptt.client.types import (
 )
 
 __all__ = [
+    "Access",
     "Answer",
     "BatchPrediction",
     "BatchResult",

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from bptt import v1 as pb
 from bptt.client import convert, convert_predict
+from bptt.client.access import Access, is_loopback
 from bptt.client.connection import RECONNECT_SECONDS
 from bptt.client.digits import number_array
 from bptt.client.errors import from_rpc_error, ServerUnreachable
@@ -51,29 +52,38 @@ class Client:
     Every call raises a `ServiceError`: see `bptt.errors`.
     """
 
-    def __init__(self, address: str, *, wait_seconds: float = 0.0) -> None:
+    def __init__(
+        self, address: str, *, wait_seconds: float = 0.0, access: Access | None = None
+    ) -> None:
         """See `connect`."""
         self.address = address
+        self._access = Access.from_environment() if access is None else access
         self._wait_seconds = wait_seconds
         self._channel: Any = None
         self._learner: Any = None
         self._models: Any = None
 
     @classmethod
-    def connect(cls, address: str, *, wait_seconds: float = 0.0) -> Self:
+    def connect(
+        cls, address: str, *, wait_seconds: float = 0.0, access: Access | None = None
+    ) -> Self:
         """A client of the server at `address`, connected when its block is entered.
 
         Args:
             address: host and port.
             wait_seconds: how long to wait for a server that is not up yet.
+            access: certificates and token. None: those that the environment names (BPTT_TLS_CA,
+                BPTT_TOKEN and others, see `Access`).
         """
-        return cls(address, wait_seconds=wait_seconds)
+        return cls(address, wait_seconds=wait_seconds, access=access)
 
     async def __aenter__(self) -> Self:
         """Connect.
 
         Raises:
             ServerUnreachable: no server answers at the address.
+            InvalidRequest: a file of the access cannot be read, or its token would leave this
+                machine without TLS.
         """
         options = [
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
@@ -82,16 +92,16 @@ class Client:
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", -1),  # the server refuses messages that are too long
         ]
-        if _is_loopback(self.address):
+        if is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine
-        self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        self._channel = self._access.channel(self.address, options)
         try:
             await self._connected()
         except BaseException:
             await self._channel.close()
             raise
-        self._learner = learner_pb2_grpc.LearnerServiceStub(self._channel)
-        self._models = models_pb2_grpc.ModelServiceStub(self._channel)
+        self._learner = self._access.stub(learner_pb2_grpc.LearnerServiceStub(self._channel))
+        self._models = self._access.stub(models_pb2_grpc.ModelServiceStub(self._channel))
         return self
 
     async def __aexit__(
@@ -114,13 +124,17 @@ class Client:
             failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
             remaining = (failing_until if failed else deadline) - loop.time()
             if remaining <= 0:
-                raise ServerUnreachable(f"no server answers at {self.address}")
+                raise await self._unreachable()
             try:
                 # Not `wait_for`, which in Python 3.11 forgets a Ctrl-C that comes with the answer.
                 async with asyncio.timeout(remaining):
                     await self._channel.wait_for_state_change(state)
             except TimeoutError:
-                raise ServerUnreachable(f"no server answers at {self.address}") from None
+                raise await self._unreachable() from None
+
+    async def _unreachable(self) -> ServerUnreachable:
+        why = await asyncio.to_thread(self._access.why_not, self.address)
+        return ServerUnreachable(f"no server answers at {self.address}{why}")
 
     async def _ask(self, method: Any, request: Any, seconds: float = CALL_SECONDS) -> Any:
         try:
@@ -392,11 +406,6 @@ class Client:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 async def _tell_compiling(call: Any, on_compiling: Callable[[], None] | None) -> None:

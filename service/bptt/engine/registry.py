@@ -134,14 +134,15 @@ class Registry:
             return absent.status
         return self.get(model_id).status
 
-    def page(self, after: str, size: int) -> tuple[list[ModelStatus | UnreadModel], str]:
+    def page(
+        self, after: str, size: int, shown: Callable[[str], bool] = bool
+    ) -> tuple[list[ModelStatus | UnreadModel], str]:
         """Models in order of name, and the name after which the next page begins; "" on the last.
 
-        Includes models that are not in memory and failed ones.
+        Includes models that are not in memory and failed ones, but only names that are `shown`.
         """
-        names, following = page(
-            {*self._models, *self._model_cache.states, *self._absent}, after, size
-        )
+        known = {*self._models, *self._model_cache.states, *self._absent}
+        names, following = page(filter(shown, known), after, size)
         return [self.status(name) for name in names], following
 
     def _is_known(self, model_id: str) -> bool:

@@ -17,6 +17,8 @@ from bptt.config import MESSAGE_BYTES_MAX, READ_AHEAD_BYTES, split_address
 from bptt.domain import CallSink
 from bptt.errors import AddressInUse, CannotListen
 from bptt.rpc import reflection
+from bptt.rpc.auth.guard import Guard
+from bptt.rpc.auth.table import MODEL_HEALTH
 from bptt.rpc.interceptors import CallInterceptor
 from bptt.rpc.servicers import LearnerService, ModelService
 from bptt.v1 import learner_pb2, learner_pb2_grpc, models_pb2, models_pb2_grpc
@@ -34,8 +36,6 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ping this often
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-
-MODEL_HEALTH = "bptt.v1.models/"  # followed by the model_id; set before the model is recovered
 
 _SERVICES = tuple(
     each.full_name
@@ -68,6 +68,8 @@ class RpcServer:
             the calls that they refuse and turns the `ServiceError` that they raise into a status.
         message_bytes: the most bytes of one message from a client.
         credentials: for TLS, as `grpc.ssl_server_credentials` makes them. None: no encryption.
+        guard: knows the callers. None: everybody may do everything.
+        reflects: True: clients can read the API from the server.
 
     Attributes:
         address: host:port where it listens, with the real port, once it is started.
@@ -82,18 +84,22 @@ class RpcServer:
         message_bytes: int = MESSAGE_BYTES_MAX,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
+        guard: Guard | None = None,
+        reflects: bool = True,
     ) -> None:
         self.address = ""
+        self._guard = guard
         self._credentials = credentials
         self._health = _Health()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(sink), *interceptors],
+            interceptors=[CallInterceptor(sink, guard), *interceptors],
             options=[*OPTIONS, ("grpc.max_receive_message_length", message_bytes)],
         )
         learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to_server((*_SERVICES, HEALTH_NAME), self._server)
+        if reflects:
+            reflection.add_to_server((*_SERVICES, HEALTH_NAME), self._server)
 
     async def start(self, address: str) -> None:
         """Listen and serve. Health stays NOT_SERVING until `serving` is called.
@@ -111,6 +117,8 @@ class RpcServer:
         except RuntimeError as error:
             raise why_not("address", address) from error
         await self._server.start()
+        if self._guard is not None:
+            self._guard.start()
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{port}"
         for service in ("", *_SERVICES):
@@ -141,6 +149,8 @@ class RpcServer:
     async def stop(self) -> None:
         """End the remaining calls and free the address."""
         await self._server.stop(_CLOSE_SECONDS)
+        if self._guard is not None:
+            await self._guard.stop()
 
 
 def why_not(field: str, address: str) -> CannotListen:

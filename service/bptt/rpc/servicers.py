@@ -25,6 +25,7 @@ from bptt.errors import from_core, InvalidRequest, UnknownStream
 from bptt.rpc import convert, convert_answers, convert_models, convert_predict
 from bptt.rpc.compiling import compilation_told
 from bptt.rpc.learn import Context, LearnCall
+from bptt.security.roles import CALLER
 from bptt.v1 import learner_pb2_grpc, models_pb2_grpc
 from bptt_core.errors import BpttError
 
@@ -222,9 +223,9 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: _AnyContext
     ) -> pb.ListModelsResponse:
-        """Describe all models, by name."""
+        """Describe the models that the caller may see, by name."""
         after, size = convert_models.page_from_proto(request.page_size, request.page_token)
-        found, following = self._registry.page(after, size)
+        found, following = self._registry.page(after, size, CALLER.get().allows)
         response, held = pb.ListModelsResponse(next_page_token=following), 0
         for status in found:
             model = convert_models.model_to_proto(status)
