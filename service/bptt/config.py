@@ -6,6 +6,7 @@ derives a flag, a variable and a key of `bptt.toml` from each, and the checks re
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -446,7 +447,7 @@ class ServerConfig:
         if self.metrics_address is None or self.page != "auto":
             return self.page == "on"
         host, _ = split_address("metrics_address", self.metrics_address)
-        return host == "localhost" or host == "::1" or host.startswith("127.")
+        return is_loopback(host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,6 +508,14 @@ def config_from(values: dict[str, Any]) -> ServerConfig:
         parts[section][name] = value
     sections = {name: kind(**parts[name]) for name, kind in _SECTIONS.items()}
     return ServerConfig(**parts[""], **sections)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address on this host."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def split_address(field_name: str, address: str) -> tuple[str, int]:

@@ -111,7 +111,7 @@ def test_the_page_and_its_figures_are_served() -> None:
     [
         ("127.0.0.1:0", "auto", True), ("[::1]:0", "auto", True), ("localhost:0", "auto", True),
         ("0.0.0.0:0", "auto", False), ("0.0.0.0:0", "on", True), ("127.0.0.1:0", "off", False),
-        (None, "auto", False),
+        (None, "auto", False), ("127.evil.example.org:0", "auto", False),
     ],
 )  # fmt: skip
 def test_the_page_is_on_by_default_on_loopback(

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-
-from bptt.config import ServerConfig, split_address
+from bptt.config import is_loopback, ServerConfig, split_address
 from bptt.errors import InvalidRequest
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address on this host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check(config: ServerConfig) -> None:
