@@ -204,7 +204,7 @@ async def test_labels_behind_a_refused_chunk_do_not_move_to_other_steps(
         await session.close()
         answers = [answer async for answer in session]
     assert [type(each) for each in answers] == [Learned, Refused, Refused, Refused, Learned]
-    # If the refusal came before the later chunks were sent, these begin at the step that is expected,
+    # If the refusal comes before the later chunks are sent, these begin at the expected step,
     # and their labels name steps beyond them.
     errors = [each.error for each in answers if isinstance(each, Refused)]
     assert all(isinstance(each, OutOfOrder | InvalidRequest) for each in errors[1:]), errors
