@@ -181,7 +181,7 @@ def rule_step(
 def _choose(function: Callable[..., None], choice: Callable[[Chosen], Callable[..., None]]) -> None:
     """Make a compiled call of `function` a call of the kernel that its tag's class stands for."""
 
-    def chosen(tag: Any) -> Any:
+    def chosen(tag: Any) -> Any:  # pragma: no cover - for Numba
         return types.Dispatcher(_part(choice(_CHOSEN[tag.instance_class])))
 
     class Template(AbstractTemplate):  # type: ignore[misc]
@@ -191,14 +191,16 @@ def _choose(function: Callable[..., None], choice: Callable[[Chosen], Callable[.
     infer_global(function)(Template)
 
     @lower_builtin(function, types.VarArg(types.Any))
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(  # pragma: no cover - for Numba
+        context: Any, builder: Any, signature: Any, arguments: Any
+    ) -> Any:
         kernel = context.get_function(chosen(signature.args[0]), signature)
         context.add_linking_libs(kernel.libs)
         return kernel(builder, arguments)
 
 
 @functools.cache
-def _part(function: Callable[..., None]) -> Any:
+def _part(function: Callable[..., None]) -> Any:  # pragma: no cover - for Numba
     """A plain function, compiled."""
     return compiled(function)
 

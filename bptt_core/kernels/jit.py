@@ -49,7 +49,7 @@ def expanded(function: Function) -> Function:
 def _part(function: Function, options: dict[str, Any]) -> Function:
     if numba.config.DISABLE_JIT:
         return function
-    return Part(function, OPTIONS | options, FOLDER)
+    return Part(function, OPTIONS | options, FOLDER)  # pragma: no cover - where lines count
 
 
 def entry(number: int) -> Callable[[Function], Function]:
@@ -64,7 +64,7 @@ def entry(number: int) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         if numba.config.DISABLE_JIT:
             return function
-        return Entry(function, OPTIONS, FOLDER, number, ENTRIES)
+        return Entry(function, OPTIONS, FOLDER, number, ENTRIES)  # pragma: no cover - as above
 
     return decorate
 

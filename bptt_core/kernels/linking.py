@@ -61,7 +61,7 @@ class EntryLibrary(JITCodeLibrary):  # type: ignore[misc]
         super()._optimize_final_module()
 
 
-def _reached(libraries: Iterable[Any]) -> Iterator[Any]:
+def _reached(libraries: Iterable[Any]) -> Iterator[Any]:  # pragma: no cover - for Numba
     """These libraries and those that parts among them call, each once, in the order of calls."""
     seen = set()
     waiting = list(libraries)[::-1]

@@ -124,6 +124,80 @@ def test_a_damaged_kernel_is_compiled_again_and_replaced(filled: Path) -> None:
     assert run(filled) == LOADED
 
 
+def test_the_folder_is_the_named_one_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/learner")
+    assert cache.root_folder() == Path("/home/learner/.cache/bptt")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache.root_folder() == Path("/caches/bptt")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/named")
+    assert cache.root_folder() == Path("/named")
+
+
+def test_without_a_folder_nothing_is_read_or_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache.root_folder() is None
+    nowhere = Folder(None)
+    assert nowhere.read("a.kernel", b"") is None
+    with pytest.raises(OSError, match="set NUMBA_CACHE_DIR"):
+        nowhere.write("a.kernel", b"", b"code")
+
+
+def test_a_write_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert folder.read("a.kernel", b"") is None
+    folder.write("a.kernel", b"", b"code")
+    assert folder.path is not None
+    (folder.path / "b.kernel").mkdir()  # a file cannot take its place
+    with pytest.raises(OSError, match="directory"):
+        folder.write("b.kernel", b"", b"code")
+    assert folder.read("b.kernel", b"") is None
+    assert folder.read("a.kernel", b"") == b"code"
+    assert {each.name for each in folder.path.iterdir()} == {LOCK, "a.kernel", "b.kernel"}
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
+    """Another process removes it between its creation and the lock."""
+    folder = Folder(tmp_path)
+    assert folder.path is not None
+    folder.path.mkdir()
+    (folder.path / LOCK).mkdir()  # no file, so it cannot be locked
+    assert folder.read("a.kernel", b"") is None
+    assert folder._lock is None
+    (folder.path / LOCK).rmdir()
+    folder.write("a.kernel", b"", b"code")
+    assert folder._lock is not None
+
+
+def test_what_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, link = aged(tmp_path, "old", DAYS_KEPT + 1), tmp_path / "kernels-link"
+    link.symlink_to(old)
+    mine = Folder(tmp_path)
+    mine.write("a.kernel", b"", b"code")
+    assert link.is_symlink()
+    stuck = aged(tmp_path, "stuck", DAYS_KEPT + 1)
+    assert mine.path is not None
+    remains = mine.path / "b.kernel.1.tmp"
+    remains.mkdir()  # unlink fails
+    os.utime(remains, (0, 0))
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    remove_old(mine.path)
+    assert stuck.exists()
+    assert remains.exists()
+
+
 def test_a_file_of_another_kernel_or_version_counts_as_none(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("a.kernel", b"signature of a", b"code")
