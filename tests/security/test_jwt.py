@@ -93,7 +93,7 @@ async def test_a_token_of_the_issuer_names_a_caller(issuer: Issuer, kid: str) ->
         {"sub": None},
         {"iss": None},
         {"aud": None},
-        {"nbf": time.time() + 600},
+        {"nbf": time.time() + 86_400},
         {"bptt_role": None},
         {"bptt_role": "root"},
         {"bptt_models": None},
