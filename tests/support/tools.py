@@ -22,7 +22,7 @@ def program(name: str) -> str:
         return found
     if os.environ.get("BPTT_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{name} is not installed, and BPTT_REQUIRE_TOOLS=1 asks for it")
-    packages = "prometheus systemd chromium chromium-driver"
+    packages = "prometheus systemd chromium chromium-driver openssl"
     pytest.skip(f"{name} is not installed (Debian: apt-get install {packages})")
 
 
