@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import calibration, params
+from bptt_core import calibration, experts, params
 from bptt_core.scaling import finish, forecast_columns, Prepared
 from bptt_core.specs import ModelSpec
 from bptt_core.state import ERRORS, Model, SEQUENCE_STEP, Streams
@@ -89,10 +89,11 @@ def score(
     Args:
         spec: the model's.
         model: its figures; changed.
-        streams: `forecasts`, `surprise`; changed.
+        streams: `forecasts`, `surprise`, and what experts need; changed.
         row: the stream's row.
         first: number of steps in the stream's sequence before these.
-        predictions: (T, O) in the user's units, made at these steps.
+        predictions: (T, O) in the user's units, made at these steps; those of a mixture's network,
+            which become the mixture.
         prepared: the steps.
 
     Returns:
@@ -151,6 +152,12 @@ def _score_forecast(
                 most = FIGURE_LIMIT * prepared.unit[t, outputs]
             error = np.abs(errors[outputs])
             _fade(model, outputs, _limited(error, most), _limited(naive_error, most))
+            if spec.mixture:
+                network = experts.parts(streams.moves[row, (m - j) % h], n).network[outputs]
+                error = _limited(np.abs(now - earlier[O:] - network), most)
+                known = np.isfinite(error) & np.isfinite(naive_error)
+                figure = model.network_error[outputs]
+                figure[known] += FADING * (error[known] - figure[known])
         _keep(spec, model, errors)
         unit, surprise = prepared.unit[t, :n], streams.surprise[row]
         if spec.robust:
@@ -160,6 +167,11 @@ def _score_forecast(
             )
         else:
             scores[t] = _surprise(surprise, errors[:n] / unit)
+        if spec.mixture:
+            seen = prepared.naive[t, :n]
+            experts.follow(
+                spec, model, streams, row, m, now, seen, prepared.unit[t], predictions[t]
+            )
         held[m % h, :O] = predictions[t]
         held[m % h, O:] = prepared.naive[t, :n]
     return scores
@@ -322,6 +334,13 @@ def skill_ratio(model: Model) -> float:
     """Prequential error relative to the naive forecast, mean over outputs; NaN before the first."""
     known = model.naive_error > 0
     return float(np.mean(model.error[known] / model.naive_error[known])) if known.any() else np.nan
+
+
+def network_skill_ratio(model: Model) -> float:
+    """As `skill_ratio`, of the network without the experts beside it."""
+    if not model.network_error.size:
+        return skill_ratio(model)
+    return skill_ratio(model._replace(error=model.network_error))
 
 
 def of_classes(model: Model) -> tuple[float, float]:

@@ -25,6 +25,7 @@ Reduction = Literal["mean", "sum"]
 Clip = Literal["none", "value", "norm", "layer_norm"]
 Dtype = Literal["float32", "float64"]
 Divergence = Literal["stop", "roll_back"]
+Combine = Literal["mixture", "none"]
 
 INPUT_SIZE_MAX = 4096  # a step of 16 KB in float32, the message size at which the wire is busy
 OUTPUT_SIZE_MAX = 4096  # the same, for targets times horizon
@@ -128,6 +129,10 @@ class ModelSpec:
     """Steps over which statistics of inputs, targets and errors fade, up to SCALING_MEMORY_MAX.
     What enters them, and what the network reads, is limited (`bptt_core.robust`). 0: statistics
     weigh all steps alike and nothing is limited, as in models of earlier versions."""
+    combine: Combine | None = None
+    """`mixture`: a forecast is the network's mixed with those of cheap experts, weighed by their
+    recent errors (`bptt_core.experts`); `none`: the network's alone. None: a mixture for a forecast
+    with `scaling` and `scaling_memory`, else none. Always filled in once the spec exists."""
     max_batch_streams: int = 64
     """Windows in one update, 1 to BATCH_STREAMS_MAX."""
     divergence_patience: int = 10
@@ -144,13 +149,14 @@ class ModelSpec:
         """Check every field and fill in the defaults that depend on other fields."""
         for field, choices in _CHOICES.items():
             value, allowed = getattr(self, field), tuple(choices)
-            if value not in allowed and not (field == "loss" and value is None):
+            if value not in allowed and not (field in ("loss", "combine") and value is None):
                 raise InvalidArgument(field, value, "one of " + ", ".join(allowed))
         if self.loss is None:
             object.__setattr__(self, "loss", DEFAULT_LOSS[self.task])
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", OPTIMIZERS[self.optimizer].weight_decay)
         self._fill_in_schedule()
+        self._fill_in_combine()
         _check_int("input_size", self.input_size, 1, INPUT_SIZE_MAX)
         _check_int("hidden_size", self.hidden_size, 1, HIDDEN_SIZE_MAX)
         _check_int("layers", self.layers, 1, LAYERS_MAX)
@@ -198,6 +204,14 @@ class ModelSpec:
         for name, value, default in zip(names, given, defaults, strict=True):
             if value is None:
                 object.__setattr__(self, name, default)
+
+    def _fill_in_combine(self) -> None:
+        possible = self.task == "forecast" and self.scaling and self.scaling_memory != 0
+        if self.combine is None:
+            object.__setattr__(self, "combine", "mixture" if possible else "none")
+        elif self.combine == "mixture" and not possible:
+            bound = "none, but for a forecast with scaling and a scaling_memory above 0"
+            raise InvalidArgument("combine", self.combine, bound)
 
     def _check_outputs(self) -> None:
         if self.task == "next_token":
@@ -256,6 +270,11 @@ class ModelSpec:
     def robust(self) -> bool:
         """Statistics fade, and what enters them and the network is limited."""
         return self.scaling_memory > 0
+
+    @property
+    def mixture(self) -> bool:
+        """Forecasts are mixtures."""
+        return self.combine == "mixture"
 
     @property
     def features(self) -> int:
@@ -326,7 +345,7 @@ class ModelSpec:
         return cls.from_dict(EARLIER | values)
 
 
-EARLIER: dict[str, Any] = {"scaling_memory": 0}
+EARLIER: dict[str, Any] = {"scaling_memory": 0, "combine": "none"}
 """Values of the fields that specs of earlier versions lack."""
 
 _CHOICES: dict[str, Iterable[str]] = {
@@ -338,6 +357,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "clip": get_args(Clip),
     "dtype": get_args(Dtype),
     "on_divergence": get_args(Divergence),
+    "combine": get_args(Combine),
 }
 
 

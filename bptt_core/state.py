@@ -33,6 +33,11 @@ The next step's number; steps since the sequence began; steps held since the win
 whose targets are complete but not learned yet.
 """
 
+EXPERTS = ("last_value", "mean", "fast_average", "slow_average", "changes", "levels", "network")
+"""Names of the forecasters of `bptt_core.experts`, in the order of their weights."""
+ORDER = 8  # changes that least squares read
+FIT_START = 1.0  # diagonal of a fit's inverse before its first step: a ridge of 1
+
 UPDATES, STEPS, CLIPPED, SKIPPED, SKIPPED_IN_A_ROW, APPLIED, ERRORS = range(7)
 """Columns of `Model.counters`.
 
@@ -73,6 +78,12 @@ class Streams(NamedTuple):
     """(S, SURPRISE_FIELDS) float64, of forecasts: the scale of recent errors' sizes, and their
     number (`bptt_core.calibration`). With `scaling_memory` 0 (S, 3): number, mean and variance of
     these sizes."""
+    changes: Array
+    """(S, ORDER + h, targets) float32, of mixtures: the last changes in the user's units, that of
+    step m in row m mod (ORDER + h); NaN where a value is missing."""
+    moves: Array
+    """(S, h, 5 targets + 3 O) float32, of mixtures: what the experts said at the last h steps
+    (`bptt_core.experts.Said`)."""
 
 
 class Model(NamedTuple):
@@ -129,6 +140,23 @@ class Model(NamedTuple):
     """(RANKED,) float64, of forecasts: ring of the last sizes of errors."""
     score_tail: Array
     """(TAIL_FIELDS,) float64: the distribution of the largest (`bptt_core.calibration`)."""
+    expert_level: Array
+    """(targets, LEVEL_FIELDS) float64: the experts' mean and variance of the target columns. As all
+    that follow, empty without a mixture (`bptt_core.experts`)."""
+    regret: Array
+    """(EXPERTS, O) float64: fading sums of the experts' regrets."""
+    regret_square: Array
+    """(EXPERTS, O) float64: the same of their squares."""
+    changes_inverse: Array
+    """(targets, ORDER, ORDER) float64: the inverse of least squares on changes."""
+    changes_fit: Array
+    """(targets, h, ORDER) float64: its coefficients, those of the newest change first."""
+    levels_inverse: Array
+    """(targets, ORDER + 2, ORDER + 2) float64: the same for changes, level and a constant."""
+    levels_fit: Array
+    """(targets, h, ORDER + 2) float64"""
+    network_error: Array
+    """(O,) float64: as `error`, of the network alone."""
 
 
 STATISTICS = (
@@ -151,7 +179,7 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     scored = 1 if classes else spec.outputs
     kept = 0 if classes else spec.outputs
     width = spec.input_size if spec.task == "forecast" else spec.target_width
-    robust = _robust_shapes(spec, kept).items()
+    robust = (_robust_shapes(spec, kept) | _expert_shapes(spec)).items()
     return {
         "parameters": ((P,), spec.dtype),
         "moments": ((OPTIMIZERS[spec.optimizer].moments, P), spec.dtype),
@@ -189,6 +217,22 @@ def _robust_shapes(spec: ModelSpec, kept: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _expert_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's arrays that are empty without a mixture."""
+    n, O = (spec.target_count, spec.outputs) if spec.mixture else (0, 0)
+    long = ORDER + 2
+    return {
+        "expert_level": (n, LEVEL_FIELDS),
+        "regret": (len(EXPERTS), O),
+        "regret_square": (len(EXPERTS), O),
+        "changes_inverse": (n, ORDER, ORDER),
+        "changes_fit": (n, spec.horizon, ORDER),
+        "levels_inverse": (n, long, long),
+        "levels_fit": (n, spec.horizon, long),
+        "network_error": (O,),
+    }
+
+
 def new_model(spec: ModelSpec) -> Model:
     """A model that has learned nothing yet."""
     shapes = model_shapes(spec).items()
@@ -196,6 +240,8 @@ def new_model(spec: ModelSpec) -> Model:
     model = Model(parameters=params.initialise(spec), **arrays)
     model.last[:] = model.error_band[:] = np.nan
     model.band_width[:] = 1.0
+    for inverse in (model.changes_inverse, model.levels_inverse):
+        inverse[:] = FIT_START * np.eye(inverse.shape[1])
     model.rates[0] = spec.learning_rate
     return model
 
@@ -209,6 +255,7 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     )
     state = (spec.layers, spec.state_parts, spec.hidden_size)
     surprise = calibration.SURPRISE_FIELDS if spec.robust else 3
+    n = spec.target_count if spec.mixture else 0
     return {
         "counters": ((4,), "int64"),
         "inputs": ((spec.k2 + spec.delay, spec.features), spec.dtype),
@@ -219,6 +266,8 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
         "surprise": ((surprise if forecast else 0,), "float64"),
+        "changes": ((ORDER + spec.horizon, n), "float32"),
+        "moves": ((spec.horizon, (5 + 3 * spec.horizon) * n), "float32"),
     }
 
 

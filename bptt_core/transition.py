@@ -58,7 +58,8 @@ def run(
     begins = streams.counters[rows, SEQUENCE_STEP].tolist()
     if predictions is None:
         advanced = windows.advance(spec, model, streams, side_by_side, None)
-        streams.forecasts[rows] = np.nan  # without a forecast there is no score
+        for array in (streams.forecasts, streams.changes, streams.moves):
+            array[rows] = np.nan  # without a forecast there is no score
         return advanced
     outputs = np.zeros((len(steps.x), spec.outputs), spec.dtype)
     advanced = windows.advance(spec, model, streams, side_by_side, outputs)

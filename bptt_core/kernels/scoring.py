@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.kernels.calibration import anomaly_score
+from bptt_core.kernels.experts import follow
 from bptt_core.kernels.jit import compiled, inlined, whole
 from bptt_core.kernels.linear import copy, is_finite
 from bptt_core.kernels.sizes import CLASSIFICATION, Sizes
@@ -53,6 +54,13 @@ def fade(errors: Array, naive_errors: Array, at: int, error: float, naive_error:
     share = FADING if there else 0.0
     errors[at] += share * ((error if there else 0.0) - errors[at])
     naive_errors[at] += share * ((naive_error if there else 0.0) - naive_errors[at])
+
+
+@inlined
+def fade_one(errors: Array, at: int, error: float, naive_error: float) -> None:
+    """As `fade`, without the naive forecast's average."""
+    share = FADING if is_finite(error) and is_finite(naive_error) else 0.0
+    errors[at] += share * ((error if is_finite(error) else 0.0) - errors[at])
 
 
 @inlined
@@ -318,6 +326,9 @@ def score_forecast(
     tail: Array,
     ordered: Array,
     scores: Array,
+    ring: Array,
+    moves: Array,
+    fitted: Array,
 ) -> None:
     """Score earlier forecasts whose truth is now known; `held` (h, O + n) keeps the newest.
 
@@ -327,7 +338,7 @@ def score_forecast(
         held: changed.
         recent_surprise: `Streams.surprise` of the stream; changed.
         begin: steps in the stream's sequence before these.
-        predictions: (T, O).
+        predictions: (T, O); those of a mixture's network, which become the mixture.
         unit: (T, O), as in `bptt_core.scaling.Prepared`.
         naive: (T, n) last values seen.
         truth: (T, n) values of the target columns.
@@ -336,6 +347,9 @@ def score_forecast(
         tail: scratch, as in `keep_errors`.
         ordered: scratch, as in `calibration.anomaly_score`.
         scores: (T,) anomaly scores, filled.
+        ring: `Streams.changes` of the stream; changed.
+        moves: `Streams.moves` of the stream; changed.
+        fitted: scratch, as in `experts.follow`.
     """
     h, n, O = sizes.horizon, truth.shape[1], predictions.shape[1]
     total, naive_total = model.error, model.naive_error
@@ -353,6 +367,9 @@ def score_forecast(
                     most = FIGURE_LIMIT * unit[t, at] if limits else math.inf
                     fade(total, naive_total, at, limited(abs(errors[at]), most),
                          limited(abs(now - last), most))  # fmt: skip
+                    if sizes.mixture:
+                        alone = now - last - float(moves[(m - j) % h, 5 * n + 2 * O + at])
+                        fade_one(model.network_error, at, limited(abs(alone), most), now - last)
         keep_errors(sizes.robust, n, model.errors, model.counters, model.error_band,
                     model.band_width, errors, column, tail)  # fmt: skip
         if sizes.robust:
@@ -362,5 +379,8 @@ def score_forecast(
             )
         else:
             scores[t] = surprise(recent_surprise, errors[:n], unit[t])
+        if sizes.mixture:
+            follow(sizes, model, held, ring, moves, m, truth[t], naive[t], unit[t], predictions[t],
+                   fitted)  # fmt: skip
         copy(predictions[t], held[m % h, :O])
         copy(naive[t], held[m % h, O:])

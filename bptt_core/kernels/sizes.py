@@ -12,7 +12,7 @@ from bptt_core.calibration import RANKED
 from bptt_core.cells import CELLS
 from bptt_core.optimizers import OPTIMIZERS
 from bptt_core.specs import Clip, Loss, ModelSpec, Task
-from bptt_core.state import error_rows
+from bptt_core.state import error_rows, ORDER
 from bptt_core.windows import REPORT_COLUMNS
 
 Array = NDArray[Any]
@@ -77,6 +77,7 @@ class Sizes(NamedTuple):
     scaled_targets: bool
     robust: bool
     missing_inputs: bool
+    mixture: bool
     task: int
     bias_apart: bool
     """The cell keeps its hidden bias apart; a GRU's acts inside the reset gate."""
@@ -146,6 +147,8 @@ class Room(NamedTuple):
     """(2, rows) float64: a column of the ring of errors, and a tail of it in order."""
     ordered: Array
     """(RANKED,) float64: the largest sizes of errors in order."""
+    fitted: Array
+    """(2 (ORDER + 2) + h,) float64: regressors, gain and targets of a fit."""
     lists: Array
     """(LISTS, B) int64: the scratch columns of `windows.advance` and `transition.run`."""
     reports: Array
@@ -188,6 +191,7 @@ def sizes(spec: ModelSpec) -> Sizes:
         scaled_targets=spec.scaling and spec.task == "regression" and spec.loss != "bernoulli",
         robust=spec.robust,
         missing_inputs=spec.missing_inputs,
+        mixture=spec.mixture,
         task=TASKS[spec.task],
         bias_apart=CELLS[spec.cell].separate_hidden_bias,
         clip_threshold=float(spec.clip_threshold),
@@ -227,6 +231,7 @@ def room(spec: ModelSpec, rows: int, streams: int, updates: int) -> Room:
         units=np.zeros((spec.horizon, spec.input_size)),
         ring=np.zeros((2, error_rows(spec))),
         ordered=np.zeros(RANKED),
+        fitted=np.zeros(2 * (ORDER + 2) + spec.horizon),
         lists=np.zeros((LISTS, streams), np.int64),
         reports=np.zeros((updates, REPORT_COLUMNS)),
         members=np.zeros((updates, 2), np.int64),

@@ -163,7 +163,8 @@ def score(
     if sizes.task == FORECAST:
         score_forecast(
             sizes, model, held, streams.surprise[row], begin, made, unit, naive, truth,
-            room.scored, column, tail, room.ordered, scores,
+            room.scored, column, tail, room.ordered, scores, streams.changes[row],
+            streams.moves[row], room.fitted,
         )  # fmt: skip
     elif sizes.task == NEXT_TOKEN:
         score_tokens(model, made, naive, truth)
@@ -242,8 +243,10 @@ def run(
             room.reports, room.members, room.done)  # fmt: skip
     for b in range(B):
         if not asked:  # without a forecast there is no score
-            held = streams.forecasts[rows[b]]
-            fill(cut(held, 0, (held.size,)), np.nan)
+            held, ring, moves = streams.forecasts, streams.changes, streams.moves
+            fill(cut(held[rows[b]], 0, (held[rows[b]].size,)), np.nan)
+            fill(cut(ring[rows[b]], 0, (ring[rows[b]].size,)), np.nan)
+            fill(cut(moves[rows[b]], 0, (moves[rows[b]].size,)), np.nan)
             continue
         start, stop = starts[b], starts[b] + lengths[b]
         first, last = target_starts[b], target_stops[b]
