@@ -11,6 +11,7 @@ from bptt_core.memory import bytes_of_model, bytes_of_stream
 from bptt_core.settings import Settings
 from bptt_core.snapshot import Snapshot, StreamColumns, StreamView
 from bptt_core.specs import ModelSpec
+from bptt_core.state import memory_shape
 from bptt_core.ticks import Batch, Chunk, ChunkResult, Figures, TickResult, UpdateReport
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "bytes_of_stream",
     "errors",
     "gradient_flow",
+    "memory_shape",
     "spectral_radii",
 ]

@@ -31,7 +31,6 @@ from bptt_core.state import EXPERTS, FIT_START, Model, ORDER, Streams
 
 Array = NDArray[Any]
 
-NETWORK = EXPERTS.index("network")
 FADING = 0.999  # what a step leaves of earlier regrets
 FAST_RATE, SLOW_RATE = 0.5, 0.05  # weights of a new value in the averages
 LEVEL_MEMORY = 10_000.0  # steps over which the mean fades
@@ -61,10 +60,10 @@ class Said(NamedTuple):
 
 
 def parts(row: Array, n: int) -> Said:
-    """The parts of a row of `Streams.moves`, as views; n target columns."""
-    O = (len(row) - 5 * n) // 3
-    short, long = row[: 5 * n].reshape(5, n), row[5 * n :].reshape(3, O)
-    return Said(*short, *long)
+    """The parts of rows (…, W) of `Streams.moves`, as views; n target columns."""
+    O = (row.shape[-1] - 5 * n) // 3
+    ends = [*range(n, 5 * n + 1, n), 5 * n + O, 5 * n + 2 * O, 5 * n + 3 * O]
+    return Said(*(row[..., a:b] for a, b in zip([0, *ends], ends, strict=False)))
 
 
 def follow(
@@ -110,10 +109,37 @@ def follow(
     if m >= h:
         _fit_both(model, held, ring, parts(moves[m % h], n), m, seen, unit)
     robust.follow_level(model.expert_level, truth, LEVEL_MEMORY)
-    last = parts(moves[(m - 1) % h], n) if m else parts(np.zeros(moves.shape[1]), n)
+    last = averages_of(moves[(m - 1) % h], n) if m else np.zeros((3, n))
     averages = averages_after(last, change, unit[:n])
     moves[m % h] = said(model, averages, newest_changes(ring, m), seen, unit, made)
     made[:] = mixed(model, moves[m % h], seen, unit, made)
+
+
+def averages_of(row: Array, n: int) -> Array:
+    """(3, n) of a row of `Streams.moves`: both averages, and values in a row far from the first."""
+    return row[n : 4 * n].reshape(3, n).astype(np.float64)
+
+
+def memories_of(streams: Streams, rows: Array, steps: Array) -> Array:
+    """What predictions need of streams: their averages and their last changes.
+
+    Args:
+        streams: the model's.
+        rows: (K,) of the streams.
+        steps: (K,) steps since each one's sequence began.
+
+    Returns:
+        (K, 3 + ORDER, n); 0 where there is none.
+    """
+    (_, length, n), h = streams.changes.shape, streams.moves.shape[1]
+    last = steps[:, np.newaxis] - 1
+    averages = streams.moves[rows, (steps - 1) % h, n : 4 * n].reshape(len(rows), 3, n)
+    places = last - np.arange(ORDER)
+    changes = streams.changes[rows[:, np.newaxis], places % length]
+    changes = np.where((places > 0)[..., np.newaxis], changes, 0.0)
+    averages = np.where((last >= 0)[..., np.newaxis], averages, 0.0)
+    memories = np.concatenate([averages, changes], axis=1)
+    return np.where(np.isfinite(memories), memories, 0.0)
 
 
 def newest_changes(ring: Array, m: int) -> Array:
@@ -123,21 +149,27 @@ def newest_changes(ring: Array, m: int) -> Array:
     return np.where((places > 0)[:, np.newaxis] & np.isfinite(newest), newest, 0.0)
 
 
-def averages_after(before: Said, change: Array, unit: Array) -> Array:
-    """The averages after a change (n,), which is NaN where the value is missing.
+def averages_after(before: Array, change: Array, unit: Array) -> Array:
+    """The averages after a change (…, n), which is NaN where the value is missing.
 
     A value enters at LIMIT units at most. After `robust.SHIFTED` values in a row further away from
     the fast one, both begin anew at the newest value.
 
+    Args:
+        before: (3, …, n) moves to the fast and to the slow average, and the number of values in a
+            row.
+        change: from the value before.
+        unit: (n,) of changes.
+
     Returns:
-        (3, n) moves to the fast and to the slow average, and the number of values in a row.
+        As `before`.
     """
     known, bound = np.isfinite(change), robust.LIMIT * unit
     moved = np.where(known, change, 0.0)
-    fast, slow = (np.nan_to_num(each.astype(np.float64)) - moved for each in before[1:3])
+    fast, slow, count = np.where(np.isfinite(before), before, 0.0)
+    fast, slow = fast - moved, slow - moved
     far = known & (np.abs(fast) > bound) & (unit > 0)
-    beyond = np.where(far, np.nan_to_num(before.beyond) + 1, 0.0)
-    beyond = np.where(known, beyond, np.nan_to_num(before.beyond))
+    beyond = np.where(known, np.where(far, count + 1, 0.0), count)
     anew = beyond >= robust.SHIFTED
     made = []
     for move, rate in ((fast, FAST_RATE), (slow, SLOW_RATE)):
@@ -153,53 +185,96 @@ def said(
 
     Args:
         model: weights and fits.
-        averages: (3, n) as `averages_after` returns them.
-        changes: (ORDER, n) the last changes, the newest first.
-        seen: (n,) the last values seen.
+        averages: (3, …, n) as `averages_after` returns them.
+        changes: (ORDER, …, n) the last changes, the newest first.
+        seen: (…, n) the last values seen.
         unit: (O,) units of changes.
-        made: (O,) the network's forecast in the user's units.
+        made: (…, O) the network's forecast in the user's units.
 
     Returns:
-        A row of `Streams.moves`, float64.
+        (…, W) rows of `Streams.moves`, float64.
     """
-    n, h = seen.size, made.size // seen.size
-    level, start = model.expert_level, np.tile(seen, h)
+    n = seen.shape[-1]
+    h, level = unit.size // n, model.expert_level
     mean = level[:, robust.MEAN] - seen
     deviations = robust.scaled(-mean, np.sqrt(level[:, robust.VARIANCE]))
     q = _regressors(changes, unit[:n])
-    both = np.concatenate([q, deviations[:, np.newaxis], np.ones((n, 1))], axis=1)
-    units = unit.reshape(h, n)
-    fitted = [
-        robust.scaled(np.einsum("njk,nk->jn", coefficients, each), np.ones((h, n))) * units
-        for coefficients, each in ((model.changes_fit, q), (model.levels_fit, both))
-    ]
-    network = made - start
-    row = np.concatenate(
-        [mean, *averages, deviations, *(each.reshape(-1) for each in fitted), network]
-    )
+    both = _with_level(q, deviations)
+    fitted = []
+    for coefficients, each in ((model.changes_fit, q), (model.levels_fit, both)):
+        moves = np.einsum("njk,...nk->...jn", coefficients, each)
+        moves = robust.scaled(moves, np.ones_like(moves)) * unit.reshape(h, n)
+        fitted.append(moves.reshape(made.shape))
+    network = made - _tiled(seen, h)
+    row = np.concatenate([mean, *averages, deviations, *fitted, network], axis=-1)
     return np.where(np.isfinite(row), np.clip(row, -MOVE_MAX, MOVE_MAX), np.nan)
 
 
+def _tiled(values: Array, h: int) -> Array:
+    """(…, O) values (…, n) of each step ahead."""
+    return np.concatenate([values] * h, axis=-1)
+
+
 def all_moves(row: Array, n: int, h: int) -> Array:
-    """(EXPERTS, O) the moves of a row of `Streams.moves`."""
+    """(EXPERTS, …, O) the moves of rows (…, W) of `Streams.moves`."""
     each = parts(row.astype(np.float64), n)
-    short = np.stack([np.zeros(n), each.mean, each.fast, each.slow])
-    return np.concatenate([np.tile(short, h), [each.changes, each.levels, each.network]])
+    short = (np.zeros_like(each.mean), each.mean, each.fast, each.slow)
+    long = (each.changes, each.levels, each.network)
+    return np.stack([*(_tiled(move, h) for move in short), *long])
 
 
 def mixed(model: Model, row: Array, seen: Array, unit: Array, made: Array) -> Array:
-    """The mixture (O,); the network's forecast `made` where no value was seen yet.
+    """Mixtures (…, O) after rows (…, W); the network's forecast `made` where no value was seen yet.
 
     An expert whose move is not finite, such as a network that has diverged, has no weight.
     """
-    n, h = seen.size, made.size // seen.size
-    moves = robust.scaled(all_moves(row, n, h), unit)
-    weights = np.where(np.isfinite(moves), weights_of(model), 0.0)
+    n = seen.shape[-1]
+    h, spread = unit.size // n, np.broadcast_to(unit, (len(EXPERTS), *made.shape))
+    moves = robust.scaled(all_moves(row, n, h), spread)
+    weights = np.moveaxis(np.broadcast_to(weights_of(model).T, (*made.shape, len(EXPERTS))), -1, 0)
+    weights = np.where(np.isfinite(moves), weights, 0.0)
     total = weights.sum(axis=0)
     move = (weights * np.where(np.isfinite(moves), moves, 0.0)).sum(axis=0)
     move = np.where(total > 0, move / np.where(total > 0, total, 1.0), 0.0)
-    start = np.tile(seen, h)
+    start = _tiled(seen, h)
     return np.where(np.isnan(start), made, start + unit * move)
+
+
+def predicted(model: Model, memory: Array, seen: Array, unit: Array, made: Array) -> Array:
+    """Mixtures (…, O) of network forecasts `made`, after what streams remember.
+
+    Args:
+        model: weights and fits; not changed.
+        memory: (3 + ORDER, …, n) as a row of `memories_of`.
+        seen: (…, n) the last values seen.
+        unit: (O,) units of changes.
+        made: (…, O)
+    """
+    row = said(model, memory[:3], memory[3:], seen, unit, made)
+    return mixed(model, row, seen, unit, made)
+
+
+def predicted_steps(
+    model: Model, memory: Array, x: Array, seen: Array, unit: Array, made: Array
+) -> Array:
+    """Mixtures (T, …, O) at further steps that are read and not learned.
+
+    Args:
+        model: weights and fits; not changed.
+        memory: (3 + ORDER, …, n) as a row of `memories_of`, at the step before them.
+        x: (T, …, n) the values, NaN where one is missing.
+        seen: (T + 1, …, n) the last values seen, at the step before them and at each.
+        unit: (O,) units of changes.
+        made: (T, …, O) the network's forecasts.
+    """
+    mixtures, n = np.empty_like(made), x.shape[-1]
+    for t in range(len(made)):
+        change = x[t] - seen[t]
+        averages = averages_after(memory[:3], change, unit[:n])
+        newest = np.where(np.isfinite(change), change, 0.0)[np.newaxis]
+        memory = np.concatenate([averages, newest, memory[3:-1]])
+        mixtures[t] = predicted(model, memory, seen[t + 1], unit, made[t])
+    return mixtures
 
 
 def weights_of(model: Model) -> Array:
@@ -213,6 +288,13 @@ def shares(model: Model) -> Array:
     total = weights.sum(axis=0)
     weights[0, total == 0] = total[total == 0] = 1.0
     return np.asarray((weights / total).mean(axis=1))
+
+
+def weights_by_name(model: Model) -> dict[str, float]:
+    """The same by the experts' names; empty without a mixture."""
+    if not model.regret.size:
+        return {}
+    return dict(zip(EXPERTS, shares(model).tolist(), strict=True))
 
 
 def _take_regrets(
@@ -238,8 +320,15 @@ def _take_regrets(
 
 
 def _regressors(changes: Array, unit: Array) -> Array:
-    """(n, ORDER) changes (ORDER, n) in units."""
-    return np.ascontiguousarray(robust.scaled(changes, unit).T)
+    """(…, n, ORDER) changes (ORDER, …, n) in units."""
+    spread = np.broadcast_to(unit, changes.shape)
+    return np.ascontiguousarray(np.moveaxis(robust.scaled(changes, spread), 0, -1))
+
+
+def _with_level(q: Array, level: Array) -> Array:
+    """(…, n, ORDER + 2) the regressors with a level (…, n), 0 where there is none, and a 1."""
+    level = np.where(np.isfinite(level), level, 0.0)[..., np.newaxis]
+    return np.concatenate([q, level, np.ones_like(level)], axis=-1)
 
 
 def _fit_both(
@@ -254,8 +343,7 @@ def _fit_both(
     known = np.isfinite(ring[ahead % len(ring)]) & np.isfinite(later - start) & (units > 0)
     y = np.where(known, robust.scaled(later - start, units), 0.0)
     q = _regressors(newest_changes(ring, m - h), unit[:n])
-    level = np.nan_to_num(origin.level.astype(np.float64))
-    both = np.concatenate([q, level[:, np.newaxis], np.ones((n, 1))], axis=1)
+    both = _with_level(q, origin.level.astype(np.float64))
     for k in range(n):
         fit(model.changes_inverse[k], model.changes_fit[k], q[k], y[:, k], known[:, k])
         fit(model.levels_inverse[k], model.levels_fit[k], both[k], y[:, k], known[:, k])

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import batches, checks, marshalling, params, scoring, windows
+from bptt_core import batches, checks, experts, marshalling, params, scoring, windows
 from bptt_core.backends import BackendName, make
 from bptt_core.errors import BpttError, InvalidArgument, UnknownStream
 from bptt_core.marshalling import Done
@@ -27,6 +27,7 @@ from bptt_core.state import (
     GRADIENT_NORM,
     INCARNATION,
     LOSS,
+    memory_shape,
     new_model,
     NEXT_STEP,
     ROWS,
@@ -347,6 +348,8 @@ class Learner:
             consecutive_skipped=counters[SKIPPED_IN_A_ROW],
             diverged=windows.diverged(self.spec, self._model),
             parameter_norm=self._norm[1],
+            network_skill_ratio=scoring.network_skill_ratio(self._model),
+            expert_weights=experts.weights_by_name(self._model),
             learning_rate=windows.learning_rate(self._steered, self._model, counters[APPLIED]),
         )
 
@@ -392,6 +395,7 @@ class Learner:
             _frozen(last),
             int(self._table.incarnations[row]),
             *self._table.sources.get(stream_id, (b"", 0)),
+            _frozen(self._memories(np.array([row]))[0]),
         )
 
     def stream_columns(self, stream_ids: Sequence[str]) -> StreamColumns:
@@ -416,8 +420,16 @@ class Learner:
             self._table.incarnations[rows],
             arrays.live_state[rows],
             last,
+            self._memories(rows),
             {name: sources[name] for name in stream_ids if name in sources} if sources else {},
         )
+
+    def _memories(self, rows: Array) -> Array:
+        """(K, 3 + ORDER, targets) what the experts of these rows' streams remember."""
+        arrays, steps = self._table.arrays, self._table.arrays.counters[rows, SEQUENCE_STEP]
+        if not self.spec.mixture:
+            return np.empty((len(rows), *memory_shape(self.spec)), self.spec.dtype)
+        return experts.memories_of(arrays, rows, steps).astype(self.spec.dtype)
 
     def carried_state(self, stream_id: str) -> Array:
         """A copy of the state after the last step, (L, parts, H); the parts are the cell's.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt_core import checks, network, params
+from bptt_core import checks, experts, network, params
 from bptt_core.backends import Backend
 from bptt_core.errors import InvalidArgument
 from bptt_core.scaling import (
@@ -23,7 +23,7 @@ from bptt_core.scaling import (
 )
 from bptt_core.scoring import error_band
 from bptt_core.specs import ModelSpec
-from bptt_core.state import Model, STATISTICS
+from bptt_core.state import memory_shape, Model, STATISTICS
 
 Array = NDArray[Any]
 
@@ -46,6 +46,9 @@ class StreamView:
     """Of the last chunk that had one."""
     source_step: int = 0
     """The stream's next step after that chunk."""
+    memory: Array = field(default_factory=lambda: np.empty((0, 0)))
+    """(3 + ORDER, targets) what the experts of a mixture remember (`experts.memories_of`); empty at
+    the start of a sequence, and without a mixture."""
 
 
 class StreamColumns(NamedTuple):
@@ -61,6 +64,8 @@ class StreamColumns(NamedTuple):
     """(K, L, parts, H)"""
     last_inputs: Array
     """(K, D) float64"""
+    memories: Array
+    """(K, 3 + ORDER, targets); 0 targets without a mixture."""
     sources: Mapping[str, tuple[bytes, int]]
     """By stream, for those that have one: the source position, and the next step after it."""
 
@@ -97,8 +102,7 @@ class Snapshot:
                 raise InvalidArgument(
                     "inputs", "left out", "given for a stream whose sequence has no step yet"
                 )
-            output = self._head(view.state[-1, 0])[np.newaxis]
-            return finish(spec, output, *self._user_scale(view.last_input[np.newaxis]))
+            return self._from_live_states([view])
         if view is None:
             shape = (spec.layers, spec.state_parts, spec.hidden_size)
             view = StreamView(0, 0, np.zeros(shape, spec.dtype), np.zeros(spec.input_size))
@@ -113,12 +117,12 @@ class Snapshot:
             seen = _seen(np.vstack([before, x]))
             change = in_units(spec, x - seen[:-1], change_units(spec, self.model)[0])
             columns.append(np.nan_to_num(change, nan=0.0))
-            seen = seen[1:]
         if spec.missing_inputs:
             columns.append((~np.isnan(x)).astype(float))
         features = np.concatenate(columns, axis=1).astype(spec.dtype)
         outputs = self.backend.forward(self.model.parameters, features, view.state)
-        return finish(spec, outputs, *self._user_scale(seen))
+        made = finish(spec, outputs, *self._user_scale(seen[-len(x) :]))
+        return self._mixed([view], x[:, np.newaxis], seen[:, np.newaxis], made[:, np.newaxis])[:, 0]
 
     def predict_many(
         self,
@@ -180,7 +184,31 @@ class Snapshot:
                 "inputs", "left out", "given for a stream whose sequence has no step yet"
             )
         output = self._head(np.stack([view.state[-1, 0] for view in views]))
-        return finish(spec, output, *self._user_scale(np.stack([v.last_input for v in views])))
+        last = np.stack([view.last_input for view in views])
+        made = finish(spec, output, *self._user_scale(last))
+        if not spec.mixture:
+            return made
+        seen = last[:, forecast_columns(spec)]
+        return experts.predicted(self.model, self._memory(views), seen, self._unit(), made)
+
+    def _mixed(self, views: Sequence[StreamView], x: Array, seen: Array, made: Array) -> Array:
+        """Mixtures (T, B, O) of the network's forecasts after steps x (T, B, D)."""
+        if not self.spec.mixture:
+            return made
+        columns = forecast_columns(self.spec)
+        return experts.predicted_steps(
+            self.model, self._memory(views), x[..., columns], seen[..., columns], self._unit(), made
+        )
+
+    def _memory(self, views: Sequence[StreamView]) -> Array:
+        """(3 + ORDER, B, n) what the experts of streams remember."""
+        none = np.zeros(memory_shape(self.spec))
+        return np.stack([each.memory if each.memory.size else none for each in views], axis=1)
+
+    def _unit(self) -> Array:
+        """(O,) units of changes."""
+        units = change_units(self.spec, self.model)[:, forecast_columns(self.spec)]
+        return units.reshape(-1)
 
     def _side_by_side(self, views: Sequence[StreamView], x: Array) -> Array:
         """Predictions (B, T, O) of streams that read as many steps x (B, T, D) each."""
@@ -195,7 +223,6 @@ class Snapshot:
             seen = seen.swapaxes(0, 1)
             change = in_units(spec, x - seen[:, :-1], change_units(spec, self.model)[0])
             columns.append(np.nan_to_num(change, nan=0.0).reshape(B * T, -1))
-            seen = seen[:, 1:]
         if spec.missing_inputs:
             columns.append((~np.isnan(x)).astype(float).reshape(B * T, -1))
         features = np.concatenate(columns, axis=1).astype(spec.dtype).reshape(B, T, -1)
@@ -204,8 +231,10 @@ class Snapshot:
         with np.errstate(all="ignore"):
             tape = network.forward(spec, named, features.swapaxes(0, 1), state)
         outputs = np.ascontiguousarray(tape.output.swapaxes(0, 1)).reshape(B * T, -1)
-        base, unit = self._user_scale(seen.reshape(B * T, -1))
-        return finish(spec, outputs, base, unit).reshape(B, T, -1)
+        base, unit = self._user_scale(seen[:, -T:].reshape(B * T, -1))
+        made = finish(spec, outputs, base, unit).reshape(B, T, -1)
+        turned = (each.swapaxes(0, 1) for each in (x, seen, made))
+        return self._mixed(views, *turned).swapaxes(0, 1)
 
     def parameters(self) -> dict[str, Array]:
         """Copies of all parameters under PyTorch's names; see `params`."""
@@ -236,7 +265,7 @@ class Snapshot:
             columns = forecast_columns(spec)
             x = np.where(np.isnan(x), input_mean(spec, model), x)
             base[:] = np.tile(x[:, columns], spec.horizon)
-            unit[:] = change_units(spec, model)[:, columns].reshape(-1)
+            unit[:] = self._unit()
         elif spec.scaling and spec.task == "regression" and spec.loss != "bernoulli":
             base[:], unit[:] = target_units(spec, model)
         return base, unit

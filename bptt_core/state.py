@@ -79,10 +79,10 @@ class Streams(NamedTuple):
     number (`bptt_core.calibration`). With `scaling_memory` 0 (S, 3): number, mean and variance of
     these sizes."""
     changes: Array
-    """(S, ORDER + h, targets) float32, of mixtures: the last changes in the user's units, that of
+    """(S, ORDER + h, targets), of mixtures: the last changes in the user's units, that of
     step m in row m mod (ORDER + h); NaN where a value is missing."""
     moves: Array
-    """(S, h, 5 targets + 3 O) float32, of mixtures: what the experts said at the last h steps
+    """(S, h, 5 targets + 3 O), of mixtures: what the experts said at the last h steps
     (`bptt_core.experts.Said`)."""
 
 
@@ -266,9 +266,14 @@ def stream_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         "forecasts": ((held, width), "float64"),
         "labels": ((late, spec.target_width), "float64"),
         "surprise": ((surprise if forecast else 0,), "float64"),
-        "changes": ((ORDER + spec.horizon, n), "float32"),
-        "moves": ((spec.horizon, (5 + 3 * spec.horizon) * n), "float32"),
+        "changes": ((ORDER + spec.horizon, n), spec.dtype),
+        "moves": ((spec.horizon, (5 + 3 * spec.horizon) * n), spec.dtype),
     }
+
+
+def memory_shape(spec: ModelSpec) -> tuple[int, int]:
+    """Shape of `StreamView.memory`: averages and changes of the target columns of a mixture."""
+    return 3 + ORDER, spec.target_count if spec.mixture else 0
 
 
 def new_streams(spec: ModelSpec, capacity: int) -> Streams:

@@ -261,6 +261,11 @@ class Figures:
     """Prequential error relative to the naive forecast, weighted towards the last 1,000 or so
     targets. Forecast: absolute error relative to the last-value forecast; regression: relative to
     the mean so far; classes: cross-entropy relative to the class frequencies so far."""
+    network_skill_ratio: float
+    """The same of the network alone, without the experts that a forecast is mixed from."""
+    expert_weights: dict[str, float]
+    """Weights in a forecast by expert (`bptt_core.experts`), the mean over outputs; they add up to
+    1. Empty without a mixture."""
     accuracy: float
     """Prequential, for classes and tokens: share of targets that were the likeliest class, weighted
     towards the last 1,000 or so. NaN for other tasks, and before the first target."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bptt_core.experts import (
@@ -162,11 +161,14 @@ def fit_column(
 
 
 @compiled
-def take_averages(before: Array, now: Array, n: int, k: int, change: float, unit: float) -> None:
+def take_averages(
+    before: Array, first: bool, now: Array, n: int, k: int, change: float, unit: float
+) -> None:
     """Move the averages of column k; as `experts.averages_after`.
 
     Args:
-        before: what was said at the step before, or at none.
+        before: what was said at the step before.
+        first: there is no step before.
         now: what is said at this step; filled in part.
         n: columns.
         k: the column.
@@ -175,8 +177,9 @@ def take_averages(before: Array, now: Array, n: int, k: int, change: float, unit
     """
     known, bound = is_finite(change), LIMIT * unit
     fast, slow, beyond = float(before[n + k]), float(before[2 * n + k]), float(before[3 * n + k])
-    fast, slow = fast if is_finite(fast) else 0.0, slow if is_finite(slow) else 0.0
-    beyond = beyond if is_finite(beyond) else 0.0
+    fast = fast if is_finite(fast) and not first else 0.0
+    slow = slow if is_finite(slow) and not first else 0.0
+    beyond = beyond if is_finite(beyond) and not first else 0.0
     if known:
         fast, slow = fast - change, slow - change
         beyond = beyond + 1 if abs(fast) > bound and unit > 0 else 0.0
@@ -261,8 +264,6 @@ def follow(
     n, h, O = seen.size, sizes.horizon, made.size
     regret, square = model.regret, model.regret_square
     before, now = moves[(m - 1) % h], moves[m % h]
-    if m == 0:
-        fill(before, 0.0)
     for k in range(n):
         last = held[(m - 1) % h, O + k] if m > 0 else math.nan
         change = truth[k] - last
@@ -276,6 +277,6 @@ def follow(
     follow_level(model.expert_level, truth, LEVEL_MEMORY)
     for k in range(n):
         last = held[(m - 1) % h, O + k] if m > 0 else math.nan
-        take_averages(before, now, n, k, truth[k] - last, unit[k])
+        take_averages(before, m == 0, now, n, k, truth[k] - last, unit[k])
         say(model, ring, k, m, seen[k], unit, made, now, scratch)
     mix(regret, square, now, n, seen, unit, made)

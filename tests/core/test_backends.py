@@ -11,11 +11,24 @@ import pytest
 from bptt_core import Chunk, Learner, ModelSpec, TickResult
 from tests.core.support import assert_same_memory, chunk_of, random_steps
 
-SMALL = ModelSpec(input_size=2, hidden_size=5, k1=3, k2=7, dtype="float64")
+SMALL = ModelSpec(input_size=2, hidden_size=5, k1=3, k2=7, dtype="float64", combine="none")
 REGRESSION = replace(SMALL, task="regression", output_size=2, loss=None)
 
 SPECS = {
-    "defaults": SMALL,
+    "network alone": SMALL,
+    "mixture": replace(SMALL, combine="mixture"),
+    "mixture, horizon": replace(SMALL, combine="mixture", horizon=4, hidden_size=3),
+    "mixture, one of three columns": replace(
+        SMALL, combine="mixture", input_size=3, target_columns=(2,), horizon=12
+    ),
+    "mixture, missing inputs": replace(
+        SMALL,
+        combine="mixture",
+        missing_inputs=True,
+        input_size=3,
+        target_columns=(2, 0),
+        horizon=2,
+    ),
     "horizon": replace(SMALL, horizon=4, output_size=None),
     "horizon beyond k2": replace(SMALL, horizon=9, k1=2, k2=5, output_size=None),
     "one column": replace(SMALL, input_size=3, target_columns=(2,), horizon=2),
@@ -136,14 +149,16 @@ def test_both_backends_give_the_same_results(name: str) -> None:
 
 
 def vars_of(figures: Any) -> list[float]:
-    return [getattr(figures, name) for name in figures.__slots__]
+    numbers = [name for name in figures.__slots__ if name != "expert_weights"]
+    return [*(getattr(figures, name) for name in numbers), *figures.expert_weights.values()]
 
 
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("name", SPECS)
 def test_a_snapshot_predicts_the_same_as_learning(name: str, backend: Any) -> None:
     """A snapshot predicts what `apply` then predicts for the same steps."""
-    spec = replace(SPECS[name], scaling=False)  # statistics would take the new steps in
+    # Statistics would take the new steps in, and weights and fits.
+    spec = replace(SPECS[name], scaling=False, combine="none")
     learner = Learner(spec, backend=backend)
     x, target = random_steps(spec, 31, streams=1)
     y = [None] * 31 if target is None else [target[t : t + 1, 0] for t in range(31)]

@@ -10,7 +10,7 @@ import pytest
 
 from bptt_core import Chunk, Learner, ModelSpec
 
-FORECAST = ModelSpec(input_size=1, hidden_size=8, horizon=3, learning_rate=1e-9)
+FORECAST = ModelSpec(input_size=1, hidden_size=8, horizon=3, learning_rate=1e-9, combine="none")
 backends = pytest.mark.parametrize("backend", ["reference", "compiled"])
 
 

@@ -109,7 +109,7 @@ def test_a_fault_is_found_and_then_forgotten(name: str) -> None:
         assert mine < 1.25 * its
     assert (found.scores[list(LATER)] < FOUND).all()
     assert np.mean(found.scores[1500:2490] < 0.001) < 0.01
-    assert max(found.norms) < 100
+    assert max(found.norms) < 200
     assert found.learner.figures.skill_ratio == pytest.approx(
         usual.learner.figures.skill_ratio, rel=0.15
     )
@@ -139,7 +139,7 @@ def test_a_first_reading_that_is_off_silences_nothing(first: float) -> None:
     assert (found.scores[faults] < FOUND).all()
     naive = np.abs(np.diff(x))
     assert found.errors[200:].mean() < 1.1 * naive[200:].mean()
-    assert max(found.norms) < 100
+    assert max(found.norms) < 200
 
 
 @long
@@ -152,7 +152,7 @@ def test_a_counter_that_wraps() -> None:
     naive = np.abs(np.diff(x))
     assert found.scores[wrap] < FOUND
     assert found.errors[wrap + 50 : wrap + 250].mean() < 0.6 * naive[wrap + 50 : wrap + 250].mean()
-    assert max(found.norms) < 100
+    assert max(found.norms) < 200
 
 
 @long
@@ -175,7 +175,7 @@ def test_constant_stretches(steps: int) -> None:
     found = learn(x)
     assert (found.scores[list(LATER)] < (FOUND if steps < 2000 else 1e-4)).all()
     assert found.errors[2300:2490].mean() < 1.25 * undisturbed().errors[2300:2490].mean()
-    assert max(found.norms) < 100
+    assert max(found.norms) < 200
     constant = learn(np.full(500, 7.0))
     assert not constant.errors.any()
     assert (constant.scores[50:] > 0.5).all()
@@ -248,10 +248,11 @@ def test_a_state_of_an_earlier_version_goes_on_as_before(backend: Any) -> None:
     learner.apply([Chunk("a", 0, x[:150])])
     arrays, metadata = learner.state()
     later = ("input_level", "target_level", "change_scale", "limited", "band_width", "score_ring",
-             "score_tail")  # fmt: skip
-    for name in later:
-        assert arrays.pop(f"model.{name}").size == 0
-    del metadata["spec"]["scaling_memory"]
+             "score_tail", "expert_level", "regret", "regret_square", "changes_inverse",
+             "changes_fit", "levels_inverse", "levels_fit", "network_error")  # fmt: skip
+    for name in (*(f"model.{name}" for name in later), "streams.changes", "streams.moves"):
+        assert arrays.pop(name).size == 0
+    del metadata["spec"]["scaling_memory"], metadata["spec"]["combine"]
     old = Learner.from_state(arrays, metadata, backend=backend)
     assert old.spec == spec
     for each in (learner, old):

@@ -23,7 +23,9 @@ NAN = np.nan
 
 @backends
 def test_missing_inputs_are_fed_as_mean_and_flag(backend: Any) -> None:
-    learner = Learner(replace(SPEC, scaling_memory=0), backend=backend)  # plain deviations
+    learner = Learner(
+        replace(SPEC, scaling_memory=0, combine=None), backend=backend
+    )  # plain deviations
     x = np.array([[NAN, 1.0], [4.0, 3.0], [NAN, 2.0], [10.0, NAN], [7.0, 5.0]])
     learner.apply([Chunk("a", 0, x)])
     features, _ = learner.window("a")
@@ -56,7 +58,7 @@ def test_a_prediction_starts_from_the_last_value_seen(backend: Any) -> None:
 
 @backends
 def test_predictions_of_a_snapshot_are_those_of_learning(backend: Any) -> None:
-    spec = replace(SPEC, scaling=False, horizon=2)
+    spec = replace(SPEC, scaling=False, horizon=2, combine=None)
     random = np.random.default_rng(0)
     x = random.normal(size=(40, 2)).cumsum(axis=0)
     x[random.random(x.shape) < 0.4] = NAN
@@ -73,7 +75,7 @@ def test_predictions_of_a_snapshot_are_those_of_learning(backend: Any) -> None:
 @backends
 def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any, memory: int) -> None:
     """A variable that is always missing has no statistics, error or band; others do."""
-    spec = replace(SPEC, scaling_memory=memory)
+    spec = replace(SPEC, scaling_memory=memory, combine=None)
     whole = Learner(replace(spec, target_columns=(1,)), backend=backend)
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 2)).cumsum(axis=0)
@@ -99,7 +101,9 @@ def test_missing_values_are_left_out_of_statistics_and_figures(backend: Any, mem
 @pytest.mark.parametrize("backend", ["reference", "compiled"])
 @pytest.mark.parametrize("task", ["forecast", "regression"])
 def test_infinity_is_refused_and_nan_where_it_is_not_allowed(task: Any, backend: Any) -> None:
-    spec = replace(SPEC, task=task, output_size=1 if task == "regression" else None, loss=None)
+    spec = replace(
+        SPEC, task=task, output_size=1 if task == "regression" else None, loss=None, combine=None
+    )
     y = np.zeros((3, 1)) if task == "regression" else None
     start = np.zeros((7, 2))
     bad = np.array([[1, 2], [3, 4], [5, np.inf]])

@@ -13,8 +13,9 @@ from tests.core.support import assert_twin, random_steps
 
 STEPS, MORE = 25, 4
 FORECAST = ModelSpec(
-    input_size=3, hidden_size=4, horizon=2, target_columns=(2, 0), cell="gru", dtype="float64"
-)
+    input_size=3, hidden_size=4, horizon=2, target_columns=(2, 0), cell="gru", dtype="float64",
+    combine="none",
+)  # fmt: skip
 REGRESSION = ModelSpec(
     task="regression", input_size=2, output_size=2, hidden_size=4, cell="lstm", dtype="float64"
 )

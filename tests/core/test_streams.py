@@ -73,7 +73,7 @@ def test_reset_forgets_the_state_and_keeps_counting(backend: Any) -> None:
 
 
 def test_a_deleted_stream_leaves_nothing_to_its_successor() -> None:
-    spec = replace(SPEC, scaling=False)
+    spec = replace(SPEC, scaling=False, combine=None)
     learner = Learner(spec, backend="reference")
     x, _ = random_steps(spec, 20, streams=3)
     learner.apply([chunk_of(f"s{b}", 0, 20, x, None, b) for b in range(3)])

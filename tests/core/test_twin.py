@@ -40,10 +40,26 @@ def check_learner(spec: ModelSpec, backend: Any) -> None:
     scored, its = learner.state()[0], twin.figures
     np.testing.assert_allclose(scored["model.error"], its.error, 1e-8)
     np.testing.assert_allclose(scored["model.naive_error"], its.naive_error, 1e-8)
+    if spec.mixture:
+        check_experts(scored, twin.experts)
     if spec.loss == "cross_entropy":
         np.testing.assert_allclose(scored["model.hits"], [its.hits, its.weight], 1e-8)
     else:
         np.testing.assert_allclose(scored["model.error_band"], its.band(), 1e-8)
+
+
+def check_experts(scored: dict[str, Any], twin: naive.Experts) -> None:
+    """Regrets, fits, and the network's own error."""
+    columns = twin.columns
+    for name, each in (("regret", "regret"), ("regret_square", "square")):
+        comp = scored[f"model.{name}"]
+        ref = np.array([getattr(column, each) for column in columns]).transpose(1, 2, 0)
+        np.testing.assert_allclose(comp, ref.reshape(comp.shape), 1e-8, 1e-10, err_msg=name)
+    for name in ("changes", "levels"):
+        ref = np.array([getattr(column, name).coefficients for column in columns])
+        np.testing.assert_allclose(scored[f"model.{name}_fit"], ref, 1e-7, 1e-9, err_msg=name)
+    alone = np.array([column.network_error for column in columns]).T.reshape(-1)
+    np.testing.assert_allclose(scored["model.network_error"], alone, 1e-8)
 
 
 @pytest.mark.twin_of("windows.advance")

@@ -19,7 +19,9 @@ from tests.core.support import assert_twin, random_steps
 
 STEPS = 30
 RANDOM = np.random.default_rng(15)
-FORECAST = ModelSpec(input_size=3, hidden_size=2, horizon=3, target_columns=(2, 0), dtype="float64")
+FORECAST = ModelSpec(
+    input_size=3, hidden_size=2, horizon=3, target_columns=(2, 0), dtype="float64", combine="none"
+)
 REGRESSION = ModelSpec(
     task="regression", input_size=2, output_size=2, hidden_size=2, missing_targets=True,
     dtype="float64",
@@ -27,7 +29,7 @@ REGRESSION = ModelSpec(
 SPECS = {
     "forecast": FORECAST,
     "forecast, not scaled": replace(FORECAST, scaling=False),
-    "one step ahead, float32": ModelSpec(input_size=1, hidden_size=2),
+    "one step ahead, float32": ModelSpec(input_size=1, hidden_size=2, combine="none"),
     "regression": REGRESSION,
     "regression, not scaled": replace(REGRESSION, scaling=False),
     "bernoulli": replace(REGRESSION, loss="bernoulli", missing_targets=False),

@@ -20,7 +20,9 @@ from tests.core.support import assert_twin
 
 STEPS = 90
 RANDOM = np.random.default_rng(17)
-FORECAST = ModelSpec(input_size=3, hidden_size=2, horizon=3, target_columns=(2, 0), dtype="float64")
+FORECAST = ModelSpec(
+    input_size=3, hidden_size=2, horizon=3, target_columns=(2, 0), dtype="float64", combine="none"
+)
 REGRESSION = ModelSpec(
     task="regression", input_size=2, output_size=2, hidden_size=2, missing_targets=True,
     dtype="float64",

@@ -19,9 +19,10 @@ from bptt_core.transition import Steps
 from tests.core.support import assert_same_memory, random_steps
 
 RANDOM = np.random.default_rng(23)
-SPEC = ModelSpec(input_size=2, hidden_size=5, layers=2, horizon=3, k1=3, k2=7)
+SPEC = ModelSpec(input_size=2, hidden_size=5, layers=2, horizon=3, k1=3, k2=7, combine="none")
 SPECS = {
     "forecast": SPEC,
+    "mixture": replace(SPEC, combine="mixture"),
     "regression": replace(SPEC, task="regression", output_size=2, horizon=1, loss=None),
     "tokens": replace(
         SPEC, task="next_token", input_size=1, vocabulary_size=7, horizon=1, loss=None

@@ -7,14 +7,17 @@ import pytest
 
 from bptt.engine import views as module
 from bptt.engine.views import StreamViews
-from bptt_core import Chunk, Learner, ModelSpec, StreamColumns, StreamView
+from bptt_core import Chunk, Learner, memory_shape, ModelSpec, StreamColumns, StreamView
 
 SPEC = ModelSpec(input_size=2, hidden_size=3, layers=2, cell="lstm")
+ARRAYS = ("state", "last_input", "memory")
 
 
 def view(number: int) -> StreamView:
     state = np.full((2, 2, 3), number, np.float32)
-    return StreamView(10 * number, number, state, np.full(2, number / 3), number + 1)
+    memory = np.full(memory_shape(SPEC), number, np.float32)
+    last = np.full(2, number / 3)
+    return StreamView(10 * number, number, state, last, number + 1, memory=memory)
 
 
 def columns(*views: StreamView) -> StreamColumns:
@@ -25,13 +28,14 @@ def columns(*views: StreamView) -> StreamColumns:
         np.array([each.incarnation for each in views]),
         np.stack([each.state for each in views]),
         np.stack([each.last_input for each in views]),
+        np.stack([each.memory for each in views]),
         {},
     )
 
 
 def same(one: StreamView, other: StreamView) -> bool:
     steps = (one.next_step, one.sequence_step) == (other.next_step, other.sequence_step)
-    arrays = ((one.state, other.state), (one.last_input, other.last_input))
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ARRAYS]
     return steps and all(a.tobytes() == b.tobytes() and a.dtype == b.dtype for a, b in arrays)
 
 
@@ -66,7 +70,7 @@ def test_a_view_is_an_immutable_copy() -> None:
     given = table["s"]
     table.put_all(["s"], columns(view(2)))
     assert same(given, view(1))
-    for array in (given.state, given.last_input):
+    for array in (getattr(given, name) for name in ARRAYS):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 

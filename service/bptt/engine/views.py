@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.engine.slots import StreamSlots
-from bptt_core import Learner, ModelSpec, StreamColumns, StreamView
+from bptt_core import Learner, memory_shape, ModelSpec, StreamColumns, StreamView
 
 BLOCK_BYTES = 1 << 14  # the first block: 48 streams of the default size, or one very large stream
 BLOCK_ROWS_MAX = 1 << 12
@@ -37,7 +37,8 @@ class StreamViews(Mapping[str, StreamView]):
         self._count = 0
         state = (spec.layers, spec.state_parts, spec.hidden_size)
         numbers = [("steps", np.int64, (2,)), ("state", np.dtype(spec.dtype), state)]
-        self._row = np.dtype([*numbers, ("last", np.float64, (spec.input_size,))])
+        last = ("last", np.float64, (spec.input_size,))
+        self._row = np.dtype([*numbers, last, ("memory", np.dtype(spec.dtype), memory_shape(spec))])
         self._starts: list[int] = []  # the first slot of each block
         self._rows = 0  # of all blocks
         self._sources: dict[str, tuple[bytes, int]] = {}
@@ -72,10 +73,11 @@ class StreamViews(Mapping[str, StreamView]):
         block = int(np.searchsorted(self._starts, slot, "right")) - 1
         place = self._blocks[block][slot - self._starts[block]]
         next_step, sequence_step = place["steps"].tolist()
-        state, last = place["state"].copy(), place["last"].copy()
-        state.flags.writeable = last.flags.writeable = False
+        state, last, memory = (place[name].copy() for name in ("state", "last", "memory"))
+        for array in (state, last, memory):
+            array.flags.writeable = False
         source = self.source(stream_id)
-        return StreamView(next_step, sequence_step, state, last, incarnation, *source)
+        return StreamView(next_step, sequence_step, state, last, incarnation, *source, memory)
 
     def put_all(self, stream_ids: Sequence[str], columns: StreamColumns) -> None:
         """Put the views of these streams."""
@@ -110,6 +112,7 @@ class StreamViews(Mapping[str, StreamView]):
         steps[rows, 0], steps[rows, 1] = columns.next_steps, columns.sequence_steps
         held["state"][rows] = columns.states
         held["last"][rows] = columns.last_inputs
+        held["memory"][rows] = columns.memories
 
     def discard(self, stream_id: str) -> None:
         """Remove a stream; an unknown one is ignored."""
@@ -154,5 +157,6 @@ def _rows_of(columns: StreamColumns, rows: IntArray) -> StreamColumns:
         columns.incarnations[rows],
         columns.states[rows],
         columns.last_inputs[rows],
+        columns.memories[rows],
         {},
     )

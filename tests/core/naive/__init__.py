@@ -1,7 +1,8 @@
 """The slow twin: every formula once more, in plain Python floats and loops over single indices.
 
-Written from the textbook, not from the code it is held against, and without NumPy: vectors are
-lists, matrices lists of rows. One stream at a time, except in `learner`.
+Written from the textbook, not from the code it is held against, and without NumPy (but for the
+equations that `experts` solves): vectors are lists, matrices lists of rows. One stream at a time,
+except in `learner`.
 """
 
 from tests.core.naive.algebra import (
@@ -26,6 +27,7 @@ from tests.core.naive.cells import (
     Twin,
     TWINS,
 )
+from tests.core.naive.experts import Experts, Fit, Remembered
 from tests.core.naive.learner import Learner
 from tests.core.naive.learning import (
     clip,
@@ -45,11 +47,14 @@ __all__ = [
     "TWINS",
     "Calibration",
     "Change",
+    "Experts",
     "Figures",
+    "Fit",
     "Learner",
     "Level",
     "Matrix",
     "Network",
+    "Remembered",
     "Scale",
     "Scaler",
     "Statistics",

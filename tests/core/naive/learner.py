@@ -18,6 +18,7 @@ from tests.core.naive import learning
 from tests.core.naive.algebra import add, affine, Matrix, sigmoid, Vector, zeros
 from tests.core.naive.calibration import Calibration, sizes_of, Surprise
 from tests.core.naive.cells import TWINS
+from tests.core.naive.experts import Experts, Remembered
 from tests.core.naive.network import Named, Network, State, Tape
 from tests.core.naive.scaling import Scaler, Step
 from tests.core.naive.scoring import anomaly_scores, Figures
@@ -54,6 +55,7 @@ class Stream:
     errors: Matrix = field(default_factory=list)
     """Errors of the forecasts one step ahead in all sequences, in deviations of changes."""
     surprise: Surprise | None = None
+    experts: list[Remembered] = field(default_factory=list)
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Learner:
         targets = spec.target_count if spec.task == "forecast" else outputs
         self.figures = Figures(outputs, ring, targets, spec.robust)
         self.calibration = Calibration()
+        self.experts = Experts(targets if spec.mixture else 0, spec.horizon)
 
     def zero_state(self) -> State:
         parts = TWINS[self.spec.cell].parts
@@ -324,7 +327,7 @@ class Learner:
             if target is not None:
                 self._score_label(made[i - late][0], truth, naive)
         if lane.ends:
-            lane.stream.made = []
+            lane.stream.made, lane.stream.experts = [], []
 
     def _prediction(self, step: Step, output: Vector) -> Vector:
         if self.spec.loss == "cross_entropy":
@@ -364,6 +367,12 @@ class Learner:
         else:
             lane.stream.errors.append([errors[k] / step.unit[k] for k in range(n)])
             lane.scores.append(anomaly_scores(lane.stream.errors)[-1])
+        if self.spec.mixture:
+            streams = lane.stream.experts
+            streams += [Remembered() for _ in range(n - len(streams))]
+            lane.predictions[-1] = self.experts.follow(
+                streams, now, step.naive, step.unit, lane.predictions[-1]
+            )
         made.append((lane.predictions[-1], step.naive))
 
 
