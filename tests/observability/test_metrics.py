@@ -32,7 +32,8 @@ FLOW = GradientFlow(np.geomspace(1.0, 1e-4, 33), np.ones(1), 0.9)
 
 def figures(**changed: float) -> Figures:
     fields = dict.fromkeys(Figures.__dataclass_fields__, 0.1234567890123)
-    return Figures(**{**fields, "diverged": False, "accuracy": math.nan, **changed})  # type: ignore[arg-type]
+    fixed = {"diverged": False, "accuracy": math.nan, "expert_weights": {"network": 1.0}}
+    return Figures(**{**fields, **fixed, **changed})  # type: ignore[arg-type]
 
 
 def update(loss: float) -> UpdateReport:

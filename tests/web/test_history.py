@@ -18,7 +18,8 @@ from tests.web.support import web
 
 def figures() -> Figures:
     fields = dict.fromkeys(Figures.__dataclass_fields__, 0.5)
-    return Figures(**{**fields, "steps": 8, "diverged": False, "skill_ratio": math.nan})  # type: ignore[arg-type]
+    fixed = {"steps": 8, "diverged": False, "skill_ratio": math.nan, "expert_weights": {}}
+    return Figures(**{**fields, **fixed})  # type: ignore[arg-type]
 
 
 def update(loss: float, clipped: bool) -> UpdateReport:

@@ -112,6 +112,11 @@ def _spec_options(command: Command) -> Command:
             int,
             "Steps over which the statistics that scale values fade; 0: never. [default: 2000]",
         ),
+        (
+            "combine",
+            None,
+            "Forecasts: mixed with those of simple rivals, or the network's. [default: mixture]",
+        ),
         ("divergence_patience", int, _DIVERGENCE_PATIENCE),
         ("on_divergence", None, _ON_DIVERGENCE),
         ("seed", int, "Seed of the initial parameters. [default: 0]"),

@@ -36,6 +36,7 @@ _ENUMS: dict[str, tuple[Any, str]] = {
     "optimizer": (pb.Optimizer, "OPTIMIZER_"),
     "clip": (pb.Clip, "CLIP_"),
     "on_divergence": (pb.Divergence, "DIVERGENCE_"),
+    "combine": (pb.Combine, "COMBINE_"),
 }
 Predicted = pb.ChunkLearned | pb.BatchLearned | pb.PredictResponse | pb.PredictBatchResponse
 """Answers with predictions."""
@@ -252,6 +253,8 @@ def model_from_proto(message: pb.Model) -> Model:
         accuracy=message.accuracy,
         cross_entropy_bits=message.cross_entropy_bits,
         state_reason=message.state_reason,
+        network_skill_ratio=message.network_skill_ratio,
+        expert_weights=dict(message.expert_weights),
     )
 
 

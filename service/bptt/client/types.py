@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -59,6 +60,7 @@ class ModelSpec(TypedDict, total=False):
     on_divergence: Literal["stop", "roll_back"]
     target_names: Sequence[str]
     scaling_memory: int
+    combine: Literal["mixture", "none"]
 
 
 ModelState = Literal[
@@ -111,6 +113,11 @@ class Model:
     state_reason: str = ""
     """Why it is in its state, for people; empty if the state needs no explanation."""
     limited_inputs: int = 0
+    network_skill_ratio: float = math.nan
+    """As `skill_ratio`, of the network without the experts beside it."""
+    expert_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of the network and of each expert in the forecasts, by name; empty without a
+    mixture."""
     """Inputs so far that were limited for the network: spikes, error codes, shifts of level."""
 
     @property

@@ -1,9 +1,10 @@
 """The live states of a model's streams, as of its snapshot, in arrays that all streams share.
 
 One `StreamView` object for each stream took 1,010 bytes for 64 units and 8 inputs. A row of a
-shared array takes 336 bytes and a dictionary entry. The arrays are allocated in blocks, so that a
-new stream copies none of them. A block is as large as all blocks before it, up to BLOCK_ROWS_MAX:
-the operating system gives memory to the part that is in use.
+shared array takes 336 bytes and a dictionary entry; both without what the experts of a mixture
+remember, 352 bytes more. The arrays are allocated in blocks, so that a new stream copies none of
+them. A block is as large as all blocks before it, up to BLOCK_ROWS_MAX: the operating system gives
+memory to the part that is in use.
 
 A view is made when it is read. Publishing a thousand streams copies columns.
 """

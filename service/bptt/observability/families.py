@@ -105,6 +105,23 @@ _LEARNING: tuple[ModelFamily, ...] = (
         _figure("skill_ratio"),
     ),
     ModelFamily(
+        "bptt_network_skill_ratio",
+        "gauge",
+        "As bptt_skill_ratio, of the network without the experts beside it. Far above "
+        "bptt_skill_ratio, the network does not earn its keep: a simple expert forecasts better, "
+        "see bptt_expert_weight.",
+        _figure("network_skill_ratio"),
+    ),
+    ModelFamily(
+        "bptt_expert_weight",
+        "gauge",
+        "Share of each `expert` in the forecasts, mean over outputs: the network, the last value, "
+        "the mean, two averages, and least squares on changes and on levels. They add up to 1.",
+        _figure("expert_weights"),
+        label="expert",
+        full_only=True,
+    ),
+    ModelFamily(
         "bptt_accuracy",
         "gauge",
         "Classes and tokens: share of about the last 1,000 targets that were predicted as the "

@@ -24,6 +24,7 @@ _ENUMS: dict[str, tuple[Any, str]] = {
     "optimizer": (pb.Optimizer, "OPTIMIZER_"),
     "clip": (pb.Clip, "CLIP_"),
     "on_divergence": (pb.Divergence, "DIVERGENCE_"),
+    "combine": (pb.Combine, "COMBINE_"),
 }
 _FIELDS = [
     each.name
@@ -147,6 +148,8 @@ def model_to_proto(state: ModelStatus | UnreadModel) -> pb.Model:
         clip_threshold=state.settings.clip_threshold,
         accuracy=figures.accuracy,
         cross_entropy_bits=figures.cross_entropy_bits,
+        network_skill_ratio=figures.network_skill_ratio,
+        expert_weights=figures.expert_weights,
     )
 
 
@@ -161,6 +164,7 @@ def _unread_to_proto(model: UnreadModel) -> pb.Model:
         gradient_norm=math.nan,
         accuracy=math.nan,
         cross_entropy_bits=math.nan,
+        network_skill_ratio=math.nan,
     )
 
 

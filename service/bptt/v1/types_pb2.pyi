@@ -203,6 +203,31 @@ halved. Without such a checkpoint the model stops learning.
 """
 Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
 
+class _Combine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CombineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMBINE_UNSPECIFIED: _Combine.ValueType  # 0
+    COMBINE_MIXTURE: _Combine.ValueType  # 1
+    """A forecast is mixed from the network's and those of cheap experts (last value, mean, averages,
+    least squares), weighed by their recent errors.
+    """
+    COMBINE_NONE: _Combine.ValueType  # 2
+    """The network's forecast alone."""
+
+class Combine(_Combine, metaclass=_CombineEnumTypeWrapper): ...
+
+COMBINE_UNSPECIFIED: Combine.ValueType  # 0
+COMBINE_MIXTURE: Combine.ValueType  # 1
+"""A forecast is mixed from the network's and those of cheap experts (last value, mean, averages,
+least squares), weighed by their recent errors.
+"""
+COMBINE_NONE: Combine.ValueType  # 2
+"""The network's forecast alone."""
+Global___Combine: _TypeAlias = Combine  # noqa: Y015
+
 class _ModelState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -304,6 +329,7 @@ class ModelSpec(_message.Message):
     ON_DIVERGENCE_FIELD_NUMBER: _builtins.int
     TARGET_NAMES_FIELD_NUMBER: _builtins.int
     SCALING_MEMORY_FIELD_NUMBER: _builtins.int
+    COMBINE_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
     """Default: forecast."""
     input_size: _builtins.int
@@ -377,6 +403,10 @@ class ModelSpec(_message.Message):
     and what the network reads, is limited to a few deviations. 0, the value of models of earlier
     versions: statistics weigh all steps alike, and nothing is limited.
     """
+    combine: Global___Combine.ValueType
+    """What a forecast is made from. Default: mixture for a forecast with scaling and a scaling_memory
+    above 0, else none, the only choice there.
+    """
     @_builtins.property
     def target_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Forecast: which of the inputs are forecast, by index from 0. Default: all."""
@@ -424,10 +454,11 @@ class ModelSpec(_message.Message):
         on_divergence: Global___Divergence.ValueType = ...,
         target_names: _abc.Iterable[_builtins.str] | None = ...,
         scaling_memory: _builtins.int | None = ...,
+        combine: Global___Combine.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_scaling_memory", b"_scaling_memory", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "output_size", b"output_size", "scaling", b"scaling", "scaling_memory", b"scaling_memory", "seed", b"seed", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_scaling_memory", b"_scaling_memory", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "on_divergence", b"on_divergence", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "scaling_memory", b"scaling_memory", "seed", b"seed", "target_columns", b"target_columns", "target_names", b"target_names", "task", b"task", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold", "_decay_updates", b"_decay_updates", "_divergence_patience", b"_divergence_patience", "_final_learning_rate", b"_final_learning_rate", "_hidden_size", b"_hidden_size", "_horizon", b"_horizon", "_input_size", b"_input_size", "_k1", b"_k1", "_k2", b"_k2", "_label_delay", b"_label_delay", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_max_batch_streams", b"_max_batch_streams", "_missing_inputs", b"_missing_inputs", "_missing_targets", b"_missing_targets", "_output_size", b"_output_size", "_scaling", b"_scaling", "_scaling_memory", b"_scaling_memory", "_seed", b"_seed", "_vocabulary_size", b"_vocabulary_size", "_warmup_updates", b"_warmup_updates", "_weight_decay", b"_weight_decay", "cell", b"cell", "clip", b"clip", "clip_threshold", b"clip_threshold", "combine", b"combine", "decay_updates", b"decay_updates", "divergence_patience", b"divergence_patience", "final_learning_rate", b"final_learning_rate", "hidden_size", b"hidden_size", "horizon", b"horizon", "input_names", b"input_names", "input_size", b"input_size", "k1", b"k1", "k2", b"k2", "label_delay", b"label_delay", "layers", b"layers", "learning_rate", b"learning_rate", "loss", b"loss", "max_batch_streams", b"max_batch_streams", "missing_inputs", b"missing_inputs", "missing_targets", b"missing_targets", "on_divergence", b"on_divergence", "optimizer", b"optimizer", "output_size", b"output_size", "reduction", b"reduction", "scaling", b"scaling", "scaling_memory", b"scaling_memory", "seed", b"seed", "target_columns", b"target_columns", "target_names", b"target_names", "task", b"task", "vocabulary_size", b"vocabulary_size", "warmup_updates", b"warmup_updates", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_threshold: _TypeAlias = _typing.Literal["clip_threshold"]  # noqa: Y015
     _WhichOneofArgType__clip_threshold: _TypeAlias = _typing.Literal["_clip_threshold", b"_clip_threshold"]  # noqa: Y015
@@ -524,6 +555,26 @@ Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
 class Model(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ExpertWeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
@@ -543,6 +594,8 @@ class Model(_message.Message):
     CROSS_ENTROPY_BITS_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     LIMITED_INPUTS_FIELD_NUMBER: _builtins.int
+    NETWORK_SKILL_RATIO_FIELD_NUMBER: _builtins.int
+    EXPERT_WEIGHTS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     parameters: _builtins.int
     steps: _builtins.int
@@ -574,8 +627,16 @@ class Model(_message.Message):
     """Inputs so far that were limited for the network, because they were further from their mean, or
     from the value before, than 8 deviations: spikes, error codes, shifts of level.
     """
+    network_skill_ratio: _builtins.float
+    """As skill_ratio, of the network without the experts beside it."""
     @_builtins.property
     def spec(self) -> Global___ModelSpec: ...
+    @_builtins.property
+    def expert_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Weights of the network and of each expert in the forecasts, by name, the mean over outputs; they
+        add up to 1. Empty without a mixture.
+        """
+
     def __init__(
         self,
         *,
@@ -598,10 +659,12 @@ class Model(_message.Message):
         cross_entropy_bits: _builtins.float = ...,
         state_reason: _builtins.str = ...,
         limited_inputs: _builtins.int = ...,
+        network_skill_ratio: _builtins.float = ...,
+        expert_weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "limited_inputs", b"limited_inputs", "loss", b"loss", "model_id", b"model_id", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "clip", b"clip", "clip_threshold", b"clip_threshold", "clipped_updates", b"clipped_updates", "cross_entropy_bits", b"cross_entropy_bits", "expert_weights", b"expert_weights", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "limited_inputs", b"limited_inputs", "loss", b"loss", "model_id", b"model_id", "network_skill_ratio", b"network_skill_ratio", "parameters", b"parameters", "skill_ratio", b"skill_ratio", "skipped_updates", b"skipped_updates", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "steps", b"steps", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
