@@ -111,9 +111,11 @@ def _unsigned(name: str, array: Array) -> Array:
     """The numbers of statistics that cannot be negative: counts, squares and variances."""
     if name == "change_scale":
         return array[..., :SCALE_FIELDS]
-    if name in ("input_level", "target_level"):
+    if name in ("changes_inverse", "levels_inverse"):
+        return np.diagonal(array, axis1=1, axis2=2)
+    if name in ("input_level", "target_level", "expert_level"):
         return np.delete(array, (MEAN, BLOCK_MEAN), axis=-1)
-    return array if name.endswith(("count", "m2")) else np.empty(0)
+    return array if name.endswith(("count", "m2", "square")) else np.empty(0)
 
 
 def inputs(

@@ -163,8 +163,11 @@ STATISTICS = (
     *("input_count", "input_mean", "input_m2"),
     *("target_count", "target_mean", "target_m2"),
     *("input_level", "target_level", "change_scale"),
+    *("expert_level", "regret", "regret_square"),
+    *("changes_inverse", "changes_fit", "levels_inverse", "levels_fit"),
 )
-"""Arrays of a `Model` that scale values. With the parameters they are what predictions need."""
+"""Arrays of a `Model` that scale values and mix forecasts. With the parameters they are what
+predictions need."""
 
 
 def error_rows(spec: ModelSpec) -> int:

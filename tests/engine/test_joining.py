@@ -23,8 +23,10 @@ FORECAST = ModelSpec(input_size=2, hidden_size=4, k1=3, k2=7)
 SPECS = {
     "forecast": FORECAST,
     "forecast five ahead": replace(FORECAST, horizon=5),
-    "regression": replace(FORECAST, task="regression", output_size=1),
-    "classification": replace(FORECAST, task="classification", output_size=3, loss="cross_entropy"),
+    "regression": replace(FORECAST, task="regression", output_size=1, combine=None),
+    "classification": replace(
+        FORECAST, task="classification", output_size=3, loss="cross_entropy", combine=None
+    ),
     "next token": ModelSpec(task="next_token", vocabulary_size=5, hidden_size=4, k1=2, k2=4),
 }
 LENGTHS = (1, 1, 4, 3, 1, 9, 2, 2, 17, 1, 1, 1, 6)

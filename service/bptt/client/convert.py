@@ -254,7 +254,9 @@ def model_from_proto(message: pb.Model) -> Model:
         cross_entropy_bits=message.cross_entropy_bits,
         state_reason=message.state_reason,
         network_skill_ratio=message.network_skill_ratio,
-        expert_weights=dict(message.expert_weights),
+        expert_weights=dict(
+            sorted(message.expert_weights.items(), key=lambda each: (-each[1], each[0]))
+        ),
     )
 
 

@@ -116,8 +116,8 @@ class Model:
     network_skill_ratio: float = math.nan
     """As `skill_ratio`, of the network without the experts beside it."""
     expert_weights: dict[str, float] = field(default_factory=dict)
-    """Weights of the network and of each expert in the forecasts, by name; empty without a
-    mixture."""
+    """Weights of the network and of each expert in the forecasts, by name, the largest first; empty
+    without a mixture."""
     """Inputs so far that were limited for the network: spikes, error codes, shifts of level."""
 
     @property
