@@ -250,7 +250,7 @@ def predicted(model: Model, memory: Array, seen: Array, unit: Array, made: Array
         unit: (O,) units of changes.
         made: (…, O)
     """
-    row = said(model, memory[:3], memory[3:], seen, unit, made)
+    row = said(model, memory[:3], memory[3:], seen, unit, made).astype(memory.dtype)
     return mixed(model, row, seen, unit, made)
 
 

@@ -202,7 +202,7 @@ class Snapshot:
 
     def _memory(self, views: Sequence[StreamView]) -> Array:
         """(3 + ORDER, B, n) what the experts of streams remember."""
-        none = np.zeros(memory_shape(self.spec))
+        none = np.zeros(memory_shape(self.spec), self.spec.dtype)
         return np.stack([each.memory if each.memory.size else none for each in views], axis=1)
 
     def _unit(self) -> Array:

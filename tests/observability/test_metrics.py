@@ -96,7 +96,7 @@ def test_rendering_gives_other_threads_the_lock(monkeypatch: pytest.MonkeyPatch)
 
 def test_full_detail_has_buckets_and_the_flow_by_lag() -> None:
     full, model = families(filled("full")), families(filled("model"))
-    assert set(full) - set(model) == {"bptt_gradient_flow_ratio"}
+    assert set(full) - set(model) == {"bptt_gradient_flow_ratio", "bptt_expert_weight"}
     lags = {each.labels["lag"] for each in full["bptt_gradient_flow_ratio"].samples}
     assert lags == {"1", "2", "4", "8", "16", "32"}
     assert full["bptt_update_loss"].type == "histogram"

@@ -26,6 +26,9 @@ SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
 """Versions that are read. Version 1 calls the columns `lsn` `tick`; a writer renames them. Queries
 call the column `rowid`, which is its name in both."""
 
+WRITE_VERSION = 18  # byte of SQLite's header; "Database File Format", section 1.3.3
+WRITE_VERSIONS = (1, 2)  # a rollback journal, a write-ahead log
+
 SCHEMA = (
     """CREATE TABLE writer (
         one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, base INTEGER NOT NULL
@@ -154,6 +157,12 @@ def problems(folder: Path, epoch: int, disk: Disk = DISK) -> list[str]:
     # SQLite reads a table whose definition is damaged, and then refuses to write to it.
     if sorted(_definition(sql) for (sql,) in tables) != sorted(each.encode() for each in SCHEMA):
         said.append(f"{path} is damaged: the definitions of its tables are not those of a journal")
+    with errors(path, "read"), path.open("rb") as file:
+        version = file.read(WRITE_VERSION + 1)[WRITE_VERSION]
+    if version not in WRITE_VERSIONS:  # SQLite reads the file, and refuses to write to it
+        said.append(
+            f"{path} is damaged: its header's write version is {version}, but must be 1 or 2"
+        )
     if found.epoch > epoch:
         said.append(
             f"{path} is damaged: its writer's epoch is {found.epoch}, but must be at most {epoch}, "
